@@ -1,0 +1,68 @@
+"""Balance an image-classification dataset with generated images that proved they show what was asked.
+
+The command line's verbs for Python: `audit`, `plan`, `run` and `open_manifest`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+# Submodules named like a verb are imported here, first: importing one later would put the module in the
+# place of the function.
+from balancer.audit import audit, audit_dataset, match_classes
+from balancer.plan import make_plan
+
+if TYPE_CHECKING:
+    from actors.run import Reporter, RunResult
+    from balancer.config import Config
+    from balancer.manifest.query import Manifest
+    from balancer.plan import Plan
+
+__all__ = ["audit", "open_manifest", "plan", "run"]
+
+
+def plan(config: Config | str | os.PathLike[str]) -> Plan:
+    """The exact number of images each cell lacks, for a config or the path of one."""
+    loaded = _loaded(config)
+    return make_plan(loaded, match_classes(audit_dataset(loaded), loaded))
+
+
+def run(
+    config: Config | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    limit: int | None = None,
+    allow_config_change: bool = False,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Fill every quota with verified images in the run folder `out`, or go on where it was left.
+
+    `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
+    machine), `limit` the number of slots to work on now. InterruptedRun after SIGINT or SIGTERM.
+    """
+    from actors.run import run as run_job
+
+    return run_job(
+        _loaded(config),
+        out,
+        address=address,
+        limit=limit,
+        allow_config_change=allow_config_change,
+        reporter=reporter,
+    )
+
+
+def open_manifest(run_folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a run folder, for queries; UsageError if there is none."""
+    from balancer.manifest.query import open_manifest as open_folder
+
+    return open_folder(run_folder)
+
+
+def _loaded(config: Config | str | os.PathLike[str]) -> Config:
+    from balancer.config import Config
+    from balancer.configfile import load_config
+
+    return config if isinstance(config, Config) else load_config(config)

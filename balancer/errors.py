@@ -1,0 +1,82 @@
+"""Every error a user can meet, and the exit code it ends the command with.
+
+BalancerError                 1  something went wrong
+├── UsageError                2  the command line, a filter or a destination makes no sense
+│   ├── ConfigError           2  the config file; lists every problem at once
+│   └── DatasetError          2  the dataset folder cannot be balanced as it is
+├── UnavailableError          4  something the run needs is not there
+│   ├── ClusterError          4  Ray, or not enough CPUs or GPUs
+│   ├── WeightsError          4  model files missing, or in a form that is not loaded
+│   └── StorageError          4  the run folder cannot be read or written
+├── ManifestError             1  a committed manifest breaks one of its rules
+├── StalledError              1  actors keep dying and nothing gets done
+├── FencedError               5  another driver has taken this run over
+└── InterruptedRun      130/143  stopped by a signal; everything accepted is committed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class BalancerError(Exception):
+    """An error with a message that names the thing, and a hint that names the knob."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(BalancerError):
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """All problems of one config file, each already formatted as `file:line: path: problem`."""
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = tuple(problems)
+
+
+class DatasetError(UsageError):
+    pass
+
+
+class UnavailableError(BalancerError):
+    exit_code = 4
+
+
+class ClusterError(UnavailableError):
+    pass
+
+
+class WeightsError(UnavailableError):
+    pass
+
+
+class StorageError(UnavailableError):
+    pass
+
+
+class ManifestError(BalancerError):
+    pass
+
+
+class StalledError(BalancerError):
+    pass
+
+
+class FencedError(BalancerError):
+    exit_code = 5
+
+
+class InterruptedRun(BalancerError):
+    """`signal_number` decides the exit code, as a shell would: 128 + number."""
+
+    def __init__(self, message: str, *, signal_number: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,72 @@
+"""How far a run is: counts, rates and the time left, from an injected clock."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+RATE_WINDOW_S = 60.0
+"""Rates are measured over the last minute: long enough to smooth batches, short enough to show a stall."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassProgress:
+    wanted: int
+    accepted: int
+    short: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One look at a run. Counts are of the whole run; rates, images a second, of its last minute."""
+
+    wanted: int
+    accepted: int
+    short: int
+    candidates: int
+    rejected_by_reason: Mapping[str, int]
+    by_class: Mapping[str, ClassProgress]
+    elapsed_s: float
+    accepted_per_s: float
+    candidates_per_s: float
+    eta_s: float | None
+    generators_busy: int = 0
+    generators: int = 0
+    in_flight: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.accepted / self.candidates if self.candidates else None
+
+
+@dataclass(slots=True)
+class RateMeter:
+    """Events a second over the last `RATE_WINDOW_S`."""
+
+    clock: Callable[[], float] = time.monotonic
+    _events: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, count: int) -> None:
+        self._events.append((self.clock(), count))
+
+    def per_second(self, since_s: float) -> float:
+        """`since_s` is when counting began, on the same clock: a young run has a short window."""
+        now = self.clock()
+        while self._events and self._events[0][0] < now - RATE_WINDOW_S:
+            self._events.popleft()
+        window = min(RATE_WINDOW_S, now - since_s)
+        return sum(count for _, count in self._events) / window if window > 0 else 0.0
+
+
+def eta_s(slots_open: int, settled_per_s: float) -> float | None:
+    """Seconds until the open slots are settled at the present rate; None while that is unknown."""
+    if slots_open == 0:
+        return 0.0
+    return slots_open / settled_per_s if settled_per_s > 0 else None
+
+
+def count_reasons(reasons: Counter[str]) -> dict[str, int]:
+    """The commonest first, as they are shown."""
+    return dict(reasons.most_common())

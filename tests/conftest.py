@@ -1,0 +1,45 @@
+"""What all tests share: settings that keep them off the user's own files and from depending on speed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("balancer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds the user's cache folder or Ray cluster; all share one rendered sample dataset."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BALANCER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The folder of pyproject.toml."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests of this process; its two GPUs exist in Ray's books only."""
+    import logging
+
+    import ray
+
+    from actors.cluster import start_here
+
+    start_here({"num_cpus": 4, "num_gpus": 2, "log_to_driver": False, "logging_level": logging.ERROR})
+    yield
+    ray.shutdown()
