@@ -1,0 +1,84 @@
+"""From the config file a user wrote to a `Config`, or to every problem in it, each with its place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from balancer import configproblems, yamltext
+from balancer.config import Config
+from balancer.errors import ConfigError
+from balancer.yamltext import Document, Problem
+
+MAX_FILE_BYTES = 1_000_000
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML or JSON config; `overrides` are `dotted.path=value`, values as in YAML.
+
+    Raises ConfigError with all problems at once, in the file's order.
+    """
+    text = _read_text(Path(path))
+    document = yamltext.read_document(text, lambda line: f"{path}:{line}")
+    if document is None:
+        raise ConfigError([f"{path} is empty"], hint="configs/demo.yaml is a commented example")
+    for override in overrides:
+        _apply_override(document, override)
+    problems = [*document.problems]
+    try:
+        config = Config.model_validate_json(json.dumps(document.value), strict=True)
+    except ValidationError as error:
+        known_bad = {problem.path for problem in problems}
+        found = configproblems.explain(error.errors(include_url=False), document)
+        problems += [problem for problem in found if problem.path not in known_bad]
+    if problems:
+        raise ConfigError([configproblems.line(problem) for problem in sorted(problems, key=_file_order)])
+    return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError([f"config {path} does not exist"]) from error
+    except IsADirectoryError as error:
+        raise ConfigError([f"config {path} is a folder, not a file"]) from error
+    except OSError as error:
+        raise ConfigError([f"config {path} cannot be read: {error.strerror}"]) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"config {path} is not UTF-8 text"]) from error
+
+
+def _apply_override(document: Document, override: str) -> None:
+    place = f"--set {override}"
+    dotted, equals, text = override.partition("=")
+    keys = tuple(dotted.strip().split("."))
+    if not equals or not all(keys):
+        raise ConfigError([f"{place}: write it as section.key=value, such as generation.steps=20"])
+    given = yamltext.read_document(text, lambda _line: place) or Document()
+    if not isinstance(document.value, dict):
+        return
+    section = document.value
+    for key in keys[:-1]:
+        if not isinstance(section.get(key), dict):
+            section[key] = {}
+        section = section[key]
+    section[keys[-1]] = given.value
+    for depth in range(1, len(keys)):
+        document.places.setdefault(keys[:depth], place)
+    document.places.update({(*keys, *path): place for path in given.places} | {keys: place})
+    document.problems += [Problem((*keys, *p.path), place, p.text) for p in given.problems]
+
+
+def _file_order(problem: Problem) -> tuple[str, int]:
+    file, _, line = problem.place.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (problem.place, 0)
