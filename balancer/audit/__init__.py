@@ -1,0 +1,205 @@
+"""What a dataset holds: a folder with one subfolder of images per class, and perhaps a table of facet values.
+
+Nothing found in a dataset stops the audit: what cannot be used is listed with its reason. Only a folder
+that is no dataset at all is a DatasetError. Names beginning with a dot are left out, links are not followed,
+and images nested deeper than their class folder belong to it all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.audit.facet_table import Table, facet_columns, read_table, row_of, table_key
+from balancer.audit.listing import list_dataset
+from balancer.audit.location import dataset_folder, find_dataset
+from balancer.errors import DatasetError
+
+if TYPE_CHECKING:
+    from balancer.config import Config
+
+__all__ = ["Audit", "RealImage", "audit", "audit_dataset", "dataset_folder", "find_dataset", "match_classes"]
+
+MAX_IMAGE_BYTES = 64_000_000
+MAX_IMAGE_PIXELS = 64_000_000
+
+DECODING_THREADS = 8
+"""Enough for a fast disk; each may hold a picture of the largest size several times over."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealImage:
+    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives."""
+
+    file_name: str
+    class_name: str
+    facets: Mapping[str, str]
+    width: int
+    height: int
+    num_bytes: int
+    sha256: str
+    phash: str
+    marked_synthetic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """`counts` has every class folder, with its readable images; names are sorted throughout."""
+
+    path: Path
+    images: tuple[RealImage, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    """(file name, reason) of images that are not used."""
+    duplicates: tuple[tuple[str, ...], ...]
+    """File names whose bytes are the same."""
+    counts: Mapping[str, int]
+    facet_names: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    """Images for which no facet has a value, if there are facets."""
+    misfiled: tuple[str, ...]
+    """Images whose `class` in the table is not the folder they are in; the folder counts."""
+    unknown_rows: tuple[str, ...]
+    """File names in the table of which there is no image."""
+    outside: tuple[str, ...]
+    """Images beside the class folders, which are in no class."""
+    ignored_files: int
+    """Files in class folders that are no pictures."""
+
+    @property
+    def marked_synthetic(self) -> tuple[str, ...]:
+        """Images that say themselves that a model made them."""
+        return tuple(image.file_name for image in self.images if image.marked_synthetic)
+
+
+def audit(
+    path: str | os.PathLike[str],
+    *,
+    metadata: str | os.PathLike[str] | None = None,
+    facets: Sequence[str] | None = None,
+    max_bytes: int = MAX_IMAGE_BYTES,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> Audit:
+    """Read every image of a dataset; raises DatasetError if `path` is none.
+
+    `metadata` is relative to `path`, by default `metadata.parquet`, `.csv` or `.jsonl` if there is one.
+    Without `facets`, every column of that table that repeats a few values is one.
+    """
+    root = Path(path)
+    listing = list_dataset(root)
+    table = read_table(root, metadata)
+    names = facet_columns(table) if facets is None else tuple(facets)
+    found = _measure_all(root, listing.files, max_bytes, max_pixels)
+    images = tuple(_with_facets(item, table, names) for item in found if isinstance(item, RealImage))
+    faults = [item for item in found if not isinstance(item, RealImage)]
+    per_class = Counter(image.class_name for image in images)
+    known = {table_key(name) for name in (*listing.files, *listing.outside, *dict(listing.faults))}
+    return Audit(
+        path=root,
+        images=images,
+        unreadable=tuple(sorted([*listing.faults, *faults])),
+        duplicates=_same_bytes(images),
+        counts={name: per_class[name] for name in sorted(listing.classes)},
+        facet_names=names,
+        unlabelled=tuple(image.file_name for image in images if names and not image.facets),
+        misfiled=tuple(image.file_name for image in images if _is_misfiled(image, table)),
+        unknown_rows=tuple(sorted(name for name in table if name not in known)),
+        outside=tuple(sorted(listing.outside)),
+        ignored_files=listing.ignored_files,
+    )
+
+
+def audit_dataset(config: Config) -> Audit:
+    """Audit the dataset of a config, within its limits and for its facets."""
+    dataset = config.dataset
+    return audit(
+        dataset_folder(dataset),
+        metadata=dataset.metadata,
+        facets=tuple(config.facets),
+        max_bytes=round(dataset.max_image_megabytes * 1e6),
+        max_pixels=round(dataset.max_image_megapixels * 1e6),
+    )
+
+
+def match_classes(audit: Audit, config: Config) -> dict[str, int]:
+    """Images per class of the config, in its order; a class without a folder has none.
+
+    Raises DatasetError for folders that are no class of the config.
+    """
+    strangers = [name for name in audit.counts if name not in config.classes]
+    if strangers:
+        named = "; ".join(_stranger(name, list(config.classes)) for name in strangers)
+        hint = _split_hint(audit.path, strangers, config) or "add it to `classes`, or move the folder away"
+        raise DatasetError(f"{audit.path}: {named}", hint=hint)
+    return {name: audit.counts.get(name, 0) for name in config.classes}
+
+
+def _measure_all(
+    root: Path, files: Iterable[str], max_bytes: int, max_pixels: int
+) -> list[RealImage | tuple[str, str]]:
+    """An image, or its name and why it is not used, for each file."""
+    from balancer.images import UnreadableImage
+
+    def measure(name: str) -> RealImage | tuple[str, str]:
+        try:
+            return _measure(root, name, max_bytes, max_pixels)
+        except UnreadableImage as error:
+            return name, error.reason
+
+    # Decoders release the interpreter's lock, so that threads are enough.
+    with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(measure, sorted(files)))
+
+
+def _measure(root: Path, name: str, max_bytes: int, max_pixels: int) -> RealImage:
+    from balancer.images import decode_image, is_marked_synthetic, perceptual_hash, read_bytes
+
+    data = read_bytes(root / name, max_bytes=max_bytes)
+    pixels = decode_image(data, max_pixels=max_pixels)
+    return RealImage(
+        file_name=name,
+        class_name=name.partition("/")[0],
+        facets={},
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        phash=perceptual_hash(pixels),
+        marked_synthetic=is_marked_synthetic(data),
+    )
+
+
+def _with_facets(image: RealImage, table: Table, names: Sequence[str]) -> RealImage:
+    row = row_of(table, image.file_name)
+    return replace(image, facets={name: row[name] for name in names if name in row})
+
+
+def _is_misfiled(image: RealImage, table: Table) -> bool:
+    return row_of(table, image.file_name).get("class", image.class_name) != image.class_name
+
+
+def _same_bytes(images: Iterable[RealImage]) -> tuple[tuple[str, ...], ...]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for image in images:
+        groups[image.sha256].append(image.file_name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _stranger(name: str, classes: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, classes, n=1)
+    question = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"folder {name!r} is not a class of the config{question}"
+
+
+def _split_hint(root: Path, strangers: Sequence[str], config: Config) -> str:
+    """Where one folder too high was named, the folder that was meant."""
+    for name in strangers:
+        if any((root / name / class_name).is_dir() for class_name in config.classes):
+            return f"did you mean dataset.path: {root / name}?"
+    return ""

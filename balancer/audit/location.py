@@ -1,0 +1,63 @@
+"""Where a dataset is: a folder of the user's, or the sample dataset, rendered into the cache on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.errors import DatasetError, StorageError
+
+if TYPE_CHECKING:
+    from balancer.config import DatasetConfig
+
+DEFAULT_CACHE = "~/.cache/balancer"
+
+
+def dataset_folder(config: DatasetConfig) -> Path:
+    """The folder with the class folders of a config's dataset; see `find_dataset`."""
+    return find_dataset(config.path)
+
+
+def find_dataset(path: str) -> Path:
+    """The folder a user means by `path`, or the sample dataset if it is `sample`."""
+    from balancer.config import SAMPLE_DATASET
+
+    if path == SAMPLE_DATASET:
+        return _sample_folder() / "train"
+    if "://" in path:
+        hint = "copy the dataset to a local or shared folder"
+        raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
+    return Path(path).expanduser()
+
+
+def _sample_folder() -> Path:
+    cache = Path(os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE).expanduser()
+    # A changed renderer has a folder of its own, so that a stale one is never used.
+    renderer = resources.files("balancer").joinpath("sample.py").read_bytes()
+    folder = cache / f"sample-{hashlib.sha256(renderer).hexdigest()[:12]}"
+    if not folder.is_dir():
+        try:
+            _render_sample(cache, folder)
+        except OSError as error:
+            problem = f"{cache}: the sample dataset cannot be made there: {error.strerror or error}"
+            raise StorageError(problem, hint="set BALANCER_CACHE to a folder that can be written") from error
+    return folder
+
+
+def _render_sample(cache: Path, folder: Path) -> None:
+    """Rendered aside and renamed, so that `folder` is complete as soon as it exists."""
+    from balancer.sample import write_dataset
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".sample-", dir=cache, ignore_cleanup_errors=True) as temporary:
+        made = Path(temporary) / "dataset"
+        write_dataset(made, seed=0)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another start was first, with the same pictures
+                raise

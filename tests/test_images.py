@@ -1,0 +1,425 @@
+"""Rules of reading and writing pictures."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import struct
+import threading
+import warnings
+import xml.etree.ElementTree as ElementTree
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from balancer.errors import BalancerError
+from balancer.images import (
+    SYNTHETIC_SOURCE,
+    UnreadableImage,
+    decode_image,
+    encode_png,
+    is_marked_synthetic,
+    luminance_stats,
+    perceptual_hash,
+    read_bytes,
+    read_image,
+)
+
+FORMATS = ["PNG", "JPEG", "WEBP"]
+LIMITS = {"max_bytes": 1_000_000, "max_pixels": 1_000_000}
+IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Coloured blocks: the same after any lossless round trip, and compressible."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+
+
+def encoded(image: Image.Image | np.ndarray, image_format: str = "PNG", **options: Any) -> bytes:
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    return decode_image(data, max_pixels=1_000_000)
+
+
+def reason(data: bytes, max_pixels: int = 1_000_000) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(data, max_pixels=max_pixels)
+    return caught.value.reason
+
+
+def xmp_of(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        packet = image.info["xmp"]
+    assert isinstance(packet, bytes)
+    return packet.decode()
+
+
+# What is read
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_lossless_files_give_the_pixels_that_went_in(image_format: str):
+    assert np.array_equal(decode(encoded(picture(), image_format, lossless=True)), picture())
+
+
+def test_jpeg_is_read_and_close_to_what_went_in():
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    assert np.abs(decode(encoded(flat, "JPEG", quality=95)).astype(int) - flat).max() <= 3
+
+
+def test_pixels_are_uint8_height_width_rgb():
+    pixels = decode(encoded(picture(height=16, width=40)))
+    assert (pixels.shape, str(pixels.dtype)) == ((16, 40, 3), "uint8")
+
+
+def test_the_format_is_found_by_content_and_not_by_name(tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(encoded(picture()))
+    assert np.array_equal(read_image(tmp_path / "photo.jpg", **LIMITS), picture())
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (32768, 128), (65535, 255)])
+def test_16_bit_grey_is_scaled_down_and_not_clipped(value: int, expected: int):
+    deep = Image.fromarray(np.full((4, 4), value, np.uint16))
+    assert decode(encoded(deep))[0, 0].tolist() == [expected] * 3
+
+
+def test_16_bit_colour_is_scaled_down():
+    row = b"\0" + struct.pack(">3H", 65535, 32896, 0)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND")
+    assert decode(data)[0, 0].tolist() == [255, 128, 0]
+
+
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("1", 1), ("L", 255), ("P", 0), ("CMYK", (0, 0, 0, 0))])
+def test_every_colour_mode_becomes_rgb(mode: str, colour: Any):
+    image = Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette(WHITE)
+    assert decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"))[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [("RGBA", (255, 0, 0, 0)), ("LA", (0, 0))],
+)
+def test_transparency_is_laid_over_white(mode: str, colour: tuple[int, ...]):
+    assert decode(encoded(Image.new(mode, (8, 8), colour)))[0, 0].tolist() == [255] * 3
+
+
+def test_half_transparency_is_blended_with_white():
+    assert decode(encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 128))))[0, 0].tolist() == [255, 127, 127]
+
+
+def test_a_transparent_palette_colour_becomes_white():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette((0, 0, 0))
+    assert decode(encoded(image, transparency=0))[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    [(1, RED), (2, GREEN), (3, WHITE), (4, BLUE), (5, RED), (6, BLUE), (7, WHITE), (8, GREEN)],
+)
+def test_exif_orientation_is_applied(image_format: str, orientation: int, corner: tuple[int, int, int]):
+    stored = Image.new("RGB", (64, 32), RED)
+    stored.paste(GREEN, (32, 0, 64, 16))
+    stored.paste(BLUE, (0, 16, 32, 32))
+    stored.paste(WHITE, (32, 16, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode(encoded(stored, image_format, exif=exif, quality=95))
+    assert pixels.shape == ((32, 64, 3) if orientation <= 4 else (64, 32, 3))
+    assert np.abs(pixels[4, 4].astype(int) - corner).max() < 12
+
+
+def test_broken_exif_data_turns_nothing():
+    data = encoded(picture(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    assert np.array_equal(decode(data), picture())
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_is_taken(image_format: str):
+    frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(decode(data), picture(seed=1))
+
+
+# What is not read
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UnreadableImage, match=r"a\.png: the file is empty$"):
+        read_image(tmp_path / "a.png", **LIMITS)
+
+
+def test_an_unreadable_image_is_an_error_that_the_command_line_can_show():
+    assert isinstance(UnreadableImage("damaged", "x.png"), BalancerError)
+
+
+def test_text_with_the_name_of_an_image_is_no_image():
+    assert reason(b"<html>404 not found</html>") == "not a PNG, JPEG or WebP image"
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
+def test_formats_that_are_not_on_the_list_are_refused(image_format: str):
+    assert reason(encoded(picture(), image_format)) == "not a PNG, JPEG or WebP image"
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_a_truncated_file_is_called_truncated(image_format: str):
+    data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), image_format)
+    assert reason(data[: len(data) // 2]) == "truncated: the file ends before the image does"
+
+
+def test_a_file_cut_in_its_header_is_called_damaged():
+    assert reason(encoded(picture())[:12]) == "damaged: its header does not make sense"
+
+
+@given(
+    image_format=st.sampled_from(FORMATS),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    kept=st.floats(0, 1),
+)
+def test_damaged_bytes_give_pixels_or_a_reason_and_nothing_else(
+    image_format: str, changes: list[tuple[float, int]], kept: float
+):
+    data = bytearray(encoded(picture(), image_format))
+    for where, value in changes:
+        data[int(where * len(data))] = value
+    try:
+        shape: tuple[int, ...] = decode(bytes(data[: round(kept * len(data))])).shape
+    except UnreadableImage as error:
+        shape = (0, 0, 3) if error.reason else ()
+    assert shape[2:] == (3,)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_an_image_over_the_pixel_limit_is_refused_with_the_number_the_limit_and_the_knob(image_format: str):
+    data = encoded(Image.new("RGB", (3000, 2000)), image_format)
+    expected = "3000 x 2000 is 6.0 megapixels, over the limit of 5 (dataset.max_image_megapixels)"
+    assert reason(data, max_pixels=5_000_000) == expected
+
+
+def test_the_pixel_limit_itself_is_allowed():
+    assert decode_image(encoded(picture(24, 32)), max_pixels=24 * 32).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND")
+    said = reason(bomb, max_pixels=64_000_000)
+    assert "over the limit of 64 (dataset.max_image_megapixels)" in said
+
+
+def test_a_limit_above_pillows_warning_is_honoured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)
+    assert decode_image(encoded(picture(24, 32)), max_pixels=24 * 32).shape == (24, 32, 3)
+
+
+def test_a_file_over_the_byte_limit_is_refused_with_the_number_the_limit_and_the_knob(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(bytes(2_500_000))
+    with pytest.raises(UnreadableImage) as caught:
+        read_bytes(tmp_path / "a.png", max_bytes=2_000_000)
+    assert caught.value.reason == "2.5 megabytes, over the limit of 2 (dataset.max_image_megabytes)"
+
+
+def test_the_byte_limit_itself_is_allowed(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(bytes(1000))
+    assert len(read_bytes(tmp_path / "a.png", max_bytes=1000)) == 1000
+
+
+def test_a_symbolic_link_is_not_followed(tmp_path: Path):
+    (tmp_path / "real.png").write_bytes(encoded(picture()))
+    (tmp_path / "link.png").symlink_to("real.png")
+    with pytest.raises(UnreadableImage, match="a symbolic link, which is not followed"):
+        read_image(tmp_path / "link.png", **LIMITS)
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_image(tmp_path / "pipe.png", **LIMITS)
+
+
+def test_a_folder_is_refused(tmp_path: Path):
+    with pytest.raises(UnreadableImage, match="a folder, not a file"):
+        read_image(tmp_path, **LIMITS)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(UnreadableImage, match=r"gone\.png: no such file$"):
+        read_image(tmp_path / "gone.png", **LIMITS)
+
+
+def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)  # root may read every file, and tests run as root somewhere
+    with pytest.raises(UnreadableImage, match="no permission to read it"):
+        read_bytes(tmp_path / "a.png", max_bytes=1)
+
+
+def test_reading_from_many_threads_leaves_the_warning_filters_alone():
+    before = list(warnings.filters)
+    data = encoded(picture(), "JPEG")
+    threads = [threading.Thread(target=lambda: [decode(data) for _ in range(20)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+
+
+# The synthetic mark
+
+
+def test_encoding_keeps_the_pixels():
+    assert np.array_equal(decode(encode_png(picture(), {})), picture())
+
+
+def test_an_encoded_image_is_marked_synthetic():
+    assert is_marked_synthetic(encode_png(picture(), {}))
+
+
+def test_the_mark_is_the_iptc_term_in_well_formed_xmp():
+    packet = ElementTree.fromstring(xmp_of(encode_png(picture(), {})))
+    assert [element.text for element in packet.iter(f"{IPTC}DigitalSourceType")] == [SYNTHETIC_SOURCE]
+
+
+def test_prompt_and_model_are_written_as_the_iptc_has_them():
+    mark = {"prompt": "a pizza", "model": "embedded", "model_revision": "abc", "id": "basic/0001-1"}
+    packet = ElementTree.fromstring(xmp_of(encode_png(picture(), mark)))
+    assert packet.findtext(f".//{IPTC}AIPromptInformation") == "a pizza"
+    assert packet.findtext(f".//{IPTC}AISystemUsed") == "embedded"
+    assert packet.findtext(f".//{IPTC}AISystemVersionUsed") == "abc"
+    assert packet.findtext(".//{urn:balancer:1}id") == "basic/0001-1"
+
+
+@given(prompt=st.text())
+def test_any_prompt_leaves_the_packet_well_formed(prompt: str):
+    packet = ElementTree.fromstring(xmp_of(encode_png(picture(8, 8), {"prompt": prompt})))
+    expected = re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", prompt)
+    found = packet.findtext(f".//{IPTC}AIPromptInformation")
+    assert found == re.sub("\r\n?", "\n", expected)  # as XML reads line ends
+
+
+@pytest.mark.parametrize("name", ["Prompt", "a b", "", "x:y", "a>"])
+def test_a_property_that_is_no_plain_name_is_refused(name: str):
+    with pytest.raises(ValueError, match="cannot be the name of a property"):
+        encode_png(picture(), {name: "x"})
+
+
+def test_the_same_pixels_and_mark_give_the_same_bytes():
+    assert encode_png(picture(), {"prompt": "p"}) == encode_png(picture(), {"prompt": "p"})
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)],
+)
+def test_only_uint8_rgb_is_encoded(pixels: np.ndarray):
+    with pytest.raises(ValueError, match="uint8 of shape"):
+        encode_png(pixels, {})
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_the_mark_is_found_in_every_format(image_format: str):
+    packet = xmp_of(encode_png(picture(), {}))
+    options: dict[str, Any] = {"xmp": packet.encode()}
+    if image_format == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet)
+        options = {"pnginfo": info}
+    assert is_marked_synthetic(encoded(picture(), image_format, **options))
+    assert not is_marked_synthetic(encoded(picture(), image_format))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f'<rdf:Description Iptc4xmpExt:DigitalSourceType="{SYNTHETIC_SOURCE}"/>',
+        f"<Iptc4xmpExt:DigitalSourceType rdf:resource='{SYNTHETIC_SOURCE}'/>",
+        f"<Iptc4xmpExt:DigitalSourceType>\n {SYNTHETIC_SOURCE}\n</Iptc4xmpExt:DigitalSourceType>",
+    ],
+)
+def test_the_mark_is_found_however_other_programs_write_it(written: str):
+    assert is_marked_synthetic(written.encode())
+
+
+def test_a_photograph_from_a_camera_is_not_marked():
+    camera = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
+    packet = f"<a:DigitalSourceType>{camera}</a:DigitalSourceType><b>{SYNTHETIC_SOURCE}</b>"
+    assert not is_marked_synthetic(encoded(picture(), "JPEG", xmp=packet.encode()))
+
+
+def test_a_prompt_that_quotes_the_mark_is_not_taken_for_it():
+    quoting = xmp_of(encode_png(picture(), {"prompt": f'DigitalSourceType="{SYNTHETIC_SOURCE}"'}))
+    without_mark = re.sub(r"<Iptc4xmpExt:DigitalSourceType>.*</Iptc4xmpExt:DigitalSourceType>", "", quoting)
+    assert is_marked_synthetic(quoting.encode())
+    assert not is_marked_synthetic(without_mark.encode())
+
+
+def test_saving_again_loses_the_mark():
+    # Why an exporter has to copy bytes, or mark anew.
+    with Image.open(io.BytesIO(encode_png(picture(), {}))) as image:
+        assert not is_marked_synthetic(encoded(image.copy(), "JPEG"))
+
+
+# Statistics and hashes
+
+
+@pytest.mark.parametrize(("level", "brightness"), [(0, 0.0), (51, 0.2), (255, 1.0)])
+def test_a_flat_grey_image_has_its_brightness_and_no_deviation(level: int, brightness: float):
+    stats = luminance_stats(np.full((16, 16, 3), level, np.uint8))
+    assert stats == pytest.approx((brightness, 0.0), abs=1e-6)
+
+
+def test_half_black_half_white_has_brightness_and_deviation_one_half():
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    assert luminance_stats(pixels) == pytest.approx((0.5, 0.5), abs=1e-6)
+
+
+def test_green_is_brighter_than_red_is_brighter_than_blue():
+    red, green, blue = (luminance_stats(np.full((2, 2, 3), c, np.uint8))[0] for c in (RED, GREEN, BLUE))
+    assert (red, green, blue) == pytest.approx((0.299, 0.587, 0.114), abs=1e-6)
+
+
+def test_a_perceptual_hash_is_16_hex_digits():
+    assert re.fullmatch(r"[0-9a-f]{16}", perceptual_hash(picture()))
+
+
+def test_hashes_of_one_picture_in_two_sizes_differ_in_few_bits_and_of_two_pictures_in_many():
+    once, other = picture(64, 64, seed=1), picture(64, 64, seed=2)
+    doubled = np.kron(once, np.ones((2, 2, 1), np.uint8))
+    assert bits_apart(perceptual_hash(once), perceptual_hash(doubled)) <= 4
+    assert bits_apart(perceptual_hash(once), perceptual_hash(other)) >= 16
+
+
+def bits_apart(first: str, second: str) -> int:
+    return (int(first, 16) ^ int(second, 16)).bit_count()
