@@ -288,8 +288,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
         for name, facet in self.facets.items():
-            if name in RESERVED_FACET_NAMES:
+            # Without regard to case, as SQL reads column names.
+            if name.lower() in RESERVED_FACET_NAMES:
                 raise ValueError(f"facets.{name}: {name!r} is a column of the manifest; rename the facet")
+            if any(other != name and other.lower() == name.lower() for other in self.facets):
+                raise ValueError(f"facets.{name}: another facet differs from it in case only; rename one")
             if facet.classes == "all":
                 continue
             for class_name in facet.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,14 +54,14 @@ def request_for(candidate: Candidate, rung: Rung, config: Config) -> Request:
 def _prompt(cell: Cell, turn: int, rung: Rung, config: Config) -> str:
     wanted = config.classes[cell.class_name]
     wordings = (rung.fallback and wanted.fallback_prompts) or wanted.prompts
-    choices = [wordings]
-    choices += [config.facets[facet].values[value].prompts for facet, value in cell.facets]
+    parts = [wordings[turn % len(wordings)]]
+    for facet, value in cell.facets:
+        phrases = config.facets[facet].values[value].prompts
+        # Shifted whenever the pairs begin to repeat, so that each wording meets each phrase.
+        shift = turn // math.lcm(len(wordings), len(phrases))
+        parts.append(phrases[(turn + shift) % len(phrases)])
     if wanted.variations:
-        choices.append(wanted.variations)
-    parts = []
-    for phrases in choices:  # like the digits of a counter: every wording meets every other
-        turn, place = divmod(turn, len(phrases))
-        parts.append(phrases[place])
+        parts.append(wanted.variations[turn // len(wordings) % len(wanted.variations)])
     return ", ".join(parts)
 
 

@@ -99,3 +99,8 @@ def test_the_seed_depends_on_run_seed_slot_and_attempt_and_on_nothing_else(rung:
 
 def test_each_attempt_has_another_seed():
     assert len({asked(config(), attempt=attempt).seed for attempt in (1, 2, 3, 4)}) == 4
+
+
+def test_wordings_and_facet_phrases_of_equal_number_meet_in_every_pair():
+    job = config(prompts=("a", "b"))  # lighting has two phrases as well
+    assert len({asked(job, index=index).prompt for index in range(4)}) == 4
