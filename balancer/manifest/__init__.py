@@ -1,0 +1,57 @@
+"""The manifest: what a run has made, as an append-only log of Arrow fragments, and how to read it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from balancer.manifest.check import Findings, Problem, check_run, fsck
+    from balancer.manifest.log import LogView, ManifestLog, read_log
+    from balancer.manifest.query import Manifest, open_manifest
+    from balancer.manifest.runfile import RunInfo, create_run, read_run
+    from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
+    from balancer.manifest.status import status_of
+
+_HOMES = {
+    "Findings": "check",
+    "Problem": "check",
+    "check_run": "check",
+    "fsck": "check",
+    "LogView": "log",
+    "ManifestLog": "log",
+    "read_log": "log",
+    "Manifest": "query",
+    "open_manifest": "query",
+    "RunInfo": "runfile",
+    "create_run": "runfile",
+    "read_run": "runfile",
+    "SCHEMA_VERSION": "schema",
+    "manifest_schema": "schema",
+    "status_of": "status",
+}
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Findings",
+    "LogView",
+    "Manifest",
+    "ManifestLog",
+    "Problem",
+    "RunInfo",
+    "check_run",
+    "create_run",
+    "fsck",
+    "manifest_schema",
+    "open_manifest",
+    "read_log",
+    "read_run",
+    "status_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imported on use, so that `balancer.manifest.layout` costs no pyarrow."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

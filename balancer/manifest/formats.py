@@ -1,0 +1,79 @@
+"""Rows of a manifest as JSON, CSV, Parquet or Arrow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON values: times in ISO form, and null for NaN, which JSON lacks."""
+    return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def csv_text(table: pa.Table) -> str:
+    """A header and one line a row; a struct is one column for each of its fields, `scores.class`.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    flat = table.flatten()
+    lines = [_csv_line(flat.column_names), *map(_csv_line, _rows(flat))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    import pyarrow.parquet
+
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def arrow_bytes(table: pa.Table) -> bytes:
+    """An Arrow IPC file, which is a Feather file as well."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    return [_json_value(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    # Not by the csv module: with lines that end in a plain newline it leaves a carriage return unquoted.
+    return ",".join(map(_csv_field, values)) or '""'
+
+
+def _csv_field(value: Any) -> str:
+    text = "" if value is None else _harmless(value) if isinstance(value, str) else _csv_plain(value)
+    if any(character in text for character in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _csv_plain(value: Any) -> str:
+    plain = _json_value(value)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

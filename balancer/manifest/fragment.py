@@ -1,0 +1,186 @@
+"""One fragment of the log: an Arrow IPC file that says who wrote it, where it belongs, and its own checksum.
+
+Arrow files have no checksum, and in most places a flipped bit changes a value without any error. So a
+fragment carries one, over all of its bytes with the checksum itself zeroed, that is verified before Arrow
+parses anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from balancer.errors import ManifestError
+from balancer.manifest.layout import fragment_path
+from balancer.manifest.schema import check_version, difference
+
+Event = Literal["open", "rows", "close"]
+State = Literal["complete", "short", "interrupted", "failed", "budget"]
+
+EVENTS: tuple[Event, ...] = ("open", "rows", "close")
+STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budget")
+
+_KEY = "balancer."
+_MARK = b"balancer-sha256:"
+_MARKED = re.compile(_MARK + rb"([0-9a-f]{64})")
+_ZEROS = b"0" * 64
+
+
+class BrokenFragmentError(ManifestError):
+    """A committed fragment that breaks a rule of the log. Nothing is ever skipped because of it."""
+
+    def __init__(self, path: str, rule: str, detail: str) -> None:
+        super().__init__(
+            f"{path}: {rule}: {detail}",
+            hint="the manifest was damaged after it was written; `balancer fsck` lists everything that is",
+        )
+        self.path = path
+        self.rule = rule
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a fragment says of itself. `writer` and `commit` are uuids; an epoch belongs to one writer;
+    `state` and `detail` are those of a closing fragment."""
+
+    run_id: str
+    seq: int
+    epoch: int
+    writer: str
+    commit: str
+    prev_sha256: str
+    event: Event
+    committed_at: datetime.datetime
+    state: State | None = None
+    detail: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    stamp: Stamp
+    table: pa.Table
+    sha256: str
+
+
+def encode(table: pa.Table, stamp: Stamp) -> bytes:
+    """The bytes of a fragment: the same stamp and table give the same bytes."""
+    # Unguessable until now, so replacing it touches nothing a row might hold.
+    token = hashlib.sha256(uuid.uuid4().bytes).hexdigest().encode()
+    metadata = {**(table.schema.metadata or {}), **_to_metadata(stamp), "balancer.checksum": _MARK + token}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
+        if table.num_rows:
+            writer.write_table(table.combine_chunks().replace_schema_metadata(metadata))
+    data = bytes(sink.getvalue())
+    return data.replace(token, _digest(data, token))
+
+
+def decode(data: bytes, seq: int, schema: pa.Schema) -> Fragment:
+    """Raises BrokenFragmentError unless `data` is fragment `seq`, whole and undamaged, with these columns."""
+    path = fragment_path(seq)
+    _verify_checksum(data, path)
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise BrokenFragmentError(path, "fragment is valid Arrow", str(error)) from error
+    check_version(table.schema, path)
+    if wrong := difference(table.schema, schema):
+        raise BrokenFragmentError(path, "fragment has the manifest's schema", wrong)
+    stamp = _from_metadata(table.schema.metadata, path)
+    if stamp.seq != seq:
+        raise BrokenFragmentError(path, "fragment is the one its name says", f"it is number {stamp.seq}")
+    rows = table.replace_schema_metadata(schema.metadata)
+    return Fragment(stamp, rows, hashlib.sha256(data).hexdigest())
+
+
+def check_successor(fragment: Fragment, previous: Fragment | None, run_id: str) -> None:
+    """Raises BrokenFragmentError unless `fragment` may follow `previous` (None: be the first) in the log.
+
+    An epoch begins with an "open" fragment and is written by that writer alone; it only grows.
+    """
+    stamp, path = fragment.stamp, fragment_path(fragment.stamp.seq)
+    if stamp.run_id != run_id:
+        raise BrokenFragmentError(path, "fragment belongs to the run", f"it is of run {stamp.run_id!r}")
+    if stamp.prev_sha256 != (previous.sha256 if previous else ""):
+        raise BrokenFragmentError(
+            path, "hash chain", "the fragment before it is not the one it was written after"
+        )
+    epoch, writer = (previous.stamp.epoch, previous.stamp.writer) if previous else (0, "")
+    if stamp.event == "open":
+        if stamp.epoch <= epoch:
+            raise BrokenFragmentError(path, "epochs grow", f"epoch {stamp.epoch} opens after epoch {epoch}")
+    elif (stamp.epoch, stamp.writer) != (epoch, writer):
+        detail = (
+            f"epoch {stamp.epoch} of writer {stamp.writer} goes on after epoch {epoch} of writer {writer}"
+        )
+        raise BrokenFragmentError(path, "one writer an epoch", detail)
+
+
+def _verify_checksum(data: bytes, path: str) -> None:
+    marked = set(_MARKED.findall(data))  # more than one if a row happens to hold something alike
+    if not marked or not data.endswith(b"ARROW1"):
+        raise BrokenFragmentError(
+            path, "fragment is whole", f"its {len(data)} bytes are cut off, or no fragment"
+        )
+    if not any(_digest(data, digest) == digest for digest in marked):
+        raise BrokenFragmentError(path, "checksum", "its bytes are not those that were written")
+    # Before parsing, because a library that registered an extension type may run code when Arrow meets it.
+    footer_bytes = int.from_bytes(data[-10:-6], "little")
+    if b"ARROW:extension" in data[-10 - footer_bytes : -10]:
+        raise BrokenFragmentError(path, "fragment has the manifest's schema", "it declares an extension type")
+
+
+def _digest(data: bytes, own: bytes) -> bytes:
+    """The checksum of a fragment in which `own` stands where the checksum goes."""
+    return hashlib.sha256(data.replace(own, _ZEROS)).hexdigest().encode()
+
+
+def _to_metadata(stamp: Stamp) -> dict[str, str]:
+    return {
+        _KEY + "run_id": stamp.run_id,
+        _KEY + "seq": str(stamp.seq),
+        _KEY + "epoch": str(stamp.epoch),
+        _KEY + "writer": stamp.writer,
+        _KEY + "commit": stamp.commit,
+        _KEY + "prev_sha256": stamp.prev_sha256,
+        _KEY + "event": stamp.event,
+        _KEY + "committed_at": stamp.committed_at.isoformat(),
+        _KEY + "state": stamp.state or "",
+        _KEY + "detail": json.dumps(stamp.detail or {}, ensure_ascii=True),
+    }
+
+
+def _from_metadata(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
+    try:
+        text = {key.decode().removeprefix(_KEY): value.decode() for key, value in metadata.items()}
+        state = text["state"] or None
+        stamp = Stamp(
+            run_id=text["run_id"],
+            seq=int(text["seq"]),
+            epoch=int(text["epoch"]),
+            writer=text["writer"],
+            commit=text["commit"],
+            prev_sha256=text["prev_sha256"],
+            event=EVENTS[EVENTS.index(text["event"])],
+            committed_at=datetime.datetime.fromisoformat(text["committed_at"]),
+            state=STATES[STATES.index(state)] if state else None,
+            detail=json.loads(text["detail"]),
+        )
+    except (KeyError, ValueError, RecursionError) as error:
+        raise BrokenFragmentError(path, "fragment says where it belongs", f"bad metadata: {error}") from error
+    consistent = (stamp.event == "close") == (stamp.state is not None) and isinstance(stamp.detail, dict)
+    if stamp.committed_at.tzinfo is None or not consistent:
+        raise BrokenFragmentError(
+            path, "fragment says where it belongs", "bad metadata: state, detail or time"
+        )
+    return stamp

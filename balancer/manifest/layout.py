@@ -1,0 +1,38 @@
+"""Where the parts of a run folder stand, as paths relative to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from balancer.cells import Candidate
+from balancer.storage import slug
+
+RUN_FILE = "run.json"
+IMAGES_DIR = "images"
+LOG_DIR = "manifest/log"
+
+DOES_NOT_APPLY = "-"
+"""Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
+
+_FRAGMENT = re.compile(rf"{LOG_DIR}/(\d{{20}})\.arrow")
+
+
+def fragment_path(seq: int) -> str:
+    """Fragments count from 1."""
+    return f"{LOG_DIR}/{seq:020d}.arrow"
+
+
+def fragment_seq(path: str) -> int | None:
+    """The number of a committed fragment; None if `path` is something else, such as a temporary file."""
+    match = _FRAGMENT.fullmatch(path)
+    return int(match[1]) if match else None
+
+
+def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:
+    """`images/<class>/<value of each facet, or ->/0003-1`: the writer adds the hash and `.png`."""
+    cell = candidate.slot.cell
+    values = [cell.value(name) for name in facet_names]
+    folders = [DOES_NOT_APPLY if value is None else slug(value) for value in values]
+    name = f"{candidate.slot.index:04d}-{candidate.attempt}"
+    return "/".join((IMAGES_DIR, slug(cell.class_name), *folders, name))

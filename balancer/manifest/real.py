@@ -1,0 +1,52 @@
+"""Real images join the manifest as rows, so that one query gives the whole balanced dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from balancer.audit import Audit, RealImage
+from balancer.errors import DatasetError
+from balancer.manifest.layout import IMAGES_DIR
+from balancer.manifest.log import ManifestLog
+from balancer.manifest.rows import ImageFile, RunFacts, real_row
+from balancer.storage import Storage, slug
+
+COMMIT_ROWS = 1024
+
+
+def commit_real_images(
+    found: Audit, classes: Iterable[str], log: ManifestLog, storage: Storage, facts: RunFacts
+) -> int:
+    """Add the images of `classes` that the manifest does not have yet; returns how many.
+
+    With `output.real_images: copy` each file goes into the run folder, byte for byte, before its row.
+    """
+    wanted, known = set(classes), _known_ids(log)
+    new = [
+        image
+        for image in found.images
+        if image.class_name in wanted and f"real/{image.file_name}" not in known
+    ]
+    for start in range(0, len(new), COMMIT_ROWS):
+        part = new[start : start + COMMIT_ROWS]
+        log.commit([real_row(image, _bring_in(image, found.path, storage, facts), facts) for image in part])
+    return len(new)
+
+
+def _known_ids(log: ManifestLog) -> set[str]:
+    return {str(name) for name in log.table().column("id").to_pylist() if str(name).startswith("real/")}
+
+
+def _bring_in(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts) -> ImageFile:
+    source = dataset / image.file_name
+    if facts.config.output.real_images == "reference":
+        return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
+    name = PurePosixPath(image.file_name)
+    path = f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}.{slug(name.suffix[1:].lower())}"
+    storage.publish(path, data)
+    return ImageFile(path, image.sha256, image.num_bytes)

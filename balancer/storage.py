@@ -1,0 +1,344 @@
+"""The one door to a run folder: publish a file whole, commit create-only, read, list, delete.
+
+Whatever `publish` and `create` acknowledge survives a power loss: the data is synced before the name
+appears, and the name (with every folder above it) before the call returns. What they do not
+acknowledge is never visible in part.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from balancer.errors import StorageError, UsageError
+
+_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HASHED_NAME = re.compile(r".*-[0-9a-f]{6}")
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_READ_BYTES = 1 << 22
+
+Paths = list[str]  # by its own name, because storages have a method called `list`
+
+
+class MissingFileError(StorageError):
+    """There is no file of that name."""
+
+
+class DiskFullError(StorageError):
+    """No space or quota left. Nothing was written: the same call can be made again once there is room."""
+
+
+class Storage(Protocol):
+    """A run folder. Paths are relative to it, with `/` between their parts.
+
+    Every method raises StorageError with the file and the cause.
+    """
+
+    uri: str
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Write a file, replacing one of that name; readers see all of it or none."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one of that name; of several who try, exactly one gets True.
+
+        After an error it may or may not be there; False can mean that an earlier try of one's own won.
+        """
+
+    def read(self, path: str) -> bytes:
+        """The whole file; MissingFileError if there is none."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str) -> Paths:
+        """Paths of all files in the folder `prefix` ("" for all) and below it, sorted, temporary ones
+        (their names begin with a dot) included. Links are listed, not followed."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+
+class System(Protocol):
+    """The system calls a LocalStorage makes, as `os` has them; tests put a simulated disk here."""
+
+    def open(self, path: str, flags: int, mode: int = ..., /) -> int: ...
+    def read(self, fd: int, length: int, /) -> bytes: ...
+    def write(self, fd: int, data: memoryview, /) -> int: ...
+    def fsync(self, fd: int, /) -> None: ...
+    def close(self, fd: int, /) -> None: ...
+    def link(self, source: str, target: str, /) -> None: ...
+    def rename(self, source: str, target: str, /) -> None: ...
+    def unlink(self, path: str, /) -> None: ...
+    def mkdir(self, path: str, /) -> None: ...
+    def listdir(self, path: str, /) -> list[str]: ...
+    def lstat(self, path: str, /) -> os.stat_result: ...
+    def fstat(self, fd: int, /) -> os.stat_result: ...
+
+
+def slug(name: str) -> str:
+    """A file name for any name: `[a-z0-9_-]{1,64}`, the name itself if it already is one.
+
+    A changed name gets a hash of the original appended, so that different names stay different;
+    "-" alone is never returned, it stands for a facet that does not apply.
+    """
+    if _PLAIN_NAME.fullmatch(name) and not _HASHED_NAME.fullmatch(name):
+        return name
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:57]
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
+    return f"{plain or 'name'}-{digest}"
+
+
+def open_storage(uri: str | os.PathLike[str], create: bool) -> Storage:
+    """A run folder by local path or `file://` URI; with `create` it is made if need be.
+
+    Raises UsageError if there is no such folder, StorageError if it cannot be used.
+    """
+    root = _local_path(os.fspath(uri))
+    if create:
+        return LocalStorage.make(root)
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        raise UsageError(f"run folder {root} {what}", hint="give the folder that `balancer run` wrote")
+    return LocalStorage(root)
+
+
+def _local_path(uri: str) -> str:
+    if not uri or "\0" in uri:
+        raise UsageError(f"{uri!r} is not the path of a run folder")
+    if uri.startswith("file://"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(
+                f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
+            )
+        return os.path.abspath(unquote(parts.path))
+    if _SCHEME.match(uri):
+        raise StorageError(
+            f"{uri}: object stores are not supported yet",
+            hint="use a local path, or one on a file system that all nodes share",
+        )
+    return os.path.abspath(uri)
+
+
+class LocalStorage:
+    """A folder on a file system with hard links; `fsync` that fails makes it refuse all further writes,
+    because what the disk then holds is unknown."""
+
+    def __init__(self, root: str | os.PathLike[str], system: System = os) -> None:
+        self.uri = os.path.abspath(root)
+        self._root = os.path.realpath(self.uri)
+        self._system = system
+        self._durable_folders: set[str] = set()
+        self._broken: StorageError | None = None
+
+    @classmethod
+    def make(cls, root: str | os.PathLike[str], system: System = os) -> LocalStorage:
+        """The storage of a folder that is made, with its parents, if it is not there."""
+        storage = cls(root, system)
+        with _translated("make the folder", storage._root):
+            storage._make_root()
+        return storage
+
+    def publish(self, path: str, data: bytes) -> None:
+        target = self._target(path)
+        with self._temporary(target, data) as temporary, _translated("write", target):
+            self._system.rename(temporary, target)
+        self._sync_folder(os.path.dirname(target))
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._target(path)
+        with self._temporary(target, data) as temporary, _translated("create", target):
+            try:
+                self._system.link(temporary, target)
+                created = True
+            except FileExistsError:
+                created = False
+        # Also after a lost race: the caller builds on the winner's file, so its name must be durable.
+        self._sync_folder(os.path.dirname(target))
+        return created
+
+    def read(self, path: str) -> bytes:
+        target = self._locate(path)
+        # Without O_NONBLOCK, opening a pipe somebody left here would wait for ever.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with _translated("read", target), self._opened(target, flags) as fd:
+            if not stat.S_ISREG(self._system.fstat(fd).st_mode):
+                raise StorageError(f"cannot read {target}: it is not a regular file")
+            return b"".join(iter(lambda: self._system.read(fd, _READ_BYTES), b""))
+
+    def exists(self, path: str) -> bool:
+        target = self._locate(path)
+        with _translated("look for", target):
+            try:
+                return stat.S_ISREG(self._system.lstat(target).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+    def list(self, prefix: str) -> Paths:
+        top = self._locate(prefix) if prefix else self._root
+        with _translated("list", top):
+            return sorted(os.path.relpath(file, self._root) for file in self._walk(top))
+
+    def delete(self, path: str) -> None:
+        self._refuse_if_broken()
+        target = self._locate(path)
+        with _translated("delete", target):
+            try:
+                self._system.unlink(target)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        self._sync_folder(os.path.dirname(target))
+
+    def _target(self, path: str) -> str:
+        """Where to write `path`, in a folder that is durable."""
+        self._refuse_if_broken()
+        target = self._locate(path)
+        self._ensure_folder(os.path.dirname(target))
+        return target
+
+    def _locate(self, path: str) -> str:
+        parts = path.split("/")
+        if "\0" in path or any(part in ("", ".", "..") for part in parts):
+            raise StorageError(f"{path!r} is not a path inside the run folder {self.uri}")
+        folder = os.path.join(self._root, *parts[:-1])
+        if os.path.commonpath([self._root, os.path.realpath(folder)]) != self._root:
+            raise StorageError(f"{path!r} leads out of the run folder {self.uri} by a symbolic link")
+        return os.path.join(folder, parts[-1])
+
+    @contextmanager
+    def _temporary(self, target: str, data: bytes) -> Iterator[str]:
+        """A synced file with `data` beside `target`; its own name is gone afterwards, come what may."""
+        folder, name = os.path.split(target)
+        temporary = os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.tmp")
+        try:
+            with _translated("write", target):
+                self._write_synced(temporary, data, target)
+            yield temporary
+        finally:
+            with suppress(OSError):
+                self._system.unlink(temporary)
+
+    def _write_synced(self, temporary: str, data: bytes, target: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._opened(temporary, flags) as fd:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._system.write(fd, rest) :]
+            self._sync(fd, target)
+
+    def _ensure_folder(self, folder: str) -> None:
+        """Make `folder` if need be. A folder that was found, and what was found in it, only says that someone
+        made it, not that it would survive a power loss; so every process syncs both before it adds to them.
+        """
+        if folder in self._durable_folders or folder == self._root:
+            return
+        parent = os.path.dirname(folder)
+        self._ensure_folder(parent)
+        with _translated("make the folder", folder):
+            try:
+                self._system.mkdir(folder)
+            except FileExistsError:
+                self._sync_folder(folder)
+        self._sync_folder(parent)
+        self._durable_folders.add(folder)
+
+    def _make_root(self) -> None:
+        missing = [self._root]
+        while missing and not os.path.isdir(missing[-1]) and not os.path.lexists(missing[-1]):
+            missing.append(os.path.dirname(missing[-1]))
+        for folder in reversed(missing[:-1]):
+            with suppress(FileExistsError):
+                self._system.mkdir(folder)
+        # Also where it was there already: whoever made it may have died before syncing it.
+        for folder in missing[:-1] or missing:
+            if os.access(os.path.dirname(folder), os.R_OK):
+                self._sync_folder(os.path.dirname(folder))
+        if not os.path.isdir(self._root):
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+
+    def _sync_folder(self, folder: str) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with _translated("sync the folder", folder), self._opened(folder, flags) as fd:
+            self._sync(fd, folder, full_is_safe=False)
+
+    def _sync(self, fd: int, path: str, full_is_safe: bool = True) -> None:
+        try:
+            self._system.fsync(fd)
+        except OSError as error:
+            # A file that did not fit is thrown away and written anew; anything else leaves the disk in doubt.
+            if not (full_is_safe and _is_full(error)):
+                self._broken = StorageError(
+                    f"cannot sync {path}: {_cause(error)}; nothing more is written to this run",
+                    hint="check the disk, then run the same command again",
+                )
+                raise self._broken from error
+            raise
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    @contextmanager
+    def _opened(self, path: str, flags: int) -> Iterator[int]:
+        fd = self._system.open(path, flags, 0o666)
+        try:
+            yield fd
+        finally:
+            self._system.close(fd)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        try:
+            names = self._system.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            path = os.path.join(folder, name)
+            with suppress(FileNotFoundError):  # a temporary file may go while we look
+                if stat.S_ISDIR(self._system.lstat(path).st_mode):
+                    yield from self._walk(path)
+                else:
+                    yield path
+
+
+_HINTS = {
+    errno.EACCES: "check who owns the folder and may write to it",
+    errno.EPERM: "check permissions, and that the file system supports hard links",
+    errno.ELOOP: "symbolic links inside a run folder are not followed",
+    errno.EOPNOTSUPP: "put the run on a file system that supports hard links",
+    errno.EROFS: "the file system is mounted read-only; choose another folder",
+}
+
+
+@contextmanager
+def _translated(action: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(action, path, error) from error
+
+
+def _storage_error(action: str, path: str, error: OSError) -> StorageError:
+    message = f"cannot {action} {path}: {_cause(error)}"
+    if _is_full(error):
+        return DiskFullError(
+            message, hint="make room, then run the same command again: it goes on where it was"
+        )
+    if error.errno == errno.ENOENT:
+        return MissingFileError(message)
+    return StorageError(message, hint=_HINTS.get(error.errno or 0, ""))
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _cause(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from balancer.errors import ManifestError, UsageError
+from balancer.manifest import create_run, read_run
+from balancer.manifest.layout import RUN_FILE
+from tests.manifest_samples import MemoryStorage, run_info
+
+
+def test_a_run_is_read_as_it_was_written():
+    storage = MemoryStorage()
+    info = run_info(name="пицца", real_counts={"日本": 3})
+    assert create_run(storage, info) == info
+    assert read_run(storage) == info
+
+
+def test_the_first_start_decides_what_the_run_is():
+    storage = MemoryStorage()
+    first = create_run(storage, run_info("first"))
+    assert create_run(storage, run_info("second")) == first
+
+
+def test_what_is_wanted_follows_from_the_plan():
+    assert run_info().wanted == 5
+
+
+def test_the_fallback_is_one_attempt_more():
+    assert run_info().max_attempts == 4
+    assert run_info(config={"attempts": {"max": 3, "fallback": None}}).max_attempts == 3
+
+
+def test_a_folder_without_a_run_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"memory is not a run folder: it has no run\.json"):
+        read_run(MemoryStorage())
+
+
+def damaged(**changes: object) -> bytes:
+    storage = MemoryStorage()
+    create_run(storage, run_info())
+    document = json.loads(storage.files[RUN_FILE])
+    document.update(changes)
+    return json.dumps({name: value for name, value in document.items() if value != "gone"}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        damaged(seed="7"),
+        damaged(plan="gone"),
+        damaged(extra=1),
+        damaged(plan=[{"cell": "x"}]),
+        damaged(plan=["x"]),
+        damaged(config={}),
+        damaged(format="gone"),
+    ],
+)
+def test_a_damaged_run_file_is_named(data):
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: "):
+        read_run(MemoryStorage(files={RUN_FILE: data}))
+
+
+def test_a_newer_run_file_is_refused_with_the_way_out():
+    with pytest.raises(ManifestError, match="format 2 is newer than 1") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=2)}))
+    assert caught.value.hint == "upgrade balancer"

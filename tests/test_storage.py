@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.errors import StorageError, UsageError
+from balancer.storage import DiskFullError, LocalStorage, MissingFileError, System, open_storage, slug
+
+NOT_INSIDE = ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a//b", "a/./b", "./a", "a/", "a\0b"]
+
+
+class Spy:
+    """The system calls of `os`, written down; `fault` may raise before one is made."""
+
+    def __init__(self, fault: Callable[[str, str], None] = lambda call, path: None) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self._fault = fault
+        self._paths: dict[int, str] = {}
+
+    def __getattr__(self, call: str) -> Any:
+        def made(*args: Any) -> Any:
+            path = self._paths.get(args[0], "") if isinstance(args[0], int) else str(args[-1])
+            path = str(args[0]) if call == "open" else path
+            self.calls.append((call, path))
+            self._fault(call, path)
+            result = getattr(os, call)(*args)
+            if call == "open":
+                self._paths[result] = path
+            return result
+
+        return made
+
+    def names(self, *wanted: str) -> list[tuple[str, str]]:
+        """The calls of these names, paths cut to the last part, temporary ones to `.tmp`."""
+        short = [(call, os.path.basename(path)) for call, path in self.calls if call in wanted]
+        return [(call, ".tmp" if path.endswith(".tmp") else path) for call, path in short]
+
+
+def storage_with(system: object, root: Path) -> LocalStorage:
+    root.mkdir(exist_ok=True)
+    return LocalStorage(root, cast(System, system))
+
+
+def failing(call: str, number: int, times: int = 1, where: str = "") -> Callable[[str, str], None]:
+    left = [times]
+
+    def fault(made: str, path: str) -> None:
+        if made == call and path.endswith(where) and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+# ---- names -----------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=150))
+def test_a_slug_is_a_harmless_file_name(name):
+    assert re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", slug(name))
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_different_names_have_different_slugs(one, other):
+    assert (slug(one) == slug(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Foo", "foo"), ("a b", "a-b"), ("日本", "日木"), ("a/b", "a-b"), ("x" * 65, "x" * 66), ("a\n", "a")],
+)
+def test_names_that_look_alike_keep_apart(one, other):
+    assert slug(one) != slug(other)
+
+
+def test_a_name_cannot_pass_for_the_slug_of_another():
+    assert slug(slug("Foo")) != slug("Foo")
+
+
+@pytest.mark.parametrize("name", ["basic", "dim_ambient", "0003-1", "x" * 64])
+def test_a_plain_name_is_its_own_slug(name):
+    assert slug(name) == name
+
+
+@pytest.mark.parametrize("name", ["-", "--", "_hidden", ".hidden", "..", "../../etc/passwd", "-rf", ""])
+def test_a_dangerous_name_is_changed(name):
+    assert slug(name) != name
+    assert slug(name)[0].isalnum()
+
+
+# ---- paths -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOT_INSIDE)
+@pytest.mark.parametrize("method", ["publish", "create", "read", "exists", "delete"])
+def test_no_path_leads_out_of_the_run_folder(tmp_path, method, path):
+    storage = open_storage(tmp_path / "run", create=True)
+    arguments = (b"data",) if method in ("publish", "create") else ()
+    with pytest.raises(StorageError, match="is not a path inside the run folder"):
+        getattr(storage, method)(path, *arguments)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("prefix", NOT_INSIDE[1:])
+def test_nothing_outside_the_run_folder_is_listed(tmp_path, prefix):
+    with pytest.raises(StorageError, match="is not a path inside the run folder"):
+        open_storage(tmp_path, create=False).list(prefix)
+
+
+@pytest.mark.parametrize("method", ["publish", "create", "read", "delete"])
+def test_a_linked_folder_outside_is_refused(tmp_path, method):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x").write_bytes(b"theirs")
+    storage = open_storage(tmp_path / "run", create=True)
+    (tmp_path / "run" / "images").symlink_to(outside)
+    arguments = (b"data",) if method in ("publish", "create") else ()
+    with pytest.raises(StorageError, match="by a symbolic link"):
+        getattr(storage, method)("images/x", *arguments)
+    assert (outside / "x").read_bytes() == b"theirs"
+
+
+def test_a_linked_file_is_not_read(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    storage = open_storage(tmp_path / "run", create=True)
+    (tmp_path / "run" / "a").symlink_to(tmp_path / "secret")
+    with pytest.raises(StorageError) as caught:
+        storage.read("a")
+    assert "symbolic links" in caught.value.hint
+
+
+def test_publishing_replaces_a_link_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    storage = open_storage(tmp_path / "run", create=True)
+    (tmp_path / "run" / "a").symlink_to(tmp_path / "secret")
+    storage.publish("a", b"mine")
+    assert (storage.read("a"), (tmp_path / "secret").read_bytes()) == (b"mine", b"secret")
+
+
+def test_the_run_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    open_storage(tmp_path / "run", create=True).publish("a/b", b"1")
+    assert (tmp_path / "disk" / "a" / "b").read_bytes() == b"1"
+
+
+# ---- reading and writing -----------------------------------------------------------------------
+
+
+def test_what_is_published_is_read_back_and_replaced(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    storage.publish("a/b/c", b"1")
+    storage.publish("a/b/c", b"2")
+    assert storage.read("a/b/c") == b"2"
+    assert storage.list("") == ["a/b/c"]
+
+
+def test_a_file_is_created_once(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    assert storage.create("a", b"first")
+    assert not storage.create("a", b"second")
+    assert (storage.read("a"), storage.list("")) == (b"first", ["a"])
+
+
+def test_of_many_creators_exactly_one_wins(tmp_path):
+    results: list[bool] = []
+    barrier = threading.Barrier(8)
+
+    def attempt(number: int) -> None:
+        storage = LocalStorage(tmp_path)
+        barrier.wait()
+        results.append(storage.create("log/1", str(number).encode()))
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 7 + [True]
+
+
+def test_a_file_larger_than_one_write_is_complete(tmp_path):
+    class OneByteAtATime(Spy):
+        def write(self, fd: int, data: memoryview) -> int:
+            return os.write(fd, data[:1])
+
+    storage = storage_with(OneByteAtATime(), tmp_path)
+    storage.publish("a", b"0123456789")
+    assert storage.read("a") == b"0123456789"
+
+
+def test_a_missing_file_is_told_from_other_errors(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    storage.publish("folder/a", b"")
+    with pytest.raises(MissingFileError, match="no/such"):
+        storage.read("no/such")
+    with pytest.raises(StorageError, match="not a regular file"):
+        storage.read("folder")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="not a regular file"):
+        open_storage(tmp_path, create=False).read("pipe")
+
+
+def test_only_files_exist(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    storage.publish("a/b", b"")
+    assert [storage.exists(path) for path in ("a/b", "a", "a/c", "a/b/c")] == [True, False, False, False]
+
+
+def test_listing_is_sorted_deep_and_follows_no_link(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    for path in ("b", "a/z", "a/y/x", "a/.hidden"):
+        storage.publish(path, b"")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert storage.list("") == ["a/.hidden", "a/loop", "a/y/x", "a/z", "b"]
+    assert storage.list("a/y") == ["a/y/x"]
+    assert storage.list("nothing/here") == []
+
+
+def test_deleting_twice_is_no_error(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    storage.publish("a", b"")
+    storage.delete("a")
+    storage.delete("a")
+    assert not storage.exists("a")
+
+
+# ---- what survives a power loss ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "naming"), [("publish", "rename"), ("create", "link")])
+def test_data_is_synced_before_its_name_and_the_name_before_the_return(tmp_path, method, naming):
+    spy = Spy()
+    storage = storage_with(spy, tmp_path / "run")
+    getattr(storage, method)("name", b"data")
+    order = spy.names("write", "fsync", naming)
+    assert order == [("write", ".tmp"), ("fsync", ".tmp"), (naming, "name"), ("fsync", "run")]
+
+
+def test_a_lost_race_is_synced_too(tmp_path):
+    storage_with(Spy(), tmp_path / "run").create("name", b"theirs")
+    spy = Spy()
+    assert not storage_with(spy, tmp_path / "run").create("name", b"mine")
+    assert spy.names("fsync")[-1] == ("fsync", "run")
+
+
+def test_new_folders_are_synced_into_their_parents(tmp_path):
+    spy = Spy()
+    storage_with(spy, tmp_path / "run").publish("a/b/name", b"")
+    folders = spy.names("mkdir", "fsync")
+    assert folders[:4] == [("mkdir", "a"), ("fsync", "run"), ("mkdir", "b"), ("fsync", "a")]
+
+
+def test_folders_found_are_synced_with_what_is_in_them_once_by_every_process(tmp_path):
+    storage_with(Spy(), tmp_path / "run").publish("a/one", b"")
+    spy = Spy()
+    storage = storage_with(spy, tmp_path / "run")
+    storage.publish("a/two", b"")
+    storage.publish("a/three", b"")
+    assert [path for _, path in spy.names("fsync")] == ["a", "run", ".tmp", "a", ".tmp", "a"]
+
+
+def test_the_run_folder_is_synced_into_its_parent(tmp_path):
+    spy = Spy()
+    LocalStorage.make(tmp_path / "runs" / "demo", cast(System, spy))
+    assert {path for _, path in spy.names("fsync")} == {tmp_path.name, "runs"}
+
+
+# ---- disks that fail ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["publish", "create"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing_and_the_same_call_works_later(tmp_path, method, call, number):
+    storage = storage_with(Spy(failing(call, number, where=".tmp")), tmp_path)
+    with pytest.raises(DiskFullError, match=r"name: (no space left|disk quota)"):
+        getattr(storage, method)("name", b"data")
+    assert storage.list("") == []
+    getattr(storage, method)("name", b"data")
+    assert storage.read("name") == b"data"
+
+
+@pytest.mark.parametrize(
+    ("call", "where", "number", "cause"),
+    [
+        ("open", ".tmp", errno.EACCES, "permission denied"),
+        ("open", ".tmp", errno.EROFS, "read-only file system"),
+        ("write", ".tmp", errno.EIO, "input/output error"),
+        ("mkdir", "folder", errno.EACCES, "permission denied"),
+        ("link", "name", errno.EPERM, "operation not permitted"),
+    ],
+)
+def test_an_error_names_the_path_and_the_cause(tmp_path, call, where, number, cause):
+    storage = storage_with(Spy(failing(call, number, where=where)), tmp_path)
+    with pytest.raises(StorageError) as caught:
+        storage.create("folder/name", b"data")
+    assert str(tmp_path / "folder") in caught.value.message
+    assert caught.value.message.endswith(cause)
+    assert caught.value.exit_code == 4
+    assert storage.list("") == []
+
+
+@pytest.mark.parametrize("where", [".tmp", "run"])
+def test_a_failed_sync_is_fatal_and_never_tried_again(tmp_path, where):
+    spy = Spy(failing("fsync", errno.EIO, where=where))
+    storage = storage_with(spy, tmp_path / "run")
+    with pytest.raises(StorageError, match="cannot sync"):
+        storage.create("name", b"data")
+    calls = len(spy.calls)
+    for method in (storage.create, storage.publish):
+        with pytest.raises(StorageError, match="nothing more is written to this run"):
+            method("other", b"data")
+    assert len(spy.calls) == calls
+
+
+def test_a_folder_that_cannot_be_synced_for_lack_of_room_is_fatal(tmp_path):
+    storage = storage_with(Spy(failing("fsync", errno.ENOSPC, where="run")), tmp_path / "run")
+    with pytest.raises(StorageError, match="cannot sync"):
+        storage.create("name", b"data")
+    with pytest.raises(StorageError, match="nothing more is written"):
+        storage.create("name", b"data")
+
+
+# ---- opening -----------------------------------------------------------------------------------
+
+
+def test_opening_makes_the_folder_only_when_asked(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        open_storage(tmp_path / "a" / "b", create=False)
+    assert open_storage(tmp_path / "a" / "b", create=True).list("") == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_is_no_run_folder(tmp_path, create):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises((UsageError, StorageError), match="is a file"):
+        open_storage(tmp_path / "file", create=create)
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        open_storage(tmp_path / "file" / "run", create=True)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run", "S3://bucket", "https://host/run"])
+def test_object_stores_are_refused_clearly(uri):
+    with pytest.raises(StorageError, match="not supported yet"):
+        open_storage(uri, create=True)
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+    open_storage(f"file://{tmp_path}/a%20b", create=True).publish("c", b"1")
+    assert (tmp_path / "a b" / "c").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("uri", ["file://host/run", "", "a\0b"])
+def test_nonsense_addresses_are_usage_errors(uri):
+    with pytest.raises(UsageError):
+        open_storage(uri, create=True)
