@@ -1,0 +1,150 @@
+"""`balancer query`: rows of a manifest, or counts, in the form another program wants."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from balancer.cli import console
+from balancer.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from balancer.manifest.query import Manifest
+
+FORMATS = ("table", "json", "csv", "parquet", "arrow")
+BINARY = ("parquet", "arrow")
+TERMINAL_ROWS = 200
+
+
+@click.command(name="query")
+@click.argument("run", metavar="RUN")
+@click.argument("condition", metavar="[FILTER]", default="")
+@click.option("--count-by", metavar="A,B", help="Count rows by these columns instead of listing them.")
+@click.option("--columns", metavar="A,B", help="The columns to show, in this order.")
+@click.option("--all", "everything", is_flag=True, help="Rejected candidates as well.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="By default what --output ends in, or a table."
+)
+@click.option("--output", metavar="FILE", help="Write to a file instead of standard output.")
+def command(
+    run: str,
+    condition: str,
+    count_by: str | None,
+    columns: str | None,
+    everything: bool,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """Select rows of the manifest in RUN: the real and the accepted images.
+
+    FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8".
+    """
+    from balancer.manifest.query import open_manifest
+
+    form = form or _format_of(output)
+    _check_destination(form, output)
+    manifest = open_manifest(run)
+    table = _select(manifest, condition, _names(count_by), _names(columns), everything)
+    if form == "table":
+        _print_table(table, _names(count_by) is None and columns is None, manifest.run.facets)
+    else:
+        _emit(_rendered(table, form, keep_embedding=columns is not None), output)
+    if not table.num_rows and "status" in condition and not everything:
+        console.note("no rows; rejected candidates are only looked at with --all")
+
+
+def _select(
+    manifest: Manifest,
+    condition: str,
+    count_by: list[str] | None,
+    columns: list[str] | None,
+    everything: bool,
+) -> pa.Table:
+    status: Any = "all" if everything else "accepted"
+    if count_by is None:
+        return manifest.to_table(columns, condition, status)
+    if columns is not None:
+        raise UsageError("--columns and --count-by exclude each other", hint="give one of them")
+    return manifest.count_by(*count_by, filter=condition, status=status)
+
+
+def _names(listed: str | None) -> list[str] | None:
+    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def _format_of(output: str | None) -> str:
+    suffix = os.path.splitext(output or "")[1][1:].lower()
+    return suffix if suffix in FORMATS else "table"
+
+
+def _check_destination(form: str, output: str | None) -> None:
+    if form == "table" and output is not None:
+        raise UsageError(
+            f"a table is for reading, not for {output}", hint="add --format json, csv, parquet or arrow"
+        )
+    if form in BINARY and output is None and _is_terminal():
+        raise UsageError(
+            f"{form} is binary and would garble the terminal", hint="add --output FILE, or a pipe"
+        )
+
+
+def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
+    """On a terminal the first rows only; to a pipe all of them."""
+    from balancer.manifest.formats import json_rows
+
+    if choose:
+        table = table.select(["id", "class", *facets, "source", "status", "reason", "score", "file_name"])
+    shown = table.slice(0, TERMINAL_ROWS) if _is_terminal() else table
+    rows = [[_cell(value) for value in row.values()] for row in json_rows(shown)]
+    console.table(f"{table.num_rows} row{'' if table.num_rows == 1 else 's'}", table.column_names, rows)
+    if shown.num_rows < table.num_rows:
+        console.note(f"the first {shown.num_rows} of {table.num_rows} rows; --format csv gives all")
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _cell(value: object) -> str | int | float | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return round(value, 4)
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
+def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
+    import json
+
+    from balancer.manifest import formats
+    from balancer.manifest.schema import EMBEDDING
+
+    if form == "parquet":
+        return formats.parquet_bytes(table)
+    if form == "arrow":
+        return formats.arrow_bytes(table)
+    if EMBEDDING in table.column_names and not keep_embedding:
+        table = table.drop_columns([EMBEDDING])  # a thousand numbers a row are no text
+    if form == "csv":
+        return formats.csv_text(table).encode()
+    return (json.dumps(formats.json_rows(table), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _emit(data: bytes, output: str | None) -> None:
+    if output is None:
+        click.echo(data, nl=False)
+        return
+    folder, name = os.path.split(os.path.abspath(output))
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise UsageError(f"{output} is not a file that can be written", hint="choose another --output")
+    if not os.path.isdir(folder):
+        raise UsageError(f"--output {output}: no folder {folder}", hint="make the folder first")
+    from balancer.storage import open_storage
+
+    open_storage(folder, create=False).publish(name, data)
+    console.note(f"wrote {output}")

@@ -1,0 +1,51 @@
+"""`balancer status`: how far a run is, while it goes on and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from balancer.cli import console
+
+
+@click.command(name="status")
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(run: str, as_json: bool) -> None:
+    """Show how far the run in RUN is, from its files alone.
+
+    Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
+    ended without saying how. All but complete and short go on with `balancer run`.
+    """
+    from balancer.manifest.log import utc_now
+    from balancer.manifest.status import status_of
+    from balancer.storage import open_storage
+
+    status = status_of(open_storage(run, create=False), utc_now())
+    if as_json:
+        console.print_json(status)
+    else:
+        console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+
+
+def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | None]]:
+    wanted, candidates = status["wanted"], status["candidates"]
+    rejected = [
+        (f"rejected: {reason}", count, _share(count, candidates))
+        for reason, count in status["rejected_by_reason"].items()
+    ]
+    rows: list[tuple[str, str | int | None, str | None]] = [
+        ("wanted", wanted, None),
+        ("accepted", status["accepted"], _share(status["accepted"], wanted)),
+        ("short", status["short"], _share(status["short"], wanted)),
+        ("candidates", candidates, None),
+        *rejected,
+    ]
+    if status["eta_s"] is not None:
+        rows.append(("time left", console.duration(status["eta_s"]), None))
+    return rows
+
+
+def _share(part: int, whole: int) -> str | None:
+    return f"{100 * part / whole:.1f}%" if whole else None

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from balancer.cli import main
+from balancer.errors import UsageError
+from balancer.manifest import check_run, fsck
+from balancer.manifest.layout import LOG_DIR, RUN_FILE, fragment_path
+from balancer.storage import open_storage
+from tests.manifest_samples import NOON, image_bytes, real, rejected, row, start
+
+ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
+IMAGE = f"images/{ONE}-1.png"
+
+Fault = Callable[[Path], None]
+
+
+def commit(root: Path, *rows: dict[str, Any]) -> None:
+    """Commit rows with their images to the run in a folder."""
+    storage = open_storage(root, create=True)
+    for one in rows:
+        if one["file_name"] is not None:
+            storage.publish(one["file_name"], image_bytes(one["file_name"][len("images/") : -len(".png")]))
+    start(storage).commit(rows)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A sound run: fragments 1, 3 and 5 open, 2 holds two rows, 4 two more, 6 closes."""
+    root = tmp_path / "run"
+    commit(root, row(ONE), rejected(TWO))
+    commit(root, row(TWO, 2), real("a.png"))
+    start(open_storage(root, create=False)).close("complete")
+    return root
+
+
+def test_a_sound_run_has_no_problems(run):
+    found = check_run(open_storage(run, create=False))
+    assert (found.problems, found.notes) == ((), ())
+    assert (found.fragments, found.rows, found.images) == (6, 4, 3)
+
+
+def test_checking_changes_nothing(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    fsck(open_storage(run, create=False))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def rows(*planted: dict[str, Any]) -> Fault:
+    return lambda run: commit(run, *planted)
+
+
+def remove(path: str) -> Fault:
+    return lambda run: (run / path).unlink()
+
+
+def change(path: str, how: Callable[[bytes], bytes]) -> Fault:
+    def plant(run: Path) -> None:
+        (run / path).write_bytes(how((run / path).read_bytes()))
+
+    return plant
+
+
+def overwrite(path: str, data: bytes) -> Fault:
+    return change(path, lambda _: data)
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-300] + bytes([data[-300] ^ 4]) + data[-299:]
+
+
+def copy(source: str, target: str) -> Fault:
+    def plant(run: Path) -> None:
+        shutil.copyfile(run / source, run / target)
+
+    return plant
+
+
+def link_outside(run: Path) -> None:
+    (run.parent / "secret").write_bytes(image_bytes(f"{ONE}-1"))
+    (run / IMAGE).unlink()
+    (run / IMAGE).symlink_to(run.parent / "secret")
+
+
+ANOTHER = row("basic/dim/0009")
+OUTSIDE = {"file_name": "../secret.png"}
+
+FAULTS = [
+    ("run.json is readable", RUN_FILE, overwrite(RUN_FILE, b"{")),
+    ("log without gaps", fragment_path(3), remove(fragment_path(3))),
+    ("fragment is whole", fragment_path(2), change(fragment_path(2), lambda data: data[:-1])),
+    ("fragment is whole", fragment_path(6), overwrite(fragment_path(6), b"")),
+    ("checksum", fragment_path(4), change(fragment_path(4), flip)),
+    ("checksum", fragment_path(6), change(fragment_path(6), flip)),
+    ("fragment is the one its name says", fragment_path(3), copy(fragment_path(2), fragment_path(3))),
+    ("images are there", IMAGE, remove(IMAGE)),
+    ("images can be read", IMAGE, link_outside),
+    ("images have their size", IMAGE, overwrite(IMAGE, b"short")),
+    ("images have their sha256", IMAGE, change(IMAGE, lambda data: data[:-1] + b"?")),
+    ("one accepted image a slot", fragment_path(8), rows(row(ONE, 2))),
+    ("accepted without a reason", fragment_path(8), rows({**ANOTHER, "reason": "lighting"})),
+    ("accepted at its threshold", fragment_path(8), rows({**ANOTHER, "score": 0.59})),
+    ("accepted at its threshold", fragment_path(8), rows({**ANOTHER, "score": float("nan")})),
+    ("accepted at its threshold", fragment_path(8), rows({**ANOTHER, "threshold": None})),
+    ("rejected for a reason", fragment_path(8), rows(rejected("basic/dim/0009", reason=None))),  # type: ignore[arg-type]
+    ("known status and source", fragment_path(8), rows({**ANOTHER, "status": "maybe"})),
+    ("accepted rows have an image", fragment_path(8), rows({**ANOTHER, "file_name": None})),
+    (
+        "rejected rows have no image",
+        fragment_path(8),
+        rows({**rejected("basic/dim/0009"), "file_name": IMAGE}),
+    ),
+    ("one row an image", fragment_path(8), rows({**ANOTHER, "file_name": IMAGE})),
+    ("rows belong to the run", fragment_path(8), rows({**ANOTHER, "run_id": "run-2"})),
+    ("cells are planned", fragment_path(8), rows(row("basic/harsh/0000"))),
+    ("no more images than planned", RUN_FILE, rows(*(row(f"basic/dim/{index:04d}") for index in (1, 2, 3)))),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "plant"), FAULTS)
+def test_a_planted_fault_is_found_with_its_rule_and_its_file(run, rule, path, plant):
+    plant(run)
+    found = fsck(open_storage(run, create=False))
+    assert (rule, path) in {(problem.rule, problem.path) for problem in found}
+
+
+@pytest.mark.parametrize(("rule", "path", "plant"), FAULTS)
+def test_the_command_names_the_rule_and_the_file_and_exits_with_1(run, rule, path, plant):
+    plant(run)
+    result = CliRunner().invoke(main, ["fsck", str(run)])
+    assert result.exit_code == 1
+    assert f"{path}: {rule}: " in result.stdout
+
+
+def test_an_id_that_is_there_twice_is_found(run):
+    """No driver commits one, so the fragment is written by hand."""
+    from balancer.manifest import read_log, read_run
+    from balancer.manifest.fragment import Stamp, encode
+    from balancer.manifest.schema import rows_to_table
+
+    storage = open_storage(run, create=False)
+    log = start(storage)
+    last = read_log(storage).last
+    assert last is not None
+    previous = hashlib.sha256(storage.read(fragment_path(last.seq))).hexdigest()
+    stamp = Stamp("run-1", last.seq + 1, log.epoch, last.writer, "c", previous, "rows", NOON)
+    table = rows_to_table([rejected(TWO)], read_run(storage).schema())
+    storage.create(fragment_path(stamp.seq), encode(table, stamp))
+    (problem,) = fsck(storage)
+    assert (problem.rule, problem.path) == ("ids are unique", fragment_path(stamp.seq))
+
+
+def test_a_replaced_fragment_breaks_the_chain_of_the_next(run, tmp_path):
+    other = tmp_path / "other"
+    commit(other, row(ONE))
+    shutil.copyfile(other / fragment_path(1), run / fragment_path(1))
+    (problem, *_) = fsck(open_storage(run, create=False))
+    assert (problem.rule, problem.path) == ("hash chain", fragment_path(2))
+
+
+def test_rows_after_a_broken_fragment_are_still_checked(run):
+    remove(fragment_path(3))(run)
+    remove(f"images/{TWO}-2.png")(run)
+    rules = {problem.rule for problem in fsck(open_storage(run, create=False))}
+    assert rules == {"log without gaps", "images are there"}
+
+
+def test_an_image_outside_the_run_is_not_even_read(run, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    start(open_storage(run, create=False)).commit([{**ANOTHER, **OUTSIDE}])
+    (problem,) = fsck(open_storage(run, create=False))
+    assert (problem.rule, problem.path) == ("images can be read", "../secret.png")
+
+
+def referenced(tmp_path: Path, data: bytes) -> Path:
+    """A run that records where its real image is instead of copying it."""
+    root, image = tmp_path / "run", tmp_path / "a.png"
+    image.write_bytes(data)
+    config = {"attempts": {"max": 1, "fallback": None}, "output": {"real_images": "reference"}}
+    right = image_bytes("a")
+    there: dict[str, Any] = {"sha256": hashlib.sha256(right).hexdigest(), "num_bytes": len(right)}
+    log = start(open_storage(root, create=True), config=config)
+    log.commit([real("a.png", file_name=str(image), **there)])
+    return root
+
+
+def test_real_images_kept_elsewhere_are_hashed_there(tmp_path):
+    found = check_run(open_storage(referenced(tmp_path, image_bytes("a")), create=False))
+    assert (found.problems, found.images) == ((), 1)
+
+
+def test_a_real_image_kept_elsewhere_that_changed_is_found(tmp_path):
+    root = referenced(tmp_path, image_bytes("b"))
+    assert [problem.rule for problem in fsck(open_storage(root, create=False))] == [
+        "images have their sha256"
+    ]
+    (tmp_path / "a.png").unlink()
+    assert [problem.rule for problem in fsck(open_storage(root, create=False))] == ["images are there"]
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        (f"{LOG_DIR}/.{'0' * 19}9.arrow.ab.tmp", "no temporary files"),
+        ("images/basic/.0001-1.png.ab.tmp", "no temporary files"),
+        ("images/basic/dim/0009-1.png", "no unreferenced images"),
+        (f"{LOG_DIR}/notes.txt", "nothing foreign in the log"),
+    ],
+)
+def test_leftovers_are_notes_and_no_problems(run, path, rule):
+    open_storage(run, create=False).publish(path, b"left over")
+    found = check_run(open_storage(run, create=False))
+    assert found.problems == ()
+    assert [(note.rule, note.path) for note in found.notes] == [(rule, path)]
+    result = CliRunner().invoke(main, ["fsck", str(run)])
+    assert result.exit_code == 0
+    assert path in result.stderr
+
+
+def test_the_command_says_what_it_looked_at(run):
+    result = CliRunner().invoke(main, ["fsck", str(run)])
+    assert result.stdout == "6 fragments, 4 rows and 3 images checked: no problems\n"
+
+
+def test_a_folder_without_a_run_is_not_checked(tmp_path):
+    with pytest.raises(UsageError, match="is not a run folder"):
+        fsck(open_storage(tmp_path, create=False))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from balancer.cli import main
+from balancer.manifest import status_of
+from balancer.storage import open_storage
+from tests.manifest_samples import MemoryStorage, at, planned, real, rejected, row, run_info, start
+
+KEYS = (
+    "run_id state wanted accepted short candidates rejected_by_reason success_rate acceptance eta_s"
+).split()
+ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
+
+
+def status_after(*rows: dict[str, Any], minutes: float = 1, **changes: Any) -> dict[str, Any]:
+    """The status of a run that was opened at noon and committed these rows then, some minutes later."""
+    storage = MemoryStorage()
+    start(storage, **changes).commit(rows)
+    return status_of(storage, at(minutes))
+
+
+def test_the_keys_are_those_of_the_contract():
+    assert list(status_after()) == KEYS
+
+
+def test_a_run_that_has_just_begun_knows_little():
+    status = status_after()
+    assert (status["run_id"], status["state"], status["wanted"]) == ("run-1", "running", 5)
+    assert (status["accepted"], status["candidates"], status["rejected_by_reason"]) == (0, 0, {})
+    assert (status["success_rate"], status["acceptance"], status["eta_s"]) == (None, None, None)
+
+
+def test_real_images_are_not_counted():
+    status = status_after(real("a.png"), real("b.png"), row(ONE))
+    assert (status["accepted"], status["candidates"]) == (1, 1)
+
+
+def test_reasons_stand_in_the_order_of_their_number():
+    status = status_after(
+        rejected(ONE, 1, "class"), rejected(ONE, 2, "lighting"), rejected(TWO, 1, "lighting"), row(ONE, 3)
+    )
+    assert list(status["rejected_by_reason"].items()) == [("lighting", 2), ("class", 1)]
+    assert status["acceptance"] == pytest.approx(0.25)
+
+
+def test_a_slot_is_short_when_it_has_no_attempt_left():
+    three = [rejected(ONE, attempt) for attempt in (1, 2, 3)]
+    assert status_after(*three)["short"] == 0  # the fallback is still to come
+    assert status_after(*three, rejected(ONE, 4))["short"] == 1
+    without_fallback = {"attempts": {"max": 3, "fallback": None}}
+    assert status_after(*three, config=without_fallback)["short"] == 1
+
+
+def test_a_slot_that_was_filled_at_last_is_not_short():
+    status = status_after(*(rejected(ONE, attempt) for attempt in (1, 2, 3)), row(ONE, 4))
+    assert (status["short"], status["accepted"], status["success_rate"]) == (0, 1, 1.0)
+
+
+def test_the_success_rate_is_over_settled_slots():
+    short = [rejected(ONE, attempt) for attempt in (1, 2, 3, 4)]
+    status = status_after(*short, row(TWO), row(THREE), rejected("burnt/dim/severe/0000"))
+    assert status["success_rate"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("state", ["complete", "short", "interrupted", "failed", "budget"])
+def test_the_state_is_what_the_last_driver_said(state):
+    storage = MemoryStorage()
+    start(storage).close(state)
+    assert status_of(storage, at(0))["state"] == state
+    assert status_of(storage, at(10_000))["eta_s"] is None
+
+
+def test_a_driver_that_is_silent_for_two_minutes_has_stopped():
+    assert status_after(row(ONE), minutes=1.99)["state"] == "running"
+    assert status_after(row(ONE), minutes=2)["state"] == "stopped"
+
+
+def test_a_run_that_goes_on_is_running_again():
+    storage = MemoryStorage()
+    start(storage).close("budget")
+    start(storage, now=lambda: at(60))
+    assert status_of(storage, at(61))["state"] == "running"
+
+
+def test_the_time_left_follows_from_the_last_minutes():
+    """Ten images wanted, four made in two minutes: six to go, half a minute each."""
+    made = [row(f"basic/dim/{index:04d}", generated_at=at(index / 2)) for index in range(4)]
+    storage = MemoryStorage()
+    times = iter([at(0), at(2)])
+    start(storage, now=lambda: next(times), plan=[planned("basic/dim", 10)]).commit(made)
+    assert status_of(storage, at(2))["eta_s"] == pytest.approx(180)
+
+
+def test_what_was_made_long_ago_or_by_an_earlier_driver_says_nothing_of_the_pace():
+    storage = MemoryStorage()
+    start(storage).commit([row(ONE), row(TWO)])
+    times = iter([at(100), at(110)])
+    start(storage, now=lambda: next(times)).commit([row(THREE, generated_at=at(108))])
+    assert status_of(storage, at(110))["eta_s"] == pytest.approx(2 * 300)  # one in five minutes, two to go
+
+
+def test_a_stopped_run_has_no_time_left():
+    assert status_after(row(ONE), minutes=60)["eta_s"] is None
+
+
+def test_a_run_whose_slots_are_settled_has_no_time_to_go():
+    rows = [row(f"basic/dim/{index:04d}") for index in range(3)]
+    rows += [row(f"burnt/dim/severe/{index:04d}") for index in range(2)]
+    assert status_after(*rows)["eta_s"] == 0
+
+
+def test_the_command_prints_one_object_or_a_table(tmp_path):
+    log = start(open_storage(tmp_path, create=False))
+    log.commit([row(ONE), rejected(TWO)])
+    log.close("interrupted")
+    printed = CliRunner().invoke(main, ["status", str(tmp_path), "--json"])
+    assert list(json.loads(printed.stdout)) == KEYS
+    table = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert table.exit_code == 0
+    assert "run run-1: interrupted" in table.stdout
+    assert "rejected: lighting" in table.stdout
+
+
+def test_the_plan_decides_what_is_wanted():
+    assert status_after(plan=[planned("basic/dim", 40), planned("basic/harsh", 2)])["wanted"] == 42
+    assert run_info(plan=[]).wanted == 0
