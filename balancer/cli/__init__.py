@@ -1,0 +1,131 @@
+"""The `balancer` command: one file per subcommand, imported when it is called and not before.
+
+Each file defines `command`. A command ends well by returning, with another exit code by `ctx.exit(code)`,
+and badly by raising a `BalancerError`, which is printed here as `error: ...` and `hint: ...`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import click
+
+from balancer.errors import BalancerError
+
+# What `balancer --help` says of each command, so that it need not import them all.
+COMMANDS = {
+    "sample": "Render the sample dataset.",
+    "audit": "Count what a dataset has, and what is wrong with it.",
+    "plan": "Show what a run would generate, and what it would cost.",
+    "run": "Generate, verify and commit images until every quota is met.",
+    "status": "Show how far a run is.",
+    "query": "Select rows of a run's manifest.",
+    "report": "Write a run's report, one HTML file.",
+    "fsck": "Check a run's manifest and every image it names.",
+    "doctor": "Check this machine: versions, GPUs, Ray, weights.",
+}
+
+
+class _Failure(click.ClickException):
+    """The lines a failed command leaves on stderr, and its exit code."""
+
+    def __init__(self, lines: Sequence[str], exit_code: int) -> None:
+        super().__init__("\n".join(lines))
+        self.exit_code = exit_code  # type: ignore[misc]  # click's main() reads it off the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"balancer.cli.{cmd_name}")
+        return cast("click.Command", module.command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            question = f", did you mean `{near[0]}`?" if near else ""
+            raise click.UsageError(f"no command `{args[0]}`{question}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _failures_as_lines():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with _failures_as_lines():
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()  # here, so that a reader that has gone away is noticed and not a traceback
+            return result
+
+
+@contextmanager
+def _failures_as_lines() -> Iterator[None]:
+    try:
+        yield
+    except BalancerError as error:
+        raise _Failure(_error_lines(error.message, error.hint), error.exit_code) from error
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "balancer"
+        lines = _error_lines(error.format_message(), f"`{command} --help` shows what it takes")
+        raise _Failure(lines, error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise _Failure(["interrupted"], 128 + signal.SIGINT) from error
+    except BrokenPipeError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+        raise click.exceptions.Exit(128 + signal.SIGPIPE) from error
+
+
+def _error_lines(message: str, hint: str) -> list[str]:
+    from balancer.cli.console import printable  # on failure only: a listing of commands need not wait for it
+
+    lines = [f"error: {printable(line)}" for line in message.split("\n")]
+    return [*lines, f"hint: {printable(hint)}"] if hint else lines
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version("balancer")
+    except metadata.PackageNotFoundError:
+        version = "(not installed)"
+    click.echo(f"balancer {version}")
+    ctx.exit()
+
+
+@click.group(cls=_Commands, name="balancer", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    help="Show the version and exit.",
+)  # fmt: skip
+def main() -> None:
+    """Fill up an image dataset: generate what its classes lack, keep what passes verification.
+
+    Exit codes: 0 every quota met, 1 error, 2 usage or config, 3 finished with some cells short,
+    4 something missing (GPU, Ray, weights, storage), 5 another driver took the run over,
+    130 interrupted.
+    """

@@ -1,0 +1,232 @@
+"""How commands show things: rich tables and bars on a terminal, plain lines elsewhere, JSON on demand.
+
+Results go to stdout; notes, warnings and progress to stderr, so that output can be piped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from balancer.progress import Snapshot
+
+LINE_INTERVAL_S = 10.0
+"""Plain progress lines are at least this far apart: a night's log stays readable."""
+
+Cell = str | int | float | None
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`."""
+    numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
+    cells = [[_text(cell) for cell in row] for row in rows]
+    if _is_terminal(sys.stdout):
+        _rich_table(title, columns, cells, numeric)
+    else:
+        print("\n".join(_plain_table(title, columns, cells, numeric)))
+
+
+def print_json(obj: object) -> None:
+    """Print one JSON object to stdout; NaN and infinity, which JSON lacks, raise ValueError."""
+    print(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line, or several, for the person watching, on stderr."""
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """A name from outside, as one line that cannot steer a terminal."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
+def warn(text: str) -> None:
+    note(f"warning: {text}")
+
+
+class ProgressDisplay(Protocol):
+    def update(self, snapshot: Snapshot) -> None: ...
+
+
+@contextmanager
+def progress_display(title: str) -> Iterator[ProgressDisplay]:
+    """A live display where stderr is a terminal, elsewhere one line every 10 s and one at the end."""
+    if _is_terminal(sys.stderr):
+        with _live_display(title) as display:
+            yield display
+        return
+    lines = LineDisplay()
+    try:
+        yield lines
+    finally:
+        lines.close()
+
+
+class LineDisplay:
+    """Progress as plain lines, at most one every `LINE_INTERVAL_S`, the last snapshot always.
+
+    `clock` counts seconds for the interval; `now` gives the time of day each line begins with.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._now = now
+        self._pending: Snapshot | None = None
+        self._printed_s: float | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        if self._printed_s is None or self._clock() - self._printed_s >= LINE_INTERVAL_S:
+            self._print(snapshot)
+        else:
+            self._pending = snapshot
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._print(self._pending)
+
+    def _print(self, snapshot: Snapshot) -> None:
+        line = f"{self._now():%H:%M:%S} {progress_line(snapshot)}"
+        print(line, file=self._stream or sys.stderr, flush=True)
+        self._pending, self._printed_s = None, self._clock()
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """`accepted 131/244 (54%) candidates 160 rejected 22% [lighting 21 burn_level 14] 4.1/s eta 0:27 ...`"""
+    parts = [
+        f"accepted {snapshot.accepted}/{snapshot.wanted} ({_percent(snapshot.accepted, snapshot.wanted)})",
+        f"short {snapshot.short}" if snapshot.short else "",
+        f"candidates {snapshot.candidates}",
+        _rejected(snapshot),
+        _pace(snapshot),
+        f"generators {snapshot.generators_busy}/{snapshot.generators} busy" if snapshot.generators else "",
+        f"in flight {snapshot.in_flight}",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """`0:27`, `12:05`, `1:57:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def size(num_bytes: float) -> str:
+    """`29 kB`, `7.0 MB`, `1.2 GB`."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= power:
+            return f"{num_bytes / power:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
+
+
+def _rejected(snapshot: Snapshot) -> str:
+    reasons: Mapping[str, int] = snapshot.rejected_by_reason
+    if not reasons:
+        return ""
+    listed = " ".join(f"{reason} {count}" for reason, count in reasons.items())
+    return f"rejected {_percent(sum(reasons.values()), snapshot.candidates)} [{listed}]"
+
+
+def _pace(snapshot: Snapshot) -> str:
+    rate = snapshot.accepted_per_s
+    left = "-" if snapshot.eta_s is None else duration(snapshot.eta_s)
+    return f"{rate:.{1 if rate >= 1 else 2}f}/s eta {left}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f}%" if whole else "-"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _text(cell: Cell) -> str:
+    return "-" if cell is None else printable(str(cell))
+
+
+def _is_numeric(column: Sequence[Cell]) -> bool:
+    return all(cell is None or isinstance(cell, int | float) for cell in column)
+
+
+def _plain_table(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> Iterator[str]:
+    lines = [columns, *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    yield title
+    for line in lines:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        )
+        yield "  " + "  ".join(padded).rstrip()
+
+
+def _rich_table(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column, right in zip(columns, numeric, strict=True):
+        grid.add_column(column, justify="right" if right else "left")
+    for row in cells:
+        grid.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is not markup
+    Console().print(grid)
+
+
+@contextmanager
+def _live_display(title: str) -> Iterator[ProgressDisplay]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    class Display:
+        def update(self, snapshot: Snapshot) -> None:
+            live.update(_live_view(title, snapshot))
+
+    with Live(Text(title), console=Console(stderr=True), refresh_per_second=4) as live:
+        yield Display()
+
+
+def _live_view(title: str, snapshot: Snapshot) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    heading = Text(f"{title}  {duration(snapshot.elapsed_s)}", style="bold")
+    return Group(heading, _class_bars(snapshot), Text(progress_line(snapshot)))
+
+
+def _class_bars(snapshot: Snapshot) -> Table:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    for name, progress in snapshot.by_class.items():
+        short = f"{progress.short} short" if progress.short else ""
+        bar = ProgressBar(total=max(progress.wanted, 1), completed=progress.accepted, width=40)
+        count = Text(f"{progress.accepted}/{progress.wanted}", justify="right")
+        grid.add_row(Text(f"  {name}"), bar, count, Text(short, style="yellow"))
+    return grid

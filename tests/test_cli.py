@@ -1,0 +1,496 @@
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from balancer import errors
+from balancer.cli import COMMANDS, console, main
+from balancer.progress import ClassProgress, Snapshot
+
+HEAVY = (
+    "ray",
+    "torch",
+    "diffusers",
+    "open_clip",
+    "transformers",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "scipy",
+    "duckdb",
+)
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+@pytest.fixture
+def status_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Put something else behind `balancer status`."""
+
+    def replace(callback: Callable[[], None]) -> None:
+        module = SimpleNamespace(command=click.Command("status", callback=callback))
+        monkeypatch.setitem(sys.modules, "balancer.cli.status", module)
+
+    return replace
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def callback() -> None:
+        raise error
+
+    return callback
+
+
+# What starting costs
+
+
+def loaded_after(project: Path, statement: str) -> set[str]:
+    """The heavy packages that are loaded after a statement in an interpreter of its own."""
+    listing = f"import sys\nprint(*(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    code = f"{statement}\n{listing}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import balancer.cli", "import balancer.cli.console", "import balancer"]
+)
+def test_importing_the_command_line_loads_nothing_heavy(project: Path, statement: str):
+    assert loaded_after(project, statement) == set()
+
+
+def test_listing_the_commands_loads_nothing_heavy(project: Path):
+    statement = "from balancer.cli import main; main(['--help'], standalone_mode=False)"
+    assert loaded_after(project, statement) == set()
+
+
+def test_help_of_any_command_loads_nothing_heavy(project: Path):
+    statement = f"""
+from balancer.cli import main
+for name in {tuple(COMMANDS)!r}:
+    main([name, "--help"], standalone_mode=False)"""
+    assert loaded_after(project, statement) == set()
+
+
+# The group
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_listed_command_exists_and_has_help(name: str):
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: balancer {name} ")
+
+
+def test_help_lists_every_command():
+    listed = invoke("--help").stdout
+    assert all(f"  {name} " in listed for name in COMMANDS)
+
+
+def test_the_version_is_one_line():
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout.split()[0]) == (0, "balancer")
+
+
+def test_the_module_can_be_run_as_a_program(project: Path):
+    command = [sys.executable, "-m", "balancer", "--help"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: balancer [OPTIONS] COMMAND")
+
+
+def test_a_misspelt_command_names_the_right_one():
+    result = invoke("pln")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: no command `pln`, did you mean `plan`?\nhint: `balancer --help` shows what it takes\n"
+    )
+
+
+def test_a_command_like_no_other_is_refused_without_a_guess():
+    assert invoke("xyzzy").stderr.startswith("error: no command `xyzzy`\n")
+
+
+@pytest.mark.parametrize("args", [["--fast"], ["plan"], ["plan", "--fast", "job.yaml"], ["plan", "a", "b"]])
+def test_a_wrong_call_is_two_lines_and_exit_code_2(args: Sequence[str]):
+    result = invoke(*args)
+    error, hint = result.stderr.splitlines()
+    assert (result.exit_code, error[:7], hint[:6]) == (2, "error: ", "hint: ")
+
+
+# How commands end
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (errors.BalancerError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.ConfigError(["x"]), 2),
+        (errors.DatasetError("x"), 2),
+        (errors.UnavailableError("x"), 4),
+        (errors.ClusterError("x"), 4),
+        (errors.WeightsError("x"), 4),
+        (errors.StorageError("x"), 4),
+        (errors.ManifestError("x"), 1),
+        (errors.StalledError("x"), 1),
+        (errors.FencedError("x"), 5),
+        (errors.InterruptedRun("x", signal_number=2), 130),
+        (errors.InterruptedRun("x", signal_number=15), 143),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_error_has_its_exit_code(
+    error: errors.BalancerError, exit_code: int, status_does: Callable[[Callable[[], None]], None]
+):
+    status_does(raising(error))
+    result = invoke("status")
+    assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", "error: x\n")
+
+
+def test_every_error_of_the_tree_is_tested_above():
+    def below(kind: type[errors.BalancerError]) -> set[str]:
+        return {kind.__name__}.union(*(below(child) for child in kind.__subclasses__()))
+
+    (mark,) = [m for m in test_each_error_has_its_exit_code.pytestmark if m.name == "parametrize"]
+    assert {type(error).__name__ for error, _ in mark.args[1]} == below(errors.BalancerError)
+
+
+def test_a_hint_is_a_line_of_its_own(status_does: Callable[[Callable[[], None]], None]):
+    status_does(raising(errors.ClusterError("3 GPUs asked, 2 are there", hint="lower actors.generators")))
+    assert invoke("status").stderr == "error: 3 GPUs asked, 2 are there\nhint: lower actors.generators\n"
+
+
+def test_each_problem_of_a_config_is_a_line(status_does: Callable[[Callable[[], None]], None]):
+    status_does(raising(errors.ConfigError(["a.yaml:1: x", "a.yaml:2: y"])))
+    assert invoke("status").stderr == "error: a.yaml:1: x\nerror: a.yaml:2: y\n"
+
+
+def test_an_error_cannot_steer_the_terminal(status_does: Callable[[Callable[[], None]], None]):
+    status_does(raising(errors.UsageError("no file \x1b[2Jx")))
+    assert invoke("status").stderr == "error: no file \\x1b[2Jx\n"
+
+
+def test_ctrl_c_is_130_without_a_traceback(status_does: Callable[[Callable[[], None]], None]):
+    status_does(raising(KeyboardInterrupt()))
+    result = invoke("status")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_an_unexpected_exception_keeps_its_traceback(status_does: Callable[[Callable[[], None]], None]):
+    bug = ZeroDivisionError("a bug")
+    status_does(raising(bug))
+    assert invoke("status").exception is bug
+
+
+def test_a_command_may_end_with_its_own_exit_code(status_does: Callable[[Callable[[], None]], None]):
+    status_does(lambda: click.get_current_context().exit(3))
+    assert invoke("status").exit_code == 3
+
+
+def test_a_reader_that_goes_away_is_no_error(project: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "balancer", "--help"],
+        cwd=project,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# balancer plan
+
+
+@pytest.fixture
+def small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Classes a (2 images) and b (none), three wanted of each, half of them dark."""
+    monkeypatch.chdir(tmp_path)
+    for n, colour in enumerate(["red", "blue"]):
+        (tmp_path / "data/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"data/a/{n}.png")
+    (tmp_path / "job.yaml").write_text(
+        """\
+dataset: {path: data}
+target: {per_class: 4}
+classes:
+  a: {prompts: [an a]}
+  b: {prompts: [a b]}
+facets:
+  light:
+    classes: [b]
+    values:
+      dark: {prompts: [dark]}
+      bright: {prompts: [bright]}
+generation: {width: 64, height: 64}
+planning: {acceptance: 1, seconds_per_candidate: 10}
+actors: {generators: 2}
+output: {real_images: reference}
+"""
+    )
+    return tmp_path
+
+
+def test_plan_prints_cells_classes_facets_and_cost(small_job: Path):
+    result = invoke("plan", "job.yaml")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        """\
+6 images to generate in 3 cells, in this order
+  priority  class  light   images
+  critical  b      dark         2
+  critical  b      bright       2
+  high      a      -            2
+
+classes, target 4 each
+  class  now  to generate  then
+  a        2            2     4
+  b        0            4     4
+
+light
+  value   to generate
+  dark              2
+  bright            2
+
+estimate
+  what        expected  basis
+  candidates  6         6 images, 100% of candidates pass (planning.acceptance), up to 3 attempts
+  time        0:30      6 candidates of 10 s each (planning.seconds_per_candidate), 2 generators (actors.generators)
+  disk        44 kB     6 images of 7 kB (60 % of raw pixels; planning.bytes_per_image)
+"""  # noqa: E501
+    )
+
+
+def test_plan_as_json_is_one_object(small_job: Path):
+    plan = json.loads(invoke("plan", "job.yaml", "--json").stdout)
+    assert plan["total"] == 6
+    assert plan["cells"] == [
+        {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
+        {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
+        {"class": "a", "light": None, "quota": 2, "priority": "high"},
+    ]
+    assert (plan["estimate"]["candidates"], plan["estimate"]["hours"]) == (6, pytest.approx(1 / 120))
+
+
+def test_plan_takes_overrides(small_job: Path):
+    plan = json.loads(invoke("plan", "job.yaml", "--json", "--set", "target.per_class=3").stdout)
+    assert plan["total"] == 4
+
+
+def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
+    (small_job / "data/a/broken.png").write_bytes(b"not a picture")
+    (small_job / "data/a/copy.png").write_bytes((small_job / "data/a/0.png").read_bytes())
+    result = invoke("plan", "job.yaml", "--json")
+    assert json.loads(result.stdout)["total"] == 5
+    assert result.stderr == (
+        "warning: images unreadable and not counted: 1; exact copies of others and counted: 1 "
+        "(`balancer audit data` names them)\n"
+    )
+
+
+def test_the_plan_of_the_demo_is_the_reference_case(project: Path):
+    result = invoke("plan", str(project / "configs/demo.yaml"), "--json")
+    plan = json.loads(result.stdout)
+    assert (plan["total"], len(plan["cells"])) == (244, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ("nowhere.yaml", "error: config nowhere.yaml does not exist"),
+        ("data", "error: config data is a folder, not a file"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(config: str, line: str, small_job: Path):
+    result = invoke("plan", config)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "exit_code", "line"),
+    [
+        ("dataset.path=nowhere", 2, "nowhere"),
+        ("classes.a.promts=[x]", 2, "--set classes.a.promts=[x]: classes.a.promts: unknown key `promts`"),
+        ("classes={b: {prompts: [x]}}", 2, "folder 'a' is not a class of the config"),
+    ],
+)
+def test_what_cannot_be_planned_is_an_error_line(setting: str, exit_code: int, line: str, small_job: Path):
+    result = invoke("plan", "job.yaml", "--set", setting)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert line in result.stderr.splitlines()[0]
+
+
+# The console
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    usual = Snapshot(
+        wanted=244,
+        accepted=131,
+        short=0,
+        candidates=160,
+        rejected_by_reason={"lighting": 21, "burn_level": 8},
+        by_class={"basic": ClassProgress(20, 20), "burnt [x]": ClassProgress(24, 11, 1)},
+        elapsed_s=40.0,
+        accepted_per_s=4.1,
+        candidates_per_s=5.0,
+        eta_s=27.4,
+        generators_busy=2,
+        generators=2,
+        in_flight=32,
+    )
+    return replace(usual, **changes)
+
+
+def test_a_progress_line_says_it_all():
+    assert console.progress_line(snapshot()) == (
+        "accepted 131/244 (54%) candidates 160 rejected 18% [lighting 21 burn_level 8] "
+        "4.1/s eta 0:27 generators 2/2 busy in flight 32"
+    )
+
+
+def test_a_progress_line_before_anything_is_known():
+    line = console.progress_line(
+        snapshot(accepted=0, candidates=0, rejected_by_reason={}, accepted_per_s=0.0, eta_s=None, short=2)
+    )
+    assert line == ("accepted 0/244 (0%) short 2 candidates 0 0.00/s eta - generators 2/2 busy in flight 32")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime.datetime:
+        return datetime.datetime(2026, 1, 1, 12, 40, 10, tzinfo=datetime.UTC) + datetime.timedelta(
+            seconds=self.seconds
+        )
+
+
+def lines_at(times: Sequence[float]) -> list[str]:
+    """The progress lines of a run with a snapshot at each of these seconds, numbered as candidates."""
+    clock, stream = Clock(), io.StringIO()
+    display = console.LineDisplay(stream, clock, clock.now)
+    for number, clock.seconds in enumerate(times):
+        display.update(snapshot(candidates=number, rejected_by_reason={}))
+    display.close()
+    return stream.getvalue().splitlines()
+
+
+def test_progress_lines_are_ten_seconds_apart():
+    lines = lines_at([0, 1, 9.9, 10, 15, 30])
+    assert [line[:8] for line in lines] == ["12:40:10", "12:40:20", "12:40:40"]
+
+
+def test_the_last_snapshot_is_always_printed_and_once():
+    lines = lines_at([0, 1, 2])
+    assert [line.partition("candidates ")[2][0] for line in lines] == ["0", "2"]
+
+
+def test_without_a_snapshot_nothing_is_printed():
+    assert lines_at([]) == []
+
+
+def test_off_a_terminal_progress_goes_to_stderr_as_lines(capsys: pytest.CaptureFixture[str]):
+    with console.progress_display("demo") as display:
+        display.update(snapshot())
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("accepted 131/244")) == ("", 1)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def use_terminal(monkeypatch: pytest.MonkeyPatch, kind: str = "xterm") -> Terminal:
+    stream = Terminal()
+    for name, value in {"TERM": kind, "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_on_a_terminal_progress_shows_every_class(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch)
+    with console.progress_display("demo") as display:
+        display.update(snapshot())
+        console.note("a note in between")
+    shown = terminal.getvalue()
+    for text in ("demo", "basic", "burnt [x]", "11/24", "1 short", "eta 0:27", "a note in between"):
+        assert text in shown
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch, "dumb")
+    with console.progress_display("demo") as display:
+        display.update(snapshot())
+    assert terminal.getvalue()[9:].startswith("accepted 131/244")
+
+
+def test_a_table_on_a_terminal_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch)
+    console.table("title", ["name", "count"], [["[red]x", 3]])
+    assert "[red]x" in terminal.getvalue()
+
+
+def test_a_plain_table_aligns_numbers_right_and_shows_nothing_as_a_dash(capsys: pytest.CaptureFixture[str]):
+    console.table("title", ["name", "count"], [["a", 3], ["longer", None], ["b", 12]])
+    assert capsys.readouterr().out == (
+        "title\n  name    count\n  a           3\n  longer      -\n  b          12\n"
+    )
+
+
+def test_a_table_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]):
+    console.table("title", ["name"], [["a\x1b[31m\nb"]])
+    assert capsys.readouterr().out.splitlines()[-1] == "  a\\x1b[31m\\nb"
+
+
+def test_json_is_text_as_it_is_and_has_no_nan(capsys: pytest.CaptureFixture[str]):
+    console.print_json({"name": "é"})
+    assert capsys.readouterr().out == '{\n  "name": "é"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        console.print_json({"score": float("nan")})
+
+
+def test_notes_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]):
+    console.note("one")
+    console.warn("two")
+    assert capsys.readouterr() == ("", "one\nwarning: two\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (27.4, "0:27"), (59.6, "1:00"), (725, "12:05"), (7023, "1:57:03")]
+)
+def test_durations(seconds: float, text: str):
+    assert console.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 kB"), (29_000, "29 kB"), (7e6, "7.0 MB"), (1.24e9, "1.2 GB")]
+)
+def test_sizes(num_bytes: float, text: str):
+    assert console.size(num_bytes) == text
