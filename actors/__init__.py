@@ -1,0 +1,1 @@
+"""Everything that needs Ray or a model. A file here imports Ray or torch, never both."""

@@ -1,0 +1,153 @@
+"""From images to measurements: an open_clip model behind one plain class.
+
+A property's value is known by several wordings; its text embedding is the normalised mean of theirs. The
+probabilities of a property are the softmax of the scaled similarities to its values. Images go through
+the model in batches of a fixed size, so that a measurement does not depend on how many came together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+
+from actors import weights
+from actors.device import device_name, pick_device, use_threads
+from balancer.errors import WeightsError
+from balancer.images import Pixels, luminance_stats, perceptual_hash
+from balancer.verdict import ImageFlags, Measurement
+
+INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
+"""Images that go through the model at once: one costs a CPU little, a GPU needs several."""
+
+Preprocess = Callable[[torch.Tensor], torch.Tensor]
+Probabilities = dict[str, dict[str, float]]
+
+
+class Verifier:
+    """A model on one device, in float32 everywhere: half precision would move scores across thresholds.
+
+    `properties` gives, for every property and each of its values, the wordings that describe it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        properties: Mapping[str, Mapping[str, Sequence[str]]],
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        use_threads(self.device, threads)
+        self.model = model
+        folder = weights.resolve(model, revision, None, "verifier")
+        self.revision = weights.identity(model, revision, folder)
+        self._model, self._tokenize, transform = _load(folder, model, self.device)
+        self._preprocess = batched(transform)
+        with torch.inference_mode():
+            self._scale = self._model.logit_scale.exp()
+            self._texts = {
+                name: torch.stack([self._text_embedding(labels) for labels in values.values()])
+                for name, values in properties.items()
+            }
+        self._values = {name: tuple(values) for name, values in properties.items()}
+        self.embedding_dim = next(iter(self._texts.values())).shape[1]
+
+    def measure(self, pixels: np.ndarray, flags: Sequence[ImageFlags]) -> list[Measurement]:
+        """One measurement per image of uint8 (N, height, width, 3)."""
+        size = INTERNAL_BATCH[self.device.type]
+        parts = [self._see(pixels[start : start + size], size) for start in range(0, len(pixels), size)]
+        seen = [one for part in parts for one in part]
+        return [
+            _measurement(image, flag, embedding, probabilities)
+            for image, flag, (embedding, probabilities) in zip(pixels, flags, seen, strict=True)
+        ]
+
+    def describe(self) -> dict[str, str]:
+        """What measured the images, for the manifest."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "device": device_name(self.device),
+            "embedding_dim": str(self.embedding_dim),
+        }
+
+    @torch.inference_mode()
+    def _see(self, pixels: np.ndarray, size: int) -> list[tuple[np.ndarray, Probabilities]]:
+        """Embedding and probabilities of each of at most `size` images."""
+        filled = np.concatenate([pixels, *[pixels[-1:]] * (size - len(pixels))])
+        images = torch.from_numpy(filled).to(self.device).permute(0, 3, 1, 2)
+        embeddings = self._model.encode_image(self._preprocess(images), normalize=True)
+        likely = {
+            name: (self._scale * embeddings @ texts.T).softmax(dim=1).cpu().tolist()
+            for name, texts in self._texts.items()
+        }
+        rows = embeddings[: len(pixels)].cpu().numpy()
+        return [
+            (row, {name: self._by_value(name, of[index]) for name, of in likely.items()})
+            for index, row in enumerate(rows)
+        ]
+
+    def _by_value(self, name: str, probabilities: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self._values[name], probabilities, strict=True))
+
+    def _text_embedding(self, labels: Sequence[str]) -> torch.Tensor:
+        tokens = self._tokenize(list(labels)).to(self.device)
+        return F.normalize(self._model.encode_text(tokens, normalize=True).mean(dim=0), dim=0)
+
+
+def batched(transform: Compose) -> Preprocess:
+    """The same as an open_clip image transform, for uint8 (N, 3, H, W) on any device.
+
+    Resizing and cropping of tensors is done by torchvision on the device; the rarer ways, which
+    open_clip has for PIL images only, go through it image by image.
+    """
+    normalize = next(step for step in transform.transforms if isinstance(step, Normalize))
+    shaping = [step for step in transform.transforms if isinstance(step, Resize | CenterCrop)]
+    if any(type(step).__name__ in {"ResizeKeepRatio", "CenterCropOrPad"} for step in transform.transforms):
+        return lambda images: _one_by_one(transform, images)
+    return lambda images: normalize(Compose(shaping)(images).float().div(255))
+
+
+def _one_by_one(transform: Compose, images: torch.Tensor) -> torch.Tensor:
+    pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy())
+    return torch.stack([transform(picture) for picture in pictures]).to(images.device)
+
+
+def _measurement(
+    image: Pixels, flags: ImageFlags, embedding: np.ndarray, probabilities: Probabilities
+) -> Measurement:
+    brightness, deviation = luminance_stats(image)
+    return Measurement(
+        probabilities=probabilities,
+        brightness=brightness,
+        deviation=deviation,
+        flags=flags,
+        phash=perceptual_hash(image),
+        embedding=embedding.astype("<f2").tobytes(),
+    )
+
+
+def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Compose]:
+    """Model, tokenizer and image transform."""
+    transformers.utils.logging.disable_progress_bar()
+    name = f"local-dir:{folder}"
+    try:
+        # Never create_model_and_transforms: it goes on with random weights where there are none.
+        loaded, transform = open_clip.create_model_from_pretrained(name, device=device)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{model}: the model in {folder} does not load: {str(error).splitlines()[0]}",
+            hint="verification.model must name an open_clip model",
+        ) from error
+    return loaded.eval(), tokenizer, transform

@@ -1,0 +1,243 @@
+"""Where a model's files are: shipped with the package, in a folder, or on the hub at one commit.
+
+Only safetensors are ever loaded, hub models only at a full commit hash, pipelines only with components
+of known libraries. `check` says whether a model is at hand without downloading it; `resolve` gives its
+folder and downloads what is missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from actors.model_files import INCOMPLETE_HINT, MARKER, Kind, components_of, needed_files, small_files
+from balancer.config import EMBEDDED_MODEL
+from balancer.errors import ConfigError, WeightsError
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+HUB_PREFIX = "hf-hub:"
+METADATA_TIMEOUT_S = 5.0
+
+_SECTION: Mapping[Kind, str] = {"generator": "generation", "verifier": "verification"}
+_LAYOUT: Mapping[Kind, str] = {"generator": "diffusers", "verifier": "open_clip"}
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """`folder` is None only on the `hub`, from where `missing_bytes` would be downloaded."""
+
+    place: Literal["embedded", "folder", "cache", "hub"]
+    folder: Path | None
+    missing_bytes: int = 0
+
+
+def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> Availability:
+    """Find a model without downloading it; raises, within seconds, whatever `resolve` would raise."""
+    if model == EMBEDDED_MODEL:
+        folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
+        return Availability("embedded", _checked_folder(folder, model, variant, kind))
+    if not _names_hub(model, kind):
+        return Availability("folder", _checked_folder(Path(model).expanduser(), model, variant, kind))
+    commit = _commit(model, revision, kind)
+    cached = _cached(model, commit, variant, kind)
+    if cached is not None:
+        return Availability("cache", cached)
+    sizes = _files_on_hub(model, commit, variant, kind)
+    return Availability("hub", None, sum(sizes.values()))
+
+
+def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
+    """The folder with the model's files, downloaded if need be; WeightsError says what is missing."""
+    found = check(model, revision, variant, kind)
+    if found.folder is not None:
+        return found.folder
+    commit = _commit(model, revision, kind)
+    files = _files_on_hub(model, commit, variant, kind)
+    log.info("downloading %s, %.1f GB", model, sum(files.values()) / 1e9)
+    return _download(model, commit, kind, list(files))
+
+
+def describe(model: str, revision: str | None, variant: str | None, kind: Kind) -> dict[str, Any]:
+    """What a run records of a model before any is loaded: `model`, `revision` (None for a folder without
+    one) and, of a verifier, `embedding_dim`. Raises what `check` raises."""
+    folder = check(model, revision, variant, kind).folder
+    if folder is None:
+        folder = _download(model, _commit(model, revision, kind), kind, [MARKER[kind]])
+    described: dict[str, Any] = {"model": model, "revision": identity(model, revision, folder) or None}
+    if kind == "verifier":
+        described["embedding_dim"] = _embedding_dim(_read_json(folder / MARKER[kind]), model)
+    return described
+
+
+def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
+    dim = config.get("model_cfg", {}).get("embed_dim")
+    if not isinstance(dim, int):
+        raise WeightsError(f"{model}: open_clip_config.json names no embed_dim", hint=_place_hint("verifier"))
+    return dim
+
+
+def identity(model: str, revision: str | None, folder: Path) -> str:
+    """What tells these weights from others of the same name: the commit; for the embedded models, which
+    change with the package, 40 hex digits over their content; empty for a folder."""
+    if model != EMBEDDED_MODEL:
+        return revision or ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".safetensors", ".json"}:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:40]
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class a diffusers folder asks for."""
+    return str(_read_json(folder / MARKER["generator"])["_class_name"])
+
+
+def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -> Path:
+    marker = folder / MARKER[kind]
+    if not marker.is_file():
+        missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
+        raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    needed_files(names, _read_json(marker), variant, kind, model)
+    return folder.absolute()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}", hint=INCOMPLETE_HINT) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: not a JSON object", hint=INCOMPLETE_HINT)
+    return content
+
+
+def _names_hub(model: str, kind: Kind) -> bool:
+    if model.startswith(HUB_PREFIX):
+        return True
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise WeightsError(f"{model}: is a file; models are loaded from folders", hint=_place_hint(kind))
+    return kind == "generator" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
+
+
+def _commit(model: str, revision: str | None, kind: Kind) -> str:
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    given = "is missing" if revision is None else f"{revision!r} is not a commit"
+    raise ConfigError(
+        [f"{_SECTION[kind]}.revision: {given}; the hub model {model} needs the 40 hex digits of one"],
+        hint="names and branches move; the commit is on the model's page under Files, History",
+    )
+
+
+def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | None:
+    import huggingface_hub as hub
+
+    marker = hub.try_to_load_from_cache(_hub_id(model), MARKER[kind], revision=commit)
+    if not isinstance(marker, str):
+        return None
+    folder = Path(marker).parent
+    config = _read_json(Path(marker))
+    if kind == "generator":
+        components_of(config, model)  # what is refused is refused, whether all of it is there or not
+    try:
+        return _checked_folder(folder, model, variant, kind)
+    except WeightsError:
+        return None  # an interrupted download
+
+
+def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, int]:
+    """The files to download and their sizes in bytes, from one metadata request and the main config."""
+    import huggingface_hub as hub
+
+    repository = _hub_id(model)
+    info = _from_hub(
+        lambda: hub.HfApi().model_info(
+            repository, revision=commit, files_metadata=True, timeout=METADATA_TIMEOUT_S
+        ),
+        model,
+        commit,
+        kind,
+    )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if MARKER[kind] not in sizes:
+        raise WeightsError(
+            f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
+            hint=_place_hint(kind),
+        )
+    marker = _download(model, commit, kind, [MARKER[kind]]) / MARKER[kind]
+    return {name: sizes[name] for name in needed_files(sizes, _read_json(marker), variant, kind, model)}
+
+
+def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:
+    import huggingface_hub as hub
+
+    hub.utils.disable_progress_bars()
+    folder = ""
+    # Small files first: a folder that has its weights is then complete, whenever a download was cut off.
+    for part in (small_files(files), [name for name in files if name.endswith(".safetensors")]):
+        if part:
+            fetch = functools.partial(
+                hub.snapshot_download,
+                _hub_id(model),
+                revision=commit,
+                allow_patterns=[glob.escape(name) for name in part],
+            )
+            folder = _from_hub(fetch, model, commit, kind)
+    return Path(folder)
+
+
+def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) -> _T:
+    """Whatever goes wrong at the hub, as one line; its client raises a dozen unrelated classes."""
+    from huggingface_hub import errors
+
+    at = f"{model} at revision {commit}"
+    try:
+        return request()
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{at} is gated", hint="accept its terms on the hub, then log in with `hf auth login`"
+        ) from error
+    except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
+        raise WeightsError(
+            f"{at} does not exist on the hub, or is private",
+            hint=f"correct {_SECTION[kind]}.model and {_SECTION[kind]}.revision",
+        ) from error
+    except Exception as error:
+        raise WeightsError(
+            f"{at} is not on this machine and cannot be downloaded: {_first_line(error)}",
+            hint=f"start once where the hub can be reached, or set {_SECTION[kind]}.model to a folder with"
+            f" the model in {_LAYOUT[kind]} layout, or to {EMBEDDED_MODEL!r}",
+        ) from error
+
+
+def _hub_id(model: str) -> str:
+    return model.removeprefix(HUB_PREFIX)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _place_hint(kind: Kind) -> str:
+    prefix = HUB_PREFIX if kind == "verifier" else ""
+    return (
+        f"set {_SECTION[kind]}.model to {EMBEDDED_MODEL!r}, to a folder in {_LAYOUT[kind]} layout,"
+        f" or to a hub model ({prefix}organisation/name)"
+    )

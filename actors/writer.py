@@ -1,0 +1,52 @@
+"""From accepted images to files of the run folder: encode with the mark, hash, publish."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from balancer.errors import StorageError, UsageError
+from balancer.images import encode_png
+from balancer.manifest.rows import ImageFile
+from balancer.storage import Storage, open_storage
+
+
+@dataclass(frozen=True, slots=True)
+class WriteItem:
+    """One image to write: its index in the batch, its path in the run folder up to the attempt
+    (`images/.../0003-1`), and what its provenance mark says."""
+
+    index: int
+    stem: str
+    mark: Mapping[str, str]
+
+
+class Writer:
+    """Writes into an existing run folder."""
+
+    def __init__(self, storage_uri: str) -> None:
+        try:
+            self._storage = open_storage(storage_uri, create=False)
+        except UsageError as error:
+            raise StorageError(
+                f"{error.message}, as seen from the machine of a writer",
+                hint="put the run on a path that all machines of the cluster share",
+            ) from error
+
+    def write(self, pixels: np.ndarray, items: Sequence[WriteItem]) -> list[ImageFile]:
+        """Write the chosen images of a batch, uint8 (N, height, width, 3); durable when it returns.
+
+        The name holds part of the content's hash, so that writing the same image again changes nothing.
+        """
+        return [_write_one(self._storage, pixels[item.index], item) for item in items]
+
+
+def _write_one(storage: Storage, image: np.ndarray, item: WriteItem) -> ImageFile:
+    data = encode_png(image, item.mark)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file_name = f"{item.stem}-{sha256[:12]}.png"
+    storage.publish(file_name, data)
+    return ImageFile(file_name, sha256, len(data))
