@@ -1,0 +1,222 @@
+"""Connect to Ray or start it, and work out how many actors fit, with the reason for each number."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from balancer.config import ActorsConfig
+from balancer.errors import ClusterError
+
+ANSWER_TIMEOUT_S = 5.0
+"""A Ray head that is there answers a TCP connection within milliseconds, across continents in one second."""
+
+START_ATTEMPTS = 3
+"""Ray's own processes must report within 30 s of starting, which a loaded machine can miss once."""
+
+GENERATORS_PER_VERIFIER = 8
+"""One verifier batch takes under a twentieth of the time of the generator batch it judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the cluster has. `gpus` counts the GPUs of each node that has any."""
+
+    cpus: float
+    gpus: tuple[int, ...]
+    driver_node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """How many actors to start, and what each reserves. `reasons` explain what was decided."""
+
+    generators: int
+    verifiers: int
+    writers: int
+    gpus_per_generator: float
+    gpus_per_verifier: float
+    cpus_per_generator: float
+    reasons: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Resources]:
+    """Ray for the length of a run: the cluster at `address` or `RAY_ADDRESS`, else one on this machine.
+
+    A connection that was open before is used and left open.
+    """
+    if ray.is_initialized():
+        yield _resources()
+        return
+    _connect(address or os.environ.get("RAY_ADDRESS") or None)
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None or address == "local":
+        start_here(quiet)
+        return
+    refuse_silent_head(address)
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}",
+            hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
+        ) from error
+
+
+def start_here(options: dict[str, Any]) -> None:
+    """Ray on this machine, with `options` for `ray.init`; ClusterError if it does not come up."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS:
+                raise ClusterError(
+                    f"Ray did not start on this machine: {str(error).splitlines()[0]}",
+                    hint="its logs are under /tmp/ray/session_latest/logs; `balancer doctor` checks the rest",
+                ) from error
+
+
+def refuse_silent_head(address: str) -> None:
+    """ClusterError unless there may be a Ray head at `address`.
+
+    Ray itself tries an absent head for minutes; one TCP connection tells at once.
+    """
+    if "://" in address:
+        raise ClusterError(
+            f"{address}: Ray Client is not supported, it would pull every image through one port",
+            hint="run on the cluster: `ray job submit --working-dir . -- python -m balancer run CONFIG`",
+        )
+    host, _, port = address.rpartition(":")
+    if address == "auto" or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray at {address} does not answer: {error.strerror or error}",
+            hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
+        ) from error
+
+
+def _resources() -> Resources:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=tuple(int(node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1),
+        driver_node=ray.get_runtime_context().get_node_id(),
+    )
+
+
+def fit(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
+    """As many actors as fit, or as the config asks; ClusterError if those do not fit.
+
+    `batches` is how many batches the open slots make at least: more generators would stand idle.
+    """
+    if wanted.device == "cuda" and not resources.gpus:
+        raise ClusterError(
+            "this config needs a GPU (actors.device: cuda) and Ray sees none",
+            hint="run where a GPU is, pass --address of a cluster that has one, or try configs/demo.yaml",
+        )
+    if _uses_gpus(wanted, resources):
+        return _fit_gpus(resources, wanted, batches)
+    return _fit_cpus(resources, wanted, batches)
+
+
+def _uses_gpus(wanted: ActorsConfig, resources: Resources) -> bool:
+    return wanted.kind == "models" and wanted.device != "cpu" and bool(resources.gpus)
+
+
+def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
+    per_generator, per_verifier = wanted.gpus_per_generator, wanted.gpus_per_verifier
+    places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
+    generators, why = _count(wanted.generators, places, batches, f"{sum(resources.gpus)} GPUs")
+    if generators > places:
+        raise ClusterError(
+            f"{generators} generators with {per_generator:g} GPU each do not fit: "
+            f"{sum(resources.gpus)} GPUs have room for {places}",
+            hint="lower actors.generators or actors.gpus_per_generator",
+        )
+    verifiers = _per_generators(wanted.verifiers, generators)
+    room = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
+    if verifiers > room:
+        raise ClusterError(
+            f"{verifiers} verifiers with {per_verifier:g} GPU each do not fit beside {generators} "
+            f"generators with {per_generator:g}: there is room for {room}",
+            hint="lower actors.gpus_per_generator, or put verifiers on CPU with actors.gpus_per_verifier: 0",
+        )
+    return Fleet(
+        generators=generators,
+        verifiers=verifiers,
+        writers=_per_generators(wanted.writers, generators),
+        gpus_per_generator=per_generator,
+        gpus_per_verifier=per_verifier,
+        cpus_per_generator=0,
+        reasons=(f"{generators} generators: {why}", f"{verifiers} verifiers beside them: 1 per 8 generators"),
+    )
+
+
+def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
+    """Verifiers and writers reserve no core: they work a twentieth of the time, in the gaps."""
+    places = max(1, int(resources.cpus))
+    generators, why = _count(wanted.generators, places, batches, f"{places} CPU cores")
+    simulated = wanted.kind == "simulated"
+    if generators > places and not simulated:
+        raise ClusterError(
+            f"{generators} generators do not fit: there are {places} CPU cores",
+            hint="lower actors.generators, or leave it at auto",
+        )
+    return Fleet(
+        generators=generators,
+        verifiers=_per_generators(wanted.verifiers, generators),
+        writers=_per_generators(wanted.writers, generators),
+        gpus_per_generator=0,
+        gpus_per_verifier=0,
+        cpus_per_generator=0 if simulated else 1,
+        reasons=(f"{generators} generators on CPU: {why}",),
+    )
+
+
+def _count(wanted: int | str, places: int, batches: int, room: str) -> tuple[int, str]:
+    if isinstance(wanted, int):
+        return wanted, "actors.generators asks for it"
+    if batches < places:
+        return max(1, batches), f"{room}, but only {max(1, batches)} batches to make"
+    return places, f"one for each of {room}"
+
+
+def _per_generators(wanted: int | str, generators: int) -> int:
+    return wanted if isinstance(wanted, int) else -(-generators // GENERATORS_PER_VERIFIER)
+
+
+def _places(gpus: int, share: float) -> int:
+    """Actors of `share` GPUs that fit on a node: a share below 1 must fit into a single GPU."""
+    return gpus * int(1 / share + 1e-9) if share <= 1 else int(gpus / share + 1e-9)
+
+
+def _verifier_places(gpus: tuple[int, ...], generators: int, per_generator: float, share: float) -> int:
+    if share == 0:
+        return generators
+    if per_generator > 1:
+        return _places(sum(gpus) - int(generators * per_generator), share)
+    fullest = int(1 / per_generator + 1e-9)
+    busy, odd = divmod(generators, fullest)
+    loads = [fullest] * busy + ([odd] if odd else [])
+    loads += [0] * (sum(gpus) - len(loads))
+    return sum(int((1 - load * per_generator) / share + 1e-9) for load in loads)

@@ -1,0 +1,277 @@
+"""Actors of one kind: started, kept busy, given a deadline, and replaced when they die.
+
+The workers themselves are plain classes that know nothing of Ray; `Host` carries one into an actor's
+process. Nothing here retries a call: a failed call is handed back with its job, and the driver
+decides, because only it knows which candidates the job was about. Ray's own retries stay off for the
+same reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from balancer.errors import BalancerError, StalledError
+
+
+class Host:
+    """The actor's side: holds the worker, which is imported here so that the driver never loads torch.
+
+    Construction happens in `start`, not in `__init__`: an actor whose `__init__` raises is dead, and its
+    error reaches the driver as text only.
+    """
+
+    def __init__(self, worker: str, arguments: dict[str, Any], on_gpu: bool) -> None:
+        if not on_gpu:  # Ray leaves all GPUs visible to an actor that reserved none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._path = worker
+        self._arguments = arguments
+        self._worker: Any = None
+
+    def start(self) -> dict[str, Any]:
+        module, _, name = self._path.partition(":")
+        self._worker = getattr(importlib.import_module(module), name)(**self._arguments)
+        context = ray.get_runtime_context()
+        described = dict(getattr(self._worker, "describe", dict)())  # a writer has nothing to tell
+        return described | {
+            "pid": os.getpid(),
+            "node": context.get_node_id(),
+            "gpu_ids": context.get_accelerator_ids().get("GPU", []),
+        }
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._worker, method)(*arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What an actor of a pool is: `worker` as `module:Class`, its arguments, and what it reserves.
+
+    `node` pins it to one node, by Ray's node id.
+    """
+
+    kind: str
+    worker: str
+    arguments: dict[str, Any]
+    num_cpus: float = 0
+    num_gpus: float = 0
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    start_timeout_s: float
+    call_timeout_s: float
+    max_restarts: int
+
+
+@dataclass(slots=True, eq=False)
+class Actor:
+    handle: Any
+    description: dict[str, Any] | None = None
+    calls: int = 0
+    dead: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.description is not None and not self.dead
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call under way. `refs` are all its results, `job` whatever the driver wants back with them."""
+
+    actor: Actor
+    job: Any
+    refs: list[Any]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A call's end: its result refs and the value of the last one, or the error in their place."""
+
+    job: Any
+    refs: list[Any]
+    actor: Actor
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class Pool:
+    """A fixed number of actors of one kind; one that dies is replaced at once.
+
+    `restarts` counts replacements since `progressed` was last called; the pool gives up with a
+    StalledError that carries the last cause when there were more than `limits.max_restarts`.
+    """
+
+    spec: WorkerSpec
+    size: int
+    limits: Limits
+    clock: Callable[[], float] = time.monotonic
+    restarts: int = 0
+    actors: list[Actor] = field(default_factory=list)
+    _calls: dict[Any, Call] = field(default_factory=dict)
+
+    def start(self) -> None:
+        while len(self.actors) < self.size:
+            self._add_actor()
+
+    def wait_until_placed(self) -> None:
+        """Until Ray has found a place for every actor; loading their models goes on."""
+        placed = [actor.handle.__ray_ready__.remote() for actor in self.actors]
+        ray.wait(placed, num_returns=len(placed), timeout=self.limits.start_timeout_s)
+
+    def _add_actor(self) -> None:
+        spec = self.spec
+        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
+        if spec.node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
+        actor_class = ray.remote(Host).options(max_restarts=0, max_task_retries=0, **options)
+        actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
+        self.actors.append(actor)
+        self._track(Call(actor, None, [actor.handle.start.remote()], self.limits.start_timeout_s))
+
+    def _track(self, call: Call) -> None:
+        call.deadline_s += self.clock()
+        call.actor.calls += 1
+        self._calls[call.refs[0]] = call
+
+    # ---- work --------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> int:
+        return sum(actor.ready for actor in self.actors)
+
+    @property
+    def busy(self) -> int:
+        return sum(actor.ready and actor.calls > 0 for actor in self.actors)
+
+    def least_busy(self, max_calls: int) -> Actor | None:
+        """A ready actor with fewer than `max_calls` calls under way, or None."""
+        free = [actor for actor in self.actors if actor.ready and actor.calls < max_calls]
+        return min(free, key=lambda actor: actor.calls, default=None)
+
+    def submit(self, actor: Actor, method: str, *arguments: Any, job: Any, num_returns: int = 1) -> None:
+        """Call a method of an actor's worker; refs among `arguments` are resolved where they are used."""
+        call = actor.handle.call.options(num_returns=num_returns)
+        refs = call.remote(method, *arguments)
+        refs = [refs] if num_returns == 1 else list(refs)
+        self._track(Call(actor, job, refs, self.limits.call_timeout_s))
+
+    def pending(self) -> list[Any]:
+        """One ref for each call under way, for `ray.wait`."""
+        return list(self._calls)
+
+    # ---- endings -----------------------------------------------------------------------------
+
+    def finish(self, ref: Any) -> Finished | None:
+        """The end of the call behind a ready ref; None for calls of another pool and for start-ups."""
+        call = self._calls.pop(ref, None)
+        if call is None:
+            return None
+        call.actor.calls -= 1
+        try:
+            # Earlier results, the pixels, stay where they are until someone needs them.
+            value = ray.get(call.refs[-1])
+        except RayTaskError as error:
+            return self._failed(call, self._worker_raised(call.actor, error.cause or error))
+        except ObjectLostError as error:  # the result went with its node, the actor may be well
+            return self._failed(call, error)
+        except RayError as error:
+            preempted = getattr(error, "preempted", False)
+            self._replace(call.actor, None if preempted else error)
+            return self._failed(call, error)
+        if call.job is None:
+            call.actor.description = value
+            return None
+        return Finished(call.job, call.refs, call.actor, value)
+
+    def _failed(self, call: Call, error: BaseException) -> Finished | None:
+        if call.job is None:
+            self._replace(call.actor, error)
+            return None
+        return Finished(call.job, call.refs, call.actor, error=error)
+
+    def _worker_raised(self, actor: Actor, cause: BaseException) -> BaseException:
+        if isinstance(cause, BalancerError):
+            raise cause  # the worker's own clear word: trying again would not help
+        if not isinstance(cause, RayError):  # a RayError: an argument was lost, the worker is well
+            self._replace(actor, cause)
+        return cause
+
+    def give_up_overdue(self) -> list[Finished]:
+        """Replace actors whose calls overran their deadline; hand their jobs back."""
+        now = self.clock()
+        ended: list[Finished] = []
+        for call in [call for call in self._calls.values() if call.deadline_s < now]:
+            what = "starting" if call.job is None else "a call"
+            error = TimeoutError(f"{self.spec.kind}: {what} took longer than its limit")
+            self._replace(call.actor, error)
+            ended += self._abandon(call.actor, error)
+        return ended
+
+    def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
+        calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}
+        for ref in calls:
+            del self._calls[ref]
+        return [
+            Finished(call.job, call.refs, actor, error=error)
+            for call in calls.values()
+            if call.job is not None
+        ]
+
+    def _replace(self, actor: Actor, cause: BaseException | None) -> None:
+        if actor.dead:
+            return
+        actor.dead = True
+        ray.kill(actor.handle)
+        self.actors.remove(actor)
+        if cause is not None:
+            self.restarts += 1
+        if self.restarts > self.limits.max_restarts:
+            raise StalledError(
+                f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
+                f"the last one: {_first_line(cause)}",
+                hint="run `balancer doctor CONFIG`; actors.max_restarts sets the limit",
+            )
+        self._add_actor()
+
+    def progressed(self) -> None:
+        self.restarts = 0
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor.handle)
+        self.actors.clear()
+        self._calls.clear()
+
+
+def wait(pools: Sequence[Pool], timeout_s: float) -> list[Any]:
+    """Refs of ended calls, as soon as there is one; results stay on the nodes that made them."""
+    refs = [ref for pool in pools for ref in pool.pending()]
+    if not refs:
+        return []
+    ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+    if ready and len(refs) > 1:
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+    return list(ready)
+
+
+def is_lost_object(error: BaseException | None) -> bool:
+    """Whether a result went with the node that held it."""
+    return isinstance(error, ObjectLostError)
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(error).strip().splitlines() if error is not None else []
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,72 @@
+"""`balancer run`: fill every quota with verified images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balancer.cli import console
+
+if TYPE_CHECKING:
+    from actors.run import RunResult
+
+EXIT_SHORT = 3
+LISTED_CELLS = 20
+
+
+@click.command("run")
+@click.argument("config", type=click.Path())
+@click.option("--out", default="runs/latest", show_default=True, help="Run folder; an existing run goes on.")
+@click.option("--address", default=None, help="Ray cluster, host:port or `auto`.  [default: RAY_ADDRESS]")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Work on N slots only, as a trial.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+@click.option("--allow-config-change", is_flag=True, help="Go on with a run although the config changed.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    config: str,
+    out: str,
+    address: str | None,
+    limit: int | None,
+    overrides: tuple[str, ...],
+    allow_config_change: bool,
+) -> None:
+    """Generate, verify and commit images until every quota of CONFIG is met.
+
+    The same command goes on where an earlier start was left, however that one ended.
+    """
+    from balancer.configfile import load_config
+
+    loaded = load_config(config, overrides)
+    from actors.run import Reporter, run
+
+    with console.progress_display(loaded.name or out) as display:
+        result = run(
+            loaded,
+            out,
+            address=address,
+            limit=limit,
+            allow_config_change=allow_config_change,
+            reporter=Reporter(note=console.note, progress=display.update),
+        )
+    _tell(result, out)
+    if result.state in ("short", "budget"):
+        ctx.exit(EXIT_SHORT)
+
+
+def _tell(result: RunResult, out: str) -> None:
+    made = f"{result.accepted} of {result.wanted} images accepted, {result.candidates} candidates made"
+    click.echo(f"{made}: {out}")
+    if not result.open_cells:
+        return
+    reason = {
+        "short": "no attempt passed",
+        "budget": "the budget was spent",
+        "interrupted": "the limit was reached",
+    }.get(result.state, result.state)
+    console.warn(f"{sum(result.open_cells.values())} images are missing ({reason}):")
+    for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
+        console.warn(f"  {cell}: {count}")
+    if len(result.open_cells) > LISTED_CELLS:
+        console.warn(f"  and {len(result.open_cells) - LISTED_CELLS} more cells")

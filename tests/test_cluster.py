@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from actors.cluster import Resources, connected, fit
+from balancer.config import ActorsConfig
+from balancer.errors import ClusterError
+
+
+def resources(cpus=8.0, gpus=()):
+    return Resources(cpus=cpus, gpus=tuple(gpus), driver_node="n0")
+
+
+def fleet(wanted=None, batches=1000, **has):
+    return fit(resources(**has), ActorsConfig(**(wanted or {})), batches)
+
+
+def test_without_gpus_each_core_has_a_generator():
+    assert fleet(cpus=2).generators == 2
+
+
+def test_each_gpu_has_a_generator_and_verifiers_share_their_gpus():
+    planned = fleet(gpus=[8])
+    assert (planned.generators, planned.verifiers) == (8, 1)
+    assert planned.gpus_per_generator + planned.gpus_per_verifier <= 1
+
+
+def test_no_more_generators_are_started_than_there_are_batches():
+    assert fleet(gpus=[8], batches=3).generators == 3
+
+
+def test_two_generators_fit_one_gpu_if_each_takes_less_than_half():
+    assert fleet({"gpus_per_generator": 0.45}, gpus=[1]).generators == 2
+
+
+def test_a_share_of_a_gpu_is_never_put_together_from_two():
+    # 0.7 + 0.7 leaves 0.6 of two GPUs, but no GPU has another 0.7 free.
+    with pytest.raises(ClusterError, match="room for 2"):
+        fleet({"gpus_per_generator": 0.7, "generators": 3}, gpus=[2])
+
+
+def test_more_generators_than_gpus_are_refused_with_both_numbers():
+    with pytest.raises(ClusterError, match=r"5 generators .* 2 GPUs have room for 2"):
+        fleet({"generators": 5}, gpus=[2])
+
+
+def test_a_verifier_that_does_not_fit_beside_the_generators_is_refused():
+    with pytest.raises(ClusterError, match="1 verifiers"):
+        fleet({"gpus_per_generator": 1.0}, gpus=[2])
+
+
+def test_verifiers_on_cpu_leave_whole_gpus_to_generators():
+    planned = fleet({"gpus_per_generator": 1.0, "gpus_per_verifier": 0}, gpus=[2])
+    assert (planned.generators, planned.gpus_per_verifier) == (2, 0)
+
+
+def test_a_config_that_needs_cuda_is_refused_without_a_gpu():
+    with pytest.raises(ClusterError, match="needs a GPU") as caught:
+        fleet({"device": "cuda"})
+    assert caught.value.exit_code == 4
+
+
+def test_more_generators_than_cores_are_refused():
+    with pytest.raises(ClusterError, match="3 generators do not fit: there are 2 CPU cores"):
+        fleet({"generators": 3}, cpus=2)
+
+
+def test_every_number_has_its_reason():
+    assert "2 CPU cores" in fleet(cpus=2).reasons[0]
+    assert "asks for it" in fleet({"generators": 1}, cpus=2).reasons[0]
+
+
+def test_an_address_that_does_not_answer_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        port = unused.getsockname()[1]
+        with (
+            pytest.raises(ClusterError, match=f"127.0.0.1:{port} does not answer"),
+            connected(f"127.0.0.1:{port}"),
+        ):
+            pass
+
+
+def test_ray_client_addresses_are_refused_with_the_way_to_do_it(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match="Ray Client") as caught, connected("ray://head:10001"):
+        pass
+    assert "ray job submit" in caught.value.hint

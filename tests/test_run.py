@@ -1,0 +1,307 @@
+"""Whole runs on real Ray with simulated actors: what a run promises, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import actors.run as job
+from actors.run import Reporter, run
+from actors.simulated import Fault
+from balancer import open_manifest
+from balancer.config import Config
+from balancer.errors import FencedError, InterruptedRun, StalledError, UsageError
+from balancer.manifest.log import ManifestLog
+from balancer.manifest.runfile import read_run
+from balancer.storage import open_storage
+
+PER_CLASS = 12
+REAL = {"cat": 3, "dog": 0}
+WANTED = 2 * PER_CLASS - sum(REAL.values())
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    root = tmp_path / "dataset"
+    for name, count in REAL.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(noise).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def make_config(dataset, ray_session):
+    def make(**sections):
+        base = {
+            "seed": 5,
+            "dataset": {"path": str(dataset)},
+            "classes": {"cat": {"prompts": ["a cat"]}, "dog": {"prompts": ["a dog"]}},
+            "facets": {"light": {"values": {"day": {"prompts": ["day"]}, "night": {"prompts": ["night"]}}}},
+            "target": {"per_class": PER_CLASS},
+            "generation": {"width": 64, "height": 64, "batch_size": 4},
+            "actors": {"kind": "simulated", "generators": 2},
+            "planning": {"acceptance": 0.6},
+            "output": {"commit_seconds": 0.01},
+        }
+        for name, values in sections.items():
+            base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+        return Config.model_validate(base)
+
+    return make
+
+
+@pytest.fixture
+def with_faults(monkeypatch):
+    """Runs whose generators or verifiers go wrong at a set call, in one life only."""
+
+    def plant(kind, *faults):
+        original = getattr(job, f"_{kind}_worker")
+
+        def worker(config, on_gpu):
+            path, arguments = original(config, on_gpu=on_gpu)
+            return path, arguments | {"faults": faults}
+
+        monkeypatch.setattr(job, f"_{kind}_worker", worker)
+
+    return plant
+
+
+def accepted_ids(out):
+    table = open_manifest(out).to_table(columns=["id"], filter="source = 'synthetic'")
+    return sorted(table["id"].to_pylist())
+
+
+def after(count, action):
+    """A reporter that acts once, when so many candidates were judged."""
+    pending = [action]
+
+    def look(snapshot):
+        if snapshot.candidates >= count and pending:
+            pending.pop()()
+
+    return Reporter(progress=look)
+
+
+@pytest.fixture
+def reference(make_config, tmp_path_factory):
+    """The ids an undisturbed run accepts."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    run(make_config(), out)
+    return accepted_ids(out)
+
+
+def test_a_run_ends_with_exactly_the_images_that_were_missing(make_config, tmp_path):
+    result = run(make_config(), tmp_path / "run")
+    assert (result.wanted, result.accepted + result.short) == (WANTED, WANTED)
+    manifest = open_manifest(tmp_path / "run")
+    assert len(accepted_ids(tmp_path / "run")) == result.accepted
+    assert manifest.to_table(filter="source = 'real'").num_rows == sum(REAL.values())
+
+
+def test_every_accepted_row_has_its_file_and_every_rejected_row_has_none(make_config, tmp_path):
+    run(make_config(), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(status="all").to_pylist()
+    for row in rows:
+        present = row["file_name"] is not None and (tmp_path / "run" / row["file_name"]).is_file()
+        assert present == (row["status"] == "accepted"), row["id"]
+    assert any(row["status"] == "rejected" for row in rows)
+
+
+def test_rejections_are_rows_with_the_weakest_property_as_reason(make_config, tmp_path):
+    result = run(make_config(), tmp_path / "run")
+    assert sum(result.rejected_by_reason.values()) == result.candidates - result.accepted
+    assert set(result.rejected_by_reason) <= {"class", "light"}
+
+
+def test_a_tenth_of_the_accepted_images_is_marked_for_review_evenly(make_config, tmp_path):
+    run(make_config(review={"fraction": 0.25}, planning={"acceptance": 1.0}), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(filter="review").to_pylist()
+    assert len(rows) == WANTED // 4
+    assert {row["class"] for row in rows} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(("generators", "batch_size"), [(1, 4), (2, 1), (2, 16)])
+def test_neither_actors_nor_batch_size_change_what_is_accepted(
+    make_config, tmp_path, reference, generators, batch_size
+):
+    config = make_config(actors={"generators": generators}, generation={"batch_size": batch_size})
+    run(config, tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+@pytest.mark.parametrize("kind", ["generator", "verifier"])
+@pytest.mark.parametrize("fault", ["die", "raise"])
+def test_a_failing_actor_changes_nothing_in_the_result(
+    make_config, tmp_path, reference, with_faults, kind, fault
+):
+    with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / "struck")))
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, reference, with_faults):
+    with_faults("generator", Fault(call=2, kind="hang", once=str(tmp_path / "struck")))
+    run(make_config(actors={"call_timeout_s": 1.0}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_is_committed(
+    make_config, tmp_path, with_faults
+):
+    with_faults("generator", Fault(call=1, kind="raise"))
+    with pytest.raises(StalledError, match="simulated fault"):
+        run(make_config(actors={"max_restarts": 1}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == []
+
+
+def test_an_interrupted_run_commits_and_the_same_command_goes_on(make_config, tmp_path, reference):
+    out = tmp_path / "run"
+    config = make_config(planning={"acceptance": 0.6, "seconds_per_candidate": 0.01})
+    stop = after(6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedRun) as caught:
+        run(config, out, reporter=stop)
+    assert caught.value.exit_code == 130
+    part = accepted_ids(out)
+    assert 0 < len(part) < len(reference)
+    run(config, out)
+    assert accepted_ids(out) == reference
+    assert set(part) <= set(reference)
+
+
+def test_sigterm_ends_with_the_exit_code_of_a_shell(make_config, tmp_path):
+    stop = after(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(InterruptedRun) as caught:
+        run(make_config(), tmp_path / "run", reporter=stop)
+    assert caught.value.exit_code == 143
+
+
+def test_signals_are_the_users_again_after_a_run(make_config, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    run(make_config(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_is_left_alone_without_starting_ray(make_config, tmp_path, monkeypatch):
+    config = make_config(planning={"acceptance": 1.0})
+    first = run(config, tmp_path / "run")
+    monkeypatch.setattr(job, "connected", None)
+    assert run(config, tmp_path / "run") == first
+
+
+def test_a_budget_of_candidates_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
+    result = run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
+    assert result.state == "budget"
+    assert result.candidates <= 8
+    assert sum(result.open_cells.values()) == WANTED - result.accepted
+
+
+def test_a_larger_budget_goes_on_with_the_same_run(make_config, tmp_path, reference):
+    run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_limit_works_on_that_many_slots(make_config, tmp_path):
+    result = run(make_config(planning={"acceptance": 1.0}), tmp_path / "run", limit=5)
+    assert (result.state, result.accepted) == ("interrupted", 5)
+
+
+def test_images_that_never_pass_leave_the_run_short_and_nothing_accepted(make_config, tmp_path):
+    result = run(make_config(planning={"acceptance": 1e-9}), tmp_path / "run")
+    assert (result.state, result.accepted, result.short) == ("short", 0, WANTED)
+    assert result.candidates == 3 * WANTED
+
+
+def test_the_fallback_rung_is_one_more_attempt_and_marked(make_config, tmp_path):
+    config = make_config(planning={"acceptance": 0.2}, attempts={"max": 1, "fallback": {"threshold": 0.5}})
+    run(config, tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(status="all", filter="source = 'synthetic'").to_pylist()
+    seen = {(row["attempt"], row["fallback"], row["threshold"]) for row in rows}
+    assert seen == {(1, False, 0.6), (2, True, 0.5)}
+
+
+def test_a_changed_config_is_refused_with_what_changed(make_config, tmp_path):
+    run(make_config(), tmp_path / "run", limit=1)
+    with pytest.raises(UsageError, match=r"seed, verification\.threshold") as caught:
+        run(make_config(seed=6, verification={"threshold": 0.7}), tmp_path / "run")
+    assert caught.value.exit_code == 2
+    assert "--allow-config-change" in caught.value.hint
+
+
+def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_config, tmp_path):
+    run(make_config(), tmp_path / "run", limit=1)
+    run(make_config(verification={"threshold": 0.7}), tmp_path / "run", limit=1, allow_config_change=True)
+    with pytest.raises(UsageError, match=r"target\.per_class"):
+        run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
+
+
+def test_how_a_run_is_made_may_change_between_starts(make_config, tmp_path, reference):
+    run(make_config(), tmp_path / "run", limit=4)
+    run(make_config(actors={"generators": 1}, generation={"batch_size": 8}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(make_config, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "thesis.txt").write_text("important")
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
+        run(make_config(), out)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_driver_that_was_taken_over_stops_and_repeats_no_row(make_config, tmp_path):
+    out = tmp_path / "run"
+
+    def take_over():
+        storage = open_storage(out, create=False)
+        info = read_run(storage)
+        ManifestLog.open(storage, info.schema(), info.run_id)
+
+    with pytest.raises(FencedError) as caught:
+        run(make_config(), out, reporter=after(1, take_over))
+    assert caught.value.exit_code == 5
+    ids = open_manifest(out).to_table(status="all", columns=["id"])["id"].to_pylist()
+    assert len(ids) == len(set(ids))
+
+
+def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_path, dataset):
+    run(make_config(), tmp_path / "copied", limit=1)
+    run(make_config(output={"real_images": "reference"}), tmp_path / "referenced", limit=1)
+    for out in ("copied", "referenced"):
+        rows = open_manifest(tmp_path / out).to_table(filter="source = 'real'").to_pylist()
+        sources = sorted(path.read_bytes() for path in (dataset / "cat").iterdir())
+        assert sorted((tmp_path / out / row["file_name"]).read_bytes() for row in rows) == sources
+
+
+def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_config, tmp_path, monkeypatch):
+    described = []
+    original = job._driver
+
+    def spy(*arguments):
+        driver = original(*arguments)
+        described.append(driver)
+        return driver
+
+    monkeypatch.setattr(job, "_driver", spy)
+    monkeypatch.setattr("actors.cluster._uses_gpus", lambda wanted, resources: True)
+    seen = {}
+
+    def look(snapshot):
+        for pool in (described[0].generators, described[0].verifiers):
+            for actor in pool.actors:
+                if actor.ready:
+                    told = actor.description
+                    seen.setdefault(pool.spec.kind, {})[told["pid"]] = told["gpu_ids"]
+
+    config = make_config(planning={"acceptance": 0.6, "seconds_per_candidate": 0.05})
+    run(config, tmp_path / "run", reporter=Reporter(progress=look))
+    assert sorted(seen["generator"].values()) == [["0"], ["1"]]
+    assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
