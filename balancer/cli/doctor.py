@@ -1,0 +1,169 @@
+"""`balancer doctor`: is everything here that a run needs? Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balancer.cli import console
+from balancer.errors import BalancerError, UnavailableError
+
+if TYPE_CHECKING:
+    from balancer.config import Config
+
+PACKAGES = (
+    "balancer",
+    "ray",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "open_clip_torch",
+    "pyarrow",
+)
+LEAST_SHARED_MEMORY_BYTES = 512_000_000
+"""Ray keeps images in shared memory; containers often have 64 MB of it, less than a few batches."""
+
+OK, WARNING, MISSING = "ok", "warning", "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    what: str
+    state: str
+    detail: str
+
+
+@click.command("doctor")
+@click.argument("config", required=False, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(config: str | None, as_json: bool) -> None:
+    """Check this machine, and what CONFIG needs of it: versions, GPUs, Ray, weights, disk."""
+    findings = list(examine(_load(config)))
+    if as_json:
+        console.print_json(
+            {"findings": [{"what": f.what, "state": f.state, "detail": f.detail} for f in findings]}
+        )
+    else:
+        console.table("doctor", ["what", "state", "detail"], [(f.what, f.state, f.detail) for f in findings])
+    if missing := [f.what for f in findings if f.state == MISSING]:
+        raise UnavailableError(f"missing: {', '.join(missing)}")
+
+
+def examine(config: Config | None) -> Iterator[Finding]:
+    """Every finding, in the order a run would trip over them."""
+    yield Finding("python", OK, sys.version.split()[0])
+    yield from map(_package, PACKAGES)
+    yield _gpus(config)
+    yield _shared_memory()
+    yield _ray_address()
+    yield _ray_token()
+    if config is None:
+        return
+    yield _attempt("dataset", lambda: _dataset(config))
+    if config.actors.kind == "models":
+        yield _attempt("generator weights", lambda: _weights(config, "generator"))
+        yield _attempt("verifier weights", lambda: _weights(config, "verifier"))
+
+
+def _load(config: str | None) -> Config | None:
+    if config is None:
+        return None
+    from balancer.configfile import load_config
+
+    return load_config(config)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, OK, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, MISSING, f"not installed; `pip install {name}`")
+
+
+def _gpus(config: Config | None) -> Finding:
+    needed = config is not None and config.actors.device == "cuda"
+    if shutil.which("nvidia-smi") is None:
+        detail = "no NVIDIA driver on this machine (a cluster at --address may have GPUs)"
+        return Finding("gpus", MISSING if needed and not os.environ.get("RAY_ADDRESS") else OK, detail)
+    query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    if result.returncode != 0:
+        return Finding("gpus", MISSING, f"nvidia-smi fails: {result.stdout.strip() or result.stderr.strip()}")
+    return Finding("gpus", OK, "; ".join(result.stdout.strip().splitlines()))
+
+
+def _shared_memory() -> Finding:
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return Finding("shared memory", OK, "this system has no /dev/shm; Ray uses files")
+    detail = f"{size / 1e9:.1f} GB at /dev/shm"
+    if size < LEAST_SHARED_MEMORY_BYTES:
+        return Finding("shared memory", WARNING, f"{detail}; give a container more with --shm-size=4g")
+    return Finding("shared memory", OK, detail)
+
+
+def _ray_address() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding("ray address", OK, "RAY_ADDRESS is not set: runs start Ray on this machine")
+
+    def ask() -> str:
+        from actors.cluster import refuse_silent_head
+
+        refuse_silent_head(address)
+        return f"{address} answers"
+
+    return _attempt("ray address", ask)
+
+
+def _ray_token() -> Finding:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return Finding("ray token", OK, "none yet; Ray makes one when it first starts on this machine")
+    if mode & 0o077:
+        return Finding("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
+    return Finding("ray token", OK, str(path))
+
+
+def _dataset(config: Config) -> str:
+    from balancer.audit import audit_dataset, match_classes
+
+    found = audit_dataset(config)
+    counts = match_classes(found, config)
+    unreadable = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
+    return f"{sum(counts.values())} images of {len(counts)} classes in {found.path}{unreadable}"
+
+
+def _weights(config: Config, kind: str) -> str:
+    from actors import weights
+
+    if kind == "generator":
+        made = config.generation
+        found = weights.check(made.model, made.revision, made.variant, "generator")
+    else:
+        judged = config.verification
+        found = weights.check(judged.model, judged.revision, None, "verifier")
+    if found.folder is None:
+        return f"{found.missing_bytes / 1e9:.1f} GB to download from the hub at the first start"
+    return f"{found.place}: {found.folder}"
+
+
+def _attempt(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, OK, look())
+    except BalancerError as error:
+        return Finding(what, MISSING, f"{error.message}; {error.hint}" if error.hint else error.message)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from balancer.cli import main
+
+
+@pytest.fixture
+def doctor(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def examine(*arguments):
+        result = CliRunner().invoke(main, ["doctor", *map(str, arguments), "--json"])
+        findings = json.loads(result.stdout)["findings"]
+        return result, {finding["what"]: finding for finding in findings}
+
+    return examine
+
+
+def test_it_names_the_versions_that_matter(doctor):
+    result, findings = doctor()
+    assert result.exit_code == 0
+    assert findings["ray"]["state"] == "ok"
+    assert findings["ray"]["detail"].count(".") == 2
+
+
+def test_the_demo_has_all_it_needs_without_gpu_or_download(doctor, project):
+    result, findings = doctor(project / "configs/demo.yaml")
+    assert result.exit_code == 0
+    assert findings["generator weights"]["detail"].startswith("embedded")
+    assert findings["dataset"]["detail"].startswith("56 images of 6 classes")
+
+
+def test_what_is_missing_is_named_and_ends_with_exit_code_4(doctor, project, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    result, findings = doctor(project / "configs/pizza.yaml")
+    assert result.exit_code == 4
+    assert "gpus" in result.stderr
+    assert findings["generator weights"]["state"] == "missing"
+
+
+def test_a_ray_address_that_does_not_answer_is_missing(doctor, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    result, findings = doctor()
+    assert result.exit_code == 4
+    assert findings["ray address"]["state"] == "missing"
+
+
+def test_a_token_that_others_can_read_is_a_warning_with_the_remedy(doctor, tmp_path):
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    result, findings = doctor()
+    assert result.exit_code == 0
+    assert findings["ray token"]["state"] == "warning"
+    assert "chmod 600" in findings["ray token"]["detail"]
+    assert "secret" not in result.output
