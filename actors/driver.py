@@ -81,6 +81,7 @@ class Driver:
     _to_write: deque[Batch] = field(default_factory=deque)
     _rows: list[Row] = field(default_factory=list)
     _outcomes: list[Outcome] = field(default_factory=list)
+    _introduced: set[str] = field(default_factory=set)
     _oldest_row_s: float = 0.0
     _started_s: float = 0.0
     _stopping_since_s: float | None = None
@@ -106,7 +107,7 @@ class Driver:
         finally:
             self._commit()
         self.on_progress(self.snapshot())
-        if self.stop.number is not None:
+        if self.stop.number is not None and self.schedule.open:
             raise InterruptedRun(
                 f"interrupted: {len(self.schedule.accepted)} of {self.schedule.wanted} images are committed",
                 signal_number=self.stop.number,
@@ -138,6 +139,7 @@ class Driver:
         for pool, handle in self._handlers:
             for finished in pool.give_up_overdue():
                 handle(finished)
+        self._introduce_models()
         self._dispatch()
         if self._rows and self._commit_is_due():
             self._commit()
@@ -167,22 +169,32 @@ class Driver:
             return not self.schedule.in_flight
         return self.schedule.done
 
+    def _introduce_models(self) -> None:
+        """Say once what the first actor of each kind found out by itself: device, precision and why."""
+        for pool in (self.generators, self.verifiers):
+            kind = pool.spec.kind
+            ready = next((actor for actor in pool.actors if actor.ready), None)
+            if ready is None or kind in self._introduced:
+                continue
+            self._introduced.add(kind)
+            told = ready.description or {}
+            parts = [f"{told.get('model')} on {told.get('device')}", told.get("dtype")]
+            self.note(f"{kind}: {', '.join(filter(None, parts))}")
+
     # ---- handing out work --------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         while self._to_write and (writer := self.writers.least_busy(BATCHES_PER_GENERATOR)):
             self._write(writer, self._to_write.popleft())
         while self._to_verify and (verifier := self.verifiers.least_busy(BATCHES_PER_GENERATOR)):
-            batch = self._to_verify.popleft()
-            self.verifiers.submit(verifier, "measure", batch.pixels, batch.flags, job=batch)
-        while self._may_generate() and (generator := self._free_generator()):
+            made = self._to_verify.popleft()
+            self.verifiers.submit(verifier, "measure", made.pixels, made.flags, job=made)
+        while self._may_generate() and (generator := self.generators.least_busy(BATCHES_PER_GENERATOR)):
             batch = self._next_batch()
             if batch is None:
                 break
-            self.generators.submit(
-                generator, "generate", batch.requests, self.config.generation.guidance,
-                job=batch, num_returns=2,
-            )  # fmt: skip
+            guidance = self.config.generation.guidance
+            self.generators.submit(generator, "generate", batch.requests, guidance, job=batch, num_returns=2)
 
     def _may_generate(self) -> bool:
         behind = len(self._to_verify) + len(self._to_write)
@@ -191,9 +203,6 @@ class Driver:
             and not self._must_stop()
             and (behind < BATCHES_BEHIND * self.generators.size)
         )
-
-    def _free_generator(self) -> Actor | None:
-        return self.generators.least_busy(BATCHES_PER_GENERATOR)
 
     def _must_stop(self) -> bool:
         """No new batches after a signal or past `budget.max_hours`; notes when that began."""

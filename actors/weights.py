@@ -188,7 +188,7 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> d
 def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:
     import huggingface_hub as hub
 
-    hub.utils.disable_progress_bars()
+    hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # public, but not re-exported
     folder = ""
     # Small files first: a folder that has its weights is then complete, whenever a download was cut off.
     for part in (small_files(files), [name for name in files if name.endswith(".safetensors")]):

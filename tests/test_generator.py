@@ -145,7 +145,14 @@ def sdxl_folder(tmp_path_factory) -> Path:
 
 
 def load(folder: Path | str, **settings: Any) -> Generator:
-    usual = {"revision": None, "variant": None, "width": 64, "height": 64, "steps": 2, "batch_size": 4}
+    usual: dict[str, Any] = {
+        "revision": None,
+        "variant": None,
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "batch_size": 4,
+    }
     return Generator(str(folder), **usual | {"device": "cpu", "threads": 1} | settings)
 
 

@@ -32,7 +32,7 @@ MODEL = {
     },
 }
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
-PROPERTIES = {
+PROPERTIES: dict[str, dict[str, tuple[str, ...]]] = {
     "class": {"basic": ("a basic pizza", "basic"), "burnt": ("a burnt pizza", "burnt pizza", "burnt")},
     "lighting": {"dim": ("dim lighting",), "backlit": ("backlit",), "both": ("dim backlit lighting",)},
 }
@@ -71,7 +71,7 @@ def pictures(count: int, height: int = 64, width: int = 64) -> np.ndarray:
     random = np.random.default_rng(count)
     rough = random.integers(0, 256, (count, 4, 4, 3), np.uint8)
     smooth = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in rough]
-    noisy = np.stack(smooth) + random.normal(0, 8, (count, height, width, 3))
+    noisy = np.stack([np.asarray(one) for one in smooth]) + random.normal(0, 8, (count, height, width, 3))
     return noisy.clip(0, 255).astype(np.uint8)
 
 
