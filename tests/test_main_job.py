@@ -95,7 +95,7 @@ def test_running_the_reference_case_again_changes_nothing(reference_run, project
     before = sorted(path for path in reference_run.rglob("*"))
     result = balancer("run", "configs/demo.yaml", "--out", reference_run, cwd=project)
     assert result.returncode == 0
-    assert "complete" in result.stderr
+    assert "nothing left to do" in result.stderr
     assert sorted(path for path in reference_run.rglob("*")) == before
 
 
@@ -166,17 +166,23 @@ def verdicts(out):
     return {row["id"]: (row["status"], row["score"] - row["threshold"]) for row in rows}
 
 
-@pytest.mark.parametrize("victim", ["generators", "verifiers"])
+@pytest.mark.parametrize("victim", ["generator", "verifier"])
 def test_killing_an_actor_changes_nothing_in_the_result(
     small_config, small_reference, tmp_path, monkeypatch, victim
 ):
-    drivers, killed = [], []
-    original = job._driver
-    monkeypatch.setattr(job, "_driver", lambda *args: drivers.append(original(*args)) or drivers[-1])
+    pools, killed = {}, []
+    original = job.pools_of
+
+    def remember(*told):
+        made = original(*told)
+        pools.update((pool.spec.kind, pool) for pool in made)
+        return made
+
+    monkeypatch.setattr(job, "pools_of", remember)
 
     def kill(snapshot):
         if snapshot.candidates >= 16 and not killed:
-            killed.append(getattr(drivers[0], victim).actors[0].description["pid"])
+            killed.append(pools[victim].actors[0].description["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     run(small_config("actors.generators=2"), tmp_path / "run", reporter=Reporter(progress=kill))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import actors.fleet
 import actors.run as job
 from actors.run import Reporter, run
 from actors.simulated import Fault
@@ -61,13 +62,13 @@ def with_faults(monkeypatch):
     """Runs whose generators or verifiers go wrong at a set call, in one life only."""
 
     def plant(kind, *faults):
-        original = getattr(job, f"_{kind}_worker")
+        original = getattr(actors.fleet, f"{kind}_worker")
 
         def worker(config, on_gpu):
             path, arguments = original(config, on_gpu=on_gpu)
             return path, arguments | {"faults": faults}
 
-        monkeypatch.setattr(job, f"_{kind}_worker", worker)
+        monkeypatch.setattr(actors.fleet, f"{kind}_worker", worker)
 
     return plant
 
@@ -282,20 +283,14 @@ def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_pat
 
 
 def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_config, tmp_path, monkeypatch):
-    described = []
-    original = job._driver
-
-    def spy(*arguments):
-        driver = original(*arguments)
-        described.append(driver)
-        return driver
-
-    monkeypatch.setattr(job, "_driver", spy)
+    pools = []
+    original = job.pools_of
+    monkeypatch.setattr(job, "pools_of", lambda *told: pools.extend(original(*told)) or tuple(pools))
     monkeypatch.setattr("actors.cluster._uses_gpus", lambda wanted, resources: True)
     seen = {}
 
     def look(snapshot):
-        for pool in (described[0].generators, described[0].verifiers):
+        for pool in pools:
             for actor in pool.actors:
                 if actor.ready:
                     told = actor.description

@@ -1,0 +1,96 @@
+"""The pools of a run: which workers they hold, with which arguments, and what each reserves."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from actors.cluster import Fleet, Resources
+from actors.pool import Limits, Pool, WorkerSpec
+from balancer.cells import CLASS_PROPERTY
+from balancer.config import Config
+from balancer.storage import Storage
+
+CPU_THREADS = 1
+"""Threads of an actor on CPU. Several single-threaded generators make more images than one with several
+threads, and an image does not depend on how many cores a machine has."""
+
+
+def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storage) -> tuple[Pool, Pool, Pool]:
+    """Pools of generators, verifiers and writers, not started yet."""
+    actors = config.actors
+    limits = Limits(actors.start_timeout_s, actors.call_timeout_s, actors.max_restarts)
+    generator = WorkerSpec(
+        "generator",
+        *generator_worker(config, on_gpu=fleet.gpus_per_generator > 0),
+        num_cpus=fleet.cpus_per_generator,
+        num_gpus=fleet.gpus_per_generator,
+    )
+    verifier = WorkerSpec(
+        "verifier",
+        *verifier_worker(config, on_gpu=fleet.gpus_per_verifier > 0),
+        num_gpus=fleet.gpus_per_verifier,
+    )
+    # The run folder is on the driver's disk: only there can it be written.
+    writer = WorkerSpec(
+        "writer", "actors.writer:Writer", {"storage_uri": storage.uri}, node=resources.driver_node
+    )
+    return (
+        Pool(generator, fleet.generators, limits),
+        Pool(verifier, fleet.verifiers, limits),
+        Pool(writer, fleet.writers, limits),
+    )
+
+
+def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+    made = config.generation
+    sizes = {"width": made.width, "height": made.height, "batch_size": made.batch_size}
+    if config.actors.kind == "simulated":
+        service_s = (config.planning.seconds_per_candidate or 0.0) * made.batch_size
+        return "actors.simulated:SimulatedGenerator", sizes | {"service_s": service_s}
+    return "actors.generator:Generator", sizes | {
+        "model": _located(made.model),
+        "revision": made.revision,
+        "variant": made.variant,
+        "steps": made.steps,
+        "dtype": made.dtype,
+        "device": _device(config, on_gpu),
+        "threads": CPU_THREADS,
+    }
+
+
+def verifier_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+    properties = properties_of(config)
+    if config.actors.kind == "simulated":
+        return "actors.simulated:SimulatedVerifier", {
+            "properties": properties,
+            "pass_rate": config.planning.acceptance,
+        }
+    return "actors.verifier:Verifier", {
+        "model": _located(config.verification.model),
+        "revision": config.verification.revision,
+        "properties": properties,
+        "device": _device(config, on_gpu),
+        "threads": CPU_THREADS,
+    }
+
+
+def _located(model: str) -> str:
+    """A folder by its full path: actors do not work in the driver's folder."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
+def _device(config: Config, on_gpu: bool) -> str:
+    """`cuda` only if the config insists: a GPU that Ray counts may still be unusable for torch."""
+    if not on_gpu:
+        return "cpu"
+    return config.actors.device
+
+
+def properties_of(config: Config) -> dict[str, dict[str, tuple[str, ...]]]:
+    """What the verifier tells apart: property -> value -> the wordings it knows the value by."""
+    classes = {name: item.labels or item.prompts for name, item in config.classes.items()}
+    return {CLASS_PROPERTY: classes} | {
+        name: {value: item.labels or item.prompts for value, item in facet.values.items()}
+        for name, facet in config.facets.items()
+    }

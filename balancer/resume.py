@@ -1,0 +1,168 @@
+"""A run as its folder remembers it: begun, recognised, and brought back to where it was left."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from balancer.cells import Candidate, Cell, Slot
+from balancer.config import Config
+from balancer.errors import UsageError
+from balancer.manifest.layout import RUN_FILE
+from balancer.manifest.rows import SYNTHETIC, RunFacts
+from balancer.manifest.runfile import RunInfo, read_run
+from balancer.plan import Plan, Priority
+from balancer.prompts import ladder
+from balancer.schedule import Outcome, Schedule
+from balancer.storage import open_storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
+
+Models = Mapping[str, Mapping[str, Any]]
+"""`generator` and `verifier`, each with its model and revision, the latter with its embedding_dim."""
+
+
+def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
+    """The run in a folder, None if that is empty or not there; UsageError if it holds something else."""
+    try:
+        storage = open_storage(out, create=False)
+    except UsageError:
+        if os.path.lexists(out):
+            raise
+        return None
+    if storage.exists(RUN_FILE):
+        return read_run(storage)
+    if found := storage.list(""):
+        raise UsageError(
+            f"{out} holds files but no run, such as {found[0]}",
+            hint="choose another --out, or empty the folder",
+        )
+    return None
+
+
+def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
+    """What run.json says of a new run."""
+    return RunInfo(
+        run_id=uuid.uuid4().hex,
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        fingerprint=config.fingerprint(),
+        seed=config.seed,
+        facets=list(config.facets),
+        plan=[
+            {
+                "class": item.cell.class_name,
+                **{facet: item.cell.value(facet) for facet in config.facets},
+                "cell": item.cell.key,
+                "quota": item.quota,
+                "priority": str(item.priority),
+            }
+            for item in plan.cells
+        ],
+        real_counts=dict(plan.counts),
+        embedding_dim=int(models["verifier"]["embedding_dim"]),
+        versions={name: _version(name) for name in VERSIONED_PACKAGES},
+        models={kind: _identity(described) for kind, described in models.items()},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def check_unchanged(config: Config, models: Models, known: RunInfo, allowed: bool) -> None:
+    """Refuse to go on with a run under another config or other weights, unless `allowed`.
+
+    The plan of a started run never changes, nor does the size of its embeddings: UsageError in any case.
+    """
+    before = Config.model_validate(known.config)
+    changed = _differences(before.decisive(), config.decisive())
+    changed += [
+        f"weights of the {kind}" for kind, told in known.models.items() if told != _identity(models[kind])
+    ]
+    if changed and not allowed:
+        raise UsageError(
+            f"this run was started with another config; changed: {', '.join(changed)}",
+            hint="choose another --out, undo the change, or pass --allow-config-change to go on with both",
+        )
+    if before.plan_shape() != config.plan_shape():
+        planned = [name for name in changed if name.split(".")[0] in ("classes", "facets", "target")]
+        raise UsageError(
+            f"the plan of a started run is fixed, and {', '.join(planned)} would change it",
+            hint="choose another --out",
+        )
+    embedding_dim = int(models["verifier"]["embedding_dim"])
+    if embedding_dim != known.embedding_dim:
+        raise UsageError(
+            f"the verifier's embeddings have {embedding_dim} numbers, the run has {known.embedding_dim}",
+            hint="choose another --out",
+        )
+
+
+def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": model["model"], "revision": model["revision"]}
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths of the settings that differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [path]
+    names = dict.fromkeys([*before, *after])
+    return [
+        found
+        for name in names
+        for found in _differences(before.get(name), after.get(name), f"{path}.{name}".lstrip("."))
+    ]
+
+
+def facts_of(info: RunInfo, config: Config) -> RunFacts:
+    offsets, total = {}, 0
+    for item in info.plan:
+        offsets[str(item["cell"])] = total
+        total += int(item["quota"])
+    return RunFacts(
+        run_id=info.run_id,
+        facets=tuple(info.facets),
+        config=config,
+        model_revision=info.models["generator"]["revision"],
+        verifier_revision=info.models["verifier"]["revision"],
+        cell_offsets=offsets,
+    )
+
+
+def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None) -> Schedule:
+    """The state machine, brought to where the committed rows left it."""
+    ranks = {str(priority): rank for rank, priority in enumerate(Priority)}
+    quotas = [
+        (_cell(item, info.facets), int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
+    ]
+    return Schedule(
+        quotas,
+        attempts=len(ladder(config)),
+        max_candidates=config.budget.max_candidates,
+        max_slots=limit,
+        history=_history({cell.key: cell for cell, _, _ in quotas}, rows),
+    )
+
+
+def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
+    return Cell(str(item["class"]), tuple((name, item[name]) for name in facets if item[name] is not None))
+
+
+def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
+    wanted = rows.select(["source", "cell", "slot", "attempt", "reason"]).to_pylist()
+    made = [row for row in wanted if row["source"] == SYNTHETIC]
+    for row in sorted(made, key=lambda row: (row["slot"], row["attempt"])):
+        slot = Slot(cells[row["cell"]], int(row["slot"].rpartition("/")[2]))
+        yield Outcome(Candidate(slot, row["attempt"]), row["reason"])
