@@ -1,0 +1,74 @@
+"""A run's report: one HTML file that needs nothing else, written into the run folder."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+
+from balancer.manifest.query import open_manifest
+from balancer.manifest.status import status_of
+from balancer.report.criteria import check_criteria
+from balancer.report.facts import Facts, gather_facts
+from balancer.report.scores import score_histograms
+from balancer.report.sheets import contact_sheets
+from balancer.storage import open_storage
+
+REPORT_FILE = "report.html"
+
+MAX_ROWS = 300
+"""Longer tables are cut off, and say so: a page of thousands of cells is no report."""
+
+
+def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = None) -> str:
+    """Write `report.html` into the run folder and return its text. Works while the run goes on, too."""
+    storage = open_storage(run_uri, create=False)
+    manifest = open_manifest(run_uri)
+    made_at = now or dt.datetime.now(dt.UTC)
+    facts = gather_facts(manifest, status_of(storage, made_at))
+    page = _page(
+        facts=facts,
+        criteria=check_criteria(facts, manifest),
+        histograms=score_histograms(facts, manifest),
+        sheets=contact_sheets(facts, manifest, storage),
+        state=facts.status["state"],
+        table=facts.table,
+        budget=_budget(facts),
+        made_at=made_at,
+    )
+    storage.publish(REPORT_FILE, page.encode())
+    return page
+
+
+def _page(**content: object) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("balancer.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(max_rows=MAX_ROWS, percent=_percent, duration=_duration, **content)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minute:02d} h"
+    return f"{minute}:{second:02d} min" if minute else f"{second} s"
+
+
+def _budget(facts: Facts) -> str:
+    budget = facts.config.budget
+    limits = [
+        f"{budget.max_candidates} candidates" if budget.max_candidates else "",
+        f"{budget.max_hours:g} hours" if budget.max_hours else "",
+    ]
+    return " or ".join(limit for limit in limits if limit)

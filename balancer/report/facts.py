@@ -1,0 +1,219 @@
+"""What the report says of a run, counted from its manifest and its plan."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from balancer.config import Config
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from balancer.manifest.query import Manifest
+    from balancer.manifest.runfile import RunInfo
+
+MAX_ACROSS = 12
+"""A facet with more values than this is listed downwards, not across the table of cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    name: str
+    real: int
+    planned: int
+    generated: int
+    target: int
+
+    @property
+    def total(self) -> int:
+        return self.real + self.generated
+
+    @property
+    def fill(self) -> float:
+        return self.total / self.target
+
+
+@dataclass(frozen=True, slots=True)
+class CellCount:
+    """`values` has one entry per facet of the run, None where the facet does not apply."""
+
+    key: str
+    class_name: str
+    values: tuple[str | None, ...]
+    wanted: int
+    accepted: int
+    candidates: int
+
+    @property
+    def missing(self) -> int:
+        return max(self.wanted - self.accepted, 0)
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.accepted / self.candidates if self.candidates else None
+
+
+@dataclass(frozen=True, slots=True)
+class CellRow:
+    """Cells of one class that differ in one facet only; None where there is no such cell."""
+
+    class_name: str
+    values: tuple[str, ...]
+    cells: tuple[CellCount | None, ...]
+
+    @property
+    def present(self) -> tuple[CellCount, ...]:
+        return tuple(cell for cell in self.cells if cell)
+
+
+@dataclass(frozen=True, slots=True)
+class CellTable:
+    """`across` names the facet whose values are the columns; None if the cells are one column."""
+
+    across: str | None
+    columns: tuple[str, ...]
+    rows: tuple[CellRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`status` is what `balancer status` says; `span` the times of the first and the last candidate."""
+
+    run: RunInfo
+    config: Config
+    status: Mapping[str, Any]
+    classes: tuple[ClassCount, ...]
+    cells: tuple[CellCount, ...]
+    by_attempt: tuple[tuple[int, int], ...]
+    fallbacks: int
+    for_review: int
+    span: tuple[dt.datetime, dt.datetime] | None
+    devices: tuple[str, ...]
+
+    @property
+    def real(self) -> int:
+        return sum(count.real for count in self.classes)
+
+    @property
+    def generated(self) -> int:
+        return sum(count.generated for count in self.classes)
+
+    @property
+    def wanted(self) -> int:
+        return sum(cell.wanted for cell in self.cells)
+
+    @property
+    def candidates(self) -> int:
+        return sum(cell.candidates for cell in self.cells)
+
+    @property
+    def short_cells(self) -> tuple[CellCount, ...]:
+        return tuple(cell for cell in self.cells if cell.missing)
+
+    @property
+    def table(self) -> CellTable:
+        return cell_table(self.cells, self.run.facets)
+
+
+def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
+    import pyarrow.compute as pc
+
+    run = manifest.run
+    config = Config.model_validate(run.config)
+    columns = ["cell", "class", "status", "source", "attempt", "fallback", "review", "generated_at", "device"]
+    rows = manifest.to_table(columns, status="all")
+    tried = rows.filter(pc.equal(rows["source"], "synthetic"))
+    accepted = tried.filter(pc.equal(tried["status"], "accepted"))
+    return Facts(
+        run=run,
+        config=config,
+        status=status,
+        classes=_class_counts(run, config, _count(accepted, "class")),
+        cells=_cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell")),
+        by_attempt=tuple(sorted(_count(accepted, "attempt").items())),
+        fallbacks=pc.sum(accepted["fallback"]).as_py() or 0,
+        for_review=pc.sum(accepted["review"]).as_py() or 0,
+        span=_span(tried),
+        devices=tuple(sorted(_count(tried, "device"))),
+    )
+
+
+def _count(rows: pa.Table, column: str) -> Counter[Any]:
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(rows[column].drop_null()).to_pylist()
+    return Counter({entry["values"]: entry["counts"] for entry in counts})
+
+
+def _span(rows: pa.Table) -> tuple[dt.datetime, dt.datetime] | None:
+    import pyarrow.compute as pc
+
+    ends = pc.min_max(rows["generated_at"]).as_py()
+    return (ends["min"], ends["max"]) if ends["min"] is not None else None
+
+
+def _class_counts(run: RunInfo, config: Config, generated: Counter[str]) -> tuple[ClassCount, ...]:
+    planned: Counter[str] = Counter()
+    for entry in run.plan:
+        planned[entry["class"]] += entry["quota"]
+    return tuple(
+        ClassCount(
+            name=name,
+            real=run.real_counts.get(name, 0),
+            planned=planned[name],
+            generated=generated[name],
+            target=config.target.per_class,
+        )
+        for name in config.classes
+    )
+
+
+def _cell_counts(
+    run: RunInfo, config: Config, accepted: Counter[str], tried: Counter[str]
+) -> tuple[CellCount, ...]:
+    order = {name: position for position, name in enumerate(config.classes)}
+    return tuple(
+        CellCount(
+            key=entry["cell"],
+            class_name=entry["class"],
+            values=tuple(entry.get(facet) for facet in run.facets),
+            wanted=entry["quota"],
+            accepted=accepted[entry["cell"]],
+            candidates=tried[entry["cell"]],
+        )
+        for entry in sorted(run.plan, key=lambda entry: order[entry["class"]])
+    )
+
+
+def cell_table(cells: Sequence[CellCount], facets: Sequence[str]) -> CellTable:
+    """The cells as a table whose columns are the values of the first facet that fits across."""
+    across = next((axis for axis in range(len(facets)) if _fits_across(cells, axis)), None)
+    rows: dict[tuple[str, ...], dict[str, CellCount]] = {}
+    for cell in cells:
+        column, down = _column_and_row(cell, across)
+        rows.setdefault((cell.class_name, *down), {})[column] = cell
+    columns = tuple(dict.fromkeys(_column_and_row(cell, across)[0] for cell in cells))
+    return CellTable(
+        across=None if across is None else facets[across],
+        columns=columns,
+        rows=tuple(
+            CellRow(class_name, tuple(down), tuple(row.get(column) for column in columns))
+            for (class_name, *down), row in rows.items()
+        ),
+    )
+
+
+def _fits_across(cells: Sequence[CellCount], axis: int) -> bool:
+    values = {cell.values[axis] for cell in cells}
+    return None not in values and 1 < len(values) <= MAX_ACROSS
+
+
+def _column_and_row(cell: CellCount, across: int | None) -> tuple[str, tuple[str, ...]]:
+    column = "" if across is None else cell.values[across] or ""
+    return column, tuple(
+        value for axis, value in enumerate(cell.values) if axis != across and value is not None
+    )
