@@ -76,6 +76,11 @@ def run(
             return done
     found = audit_dataset(config)
     counts = match_classes(found, config)
+    if found.unreadable:
+        reporter.note(
+            f"{len(found.unreadable)} images cannot be read and are not counted; "
+            f"`balancer audit {found.path}` lists them"
+        )
     info = known or describe_run(config, make_plan(config, counts), models)
     with connected(address) as resources, _stop_signals() as stop:
         fleet = fit(resources, config.actors, _batches(info, config))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,16 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def project() -> Path:
     """The folder of pyproject.toml."""
     return PROJECT
+
+
+@pytest.fixture(scope="session")
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference case on the embedded models, run once by the command line."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    command = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--out", str(out)]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -43,14 +43,6 @@ def accepted_ids(out):
 # ---- the reference case, once ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def reference_run(tmp_path_factory, project):
-    out = tmp_path_factory.mktemp("reference") / "run"
-    result = balancer("run", "configs/demo.yaml", "--out", out, cwd=project)
-    assert result.returncode == 0, result.stderr
-    return out
-
-
 def test_the_reference_case_ends_with_244_generated_and_56_real_images(reference_run):
     sources = Counter(open_manifest(reference_run).to_table(columns=["source"])["source"].to_pylist())
     assert sources == {"synthetic": 244, "real": 56}

@@ -300,3 +300,12 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
     run(config, tmp_path / "run", reporter=Reporter(progress=look))
     assert sorted(seen["generator"].values()) == [["0"], ["1"]]
     assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
+
+
+def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, dataset):
+    whole = (dataset / "cat" / "0.png").read_bytes()
+    (dataset / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
+    notes = []
+    result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    assert result.wanted == WANTED + 1
+    assert "1 images cannot be read" in notes[0]
