@@ -309,3 +309,9 @@ def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, da
     result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
     assert result.wanted == WANTED + 1
     assert "1 images cannot be read" in notes[0]
+
+
+def test_a_budget_of_time_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
+    result = run(make_config(budget={"max_hours": 1e-9}), tmp_path / "run")
+    assert (result.state, result.accepted) == ("budget", 0)
+    assert sum(result.open_cells.values()) == WANTED

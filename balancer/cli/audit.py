@@ -37,10 +37,10 @@ def command(dataset: str, as_json: bool) -> None:
 
 
 def _print(found: Audit) -> None:
-    console.table(f"{printable(str(found.path))}: {len(found.images)} images", *_class_table(found))
+    console.table(f"{console.printable(str(found.path))}: {len(found.images)} images", *_class_table(found))
     for facet in found.facet_names:
         click.echo()
-        console.table(f"by {printable(facet)}", *_facet_table(found, facet))
+        console.table(f"by {console.printable(facet)}", *_facet_table(found, facet))
     for title, lines in _remarks(found).items():
         _print_remarks(title, lines)
     if found.ignored_files:
@@ -49,7 +49,8 @@ def _print(found: Audit) -> None:
 
 def _class_table(found: Audit) -> tuple[list[str], list[list[console.Cell]]]:
     rows: list[list[console.Cell]] = [
-        [printable(name), count, _percent(count, len(found.images))] for name, count in found.counts.items()
+        [console.printable(name), count, _percent(count, len(found.images))]
+        for name, count in found.counts.items()
     ]
     return ["class", "images", "share, %"], rows
 
@@ -62,11 +63,11 @@ def _facet_table(found: Audit, facet: str) -> tuple[list[str], list[list[console
     shown: list[str | None] = list(values) if labelled == len(found.images) else [*values, None]
     totals = {value: sum(per_cell[name, value] for name in found.counts) for value in shown}
     rows: list[list[console.Cell]] = [
-        [printable(name), *(per_cell[name, value] for value in shown)] for name in found.counts
+        [console.printable(name), *(per_cell[name, value] for value in shown)] for name in found.counts
     ]
     rows.append(["all", *totals.values()])
     rows.append(["share, %", *(value and _percent(total, labelled) for value, total in totals.items())])
-    return ["class", *("(no value)" if value is None else printable(value) for value in shown)], rows
+    return ["class", *("(no value)" if value is None else console.printable(value) for value in shown)], rows
 
 
 def _remarks(found: Audit) -> dict[str, Sequence[str]]:
@@ -86,7 +87,7 @@ def _print_remarks(title: str, lines: Sequence[str]) -> None:
         return
     click.echo(f"\n{title} ({len(lines)})")
     for line in lines[:MAX_LISTED]:
-        click.echo(f"  {printable(line)}")
+        click.echo(f"  {console.printable(line)}")
     if len(lines) > MAX_LISTED:
         click.echo(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
 
@@ -138,8 +139,3 @@ def _share(part: int, whole: int) -> float | None:
 
 def _percent(part: int, whole: int) -> int | None:
     return round(100 * part / whole) if whole else None
-
-
-def printable(text: str) -> str:
-    """A name as one line that cannot steer a terminal."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
