@@ -78,12 +78,12 @@ def accepted_ids(out):
     return sorted(table["id"].to_pylist())
 
 
-def after(count, action):
-    """A reporter that acts once, when so many candidates were judged."""
+def after(count, action, of="candidates"):
+    """A reporter that acts once, when so many candidates were judged (or images accepted)."""
     pending = [action]
 
     def look(snapshot):
-        if snapshot.candidates >= count and pending:
+        if getattr(snapshot, of) >= count and pending:
             pending.pop()()
 
     return Reporter(progress=look)
@@ -162,10 +162,11 @@ def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_i
     assert accepted_ids(tmp_path / "run") == []
 
 
-def test_an_interrupted_run_commits_and_the_same_command_goes_on(make_config, tmp_path, reference):
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupted_run_commits_and_the_same_command_goes_on(make_config, tmp_path, reference, times):
     out = tmp_path / "run"
     config = make_config(planning={"acceptance": 0.6, "seconds_per_candidate": 0.01})
-    stop = after(6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stop = after(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], of="accepted")
     with pytest.raises(InterruptedRun) as caught:
         run(config, out, reporter=stop)
     assert caught.value.exit_code == 130
