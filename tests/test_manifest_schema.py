@@ -28,8 +28,9 @@ def test_the_columns_are_those_of_the_design():
     assert SCHEMA.names == COLUMNS
 
 
-def test_no_facet_may_be_named_after_a_column():
-    assert set(COLUMNS) - {"lighting", "burn_level"} == RESERVED_FACET_NAMES
+def test_no_facet_may_be_named_after_a_column_or_a_key_of_the_plan():
+    columns = set(COLUMNS) - {"lighting", "burn_level"}
+    assert columns | {"quota", "priority"} == RESERVED_FACET_NAMES
 
 
 def test_classes_and_facets_are_dictionaries():
