@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from balancer.config import ActorsConfig
-from balancer.errors import ClusterError
+from balancer.errors import ClusterError, first_line
 
 ANSWER_TIMEOUT_S = 5.0
 """A Ray head that is there answers a TCP connection within milliseconds, across continents in one second."""
@@ -73,7 +73,7 @@ def _connect(address: str | None) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterError(
-            f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}",
+            f"Ray at {address} cannot be joined: {first_line(error)}",
             hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
         ) from error
 
@@ -88,7 +88,7 @@ def start_here(options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt + 1 == START_ATTEMPTS:
                 raise ClusterError(
-                    f"Ray did not start on this machine: {str(error).splitlines()[0]}",
+                    f"Ray did not start on this machine: {first_line(error)}",
                     hint="its logs are under /tmp/ray/session_latest/logs; `balancer doctor` checks the rest",
                 ) from error
 

@@ -128,9 +128,10 @@ class Driver:
 
         1. Wait for calls to end, and see what they brought.
         2. Give up calls that overran their deadline.
-        3. Hand out work: writing first, then verifying, then generating.
-        4. Commit the rows that are due.
-        5. Report progress.
+        3. Notice a signal, or the end of the time budget.
+        4. Hand out work: writing first, then verifying, then generating.
+        5. Commit the rows that are due.
+        6. Report progress.
         """
         for ref in wait(self._pools, WAIT_S):
             for pool, handle in self._handlers:
@@ -140,6 +141,7 @@ class Driver:
             for finished in pool.give_up_overdue():
                 handle(finished)
         self._introduce_models()
+        self._notice_stop()
         self._dispatch()
         if self._rows and self._commit_is_due():
             self._commit()
@@ -198,23 +200,20 @@ class Driver:
 
     def _may_generate(self) -> bool:
         behind = len(self._to_verify) + len(self._to_write)
-        return (
-            self._stopping_since_s is None
-            and not self._must_stop()
-            and (behind < BATCHES_BEHIND * self.generators.size)
-        )
+        return self._stopping_since_s is None and behind < BATCHES_BEHIND * self.generators.size
 
-    def _must_stop(self) -> bool:
-        """No new batches after a signal or past `budget.max_hours`; notes when that began."""
+    def _notice_stop(self) -> None:
+        """From a signal on, or past `budget.max_hours`, no new batches are begun."""
+        if self._stopping_since_s is not None:
+            return
         max_hours = self.config.budget.max_hours
         out_of_time = max_hours is not None and self.clock() - self._started_s >= max_hours * 3600
         if self.stop.number is None and not out_of_time:
-            return False
+            return
         self._stopping_since_s = self.clock()
         if self.stop.number is not None:
             count = len(self.schedule.in_flight)
             self.note(f"stopping when {count} candidates under way are done; once more to stop at once")
-        return True
 
     def _drained_too_long(self) -> bool:
         since = self._stopping_since_s

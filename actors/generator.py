@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from actors import weights
 from actors.device import device_name, pick_device, pick_dtype, use_threads
-from balancer.errors import UnavailableError, WeightsError
+from balancer.errors import UnavailableError, WeightsError, first_line
 from balancer.prompts import Request
 from balancer.verdict import ImageFlags
 
@@ -165,7 +165,7 @@ def _load(folder: Path, model: str, variant: str | None, dtype: torch.dtype, dev
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise WeightsError(
-            f"{model}: the pipeline in {folder} does not load: {_first_line(error)}",
+            f"{model}: the pipeline in {folder} does not load: {first_line(error)}",
             hint="generation.model must name a text-to-image pipeline in diffusers layout",
         ) from error
     diffusers.utils.logging.set_verbosity_warning()  # such as of prompts that are too long
@@ -193,8 +193,3 @@ def _to_pixels(images: torch.Tensor) -> np.ndarray:
     scaled = images.float().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels: np.ndarray = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

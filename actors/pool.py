@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from balancer.errors import BalancerError, StalledError
+from balancer.errors import BalancerError, StalledError, first_line
 
 
 class Host:
@@ -241,7 +241,7 @@ class Pool:
         if self.restarts > self.limits.max_restarts:
             raise StalledError(
                 f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
-                f"the last one: {_first_line(cause)}",
+                f"the last one: {_named(cause)}",
                 hint="run `balancer doctor CONFIG`; actors.max_restarts sets the limit",
             )
         self._add_actor()
@@ -272,6 +272,7 @@ def is_lost_object(error: BaseException | None) -> bool:
     return isinstance(error, ObjectLostError)
 
 
-def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip().splitlines() if error is not None else []
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _named(error: BaseException | None) -> str:
+    """An error with its type, which is often half of the message."""
+    name, text = type(error).__name__, str(error or "").strip()
+    return f"{name}: {first_line(error)}" if error is not None and text else name

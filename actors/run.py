@@ -85,8 +85,9 @@ def run(
     with connected(address) as resources, _stop_signals() as stop:
         fleet = fit(resources, config.actors, _batches(info, config))
         storage = open_storage(out, create=True)
-        info = create_run(storage, info)
-        check_unchanged(config, models, info, allow_config_change)  # another start may have been first
+        if known is None:
+            info = create_run(storage, info)
+            check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id)
         with _closing(log) as close:
             facts = facts_of(info, config)

@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors import weights
 from actors.device import device_name, pick_device, use_threads
-from balancer.errors import WeightsError
+from balancer.errors import WeightsError, first_line
 from balancer.images import Pixels, luminance_stats, perceptual_hash
 from balancer.verdict import ImageFlags, Measurement
 
@@ -147,7 +147,7 @@ def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Com
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"{model}: the model in {folder} does not load: {str(error).splitlines()[0]}",
+            f"{model}: the model in {folder} does not load: {first_line(error)}",
             hint="verification.model must name an open_clip model",
         ) from error
     return loaded.eval(), tokenizer, transform

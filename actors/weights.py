@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from actors.model_files import INCOMPLETE_HINT, MARKER, Kind, components_of, needed_files, small_files
 from balancer.config import EMBEDDED_MODEL
-from balancer.errors import ConfigError, WeightsError
+from balancer.errors import ConfigError, WeightsError, first_line
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -221,7 +221,7 @@ def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) ->
         ) from error
     except Exception as error:
         raise WeightsError(
-            f"{at} is not on this machine and cannot be downloaded: {_first_line(error)}",
+            f"{at} is not on this machine and cannot be downloaded: {first_line(error)}",
             hint=f"start once where the hub can be reached, or set {_SECTION[kind]}.model to a folder with"
             f" the model in {_LAYOUT[kind]} layout, or to {EMBEDDED_MODEL!r}",
         ) from error
@@ -229,10 +229,6 @@ def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) ->
 
 def _hub_id(model: str) -> str:
     return model.removeprefix(HUB_PREFIX)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _place_hint(kind: Kind) -> str:

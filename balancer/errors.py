@@ -19,6 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its type's name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class BalancerError(Exception):
     """An error with a message that names the thing, and a hint that names the knob."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
@@ -34,6 +34,12 @@ class CellQuota:
     cell: Cell
     quota: int
     priority: Priority
+
+    def as_dict(self, facets: Iterable[str]) -> dict[str, str | int | None]:
+        """For JSON: class, each of `facets` (None where it does not apply), quota and priority."""
+        values = {facet: self.cell.value(facet) for facet in facets}
+        priority = self.priority.value
+        return {"class": self.cell.class_name, **values, "quota": self.quota, "priority": priority}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -65,8 +65,3 @@ def eta_s(slots_open: int, settled_per_s: float) -> float | None:
     if slots_open == 0:
         return 0.0
     return slots_open / settled_per_s if settled_per_s > 0 else None
-
-
-def count_reasons(reasons: Counter[str]) -> dict[str, int]:
-    """The commonest first, as they are shown."""
-    return dict(reasons.most_common())

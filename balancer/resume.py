@@ -57,16 +57,7 @@ def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
         fingerprint=config.fingerprint(),
         seed=config.seed,
         facets=list(config.facets),
-        plan=[
-            {
-                "class": item.cell.class_name,
-                **{facet: item.cell.value(facet) for facet in config.facets},
-                "cell": item.cell.key,
-                "quota": item.quota,
-                "priority": str(item.priority),
-            }
-            for item in plan.cells
-        ],
+        plan=[item.as_dict(config.facets) | {"cell": item.cell.key} for item in plan.cells],
         real_counts=dict(plan.counts),
         embedding_dim=int(models["verifier"]["embedding_dim"]),
         versions={name: _version(name) for name in VERSIONED_PACKAGES},

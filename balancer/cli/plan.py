@@ -51,15 +51,7 @@ def _warn_of_faults(audit: Audit) -> None:
 
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
-    cells = [
-        {
-            "class": wanted.cell.class_name,
-            **{facet: wanted.cell.value(facet) for facet in facets},
-            "quota": wanted.quota,
-            "priority": wanted.priority.value,
-        }
-        for wanted in plan.cells
-    ]
+    cells = [wanted.as_dict(facets) for wanted in plan.cells]
     return {"total": plan.total, "cells": cells, "estimate": asdict(cost)}
 
 

@@ -18,7 +18,7 @@ def command(run: str, as_json: bool) -> None:
     Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
     ended without saying how. All but complete and short go on with `balancer run`.
     """
-    from balancer.manifest.log import utc_now
+    from balancer.manifest.rows import utc_now
     from balancer.manifest.status import status_of
     from balancer.storage import open_storage
 

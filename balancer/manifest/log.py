@@ -34,16 +34,13 @@ from balancer.manifest.fragment import (
     encode,
 )
 from balancer.manifest.layout import LOG_DIR, fragment_path, fragment_seq
+from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.schema import Row, rows_to_table
 from balancer.storage import MissingFileError, Storage
 
 if TYPE_CHECKING:
     Clock = Callable[[], datetime.datetime]
-
-
-def utc_now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from balancer.manifest.log import LogView, read_log
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.progress import count_reasons, eta_s
+from balancer.progress import eta_s
 from balancer.storage import Storage
 
 SILENT_AFTER_S = 120.0
@@ -47,7 +47,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "accepted": counts.accepted,
         "short": counts.short,
         "candidates": counts.candidates,
-        "rejected_by_reason": count_reasons(counts.reasons),
+        "rejected_by_reason": dict(counts.reasons.most_common()),
         "success_rate": counts.accepted / settled if settled else None,
         "acceptance": counts.accepted / counts.candidates if counts.candidates else None,
         "eta_s": _eta_s(generated, info, counts, view, now) if state == "running" else None,
