@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 # Submodules named like a verb are imported here, first: importing one later would put the module in the
 # place of the function.
-from balancer.audit import audit, audit_dataset, match_classes
+from balancer.audit import audit, audit_dataset, credited_facets, match_classes
 from balancer.plan import make_plan
 
 if TYPE_CHECKING:
@@ -23,9 +23,18 @@ __all__ = ["audit", "open_manifest", "plan", "run"]
 
 
 def plan(config: Config | str | os.PathLike[str]) -> Plan:
-    """The exact number of images each cell lacks, for a config or the path of one."""
+    """The exact number of images each cell lacks, for a config or the path of one.
+
+    With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
+    """
     loaded = _loaded(config)
-    return make_plan(loaded, match_classes(audit_dataset(loaded), loaded))
+    found = audit_dataset(loaded)
+    facets = credited_facets(found, loaded)
+    if loaded.target.count_real_facets == "measured":
+        from actors.real_images import measure_here, real_facets
+
+        facets = real_facets(measure_here(loaded, found, None), loaded)
+    return make_plan(loaded, match_classes(found, loaded), facets)
 
 
 def run(

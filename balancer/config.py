@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from balancer.cells import Facet
+from balancer.cells import CLASS_PROPERTY, Facet
+from balancer.rounding import as_written
 
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
@@ -28,7 +30,8 @@ RESERVED_FACET_NAMES = frozenset(
     "id file_name class cell slot attempt source status reason score scores threshold fallback review "
     "prompt negative_prompt seed model model_revision verifier verifier_revision steps guidance width "
     "height sha256 num_bytes phash nearest_id nearest_similarity embedding parent_id split device "
-    "batch_size generated_at run_id quota priority".split()
+    "batch_size generated_at run_id quota priority probabilities second_scores unjudged wording changes "
+    "brightness deviation nonfinite unsafe pixel_sha256 nearest_distance".split()
 )
 
 # Settings that may change between two starts of one run: they say how fast, not what.
@@ -40,6 +43,9 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "criteria": True,
     "output": True,
     "generation": {"batch_size", "dtype"},
+    # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
+    # whether a run may start.
+    "verification": {"calibration", "min_auc", "min_examples"},
 }
 
 
@@ -55,6 +61,11 @@ class DatasetConfig(_Section):
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
     `metadata.parquet`, `metadata.csv` or `metadata.jsonl` if there is one."""
+
+    holdout: str | None = None
+    """Another folder laid out like `path`, kept apart from training: the verifier is tested on its labelled
+    images too, and a candidate that copies one of them is rejected. `sample` is the hold-out of the
+    sample dataset."""
 
     max_image_megabytes: float = Field(default=64, gt=0)
     """Larger files are reported unreadable, not opened."""
@@ -94,6 +105,10 @@ class FacetValueConfig(_Section):
     labels: tuple[Phrase, ...] = ()
     """Wordings by which the verifier knows the value; by default `prompts`."""
 
+    brightness: tuple[Probability, Probability] | None = None
+    """Least and greatest mean luminance, 0 to 1, of an image with this value; by default
+    `verification.brightness`."""
+
 
 class FacetConfig(_Section):
     classes: Literal["all"] | tuple[Name, ...] = "all"
@@ -108,15 +123,42 @@ class FacetConfig(_Section):
         if given and len(given) < len(self.values):
             missing = ", ".join(name for name, value in self.values.items() if value.share is None)
             raise ValueError(f"share is missing for {missing}; give every value a share, or none")
-        total = sum((_exact(share) for share in given), Fraction(0))
+        total = sum((as_written(share) for share in given), Fraction(0))
         if given and abs(total - 1) > Fraction(1, 1000):
             raise ValueError(f"shares sum to {float(total):g}, not 1")
         return self
 
 
 class TargetConfig(_Section):
-    per_class: int = Field(gt=0, le=10_000_000)
+    """How many images there should be, by exactly one of `per_class`, `ratio_to_largest` and `total`."""
+
+    per_class: int | None = Field(default=None, gt=0, le=10_000_000)
     """Images every class should have, real and generated together."""
+
+    ratio_to_largest: float | None = Field(default=None, gt=0, le=1)
+    """Images every class should have, as a part of what the largest class has; rounded up."""
+
+    total: int | None = Field(default=None, gt=0, le=1_000_000_000)
+    """Images of all classes together. Classes are brought to one level; one that has more real images
+    keeps them."""
+
+    max_synthetic_share: float | None = Field(default=None, ge=0, lt=1)
+    """Greatest part of a class's images that may be generated; classes that cannot reach their target
+    because of it are named by `plan`."""
+
+    count_real_facets: Literal["no", "known", "measured"] = "no"
+    """Whether real images count towards the shares of their facet values: `no` gives the shares to the
+    generated images alone; `known` counts values the metadata states; `measured` asks the verifier
+    for the others."""
+
+    @model_validator(mode="after")
+    def _is_given_once(self) -> Self:
+        kinds = ("per_class", "ratio_to_largest", "total")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are given" if given else "none of them is"
+            raise ValueError(f"one of {', '.join(kinds)} must be given, and {found}")
+        return self
 
 
 class GenerationConfig(_Section):
@@ -152,6 +194,61 @@ class GenerationConfig(_Section):
     """What no image must show."""
 
 
+class SafetyConfig(_Section):
+    """A transformers image classifier that looks for what must not be shown, besides any safety checker
+    the pipeline brings."""
+
+    model: str
+    """A hub id or a folder in transformers layout."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+    labels: tuple[Phrase, ...] = Field(default=("nsfw",), min_length=1)
+    """Labels of the model that mean unsafe; their probabilities are added up."""
+
+    max_unsafe: Probability = 0.5
+    """Images above this probability are rejected as `flagged`."""
+
+
+class SecondJudgeConfig(_Section):
+    """A vision-language model that is asked, for every property of every candidate, whether the image
+    shows it. Its P(yes) and the verifier's probability combine by their minimum. It runs beside the
+    verifier, on the same device; `actors.gpus_per_verifier` must leave it the room."""
+
+    model: str
+    """A hub id or a folder in transformers layout, of a kind that transformers has built in."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+    question: Phrase = "Does this image show {}? Answer yes or no."
+    """`{}` stands for the first wording (of `labels`, or else `prompts`) of the wanted value."""
+
+    @field_validator("question")
+    @classmethod
+    def _asks_for_something(cls, question: str) -> str:
+        if question.count("{}") != 1:
+            raise ValueError("the question must hold {} once, where the wording goes")
+        return question
+
+
+class CopiesConfig(_Section):
+    """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
+
+    Measured on the embedded models (`scripts/measure_copies.py`, 128 x 128 pixels): of 332,520 pairs of
+    different pictures 2 are taken for copies. Pictures saved again as JPEG, resized and back, 5 % brighter or
+    darker, or with noise are all found; shifted by one pixel 79 % are, by two 29 %, mirrored none. With a
+    distance of 8 it is 99 % and 79 %, and 34 pairs.
+    """
+
+    max_distance: int = Field(default=4, ge=0, le=64)
+    """Greatest number of the 64 bits of their perceptual hashes in which the two differ."""
+
+    min_similarity: float = Field(default=0.95, ge=-1, le=1)
+    """Least cosine of their embeddings."""
+
+
 class VerificationConfig(_Section):
     model: str = EMBEDDED_MODEL
     """An open_clip model: `hf-hub:<repository>`, a folder in open_clip layout, or `embedded`."""
@@ -162,18 +259,90 @@ class VerificationConfig(_Section):
     threshold: Probability = 0.6
     """Least probability each property of an accepted image must reach."""
 
+    calibration: str | None = None
+    """A file that `balancer calibrate` wrote for this verifier and these wordings; without one,
+    probabilities are the verifier's own."""
+
+    unjudged: tuple[Phrase, ...] = ()
+    """What may go on although the labelled images do not show that the verifier can judge it: a property
+    (`lighting`) is then not asked of images at all, a single value (`class=combined`) is judged all
+    the same. Rows list both in `unjudged`."""
+
+    min_auc: float = Field(default=0.8, ge=0.5, le=1)
+    """A value whose labelled images the verifier tells from the others no better than this (area under
+    the ROC curve; 0.5 is chance) needs to be named in `unjudged`."""
+
+    min_examples: int = Field(default=5, ge=1)
+    """Labelled images a value needs for that test."""
+
+    brightness: tuple[Probability, Probability] = (0.02, 0.98)
+    """Least and greatest mean luminance, 0 to 1, of any image."""
+
+    copies: CopiesConfig = CopiesConfig()
+    safety: SafetyConfig | None = None
+    second_judge: SecondJudgeConfig | None = None
+
 
 class FallbackConfig(_Section):
     threshold: Probability = 0.5
     """Threshold of the fallback attempt; its rows are marked `fallback`."""
 
 
+class RungConfig(_Section):
+    """What one attempt changes against a plain one. Every attempt has a seed of its own."""
+
+    next_wording: bool = True
+    """Take the next wording of the class and of each facet value; without it, those of the attempt before."""
+
+    strengthen: bool = False
+    """Say the property that was weakest in the attempt before first, and in two wordings. Nothing changes
+    if that attempt was rejected for something else."""
+
+    guidance: float | None = Field(default=None, ge=0, le=50)
+    """Guidance of this attempt; by default `generation.guidance`."""
+
+    fallback_prompts: bool = False
+    """Use the class's `fallback_prompts`, if it has any."""
+
+    threshold: Probability | None = None
+    """Threshold of this attempt; by default `verification.threshold`. Rows accepted at a lower one are
+    marked `fallback`."""
+
+
 class AttemptsConfig(_Section):
     max: int = Field(default=3, ge=1, le=100)
-    """Attempts a slot before the fallback, each with another seed and wording."""
+    """Attempts a slot before the fallback, each with another seed."""
+
+    rungs: tuple[RungConfig, ...] = ()
+    """What the attempts change, the first one first; attempts beyond the list repeat its last entry.
+    By default each takes the next wording."""
 
     fallback: FallbackConfig | None = None
     """One more attempt with `fallback_prompts` and a threshold of its own; `null` for none."""
+
+    adaptive: bool = False
+    """Prefer the wordings of a class that passed most often so far in a cell (Thompson sampling), instead of
+    taking them in turn. What is accepted then depends on the order in which images were judged: the
+    same run again, or on another number of GPUs, gives another set."""
+
+    give_up_below: Probability = 0.01
+    """A cell of which, with 95 % confidence, less than this part of candidates passes is given up, its
+    open slots short; 0 for never. Which of its images were accepted until then can depend on the order
+    in which candidates were judged."""
+
+    @model_validator(mode="after")
+    def _rungs_are_reached(self) -> Self:
+        if len(self.rungs) > self.max:
+            raise ValueError(
+                f"rungs has {len(self.rungs)} entries and max is {self.max}: raise attempts.max, or the last "
+                "ones are never reached"
+            )
+        return self
+
+    def climbed(self) -> tuple[RungConfig, ...]:
+        """One rung for each attempt before the fallback."""
+        rungs = self.rungs or (RungConfig(),)
+        return (*rungs, *rungs[-1:] * (self.max - len(rungs)))
 
 
 class ReviewConfig(_Section):
@@ -231,6 +400,9 @@ class PlanningConfig(_Section):
     seconds_per_candidate: float | None = Field(default=None, gt=0)
     """Expected time one generator takes for one candidate."""
 
+    cost_per_generator_hour: float | None = Field(default=None, ge=0)
+    """What an hour of one generator costs, in any currency; for the estimates only."""
+
     bytes_per_image: int | None = Field(default=None, gt=0)
     """Expected size of one image file; by default 60 % of its raw pixels, about what PNG makes of
     photographs."""
@@ -246,6 +418,9 @@ class OutputConfig(_Section):
 
     commit_seconds: float = Field(default=1.0, gt=0)
     """Longest time a judged candidate waits for its commit."""
+
+    rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
+    """Rejected images kept for each reason, under `rejected/`, for the report."""
 
 
 class CriteriaConfig(_Section):
@@ -303,6 +478,27 @@ class Config(_Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _unjudged_is_there(self) -> Self:
+        """What `verification.unjudged` names must be there: a name with a slip of the pen allows nothing."""
+        properties = self.properties()
+        known = {*properties, *(f"{name}={value}" for name, values in properties.items() for value in values)}
+        if missing := [name for name in self.verification.unjudged if name not in known]:
+            near = difflib.get_close_matches(missing[0], known, n=1)
+            advice = f", did you mean {near[0]!r}?" if near else f"; properties are {', '.join(properties)}"
+            raise ValueError(
+                f"verification.unjudged: neither a property nor property=value: {', '.join(missing)}{advice}"
+            )
+        return self
+
+    def properties(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """What the verifier tells apart: property -> value -> the wordings it knows the value by."""
+        classes = {name: item.labels or item.prompts for name, item in self.classes.items()}
+        return {CLASS_PROPERTY: classes} | {
+            name: {value: item.labels or item.prompts for value, item in facet.values.items()}
+            for name, facet in self.facets.items()
+        }
+
     def facet_axes(self) -> tuple[Facet, ...]:
         """The facets as the planner uses them, with exact shares that sum to 1."""
         return tuple(
@@ -326,7 +522,7 @@ class Config(_Section):
             "facets": [
                 (facet.name, facet.values, facet.shares, facet.classes) for facet in self.facet_axes()
             ],
-            "per_class": self.target.per_class,
+            "target": self.target.model_dump(),
         }
 
     def fingerprint(self) -> str:
@@ -335,12 +531,7 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _exact(share: float) -> Fraction:
-    """The decimal the user wrote, not its nearest binary fraction."""
-    return Fraction(str(share))
-
-
 def _exact_shares(shares: list[float | None]) -> tuple[Fraction, ...]:
-    exact = [Fraction(1) if share is None else _exact(share) for share in shares]
+    exact = [Fraction(1) if share is None else as_written(share) for share in shares]
     total = sum(exact)
     return tuple(share / total for share in exact)

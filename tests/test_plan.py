@@ -1,22 +1,19 @@
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer import rounding
-from balancer.cells import Cell, Facet, cells_of
+from balancer.audit import Audit, RealImage, credited_facets
 from balancer.config import Config
-from balancer.plan import Measured, Plan, Priority, estimate, expected_attempts, make_plan
-from balancer.rounding import joint_quotas
-
-Deficits = dict[str, int]
+from balancer.plan import Plan, Priority, held_back, make_plan
+from balancer.targets import values_to_add
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
 REFERENCE_COUNTS = {"basic": 30, "burnt": 26}
@@ -112,175 +109,125 @@ def test_cells_without_a_quota_are_left_out():
     assert [wanted.quota for wanted in plan.cells] == [1] * 6
 
 
-# Controlled rounding
+# Targets
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[Deficits, list[Facet]]:
-    classes = [f"class{n}" for n in range(draw(st.integers(1, 4)))]
-    facets = []
-    for n in range(draw(st.integers(0, 3))):
-        weights = draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
-        applies = draw(st.sets(st.sampled_from(classes), min_size=1))
-        facets.append(
-            Facet(
-                f"facet{n}",
-                tuple(f"value{v}" for v in range(len(weights))),
-                tuple(Fraction(weight, sum(weights)) for weight in weights),
-                frozenset(applies),
-            )
-        )
-    return {name: draw(st.integers(0, 60)) for name in classes}, facets
+def one_facet(**sections: Any) -> Config:
+    facets = {"light": {"values": {name: {"prompts": [name]} for name in ("day", "night")}}}
+    return reference(facets=facets, **sections)
 
 
-def exact(cell: Cell, deficits: Mapping[str, int], facets: Sequence[Facet]) -> Fraction:
-    value = Fraction(deficits[cell.class_name])
-    for facet in facets:
-        if (wanted := cell.value(facet.name)) is not None:
-            value *= facet.shares[facet.values.index(wanted)]
-    return value
+@pytest.mark.parametrize(
+    ("target", "counts", "lacking"),
+    [
+        ({"per_class": 10}, {"basic": 4, "burnt": 12}, {"basic": 6, "combined": 10}),
+        ({"ratio_to_largest": 0.5}, {"basic": 9, "burnt": 2}, {"burnt": 3, "combined": 5}),
+        ({"ratio_to_largest": 1}, {"basic": 9, "burnt": 2}, {"burnt": 7, "combined": 9}),
+        ({"ratio_to_largest": 0.3}, {}, {}),
+        ({"total": 20}, {"basic": 4, "burnt": 2}, {"basic": 3, "burnt": 5, "combined": 6}),
+        ({"total": 20}, {"basic": 15, "burnt": 2}, {"burnt": 1, "combined": 2}),
+        ({"total": 10}, {"basic": 15, "burnt": 2}, {}),
+    ],
+)
+def test_what_classes_lack_follows_from_the_target(
+    target: dict[str, Any], counts: dict[str, int], lacking: dict[str, int]
+):
+    classes = {name: {"prompts": [name]} for name in ("basic", "burnt", "combined")}
+    plan = make_plan(Config.model_validate({"classes": classes, "target": target}), counts)
+    assert {wanted.cell.class_name: wanted.quota for wanted in plan.cells} == lacking
 
 
-def is_floor_or_ceiling(rounded: int, value: Fraction) -> bool:
-    return rounded in (math.floor(value), math.ceil(value))
+@given(st.integers(1, 400), st.dictionaries(st.sampled_from(CLASSES), st.integers(0, 60)))
+def test_a_total_is_reached_exactly_and_levels_what_it_raises(total: int, counts: dict[str, int]):
+    plan = make_plan(reference(facets={}, target={"total": total}), counts)
+    there = sum(counts.values())
+    assert there + plan.total == max(total, there)
+    raised = {wanted.cell.class_name for wanted in plan.cells}
+    after = [plan.targets[name] for name in raised]
+    assert max(after, default=0) - min(after, default=0) <= 1
+    assert all(plan.counts[name] >= max(after, default=0) - 1 for name in set(CLASSES) - raised)
 
 
-def margins_off(
-    quotas: Mapping[Cell, int], deficits: Mapping[str, int], facets: Sequence[Facet]
-) -> list[str]:
-    """Sums that are neither floor nor ceiling of their exact values: each facet value, within each class
-    and over all classes."""
-    off = []
-    for facet in facets:
-        for value, share in zip(facet.values, facet.shares, strict=True):
-            groups = [{name} for name in sorted(facet.classes)] + [set(facet.classes)]
-            for group in groups:
-                cells = [
-                    cell for cell in quotas if cell.class_name in group and cell.value(facet.name) == value
-                ]
-                wanted = share * sum(deficits[name] for name in group)
-                if not is_floor_or_ceiling(sum(quotas[cell] for cell in cells), wanted):
-                    off.append(f"{value} in {group}")
-    return off
+def test_a_share_that_may_be_generated_holds_back_the_rest_and_names_it():
+    limits = {"per_class": 50, "max_synthetic_share": 0.4}
+    plan = make_plan(reference(target=limits), dict.fromkeys(CLASSES, 50) | {"burnt": 20, "mixed": 0})
+    assert {wanted.cell.class_name for wanted in plan.cells} == {"burnt"}
+    assert plan.total == 13  # of 33 images, 40 % are 13.2
+    assert plan.held_back == {"burnt": 17, "mixed": 50}
+    assert held_back(plan) == [
+        "burnt reaches 33 of 50 images: more than that would be generated beyond target.max_synthetic_share",
+        "mixed reaches 0 of 50 images: more than that would be generated beyond target.max_synthetic_share",
+    ]
 
 
-@settings(max_examples=40)
-@given(problems())
-def test_every_class_gets_exactly_what_it_lacks(problem: tuple[Deficits, list[Facet]]):
-    deficits, facets = problem
-    quotas = joint_quotas(deficits, facets)
-    got = {name: sum(q for cell, q in quotas.items() if cell.class_name == name) for name in deficits}
-    assert got == deficits
-    assert min(quotas.values()) >= 0
+# Facet values that are there
 
 
-@settings(max_examples=40)
-@given(problems())
-def test_every_facet_value_is_rounded_as_if_alone(problem: tuple[Deficits, list[Facet]]):
-    deficits, facets = problem
-    assert margins_off(joint_quotas(deficits, facets), deficits, facets) == []
+def quotas_of(plan: Plan, class_name: str) -> dict[str, int]:
+    found = {"day": 0, "night": 0}
+    for wanted in plan.cells:
+        if wanted.cell.class_name == class_name:
+            found[str(wanted.cell.value("light"))] += wanted.quota
+    return found
 
 
-# The same examples always: that cells can be kept too is found, not proven.
-@settings(max_examples=100, derandomize=True)
-@given(problems())
-def test_every_cell_is_rounded_as_if_alone(problem: tuple[Deficits, list[Facet]]):
-    deficits, facets = problem
-    quotas = joint_quotas(deficits, facets)
-    assert all(is_floor_or_ceiling(quota, exact(cell, deficits, facets)) for cell, quota in quotas.items())
+@pytest.mark.parametrize(
+    ("there", "day", "night"),
+    [
+        ([], 20, 20),
+        (["day"] * 10, 15, 25),
+        (["day"] * 6 + ["night"] * 4, 19, 21),
+        (["day"] * 30, 5, 35),
+    ],
+)
+def test_values_that_are_there_count_towards_their_shares(there: list[str], day: int, night: int):
+    full = dict.fromkeys(CLASSES, 50)
+    known = {"basic": [{"light": value} for value in there]}
+    plan = make_plan(one_facet(), full | {"basic": 10}, known)
+    assert quotas_of(plan, "basic") == {"day": day, "night": night}
 
 
-@settings(max_examples=20)
-@given(problems(), st.randoms(use_true_random=False))
-def test_the_order_of_classes_and_facets_does_not_matter(problem: tuple[Deficits, list[Facet]], random: Any):
-    deficits, facets = problem
-    names = random.sample(sorted(deficits), len(deficits))
-    quotas = joint_quotas(deficits, facets)
-    assert joint_quotas({name: deficits[name] for name in names}, facets) == quotas
+def test_a_value_of_which_there_are_too_many_gets_none_and_the_others_keep_their_proportions():
+    shares = (Fraction(1, 2), Fraction(1, 4), Fraction(1, 4))
+    assert values_to_add(6, shares, (20, 0, 3)) == (0, Fraction(9, 2), Fraction(3, 2))
 
 
-@settings(max_examples=20)
-@given(problems())
-def test_margins_hold_where_cells_cannot(problem: tuple[Deficits, list[Facet]]):
-    deficits, facets = problem
-    cells = [cell for name in deficits for cell in cells_of(name, facets)]
-    values = [exact(cell, deficits, facets) for cell in cells]
-    groups = list(rounding._groups(cells))
-    rounded = rounding._solve(values, groups, [0.0] * len(cells), strict=False)
-    assert rounded is not None
-    assert margins_off(dict(zip(cells, rounded, strict=True)), deficits, facets) == []
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 40)), min_size=1, max_size=6),
+)
+def test_what_is_added_sums_up_and_brings_no_value_above_another_that_gets_images(
+    deficit: int, values: list[tuple[int, int]]
+):
+    weights, present = zip(*values, strict=True)
+    shares = tuple(Fraction(weight, sum(weights)) for weight in weights)
+    added = values_to_add(deficit, shares, present)
+    assert sum(added) == deficit
+    assert min(added) >= 0
+    levels = [(there + more) / share for there, more, share in zip(present, added, shares, strict=True)]
+    raised = [level for level, more in zip(levels, added, strict=True) if more]
+    assert len(set(raised)) == 1
+    assert all(level >= raised[0] for level in levels)
 
 
-def test_a_quota_that_is_whole_is_kept():
-    even = Facet("f", ("a", "b"), (Fraction(1, 2), Fraction(1, 2)), frozenset({"x"}))
-    assert set(joint_quotas({"x": 10}, [even]).values()) == {5}
-
-
-def test_of_two_roundings_the_nearer_is_taken():
-    facet = Facet("f", ("a", "b", "c"), (Fraction(2, 5), Fraction(7, 20), Fraction(1, 4)), frozenset({"x"}))
-    assert list(joint_quotas({"x": 24}, [facet]).values()) == [10, 8, 6]
-
-
-# What it may cost
-
-
-def test_expected_attempts_are_those_of_retrying_until_one_passes():
-    assert expected_attempts(1.0, 3) == 1
-    assert expected_attempts(0.5, 3) == pytest.approx(1 + 1 / 2 + 1 / 4)
-    assert expected_attempts(0.0, 3) == 3
-
-
-def test_each_assumption_is_named_with_its_key(plan: Plan):
-    planning = {"acceptance": 0.5, "seconds_per_candidate": 2, "bytes_per_image": 10_000}
-    cost = estimate(plan, reference(planning=planning, actors={"generators": 2}))
-    assert cost.candidates == 427
-    assert cost.candidates_basis == (
-        "244 images, 50% of candidates pass (planning.acceptance), up to 3 attempts"
+def test_real_facets_do_not_count_unless_asked_for():
+    assert credited_facets(audit_of([("basic/0.png", {"light": "day"})]), one_facet()) is None
+    counted = one_facet(target={"per_class": 50, "count_real_facets": "known"})
+    found = credited_facets(
+        audit_of(
+            [
+                ("basic/0.png", {"light": "day"}),
+                ("basic/1.png", {"light": "dusk"}),
+                ("elsewhere/2.png", {"light": "day"}),
+            ]
+        ),
+        counted,
     )
-    assert cost.hours == pytest.approx(427 * 2 / 2 / 3600)
-    assert cost.hours_basis == (
-        "427 candidates of 2 s each (planning.seconds_per_candidate), 2 generators (actors.generators)"
-    )
-    assert cost.bytes == 2_440_000
-    assert cost.bytes_basis == "244 images of 10 kB (planning.bytes_per_image)"
+    assert found is not None
+    assert found["basic"] == [{"light": "day"}, {}]
+    assert set(found) == set(CLASSES)
 
 
-def test_the_fallback_counts_as_an_attempt(plan: Plan):
-    cost = estimate(plan, reference(attempts={"max": 3, "fallback": {}}))
-    assert cost.candidates_basis.endswith("up to 4 attempts")
-
-
-def test_what_was_measured_replaces_what_was_assumed(plan: Plan):
-    measured = Measured("runs/a", acceptance=1.0, seconds_per_candidate=3.6, bytes_per_image=1000)
-    cost = estimate(plan, reference(), measured)
-    assert (cost.candidates, cost.bytes) == (244, 244_000)
-    assert cost.hours == pytest.approx(0.244)
-    assert all(
-        "measured by runs/a" in basis for basis in (cost.candidates_basis, cost.hours_basis, cost.bytes_basis)
-    )
-
-
-def test_a_time_that_nothing_is_known_of_is_not_made_up(plan: Plan):
-    cost = estimate(plan, reference())
-    assert cost.hours is None
-    assert "planning.seconds_per_candidate" in cost.hours_basis
-
-
-def test_the_budget_limits_what_is_expected(plan: Plan):
-    planning = {"acceptance": 1, "seconds_per_candidate": 3600}
-    cost = estimate(plan, reference(planning=planning, budget={"max_candidates": 100, "max_hours": 10}))
-    assert (cost.candidates, cost.hours) == (100, 10)
-    assert cost.candidates_basis.endswith("held at 100 by budget.max_candidates")
-    assert cost.hours_basis.endswith("held at 10 h by budget.max_hours")
-
-
-@pytest.mark.parametrize(("real_images", "extra"), [("copy", 5000), ("reference", 0)])
-def test_real_images_take_disk_where_they_are_copied(plan: Plan, real_images: str, extra: int):
-    config = reference(planning={"bytes_per_image": 1000}, output={"real_images": real_images})
-    assert estimate(plan, config, real_bytes=5000).bytes == 244_000 + extra
-
-
-def test_nothing_to_do_costs_nothing():
-    plan = make_plan(reference(), dict.fromkeys(CLASSES, 50))
-    cost = estimate(plan, reference(planning={"seconds_per_candidate": 1}))
-    assert (cost.candidates, cost.hours, cost.bytes) == (0, 0, 0)
+def audit_of(images: Sequence[tuple[str, dict[str, str]]]) -> Audit:
+    found = tuple(RealImage(name, name.partition("/")[0], facets, 8, 8, 1, "", "") for name, facets in images)
+    return Audit(Path(), found, (), (), {}, (), (), (), (), (), 0)

@@ -19,13 +19,25 @@ from typing import TYPE_CHECKING
 
 from balancer.audit.facet_table import Table, facet_columns, read_table, row_of, table_key
 from balancer.audit.listing import list_dataset
-from balancer.audit.location import dataset_folder, find_dataset
+from balancer.audit.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
 
 if TYPE_CHECKING:
+    from balancer.cells import Facet
     from balancer.config import Config
 
-__all__ = ["Audit", "RealImage", "audit", "audit_dataset", "dataset_folder", "find_dataset", "match_classes"]
+__all__ = [
+    "Audit",
+    "RealImage",
+    "audit",
+    "audit_dataset",
+    "audit_holdout",
+    "credited_facets",
+    "dataset_folder",
+    "find_dataset",
+    "known_values",
+    "match_classes",
+]
 
 MAX_IMAGE_BYTES = 64_000_000
 MAX_IMAGE_PIXELS = 64_000_000
@@ -46,6 +58,7 @@ class RealImage:
     num_bytes: int
     sha256: str
     phash: str
+    pixel_sha256: str = ""
     marked_synthetic: bool = False
 
 
@@ -117,10 +130,30 @@ def audit(
 
 def audit_dataset(config: Config) -> Audit:
     """Audit the dataset of a config, within its limits and for its facets."""
+    return _audit_folder(dataset_folder(config.dataset), config.dataset.metadata, config)
+
+
+def audit_holdout(config: Config) -> Audit | None:
+    """Audit the hold-out images of a config in the same way; None if it has none.
+
+    Its table has the name of the dataset's. Raises DatasetError for folders that are no class of the config.
+    """
+    folder = holdout_folder(config.dataset)
+    if folder is None:
+        return None
+    metadata = config.dataset.metadata
+    if metadata is not None and os.path.isabs(metadata):
+        metadata = None  # that table is about the dataset's files
+    found = _audit_folder(folder, metadata, config)
+    match_classes(found, config)
+    return found
+
+
+def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
     dataset = config.dataset
     return audit(
-        dataset_folder(dataset),
-        metadata=dataset.metadata,
+        folder,
+        metadata=metadata,
         facets=tuple(config.facets),
         max_bytes=round(dataset.max_image_megabytes * 1e6),
         max_pixels=round(dataset.max_image_megapixels * 1e6),
@@ -138,6 +171,27 @@ def match_classes(audit: Audit, config: Config) -> dict[str, int]:
         hint = _split_hint(audit.path, strangers, config) or "add it to `classes`, or move the folder away"
         raise DatasetError(f"{audit.path}: {named}", hint=hint)
     return {name: audit.counts.get(name, 0) for name in config.classes}
+
+
+def credited_facets(found: Audit, config: Config) -> dict[str, list[dict[str, str]]] | None:
+    """For each class the facet values that the table gives of its images; None if the config does not count
+    them."""
+    if config.target.count_real_facets == "no":
+        return None
+    values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
+    for image in found.images:
+        if image.class_name in values:
+            values[image.class_name].append(known_values(image, config.facet_axes()))
+    return values
+
+
+def known_values(image: RealImage, facets: Sequence[Facet]) -> dict[str, str]:
+    """What the table says of one image, as far as it is a value of a facet that applies to its class."""
+    return {
+        facet.name: image.facets[facet.name]
+        for facet in facets
+        if facet.applies_to(image.class_name) and image.facets.get(facet.name) in facet.values
+    }
 
 
 def _measure_all(
@@ -158,7 +212,7 @@ def _measure_all(
 
 
 def _measure(root: Path, name: str, max_bytes: int, max_pixels: int) -> RealImage:
-    from balancer.images import decode_image, is_marked_synthetic, perceptual_hash, read_bytes
+    from balancer.images import decode_image, is_marked_synthetic, perceptual_hash, pixel_sha256, read_bytes
 
     data = read_bytes(root / name, max_bytes=max_bytes)
     pixels = decode_image(data, max_pixels=max_pixels)
@@ -171,6 +225,7 @@ def _measure(root: Path, name: str, max_bytes: int, max_pixels: int) -> RealImag
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         phash=perceptual_hash(pixels),
+        pixel_sha256=pixel_sha256(pixels),
         marked_synthetic=is_marked_synthetic(data),
     )
 

@@ -22,20 +22,30 @@ def dataset_folder(config: DatasetConfig) -> Path:
     return find_dataset(config.path)
 
 
-def find_dataset(path: str) -> Path:
-    """The folder a user means by `path`, or the sample dataset if it is `sample`."""
+def holdout_folder(config: DatasetConfig) -> Path | None:
+    """The folder of a config's hold-out images, None if it has none."""
+    return None if config.holdout is None else find_dataset(config.holdout, "holdout")
+
+
+def find_dataset(path: str, split: str = "train") -> Path:
+    """The folder a user means by `path`, or that `split` of the sample dataset if it is `sample`."""
     from balancer.config import SAMPLE_DATASET
 
     if path == SAMPLE_DATASET:
-        return _sample_folder() / "train"
+        return _sample_folder() / split
     if "://" in path:
         hint = "copy the dataset to a local or shared folder"
         raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
     return Path(path).expanduser()
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again; it need not be there yet."""
+    return Path(os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE).expanduser()
+
+
 def _sample_folder() -> Path:
-    cache = Path(os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE).expanduser()
+    cache = cache_folder()
     # A changed renderer has a folder of its own, so that a stale one is never used.
     renderer = resources.files("balancer").joinpath("sample.py").read_bytes()
     folder = cache / f"sample-{hashlib.sha256(renderer).hexdigest()[:12]}"
