@@ -3,41 +3,72 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from balancer import configproblems, yamltext
+from balancer import configproblems, legacy, yamltext
 from balancer.config import Config
 from balancer.errors import ConfigError
 from balancer.yamltext import Document, Problem
 
 MAX_FILE_BYTES = 1_000_000
 
+log = logging.getLogger(__name__)
+
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML or JSON config; `overrides` are `dotted.path=value`, values as in YAML.
+    """Read a YAML or JSON config, or one in the earlier tool's layout; `overrides` are
+    `dotted.path=value` in our own layout, values as in YAML.
 
     Raises ConfigError with all problems at once, in the file's order.
     """
-    text = _read_text(Path(path))
-    document = yamltext.read_document(text, lambda line: f"{path}:{line}")
+    document = read_config_file(path)
+    if legacy.is_earlier_layout(document):
+        converted = legacy.convert(document)
+        document = converted.document
+        if converted.unused:
+            log.warning(
+                "%s: %d fields of the earlier tool's layout are not used; `balancer convert` lists them",
+                path, len(converted.unused),
+            )  # fmt: skip
+    return validated(document, overrides)
+
+
+def read_config_file(path: str | os.PathLike[str]) -> Document:
+    """The values of a config file as they stand there; ConfigError if it cannot be read at all."""
+    document = yamltext.read_document(_read_text(Path(path)), lambda line: f"{path}:{line}")
     if document is None:
         raise ConfigError([f"{path} is empty"], hint="configs/demo.yaml is a commented example")
+    return document
+
+
+def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
+    """The config a document describes once `overrides` have replaced their values in it, or ConfigError."""
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
+    config, problems = examine(document)
+    if config is None or problems:
+        raise config_error(problems)
+    return config
+
+
+def examine(document: Document) -> tuple[Config | None, list[Problem]]:
+    """The config, unless there is none to be had, and everything that is wrong."""
     problems = [*document.problems]
     try:
-        config = Config.model_validate_json(json.dumps(document.value), strict=True)
+        return Config.model_validate_json(json.dumps(document.value), strict=True), problems
     except ValidationError as error:
         known_bad = {problem.path for problem in problems}
         found = configproblems.explain(error.errors(include_url=False), document)
-        problems += [problem for problem in found if problem.path not in known_bad]
-    if problems:
-        raise ConfigError([configproblems.line(problem) for problem in sorted(problems, key=_file_order)])
-    return config
+        return None, problems + [problem for problem in found if problem.path not in known_bad]
+
+
+def config_error(problems: Iterable[Problem]) -> ConfigError:
+    return ConfigError([configproblems.line(problem) for problem in sorted(problems, key=_file_order)])
 
 
 def _read_text(path: Path) -> str:
@@ -58,7 +89,8 @@ def _read_text(path: Path) -> str:
         raise ConfigError([f"config {path} is not UTF-8 text"]) from error
 
 
-def _apply_override(document: Document, override: str) -> None:
+def apply_override(document: Document, override: str) -> None:
+    """Put one value in the place of what the file says, and of what is wrong with that."""
     place = f"--set {override}"
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.strip().split("."))
@@ -73,6 +105,7 @@ def _apply_override(document: Document, override: str) -> None:
             section[key] = {}
         section = section[key]
     section[keys[-1]] = given.value
+    document.problems = [problem for problem in document.problems if problem.path[: len(keys)] != keys]
     for depth in range(1, len(keys)):
         document.places.setdefault(keys[:depth], place)
     document.places.update({(*keys, *path): place for path in given.places} | {keys: place})

@@ -102,15 +102,27 @@ class _Reader:
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                self._problem(key, path, "a key must be plain text")
-            elif key.value in values:
-                first = self.document.places[*path, key.value]
-                self._problem(key, (*path, key.value), f"given twice, first at {first}")
+            name = self._key(key, path)
+            if name is None:
+                continue
+            if name in values:
+                first = self.document.places[*path, name]
+                self._problem(key, (*path, name), f"given twice, first at {first}")
             else:
-                self.document.places[*path, key.value] = self._place(key)
-                values[key.value] = self.read(value, (*path, key.value))
+                self.document.places[*path, name] = self._place(key)
+                values[name] = self.read(value, (*path, name))
         return values
+
+    def _key(self, node: yaml.Node, path: Path) -> str | None:
+        """The text of a key, as written; None, and a problem, if it has none."""
+        if not isinstance(node, yaml.ScalarNode):
+            self._problem(node, path, "a key must be plain text")
+            return None
+        try:
+            return _joined_surrogates(node.value)
+        except ValueError:
+            self._problem(node, path, f"the key {node.value[:40]!r} is not valid text")
+            return None
 
     def _scalar(self, node: yaml.Node, path: Path) -> object:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)

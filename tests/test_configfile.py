@@ -183,7 +183,17 @@ def test_a_misspelt_key_within_an_optional_section():
 
 
 def test_a_missing_key_is_named_where_its_section_begins():
-    assert problems(GOOD.replace("{per_class: 50}", "{}")) == ["job.yaml:1: target.per_class: missing"]
+    assert problems(GOOD.replace("prompts:", "labels:")) == ["job.yaml:3: classes.basic.prompts: missing"]
+
+
+def test_a_target_is_given_once():
+    rule = "one of per_class, ratio_to_largest, total must be given"
+    assert problems(GOOD.replace("{per_class: 50}", "{}")) == [
+        f"job.yaml:1: target: {rule}, and none of them is"
+    ]
+    assert problems(GOOD.replace("{per_class: 50}", "{per_class: 50, total: 9}")) == [
+        f"job.yaml:1: target: {rule}, and per_class and total are given"
+    ]
 
 
 @pytest.mark.parametrize(

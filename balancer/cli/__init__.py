@@ -23,9 +23,13 @@ from balancer.errors import BalancerError
 COMMANDS = {
     "sample": "Render the sample dataset.",
     "audit": "Count what a dataset has, and what is wrong with it.",
+    "init": "Write a config for a dataset, to edit.",
+    "convert": "Write an earlier tool's JSON config as ours.",
+    "calibrate": "Fit the verifier's probabilities to labelled real images.",
     "plan": "Show what a run would generate, and what it would cost.",
     "run": "Generate, verify and commit images until every quota is met.",
     "status": "Show how far a run is.",
+    "rejudge": "Judge a run's candidates again under other limits.",
     "query": "Select rows of a run's manifest.",
     "report": "Write a run's report, one HTML file.",
     "fsck": "Check a run's manifest and every image it names.",
