@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.cluster import Fleet, Resources
 from actors.pool import Limits, Pool, WorkerSpec
-from balancer.cells import CLASS_PROPERTY
+from balancer.calibration import temperatures_of
 from balancer.config import Config
 from balancer.storage import Storage
 
@@ -42,6 +42,16 @@ def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storag
     )
 
 
+def start_pools(generators: Pool, verifiers: Pool, writers: Pool) -> None:
+    """Start all actors; each is ready when its model is loaded."""
+    generators.start()
+    if verifiers.spec.num_gpus:
+        # Two verifiers on one GPU would take the room that a generator needs: it goes first.
+        generators.wait_until_placed()
+    verifiers.start()
+    writers.start()
+
+
 def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
     made = config.generation
     sizes = {"width": made.width, "height": made.height, "batch_size": made.batch_size}
@@ -60,7 +70,7 @@ def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]
 
 
 def verifier_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
-    properties = properties_of(config)
+    properties = config.properties()
     if config.actors.kind == "simulated":
         return "actors.simulated:SimulatedVerifier", {
             "properties": properties,
@@ -72,7 +82,24 @@ def verifier_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
         "properties": properties,
         "device": _device(config, on_gpu),
         "threads": CPU_THREADS,
+        "temperatures": temperatures_of(config),
+        "second_judge": _second_judge(config),
+        "safety": _safety(config),
     }
+
+
+def _second_judge(config: Config) -> dict[str, Any] | None:
+    asked = config.verification.second_judge
+    if asked is None:
+        return None
+    return {"model": _located(asked.model), "revision": asked.revision, "question": asked.question}
+
+
+def _safety(config: Config) -> dict[str, Any] | None:
+    checked = config.verification.safety
+    if checked is None:
+        return None
+    return {"model": _located(checked.model), "revision": checked.revision, "labels": checked.labels}
 
 
 def _located(model: str) -> str:
@@ -85,12 +112,3 @@ def _device(config: Config, on_gpu: bool) -> str:
     if not on_gpu:
         return "cpu"
     return config.actors.device
-
-
-def properties_of(config: Config) -> dict[str, dict[str, tuple[str, ...]]]:
-    """What the verifier tells apart: property -> value -> the wordings it knows the value by."""
-    classes = {name: item.labels or item.prompts for name, item in config.classes.items()}
-    return {CLASS_PROPERTY: classes} | {
-        name: {value: item.labels or item.prompts for value, item in facet.values.items()}
-        for name, facet in config.facets.items()
-    }

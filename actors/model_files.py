@@ -9,9 +9,14 @@ from typing import Any, Literal
 
 from balancer.errors import WeightsError
 
-Kind = Literal["generator", "verifier"]
-MARKER: Mapping[Kind, str] = {"generator": "model_index.json", "verifier": "open_clip_config.json"}
-"""The file that tells a model's layout."""
+Kind = Literal["generator", "verifier", "second judge", "safety checker"]
+MARKER: Mapping[Kind, str] = {
+    "generator": "model_index.json",
+    "verifier": "open_clip_config.json",
+    "second judge": "config.json",
+    "safety checker": "config.json",
+}
+"""The file that tells a model's layout: that of diffusers, of open_clip, or of transformers."""
 
 INCOMPLETE_HINT = "copy or download the model again, whole"
 _NO_CODE_HINT = "pipelines that bring code of their own are not run; name one that diffusers has built in"
@@ -19,11 +24,12 @@ _NO_CODE_HINT = "pipelines that bring code of their own are not run; name one th
 _LIBRARIES = frozenset({"diffusers", "transformers"})
 _OTHER_COMPONENTS = frozenset({("stable_diffusion", "StableDiffusionSafetyChecker")})
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
-_SMALL_FILES = frozenset({".json", ".txt", ".model"})  # configs, vocabularies, sentencepiece
+_SMALL_FILES = frozenset({".json", ".txt", ".model", ".jinja"})  # configs, vocabularies, chat templates
 _COMPONENT_WEIGHTS = re.compile(
     r"(model|diffusion_pytorch_model)(\.(?P<variant>[a-zA-Z]\w*))?(-\d{5}-of-(?P<shards>\d{5}))?"
     r"(\.(?P<variant_last>[a-zA-Z]\w*))?\.safetensors"
 )
+_WHOLE = "the model"
 # In the order in which open_clip prefers them.
 _VERIFIER_WEIGHTS = (
     "open_clip_model.safetensors",
@@ -40,10 +46,13 @@ def needed_files(
     Names are relative posix paths. Raises WeightsError for what is missing, pickled, or foreign code.
     """
     names = sorted(names)
+    here = [name for name in names if "/" not in name]
     if kind == "verifier":
         _refuse_foreign_towers(config, model)
-        here = [name for name in names if "/" not in name]
         return [*small_files(here), _verifier_weights(here, model)]
+    if kind != "generator":
+        refuse_code(config, MARKER[kind], model)
+        return small_files(here) + _weights(_WHOLE, "", here, None, model)
     files = [MARKER["generator"]]
     for component in components_of(config, model):
         here = [name for name in names if name.startswith(f"{component}/")]
@@ -81,20 +90,25 @@ def _component_weights(component: str, names: Sequence[str], variant: str | None
         raise WeightsError(f"{model}: component {component} is missing", hint=INCOMPLETE_HINT)
     if f"{component}/config.json" not in names:
         return []  # a scheduler or a tokenizer
+    return _weights(f"component {component}", f"{component}/", names, variant, model)
+
+
+def _weights(part: str, folder: str, names: Sequence[str], variant: str | None, model: str) -> list[str]:
+    """The weight files of one part of a model, of the wanted variant if it has that; `folder` ends in /."""
     by_variant: dict[str | None, list[str]] = {}
     shards: dict[str | None, int] = {}
     for name in names:
-        match = _COMPONENT_WEIGHTS.fullmatch(name.removeprefix(f"{component}/"))
+        match = _COMPONENT_WEIGHTS.fullmatch(name.removeprefix(folder))
         if match:
             key = match["variant"] or match["variant_last"]
             by_variant.setdefault(key, []).append(name)
             shards[key] = int(match["shards"] or 1)
     chosen = variant if variant in by_variant else None
     if chosen not in by_variant:
-        raise _no_safetensors(model, f"component {component}", names, sorted(v for v in by_variant if v))
+        raise _no_safetensors(model, part, names, sorted(v for v in by_variant if v))
     if len(by_variant[chosen]) < shards[chosen]:
         raise WeightsError(
-            f"{model}: component {component} has {len(by_variant[chosen])} of {shards[chosen]} weight files",
+            f"{model}: {part} has {len(by_variant[chosen])} of {shards[chosen]} weight files",
             hint=INCOMPLETE_HINT,
         )
     return by_variant[chosen]
@@ -104,7 +118,7 @@ def _verifier_weights(names: Sequence[str], model: str) -> str:
     others = (name for name in names if name.endswith(".safetensors"))
     found = next((name for name in (*_VERIFIER_WEIGHTS, *others) if name in names), None)
     if found is None:
-        raise _no_safetensors(model, "the model", names, ())
+        raise _no_safetensors(model, _WHOLE, names, ())
     return found
 
 
@@ -119,6 +133,23 @@ def _refuse_foreign_towers(config: Mapping[str, Any], model: str) -> None:
         )
 
 
+def code_carriers(names: Iterable[str]) -> list[str]:
+    """The files of a transformers model that can name code of its own, which `refuse_code` looks for."""
+    return [name for name in names if "/" not in name and name.endswith("config.json")]
+
+
+def refuse_code(config: Any, name: str, model: str) -> None:
+    """A config that names classes from files beside it, at any depth."""
+    if isinstance(config, Mapping):
+        if config.get("auto_map"):
+            raise WeightsError(
+                f"{model}: {name} has an auto_map, so the model brings code of its own",
+                hint="such code is not run; name a model of a kind that transformers has built in",
+            )
+        for part in config.values():
+            refuse_code(part, name, model)
+
+
 def small_files(names: Iterable[str]) -> list[str]:
     return [name for name in names if PurePosixPath(name).suffix in _SMALL_FILES]
 
@@ -127,7 +158,7 @@ def _no_safetensors(model: str, part: str, names: Iterable[str], variants: Seque
     if variants:
         return WeightsError(
             f"{model}: {part} has weights of variant {', '.join(variants)} only",
-            hint="name it in generation.variant",
+            hint="name a model with plain weights" if part == _WHOLE else "name it in generation.variant",
         )
     pickles = [name for name in names if PurePosixPath(name).suffix in _PICKLES]
     if pickles:

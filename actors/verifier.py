@@ -1,13 +1,15 @@
 """From images to measurements: an open_clip model behind one plain class.
 
 A property's value is known by several wordings; its text embedding is the normalised mean of theirs. The
-probabilities of a property are the softmax of the scaled similarities to its values. Images go through
-the model in batches of a fixed size, so that a measurement does not depend on how many came together.
+probabilities of a property are the softmax of the scaled similarities to its values, divided by the
+property's temperature. Images go through the model in batches of a fixed size, so that a measurement does
+not depend on how many came together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,18 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors import weights
 from actors.device import device_name, pick_device, use_threads
+from actors.safety import SafetyChecker
+from actors.second_judge import SecondJudge
+from balancer.cells import Cell
 from balancer.errors import WeightsError, first_line
-from balancer.images import Pixels, luminance_stats, perceptual_hash
+from balancer.images import (
+    Pixels,
+    UnreadableImage,
+    decode_image,
+    luminance_stats,
+    perceptual_hash,
+    pixel_sha256,
+)
 from balancer.verdict import ImageFlags, Measurement
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
@@ -35,7 +47,9 @@ Probabilities = dict[str, dict[str, float]]
 class Verifier:
     """A model on one device, in float32 everywhere: half precision would move scores across thresholds.
 
-    `properties` gives, for every property and each of its values, the wordings that describe it.
+    `properties` gives, for every property and each of its values, the wordings that describe it,
+    `temperatures` the calibrated temperature of a property, 1 where there is none. `second_judge` and
+    `safety` are further arguments of a SecondJudge and a SafetyChecker, which look at the same images.
     """
 
     def __init__(
@@ -45,6 +59,9 @@ class Verifier:
         properties: Mapping[str, Mapping[str, Sequence[str]]],
         device: str = "auto",
         threads: int | None = None,
+        temperatures: Mapping[str, float] | None = None,
+        second_judge: Mapping[str, Any] | None = None,
+        safety: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -60,16 +77,58 @@ class Verifier:
                 for name, values in properties.items()
             }
         self._values = {name: tuple(values) for name, values in properties.items()}
+        self._temperatures = dict(temperatures or {})
         self.embedding_dim = next(iter(self._texts.values())).shape[1]
+        self._second_judge = self._safety = None
+        if second_judge is not None:
+            self._second_judge = SecondJudge(**second_judge, properties=properties, device=device)
+        if safety is not None:
+            self._safety = SafetyChecker(**safety, device=device)
 
-    def measure(self, pixels: np.ndarray, flags: Sequence[ImageFlags]) -> list[Measurement]:
-        """One measurement per image of uint8 (N, height, width, 3)."""
+    def measure(
+        self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]
+    ) -> list[Measurement]:
+        """One measurement per image of uint8 (N, height, width, 3); `cells` are what each should show."""
         size = INTERNAL_BATCH[self.device.type]
-        parts = [self._see(pixels[start : start + size], size) for start in range(0, len(pixels), size)]
-        seen = [one for part in parts for one in part]
-        return [
+        seen = [
+            one
+            for start in range(0, len(pixels), size)
+            for one in self._see(self._prepared(pixels[start : start + size]), self._temperatures)
+        ]
+        found = [
             _measurement(image, flag, embedding, probabilities)
             for image, flag, (embedding, probabilities) in zip(pixels, flags, seen, strict=True)
+        ]
+        if self._second_judge is not None:
+            scores = self._second_judge.scores(pixels, cells)
+            found = [replace(one, second_scores=own) for one, own in zip(found, scores, strict=True)]
+        if self._safety is not None:
+            unsafe = self._safety.probabilities(pixels)
+            found = [
+                replace(one, unsafe=max(own, one.unsafe or 0.0))
+                for one, own in zip(found, unsafe, strict=True)
+            ]
+        return found
+
+    def measure_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        """One measurement per image file of any size, or why it cannot be read. The probabilities are the
+        model's own, before calibration: what a calibration is fitted on."""
+        size = INTERNAL_BATCH[self.device.type]
+        return [
+            found
+            for start in range(0, len(files), size)
+            for found in self._measure_some_files(files[start : start + size], max_pixels)
+        ]
+
+    def _measure_some_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        pictures: list[Pixels | str] = [_decoded(data, max_pixels) for data in files]
+        readable = [picture for picture in pictures if not isinstance(picture, str)]
+        if not readable:
+            return [picture for picture in pictures if isinstance(picture, str)]
+        seen = iter(self._see(torch.cat([self._prepared(picture[None]) for picture in readable]), {}))
+        return [
+            picture if isinstance(picture, str) else _measurement(picture, ImageFlags(), *next(seen))
+            for picture in pictures
         ]
 
     def describe(self) -> dict[str, str]:
@@ -82,16 +141,27 @@ class Verifier:
         }
 
     @torch.inference_mode()
-    def _see(self, pixels: np.ndarray, size: int) -> list[tuple[np.ndarray, Probabilities]]:
-        """Embedding and probabilities of each of at most `size` images."""
-        filled = np.concatenate([pixels, *[pixels[-1:]] * (size - len(pixels))])
-        images = torch.from_numpy(filled).to(self.device).permute(0, 3, 1, 2)
-        embeddings = self._model.encode_image(self._preprocess(images), normalize=True)
-        likely = {
-            name: (self._scale * embeddings @ texts.T).softmax(dim=1).cpu().tolist()
+    def _prepared(self, pixels: np.ndarray) -> torch.Tensor:
+        """Images of one size as the model takes them."""
+        # A copy, because what comes out of an object store or a decoder cannot be written to.
+        images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
+        return self._preprocess(images)
+
+    @torch.inference_mode()
+    def _see(
+        self, images: torch.Tensor, temperatures: Mapping[str, float]
+    ) -> list[tuple[np.ndarray, Probabilities]]:
+        """Embedding and probabilities of each of at most INTERNAL_BATCH prepared images."""
+        missing = INTERNAL_BATCH[self.device.type] - len(images)
+        filled = torch.cat([images, *[images[-1:]] * missing])
+        embeddings = self._model.encode_image(filled, normalize=True)
+        # Doubles, so that what is very unlikely is not rounded to impossible: calibration takes logarithms.
+        scaled = {
+            name: (self._scale * embeddings @ texts.T).double() / temperatures.get(name, 1.0)
             for name, texts in self._texts.items()
         }
-        rows = embeddings[: len(pixels)].cpu().numpy()
+        likely = {name: logits.softmax(dim=1).cpu().tolist() for name, logits in scaled.items()}
+        rows = embeddings[: len(images)].cpu().numpy()
         return [
             (row, {name: self._by_value(name, of[index]) for name, of in likely.items()})
             for index, row in enumerate(rows)
@@ -123,6 +193,13 @@ def _one_by_one(transform: Compose, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([transform(picture) for picture in pictures]).to(images.device)
 
 
+def _decoded(data: bytes, max_pixels: int) -> Pixels | str:
+    try:
+        return decode_image(data, max_pixels=max_pixels)
+    except UnreadableImage as error:
+        return error.reason
+
+
 def _measurement(
     image: Pixels, flags: ImageFlags, embedding: np.ndarray, probabilities: Probabilities
 ) -> Measurement:
@@ -134,6 +211,8 @@ def _measurement(
         flags=flags,
         phash=perceptual_hash(image),
         embedding=embedding.astype("<f2").tobytes(),
+        pixel_sha256=pixel_sha256(image),
+        unsafe=flags.unsafe,
     )
 
 

@@ -1,8 +1,8 @@
 """Where a model's files are: shipped with the package, in a folder, or on the hub at one commit.
 
 Only safetensors are ever loaded, hub models only at a full commit hash, pipelines only with components
-of known libraries. `check` says whether a model is at hand without downloading it; `resolve` gives its
-folder and downloads what is missing.
+of known libraries, transformers models only without code of their own. `check` says whether a model is at
+hand without downloading it; `resolve` gives its folder and downloads what is missing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,23 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from actors.model_files import INCOMPLETE_HINT, MARKER, Kind, components_of, needed_files, small_files
-from balancer.config import EMBEDDED_MODEL
+from actors.model_files import (
+    INCOMPLETE_HINT,
+    MARKER,
+    Kind,
+    code_carriers,
+    components_of,
+    needed_files,
+    refuse_code,
+    small_files,
+)
+from balancer.config import EMBEDDED_MODEL, Config
 from balancer.errors import ConfigError, WeightsError, first_line
 
 log = logging.getLogger(__name__)
@@ -28,9 +37,21 @@ _T = TypeVar("_T")
 
 HUB_PREFIX = "hf-hub:"
 METADATA_TIMEOUT_S = 5.0
+_READ_BYTES = 1 << 22
 
-_SECTION: Mapping[Kind, str] = {"generator": "generation", "verifier": "verification"}
-_LAYOUT: Mapping[Kind, str] = {"generator": "diffusers", "verifier": "open_clip"}
+_SECTION: Mapping[Kind, str] = {
+    "generator": "generation",
+    "verifier": "verification",
+    "second judge": "verification.second_judge",
+    "safety checker": "verification.safety",
+}
+_LAYOUT: Mapping[Kind, str] = {
+    "generator": "diffusers",
+    "verifier": "open_clip",
+    "second judge": "transformers",
+    "safety checker": "transformers",
+}
+_EMBEDDED: frozenset[Kind] = frozenset({"generator", "verifier"})
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -45,9 +66,23 @@ class Availability:
     missing_bytes: int = 0
 
 
+def wanted_models(config: Config) -> dict[Kind, tuple[str, str | None, str | None]]:
+    """Model, revision and variant of every model that a config names, as `check` and the others take them."""
+    made, judged = config.generation, config.verification
+    wanted: dict[Kind, tuple[str, str | None, str | None]] = {
+        "generator": (made.model, made.revision, made.variant),
+        "verifier": (judged.model, judged.revision, None),
+    }
+    if judged.second_judge is not None:
+        wanted["second judge"] = (judged.second_judge.model, judged.second_judge.revision, None)
+    if judged.safety is not None:
+        wanted["safety checker"] = (judged.safety.model, judged.safety.revision, None)
+    return wanted
+
+
 def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> Availability:
     """Find a model without downloading it; raises, within seconds, whatever `resolve` would raise."""
-    if model == EMBEDDED_MODEL:
+    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
         folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
         return Availability("embedded", _checked_folder(folder, model, variant, kind))
     if not _names_hub(model, kind):
@@ -93,12 +128,26 @@ def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
 def identity(model: str, revision: str | None, folder: Path) -> str:
     """What tells these weights from others of the same name: the commit; for the embedded models, which
     change with the package, 40 hex digits over their content; empty for a folder."""
-    if model != EMBEDDED_MODEL:
-        return revision or ""
+    return _content_digest(folder) if model == EMBEDDED_MODEL else revision or ""
+
+
+def fingerprint(model: str, revision: str | None, kind: Kind) -> str:
+    """What tells these weights from all others, for what is measured once and used again: the commit, or
+    40 hex digits over a folder's content. Raises what `check` raises."""
+    found = check(model, revision, None, kind)
+    if found.folder is None or found.place in ("cache", "hub"):
+        return _commit(model, revision, kind)
+    return _content_digest(found.folder)
+
+
+def _content_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json"}:
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                while part := file.read(_READ_BYTES):
+                    digest.update(part)
     return digest.hexdigest()[:40]
 
 
@@ -114,7 +163,14 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -
         raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     needed_files(names, _read_json(marker), variant, kind, model)
+    _refuse_code(folder, names, kind, model)
     return folder.absolute()
+
+
+def _refuse_code(folder: Path, names: Iterable[str], kind: Kind, model: str) -> None:
+    if _LAYOUT[kind] == "transformers":
+        for name in code_carriers(names):
+            refuse_code(_read_json(folder / name), name, model)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -133,7 +189,7 @@ def _names_hub(model: str, kind: Kind) -> bool:
     path = Path(model).expanduser()
     if path.is_file():
         raise WeightsError(f"{model}: is a file; models are loaded from folders", hint=_place_hint(kind))
-    return kind == "generator" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
+    return kind != "verifier" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
 
 
 def _commit(model: str, revision: str | None, kind: Kind) -> str:
@@ -154,8 +210,10 @@ def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | 
         return None
     folder = Path(marker).parent
     config = _read_json(Path(marker))
+    # What is refused is refused, whether all of it is there or not.
     if kind == "generator":
-        components_of(config, model)  # what is refused is refused, whether all of it is there or not
+        components_of(config, model)
+    _refuse_code(folder, [path.name for path in folder.iterdir()], kind, model)
     try:
         return _checked_folder(folder, model, variant, kind)
     except WeightsError:
@@ -181,8 +239,11 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> d
             f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
             hint=_place_hint(kind),
         )
-    marker = _download(model, commit, kind, [MARKER[kind]]) / MARKER[kind]
-    return {name: sizes[name] for name in needed_files(sizes, _read_json(marker), variant, kind, model)}
+    first = [MARKER[kind]] if _LAYOUT[kind] != "transformers" else code_carriers(sizes)
+    folder = _download(model, commit, kind, first)
+    _refuse_code(folder, first, kind, model)
+    marker = _read_json(folder / MARKER[kind])
+    return {name: sizes[name] for name in needed_files(sizes, marker, variant, kind, model)}
 
 
 def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:
@@ -223,7 +284,8 @@ def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) ->
         raise WeightsError(
             f"{at} is not on this machine and cannot be downloaded: {first_line(error)}",
             hint=f"start once where the hub can be reached, or set {_SECTION[kind]}.model to a folder with"
-            f" the model in {_LAYOUT[kind]} layout, or to {EMBEDDED_MODEL!r}",
+            f" the model in {_LAYOUT[kind]} layout"
+            + (f", or to {EMBEDDED_MODEL!r}" if kind in _EMBEDDED else ""),
         ) from error
 
 
@@ -233,7 +295,8 @@ def _hub_id(model: str) -> str:
 
 def _place_hint(kind: Kind) -> str:
     prefix = HUB_PREFIX if kind == "verifier" else ""
+    embedded = f"{EMBEDDED_MODEL!r}, to " if kind in _EMBEDDED else ""
     return (
-        f"set {_SECTION[kind]}.model to {EMBEDDED_MODEL!r}, to a folder in {_LAYOUT[kind]} layout,"
+        f"set {_SECTION[kind]}.model to {embedded}a folder in {_LAYOUT[kind]} layout,"
         f" or to a hub model ({prefix}organisation/name)"
     )

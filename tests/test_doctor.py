@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from balancer.cli import main
@@ -41,6 +42,21 @@ def test_what_is_missing_is_named_and_ends_with_exit_code_4(doctor, project, mon
     assert result.exit_code == 4
     assert "gpus" in result.stderr
     assert findings["generator weights"]["state"] == "missing"
+
+
+def test_every_model_a_config_names_is_looked_for(doctor, project, tmp_path):
+    values = yaml.safe_load((project / "configs/demo.yaml").read_text())
+    values["verification"] |= {
+        "second_judge": {"model": str(tmp_path / "judge")},
+        "safety": {"model": str(tmp_path / "safe")},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    result, findings = doctor(tmp_path / "config.yaml")
+    assert result.exit_code == 4
+    assert findings["verifier weights"]["state"] == "ok"
+    for kind in ("second judge", "safety checker"):
+        assert findings[f"{kind} weights"]["state"] == "missing"
+        assert "no such folder" in findings[f"{kind} weights"]["detail"]
 
 
 def test_a_ray_address_that_does_not_answer_is_missing(doctor, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from actors.verifier import Verifier, batched
+from balancer.calibration import calibrated
+from balancer.cells import Cell
 from balancer.errors import WeightsError
-from balancer.images import luminance_stats, perceptual_hash
+from balancer.images import luminance_stats, perceptual_hash, pixel_sha256
 from balancer.verdict import ImageFlags, Measurement
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "basic", "burnt", "pizza", "dim", "backlit", "lighting"]
@@ -31,6 +34,8 @@ MODEL = {
         "hf_tokenizer_name": "word-level",
     },
 }
+CELL = Cell("basic", (("lighting", "dim"),))
+MAX_PIXELS = 1_000_000
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
 PROPERTIES: dict[str, dict[str, tuple[str, ...]]] = {
     "class": {"basic": ("a basic pizza", "basic"), "burnt": ("a burnt pizza", "burnt pizza", "burnt")},
@@ -76,7 +81,13 @@ def pictures(count: int, height: int = 64, width: int = 64) -> np.ndarray:
 
 
 def measure(verifier: Verifier, pixels: np.ndarray) -> list[Measurement]:
-    return verifier.measure(pixels, [ImageFlags()] * len(pixels))
+    return verifier.measure(pixels, [ImageFlags()] * len(pixels), [CELL] * len(pixels))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_probabilities_of_a_property_sum_to_one(verifier):
@@ -150,8 +161,10 @@ def test_an_embedding_is_a_unit_vector_in_half_precision(verifier):
 
 def test_statistics_and_flags_come_along(verifier):
     [image] = pixels = pictures(1)
-    [measurement] = verifier.measure(pixels, [ImageFlags(finite=False, flagged=True)])
-    assert measurement.flags == ImageFlags(finite=False, flagged=True)
+    [measurement] = verifier.measure(pixels, [ImageFlags(nonfinite=3, unsafe=0.75)], [CELL])
+    assert measurement.flags == ImageFlags(nonfinite=3, unsafe=0.75)
+    assert measurement.unsafe == 0.75
+    assert measurement.pixel_sha256 == pixel_sha256(image)
     assert (measurement.brightness, measurement.deviation) == luminance_stats(image)
     assert measurement.phash == perceptual_hash(image)
 
@@ -164,7 +177,44 @@ def test_images_are_taken_from_arrays_that_cannot_be_written_to(verifier):
 
 def test_every_image_needs_its_flags(verifier):
     with pytest.raises(ValueError, match="shorter"):
-        verifier.measure(pictures(2), [ImageFlags()])
+        verifier.measure(pictures(2), [ImageFlags()], [CELL] * 2)
+
+
+def test_a_temperature_changes_its_property_and_no_other(verifier, folder):
+    hot = Verifier(str(folder), None, PROPERTIES, "cpu", 1, temperatures={"class": 3.0})
+    [plain], [scaled] = measure(verifier, pictures(1)), measure(hot, pictures(1))
+    assert scaled.probabilities["lighting"] == plain.probabilities["lighting"]
+    logs = np.log([[*plain.probabilities["class"].values()]])
+    assert [*scaled.probabilities["class"].values()] == pytest.approx(calibrated(logs, 3.0)[0], abs=1e-9)
+    assert scaled.embedding == plain.embedding
+
+
+def test_files_are_measured_as_their_pixels_are(verifier):
+    pixels = pictures(6)
+    assert verifier.measure_files([png(image) for image in pixels], MAX_PIXELS) == measure(verifier, pixels)
+
+
+def test_files_of_different_sizes_are_measured_as_each_is_alone(verifier):
+    mixed = [pictures(1, *size)[0] for size in ((64, 64), (40, 90), (24, 24), (64, 64), (33, 200))]
+    together = verifier.measure_files([png(image) for image in mixed], MAX_PIXELS)
+    assert together == [measure(verifier, image[None])[0] for image in mixed]
+
+
+def test_files_are_measured_before_calibration(verifier, folder):
+    hot = Verifier(str(folder), None, PROPERTIES, "cpu", 1, temperatures={"class": 3.0, "lighting": 0.1})
+    files = [png(image) for image in pictures(2)]
+    assert hot.measure_files(files, MAX_PIXELS) == verifier.measure_files(files, MAX_PIXELS)
+
+
+def test_what_cannot_be_read_has_its_reason_in_its_place(verifier):
+    good, large = pictures(1)[0], pictures(1, 200, 200)[0]
+    files = [png(good)[:40], png(good), png(large), b"not a picture"]
+    first, second, third, fourth = verifier.measure_files(files, 64 * 64)
+    assert second == measure(verifier, good[None])[0]
+    assert "truncated" in first or "damaged" in first
+    assert "over the limit" in third
+    assert "not a PNG" in fourth
+    assert verifier.measure_files(files[-1:], MAX_PIXELS) == [fourth]
 
 
 def test_weights_that_do_not_fit_their_config_are_a_weights_error(tmp_path):

@@ -7,12 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from actors import weights
 from actors.model_files import Kind, needed_files
+from balancer.config import Config
 from balancer.errors import ConfigError, WeightsError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,6 +43,15 @@ def pipeline_files(unet_weights: str = "diffusion_pytorch_model.safetensors") ->
 
 def verifier_files(weights_name: str = "open_clip_model.safetensors") -> dict[str, bytes]:
     return {"open_clip_config.json": json.dumps(SMALL_CONFIG).encode(), weights_name: b"weights"}
+
+
+def transformers_files(weights_name: str = "model.safetensors") -> dict[str, bytes]:
+    return {
+        "config.json": b'{"model_type": "vit"}',
+        "preprocessor_config.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
+        weights_name: b"weights",
+    }
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -80,6 +91,7 @@ def test_a_folder_with_safetensors_is_accepted_as_it_is(tmp_path):
 def test_a_missing_folder_is_named():
     assert refusal("/no/such/model") == "/no/such/model: no such folder"
     assert refusal("some/verifier", "verifier") == "some/verifier: no such folder"
+    assert refusal("/no/such/judge", "second judge") == "/no/such/judge: no such folder"
 
 
 def test_a_folder_of_another_layout_is_refused_with_the_file_it_lacks(tmp_path):
@@ -181,10 +193,81 @@ def test_towers_from_a_second_repository_are_refused(tmp_path, towers):
     assert "another repository" in refusal(write(tmp_path, files), "verifier")
 
 
+TRANSFORMERS_KINDS: tuple[Kind, ...] = ("second judge", "safety checker")
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+@pytest.mark.parametrize(
+    "shards", [("model.safetensors",), [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]]
+)
+def test_a_transformers_folder_with_safetensors_is_accepted_as_it_is(tmp_path, kind, shards):
+    for name in shards:
+        write(tmp_path, transformers_files(name))
+    assert weights.resolve(str(tmp_path), None, None, kind) == tmp_path
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+def test_transformers_weights_in_pickle_form_only_are_refused_by_name(tmp_path, kind):
+    message = refusal(write(tmp_path, transformers_files("pytorch_model.bin")), kind)
+    assert "the model has its weights in pickle form only (pytorch_model.bin)" in message
+
+
+def test_missing_shards_of_a_transformers_model_are_counted(tmp_path):
+    write(tmp_path, transformers_files("model-00001-of-00003.safetensors"))
+    assert refusal(tmp_path, "second judge").endswith("the model has 1 of 3 weight files")
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+@pytest.mark.parametrize(
+    "name", ["config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_transformers_model_that_brings_code_is_refused(tmp_path, kind, name, depth):
+    config: dict[str, object] = {"auto_map": {"AutoModel": "modeling_own.Own"}}
+    nested = config if depth == 0 else {"text_config": config}
+    write(tmp_path, transformers_files() | {name: json.dumps(nested).encode(), "modeling_own.py": b""})
+    assert f"{name} has an auto_map" in refusal(tmp_path, kind)
+
+
+def test_a_transformers_model_needs_its_own_folder_alone():
+    names = [*transformers_files(), "onnx/model.safetensors", "original/params.json", "own.py", "big.bin"]
+    assert set(needed_files(names, {}, None, "safety checker", "m")) == set(transformers_files())
+
+
+def test_there_is_no_embedded_second_judge():
+    assert refusal("embedded", "second judge") == "embedded: no such folder"
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+def test_the_hint_of_a_missing_judge_names_its_own_section(kind):
+    with pytest.raises(WeightsError) as caught:
+        weights.check("/no/such/model", None, None, kind)
+    section = {"second judge": "verification.second_judge", "safety checker": "verification.safety"}[kind]
+    assert caught.value.hint.startswith(f"set {section}.model to a folder in transformers layout")
+    assert "embedded" not in caught.value.hint
+
+
+def test_a_config_names_the_models_it_needs():
+    values: dict[str, Any] = {"classes": {"a": {"prompts": ["an a"]}}, "target": {"per_class": 1}}
+    assert list(weights.wanted_models(Config.model_validate(values))) == ["generator", "verifier"]
+    values["verification"] = {
+        "second_judge": {"model": "org/judge", "revision": COMMIT},
+        "safety": {"model": "org/safe", "revision": COMMIT},
+    }
+    wanted = weights.wanted_models(Config.model_validate(values))
+    assert wanted["second judge"] == ("org/judge", COMMIT, None)
+    assert wanted["safety checker"] == ("org/safe", COMMIT, None)
+
+
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12], COMMIT.upper()])
 @pytest.mark.parametrize(
     ("model", "kind", "knob"),
-    [("org/pipe", "generator", "generation"), ("hf-hub:org/clip", "verifier", "verification")],
+    [
+        ("org/pipe", "generator", "generation"),
+        ("hf-hub:org/clip", "verifier", "verification"),
+        ("org/judge", "second judge", "verification.second_judge"),
+        ("org/safe", "safety checker", "verification.safety"),
+    ],
 )
 def test_a_hub_model_needs_a_whole_commit(revision, model, kind, knob):
     with pytest.raises(ConfigError, match=rf"{knob}\.revision: .*40 hex digits"):
@@ -286,6 +369,23 @@ def test_a_hub_verifier_is_downloaded_by_its_prefix(hub):
     assert (folder / "open_clip_model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_hub_judge_is_downloaded_without_what_loading_does_not_take(hub):
+    hub.files = transformers_files() | {"pytorch_model.bin": b"pickle", "own.py": b"code"}
+    folder = weights.resolve("org/model", COMMIT, None, "second judge")
+    assert {path.name for path in folder.iterdir()} == set(transformers_files())
+    hub.requests.clear()
+    found = weights.check("org/model", COMMIT, None, "second judge")
+    assert (found, hub.requests) == (weights.Availability("cache", folder), [])
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_code_on_the_hub_is_refused_before_anything_large_is_downloaded(hub, name):
+    hub.files = transformers_files() | {name: b'{"auto_map": {"AutoModel": "own.Own"}}'}
+    for _ in range(2):  # also once the configs are in the cache
+        assert f"{name} has an auto_map" in hub_refusal("safety checker")
+    assert not [path for path in hub.requests if path.endswith(".safetensors")]
+
+
 def test_a_downloaded_model_is_found_without_asking_the_hub(hub):
     hub.files = pipeline_files()
     folder = weights.resolve("org/model", COMMIT, None, "generator")
@@ -339,9 +439,9 @@ def test_a_hub_that_cannot_be_reached_gives_one_helpful_line(monkeypatch, tmp_pa
     assert message.startswith(f"org/model at revision {COMMIT} is not on this machine")
 
 
-def hub_refusal() -> str:
+def hub_refusal(kind: Kind = "generator") -> str:
     with pytest.raises(WeightsError) as caught:
-        weights.check("org/model", COMMIT, None, "generator")
+        weights.check("org/model", COMMIT, None, kind)
     assert caught.value.hint
     assert "\n" not in caught.value.message
     return caught.value.message

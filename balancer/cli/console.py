@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -126,6 +126,26 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def figure(value: float, unit: str = "") -> str:
+    """Three digits, which is all an estimate is worth: `1.16`, `0.000312`, `1240 s`."""
+    digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{digits} {unit}".rstrip()
+
+
+def per_image_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
+    """What an accepted image takes, with the basis of each figure, as `balancer.plan.PerImage` names them."""
+    units = {"candidates": "", "seconds": "s", "cost": ""}
+    expected = {name: figures[f"{name}_per_image"] for name in units}
+    return [
+        [
+            f"{'time' if name == 'seconds' else name} per image",
+            None if value is None else figure(value, units[name]),
+            figures[f"{name}_per_image_basis"],
+        ]
+        for name, value in expected.items()
+    ]
 
 
 def size(num_bytes: float) -> str:

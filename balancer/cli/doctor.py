@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -19,6 +20,7 @@ from balancer.cli import console
 from balancer.errors import BalancerError, UnavailableError
 
 if TYPE_CHECKING:
+    from actors.model_files import Kind
     from balancer.config import Config
 
 PACKAGES = (
@@ -72,8 +74,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
         return
     yield _attempt("dataset", lambda: _dataset(config))
     if config.actors.kind == "models":
-        yield _attempt("generator weights", lambda: _weights(config, "generator"))
-        yield _attempt("verifier weights", lambda: _weights(config, "verifier"))
+        yield from _weights(config)
 
 
 def _load(config: str | None) -> Config | None:
@@ -148,18 +149,17 @@ def _dataset(config: Config) -> str:
     return f"{sum(counts.values())} images of {len(counts)} classes in {found.path}{unreadable}"
 
 
-def _weights(config: Config, kind: str) -> str:
+def _weights(config: Config) -> Iterator[Finding]:
     from actors import weights
 
-    if kind == "generator":
-        made = config.generation
-        found = weights.check(made.model, made.revision, made.variant, "generator")
-    else:
-        judged = config.verification
-        found = weights.check(judged.model, judged.revision, None, "verifier")
-    if found.folder is None:
-        return f"{found.missing_bytes / 1e9:.1f} GB to download from the hub at the first start"
-    return f"{found.place}: {found.folder}"
+    def look(kind: Kind, model: str, revision: str | None, variant: str | None) -> str:
+        found = weights.check(model, revision, variant, kind)
+        if found.folder is None:
+            return f"{found.missing_bytes / 1e9:.1f} GB to download from the hub at the first start"
+        return f"{found.place}: {found.folder}"
+
+    for kind, wanted in weights.wanted_models(config).items():
+        yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Finding:

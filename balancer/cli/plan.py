@@ -9,34 +9,124 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.errors import BalancerError
 
 if TYPE_CHECKING:
+    from actors.real_images import RealImages
     from balancer.audit import Audit
-    from balancer.plan import Estimate, Plan
+    from balancer.config import Config
+    from balancer.plan import Estimate, Measured, Plan
+    from balancer.preflight import Preflight, ValueProof
 
 
 @click.command("plan")
 @click.argument("config", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
-def command(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+@click.option("--measured", metavar="RUN", default=None, help="Estimate from what this run has measured.")
+@click.option("--no-preflight", is_flag=True, help="Do not load the verifier to see what it can judge.")
+def command(
+    config: str, as_json: bool, overrides: tuple[str, ...], measured: str | None, no_preflight: bool
+) -> None:
     """Show what `run` would generate for CONFIG: quotas, priorities, expected candidates, time and disk.
 
-    Nothing is generated and no model is loaded.
+    Nothing is generated. The pre-flight shows what the verifier, if it is on this machine, can tell apart on
+    the labelled real images.
     """
-    from balancer.audit import audit_dataset, match_classes
+    from balancer.audit import audit_dataset, credited_facets, match_classes
     from balancer.configfile import load_config
-    from balancer.plan import estimate, make_plan
+    from balancer.plan import estimate, held_back, make_plan
 
     loaded = load_config(config, overrides)
     audit = audit_dataset(loaded)
-    plan = make_plan(loaded, match_classes(audit, loaded))
-    cost = estimate(plan, loaded, real_bytes=sum(image.num_bytes for image in audit.images))
+    counts = match_classes(audit, loaded)
+    facets, images = credited_facets(audit, loaded), None
+    if loaded.target.count_real_facets == "measured":
+        if not no_preflight and (images := _measure(loaded, audit)) is not None:
+            from actors.real_images import real_facets
+
+            facets = real_facets(images, loaded)
+        else:
+            console.warn("target.count_real_facets: only values in the metadata are counted here")
+    plan = make_plan(loaded, counts, facets)
+    real_bytes = sum(image.num_bytes for image in audit.images)
+    cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_of_faults(audit)
-    if as_json:
-        console.print_json(_as_json(plan, cost, list(loaded.facets)))
-    else:
+    for line in held_back(plan):
+        console.warn(line)
+    if not as_json:
         _print(plan, cost, list(loaded.facets))
+    if not no_preflight and images is None:
+        images = _measure(loaded, audit)
+    checked = None if images is None else _preflight(images, loaded)
+    if as_json:
+        told = _as_json(plan, cost, list(loaded.facets))
+        console.print_json(told | {"preflight": checked.as_dict() if checked else None})
+    elif checked is not None:
+        _print_preflight(checked)
+
+
+def _measured(run: str) -> Measured:
+    from balancer.manifest.measured import measure_run
+    from balancer.storage import open_storage
+
+    return measure_run(open_storage(run, create=False))
+
+
+def _measure(config: Config, audit: Audit) -> RealImages | None:
+    """The real images as the verifier sees them; None where it cannot, for a reason that is told: a plan does
+    not fail because of it."""
+    if config.actors.kind == "simulated":
+        console.note("no pre-flight: simulated actors judge nothing")
+        return None
+    from actors import real_images, weights
+    from balancer.audit import audit_holdout
+
+    judged = config.verification
+    try:
+        at = weights.check(judged.model, judged.revision, None, "verifier")
+        if at.folder is None:
+            size = console.size(at.missing_bytes)
+            console.note(f"no pre-flight: the verifier is not on this machine ({size} to download)")
+            return None
+        real_images.calibration_of(config)
+        return real_images.measure_here(config, audit, audit_holdout(config))
+    except BalancerError as error:
+        console.warn(f"no pre-flight: {error.message}")
+        return None
+
+
+def _preflight(images: RealImages, config: Config) -> Preflight:
+    from actors.real_images import preflight_of
+
+    return preflight_of(images, config)
+
+
+def _print_preflight(checked: Preflight) -> None:
+    rows: list[list[console.Cell]] = [
+        [
+            proof.property_,
+            proof.value,
+            proof.examples,
+            None if proof.auc is None else round(proof.auc, 3),
+            _verdict(checked, proof),
+        ]
+        for proof in checked.values
+    ]
+    title = f"pre-flight: what the verifier tells apart on {checked.images} real images"
+    click.echo()
+    console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
+    if checked.blocking:
+        console.warn(
+            f"`run` would stop: {len(checked.blocking)} values are not proven, nor in verification.unjudged"
+        )
+
+
+def _verdict(checked: Preflight, proof: ValueProof) -> str:
+    if proof.proven:
+        return "proven"
+    allowed = ", allowed by verification.unjudged" if checked.is_allowed(proof) else ""
+    return f"not proven{allowed}: {proof.problem}"
 
 
 def _warn_of_faults(audit: Audit) -> None:
@@ -52,7 +142,7 @@ def _warn_of_faults(audit: Audit) -> None:
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
     cells = [wanted.as_dict(facets) for wanted in plan.cells]
-    return {"total": plan.total, "cells": cells, "estimate": asdict(cost)}
+    return {"total": plan.total, "cells": cells, "estimate": cost.as_dict()}
 
 
 def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
@@ -80,10 +170,11 @@ def _print_classes(plan: Plan) -> None:
     for wanted in plan.cells:
         lacking[wanted.cell.class_name] += wanted.quota
     rows: list[list[console.Cell]] = [
-        [name, count, lacking[name], count + lacking[name]] for name, count in plan.counts.items()
+        [name, count, lacking[name], count + lacking[name], plan.targets[name]]
+        for name, count in plan.counts.items()
     ]
     click.echo()
-    console.table(f"classes, target {plan.target} each", ["class", "now", "to generate", "then"], rows)
+    console.table("classes", ["class", "now", "to generate", "then", "target"], rows)
 
 
 def _print_facet(plan: Plan, facet: str) -> None:
@@ -102,7 +193,9 @@ def _print_estimate(cost: Estimate) -> None:
     rows: list[list[console.Cell]] = [
         ["candidates", str(cost.candidates), cost.candidates_basis],
         ["time", time, cost.hours_basis],
+        ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
         ["disk", console.size(cost.bytes), cost.bytes_basis],
+        *console.per_image_rows(asdict(cost.per_image)),
     ]
     click.echo()
     console.table("estimate", ["what", "expected", "basis"], rows)

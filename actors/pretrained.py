@@ -1,0 +1,58 @@
+"""A transformers model and its processor from a folder: safetensors, whole, and without code of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from balancer.errors import WeightsError, first_line
+
+
+def load_pretrained(
+    model_class: Any,
+    processor_class: Any,
+    folder: Path,
+    model: str,
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Any, Any]:
+    """The model in evaluation mode, and its processor. `wanted` says in a hint what the config must name."""
+    transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it reports on every weight; here that is an error
+    try:
+        loaded, report = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            dtype=dtype,
+        )
+        processor = processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        raise WeightsError(
+            f"{model}: the model in {folder} does not load: {first_line(error)}", hint=wanted
+        ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        # transformers goes on with random numbers in their place.
+        raise WeightsError(
+            f"{model}: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}", hint=wanted
+        )
+    return loaded.eval().to(device), processor

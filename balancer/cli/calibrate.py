@@ -1,0 +1,85 @@
+"""`balancer calibrate`: fit the verifier's probabilities to labelled real images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balancer.cli import console
+from balancer.errors import UsageError
+
+if TYPE_CHECKING:
+    from balancer.calibration import PropertyCalibration
+
+
+@click.command("calibrate")
+@click.argument("config", type=click.Path())
+@click.option("--out", default=None, help="File to write.  [default: CONFIG with .calibration.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print what is written, one JSON object.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
+
+    The classes are those of the folders of dataset.path and dataset.holdout, facet values those of their
+    metadata. All figures come from cross-validation. Put the file into the config as
+    `verification.calibration`; it holds for one verifier and one set of wordings.
+    """
+    from balancer.configfile import load_config
+
+    loaded = load_config(config, overrides)
+    if loaded.actors.kind == "simulated":
+        raise UsageError(f"{config}: simulated actors have no probabilities to calibrate")
+    from actors import weights
+    from actors.real_images import examples_of, measure_here
+    from balancer.audit import audit_dataset, audit_holdout, match_classes
+    from balancer.calibration import calibration_document, fit_property, write_calibration
+
+    audit = audit_dataset(loaded)
+    match_classes(audit, loaded)
+    judged = loaded.verification
+    measured = measure_here(loaded, audit, audit_holdout(loaded))
+    fitted = {
+        name: fit_property(examples, judged.min_examples)
+        for name, examples in examples_of(measured, loaded).items()
+    }
+    fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
+    document = calibration_document(judged.model, fingerprint, loaded.properties(), fitted)
+    path = Path(config).with_suffix(".calibration.json") if out is None else Path(out)
+    write_calibration(path, document)
+    if as_json:
+        console.print_json(document)
+    else:
+        _print(len(measured.images), fitted)
+    for name, found in fitted.items():
+        if found.kept:
+            console.warn(f"{name} keeps its probabilities (temperature 1): {found.kept}")
+    console.note(f"written; put into the config: verification.calibration: {os.fspath(path)}")
+
+
+def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
+    rows: list[list[console.Cell]] = []
+    for name, found in fitted.items():
+        before, after = found.calibration_error or (None, None)
+        figures = [None if error is None else round(error, 4) for error in (before, after)]
+        rows.append([name, sum(found.examples), found.folds or None, round(found.temperature, 3), *figures])
+    columns = ["property", "labelled", "folds", "temperature", "error before", "after"]
+    console.table(f"calibration on {images} real images", columns, rows)
+    rows = [
+        [name, value, count, None if auc is None else round(auc, 3), right]
+        for name, found in fitted.items()
+        for value, count, auc, right in zip(
+            found.values, found.examples, found.auc, _right(found), strict=True
+        )
+    ]
+    click.echo()
+    console.table("values", ["property", "value", "labelled", "AUC", "likeliest, %"], rows)
+
+
+def _right(found: PropertyCalibration) -> list[int | None]:
+    """Of the images labelled with each value, the percentage of which it is the likeliest."""
+    counts = enumerate(zip(found.confusion, found.examples, strict=True))
+    return [round(100 * row[index] / count) if count else None for index, (row, count) in counts]
