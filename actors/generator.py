@@ -94,11 +94,11 @@ class Generator:
         finite = _FiniteLatents()
         output = self._pipeline(**self._arguments(filled, guidance, finite))
         images = output.images
-        decoded = images.isfinite().flatten(1).all(1).tolist()
+        decoded = _nonfinite(images)
         flagged = getattr(output, "nsfw_content_detected", None) or [None] * len(filled)
         flags = [
-            ImageFlags(finite=ok and latents, flagged=None if flag is None else bool(flag))
-            for ok, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
+            ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
+            for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
         ]
         return _to_pixels(images)[: len(requests)], flags[: len(requests)]
 
@@ -143,11 +143,16 @@ class _FiniteLatents:
         self._latents = tensors.get("latents")
         return {}
 
-    def per_image(self, count: int) -> list[bool]:
+    def per_image(self, count: int) -> list[int]:
         if self._latents is None or len(self._latents) != count:
-            return [True] * count
-        verdicts: list[bool] = self._latents.isfinite().flatten(1).all(1).tolist()
-        return verdicts
+            return [0] * count
+        return _nonfinite(self._latents)
+
+
+def _nonfinite(values: torch.Tensor) -> list[int]:
+    """How many values of each image are not a number or infinite."""
+    counts: list[int] = values.isfinite().logical_not().flatten(1).sum(1).tolist()
+    return counts
 
 
 def _load(folder: Path, model: str, variant: str | None, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""From accepted images to files of the run folder: encode with the mark, hash, publish."""
+"""From images to files of the run folder: encode with the mark, hash, publish."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ class WriteItem:
     mark: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedItem:
+    """One rejected image to keep as an example, under a path that no row names."""
+
+    index: int
+    path: str
+    mark: Mapping[str, str]
+
+
 class Writer:
     """Writes into an existing run folder."""
 
@@ -36,11 +45,15 @@ class Writer:
                 hint="put the run on a path that all machines of the cluster share",
             ) from error
 
-    def write(self, pixels: np.ndarray, items: Sequence[WriteItem]) -> list[ImageFile]:
+    def write(
+        self, pixels: np.ndarray, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
+    ) -> list[ImageFile]:
         """Write the chosen images of a batch, uint8 (N, height, width, 3); durable when it returns.
 
         The name holds part of the content's hash, so that writing the same image again changes nothing.
         """
+        for example in rejected:
+            self._storage.publish(example.path, encode_png(pixels[example.index], example.mark))
         return [_write_one(self._storage, pixels[item.index], item) for item in items]
 
 

@@ -8,6 +8,7 @@ and whatever a decoder raises becomes an `UnreadableImage` with a reason a perso
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -169,6 +170,12 @@ def luminance_stats(pixels: Pixels) -> tuple[float, float]:
     """Mean and standard deviation of perceived luminance (Rec. 601), both in 0..1."""
     luminance = pixels @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255)
     return float(luminance.mean(dtype=np.float64)), float(luminance.std(dtype=np.float64))
+
+
+def pixel_sha256(pixels: Pixels) -> str:
+    """Hex sha256 over size and pixels: the same for two files of one picture, however they are encoded."""
+    size = np.array(pixels.shape, "<u4").tobytes()
+    return hashlib.sha256(size + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def perceptual_hash(pixels: Pixels) -> str:

@@ -184,7 +184,7 @@ def test_pipelines_of_both_generations_make_images(name, request):
     assert pixels.shape == (2, 64, 64, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
-    assert [flag.finite for flag in flags] == [True, True]
+    assert [flag.nonfinite for flag in flags] == [0, 0]
     assert not np.array_equal(pixels[0], pixels[1])
 
 
@@ -237,7 +237,7 @@ def test_an_image_that_is_not_finite_is_flagged_and_its_neighbours_are_not(sdxl_
     embedding.weight.data[WORDS.index("broken")] = float("nan")
     requests = [request_(1), request_(2, "a broken pizza"), request_(3)]
     pixels, flags = generator.generate(requests, 5.0)
-    assert [flag.finite for flag in flags] == [True, False, True]
+    assert [flag.nonfinite > 0 for flag in flags] == [False, True, False]
     assert not pixels[1].any()
 
 
@@ -245,20 +245,21 @@ def test_latents_that_overflow_are_flagged_though_decoding_hides_it(sdxl_folder)
     generator = load(sdxl_folder)
     generator._pipeline.unet.conv_out.bias.data.fill_(float("inf"))
     generator._pipeline.vae.decode = lambda latents, **_: (torch.zeros(len(latents), 3, 64, 64),)
-    assert not generator.generate([request_()], 1.0)[1][0].finite
+    latents = 4 * 8 * 8
+    assert generator.generate([request_()], 1.0)[1][0].nonfinite == latents
 
 
 def test_the_verdict_of_a_safety_checker_is_passed_on(sd_folder):
     generator = load(sd_folder)
-    assert generator.generate([request_()], 5.0)[1] == [ImageFlags(flagged=False)]
+    assert generator.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=0.0)]
     generator._pipeline.safety_checker.concept_embeds_weights.data.fill_(-2.0)
     pixels, flags = generator.generate([request_()], 5.0)
-    assert flags == [ImageFlags(flagged=True)]
+    assert flags == [ImageFlags(unsafe=1.0)]
     assert not pixels.any()
 
 
 def test_without_a_safety_checker_nothing_is_known(sdxl):
-    assert sdxl.generate([request_()], 5.0)[1] == [ImageFlags(flagged=None)]
+    assert sdxl.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=None)]
 
 
 def test_a_model_from_the_hub_cache_is_loaded_at_its_commit(sdxl, sdxl_folder, tmp_path, monkeypatch):
@@ -279,7 +280,7 @@ def test_a_configured_dtype_is_taken(sdxl_folder):
     generator = load(sdxl_folder, dtype="bfloat16")
     assert generator.describe()["dtype"] == "bfloat16 (as configured)"
     assert generator._pipeline.vae.dtype == torch.bfloat16
-    assert generator.generate([request_()], 5.0)[1][0].finite
+    assert generator.generate([request_()], 5.0)[1][0].nonfinite == 0
 
 
 def test_weights_that_do_not_fit_their_config_are_a_weights_error(sdxl_folder, tmp_path):
