@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.pool import Actor, Finished, Pool, is_lost_object, wait
-from actors.writer import WriteItem
-from balancer.cells import Candidate
+from actors.writer import RejectedItem, WriteItem
+from balancer.adaptive import WordingCounts
+from balancer.cells import Candidate, Cell
 from balancer.config import Config
+from balancer.copies import CopyIndex, copies_among, copy_flaw, known_images
 from balancer.errors import InterruptedRun
 from balancer.manifest.fragment import State
-from balancer.manifest.layout import image_stem
+from balancer.manifest.layout import image_stem, rejected_path
 from balancer.manifest.log import ManifestLog
-from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row
+from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row, revoked
+from balancer.manifest.schema import rows_with_ids
 from balancer.progress import ClassProgress, RateMeter, Snapshot, eta_s
-from balancer.prompts import Request, Rung, ladder, request_for
+from balancer.prompts import Request, Rung, ladder, request_for, wordings_of
 from balancer.schedule import Outcome, Schedule
-from balancer.verdict import Measurement, Verdict, judge
+from balancer.verdict import Measurement, Nearest, Verdict, criteria_for, judge
 
 BATCHES_PER_GENERATOR = 2
 """One being made and one waiting, so that a generator never waits for the driver."""
@@ -39,9 +42,19 @@ DRAIN_S = 120.0
 """After an interruption, work under way has this long to end; the rest is made again on resume."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate's verdict and what led to it; `index` is its place in the batch."""
+
+    index: int
+    measurement: Measurement
+    nearest: Nearest | None
+    verdict: Verdict
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Candidates generated together, and what is known of them so far."""
+    """Candidates generated together, all with one guidance, and what is known of them so far."""
 
     candidates: tuple[Candidate, ...]
     rungs: tuple[Rung, ...]
@@ -49,7 +62,8 @@ class Batch:
     pixels: Any = None
     flags: Any = None
     generator: Mapping[str, Any] = field(default_factory=dict)
-    accepted: list[tuple[int, Measurement, Verdict]] = field(default_factory=list)
+    accepted: list[Judged] = field(default_factory=list)
+    examples: list[RejectedItem] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -74,14 +88,18 @@ class Driver:
     verifiers: Pool
     writers: Pool
     stop: StopSignal = field(default_factory=StopSignal)
+    references: CopyIndex = field(kw_only=True)  # what no candidate may copy
+    wording_counts: WordingCounts | None = None  # with `attempts.adaptive` only
     clock: Callable[[], float] = time.monotonic
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None
     note: Callable[[str], None] = lambda text: None
     _to_verify: deque[Batch] = field(default_factory=deque)
     _to_write: deque[Batch] = field(default_factory=deque)
+    _writing: int = 0
     _rows: list[Row] = field(default_factory=list)
     _outcomes: list[Outcome] = field(default_factory=list)
     _introduced: set[str] = field(default_factory=set)
+    _given_up: set[Cell] = field(default_factory=set)
     _oldest_row_s: float = 0.0
     _started_s: float = 0.0
     _stopping_since_s: float | None = None
@@ -97,12 +115,12 @@ class Driver:
     def run(self) -> State:
         """Work until every slot is settled or the budget is spent; returns the state the run ends in.
 
-        InterruptedRun after a signal, with everything accepted so far committed.
+        The pools must have been started. InterruptedRun after a signal, with everything accepted so far
+        committed.
         """
         self._started_s = self.clock()
-        self._start_actors()
         try:
-            while self.step():
+            while self.step() or self._revoke_copies():
                 pass
         finally:
             self._commit()
@@ -114,14 +132,6 @@ class Driver:
                 hint="the same command goes on from here",
             )
         return self._final_state()
-
-    def _start_actors(self) -> None:
-        self.generators.start()
-        if self.verifiers.spec.num_gpus:
-            # Two verifiers on one GPU would take the room that a generator needs: it goes first.
-            self.generators.wait_until_placed()
-        self.verifiers.start()
-        self.writers.start()
 
     def step(self) -> bool:
         """One turn; False when there is nothing left to do.
@@ -145,12 +155,9 @@ class Driver:
         self._dispatch()
         if self._rows and self._commit_is_due():
             self._commit()
+        self._tell_of_given_up_cells()
         self.on_progress(self.snapshot())
         return not self._finished()
-
-    def close(self) -> None:
-        for pool in self._pools:
-            pool.close()
 
     @property
     def _pools(self) -> tuple[Pool, ...]:
@@ -167,6 +174,8 @@ class Driver:
     def _finished(self) -> bool:
         if self.stop.count > 1 or self._drained_too_long():
             return True
+        if self._to_write or self._writing:
+            return False  # be it examples of rejected images, which no verdict waits for
         if self._stopping_since_s is not None:
             return not self.schedule.in_flight
         return self.schedule.done
@@ -190,12 +199,13 @@ class Driver:
             self._write(writer, self._to_write.popleft())
         while self._to_verify and (verifier := self.verifiers.least_busy(BATCHES_PER_GENERATOR)):
             made = self._to_verify.popleft()
-            self.verifiers.submit(verifier, "measure", made.pixels, made.flags, job=made)
+            cells = [candidate.slot.cell for candidate in made.candidates]
+            self.verifiers.submit(verifier, "measure", made.pixels, made.flags, cells, job=made)
         while self._may_generate() and (generator := self.generators.least_busy(BATCHES_PER_GENERATOR)):
             batch = self._next_batch()
             if batch is None:
                 break
-            guidance = self.config.generation.guidance
+            guidance = batch.rungs[0].guidance
             self.generators.submit(generator, "generate", batch.requests, guidance, job=batch, num_returns=2)
 
     def _may_generate(self) -> bool:
@@ -225,22 +235,28 @@ class Driver:
             return None
         rungs = ladder(self.config)
         climbed = tuple(rungs[candidate.attempt - 1] for candidate in candidates)
-        requests = tuple(
-            request_for(candidate, rung, self.config)
-            for candidate, rung in zip(candidates, climbed, strict=True)
-        )
+        requests = tuple(map(self._request, candidates, climbed))
         return Batch(candidates, climbed, requests)
+
+    def _request(self, candidate: Candidate, rung: Rung) -> Request:
+        cell, wording = candidate.slot.cell, None
+        if self.wording_counts is not None:
+            seed = candidate.seed(self.config.seed)
+            wording = self.wording_counts.choose(cell.key, wordings_of(cell, rung, self.config), seed)
+        weakest = self.schedule.reason_before(candidate)
+        return request_for(candidate, rung, self.config, weakest=weakest, wording=wording)
 
     def _write(self, writer: Actor, batch: Batch) -> None:
         items = [
             WriteItem(
-                index=index,
-                stem=image_stem(batch.candidates[index], self.facts.facets),
-                mark=self._mark(batch, index),
+                index=judged.index,
+                stem=image_stem(batch.candidates[judged.index], self.facts.facets),
+                mark=self._mark(batch, judged.index),
             )
-            for index, _, _ in batch.accepted
+            for judged in batch.accepted
         ]
-        self.writers.submit(writer, "write", batch.pixels, items, job=batch)
+        self.writers.submit(writer, "write", batch.pixels, items, batch.examples, job=batch)
+        self._writing += 1
 
     def _mark(self, batch: Batch, index: int) -> dict[str, str]:
         """What an image file says of its own making, wherever it is copied to."""
@@ -270,22 +286,33 @@ class Driver:
             return
         for index, measurement in enumerate(finished.value):
             candidate, rung = batch.candidates[index], batch.rungs[index]
-            verdict = judge(measurement, candidate.slot.cell, rung.threshold)
-            if verdict.accepted:
-                batch.accepted.append((index, measurement, verdict))
+            cell = candidate.slot.cell
+            nearest = self.references.nearest(measurement)
+            verdict = judge(measurement, cell, criteria_for(cell, rung.threshold, self.config), nearest)
+            judged = Judged(index, measurement, nearest, verdict)
+            if verdict.reason is None:
+                batch.accepted.append(judged)
             else:
-                self._settle(batch, index, measurement, verdict, None)
+                self._keep_example(batch, index, verdict.reason)
+                self._settle(batch, judged, None)
         self._candidate_rate.add(len(batch.candidates))
-        if batch.accepted:
+        if batch.accepted or batch.examples:
             self._to_write.append(batch)
+
+    def _keep_example(self, batch: Batch, index: int, reason: str) -> None:
+        """The first few rejected for a reason are shown in the report; no verdict waits for their files."""
+        if self.schedule.rejected_by_reason[reason] < self.config.output.rejected_per_reason:
+            mark = self._mark(batch, index) | {"rejected": reason}
+            batch.examples.append(RejectedItem(index, rejected_path(mark["id"], reason), mark))
 
     def _written(self, finished: Finished) -> None:
         batch: Batch = finished.job
+        self._writing -= 1
         if finished.error is not None:
             self._again(batch, finished, self._to_write)
             return
-        for (index, measurement, verdict), file in zip(batch.accepted, finished.value, strict=True):
-            self._settle(batch, index, measurement, verdict, file)
+        for judged, file in zip(batch.accepted, finished.value, strict=True):
+            self._settle(batch, judged, file)
         self._accepted_rate.add(len(batch.accepted))
 
     def _again(self, batch: Batch, finished: Finished, queue: deque[Batch]) -> None:
@@ -295,9 +322,8 @@ class Driver:
         else:
             queue.appendleft(batch)
 
-    def _settle(
-        self, batch: Batch, index: int, measurement: Measurement, verdict: Verdict, file: ImageFile | None
-    ) -> None:
+    def _settle(self, batch: Batch, judged: Judged, file: ImageFile | None) -> None:
+        index, verdict = judged.index, judged.verdict
         candidate = batch.candidates[index]
         if not self._rows:
             self._oldest_row_s = self.clock()
@@ -306,18 +332,50 @@ class Driver:
                 candidate,
                 batch.rungs[index],
                 batch.requests[index],
-                measurement,
+                judged.measurement,
                 verdict,
                 file,
+                nearest=judged.nearest,
                 device=str(batch.generator.get("device", "")),
                 facts=self.facts,
             )
         )
         outcome = Outcome(candidate, verdict.reason)
+        if self.wording_counts is not None:
+            wording = batch.requests[index].wording
+            self.wording_counts.add(candidate.slot.cell.key, wording, verdict.accepted)
         if verdict.accepted:
             self._outcomes.append(outcome)
         else:
             self.schedule.judged(outcome)  # at once: its retry need not wait for the commit
+
+    # ---- when all have been judged -----------------------------------------------------------
+
+    def _revoke_copies(self) -> bool:
+        """Accepted images are compared with each other; the slot of one that copies another tries again.
+
+        Only at the end, and in the plan's order: as they come in, chance would say which of two is the copy.
+        True if there was any.
+        """
+        if self.stop.number is not None or self._final_state() == "interrupted":
+            return False  # there are more to come
+        offsets = self.facts.cell_offsets
+        candidates = [Candidate(slot, attempt) for slot, attempt in self.schedule.accepted.items()]
+        candidates.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
+        rows = rows_with_ids(self.log.table(), [candidate.id for candidate in candidates])
+        copies = copies_among(known_images(rows), self.config.verification.copies)
+        if not copies:
+            return False
+        verdicts = [
+            revoked(row, copy_flaw(copies[row["id"]]), copies[row["id"]])
+            for row in rows_with_ids(rows, list(copies)).to_pylist()
+        ]
+        self.log.commit_verdicts(verdicts, {"reason": "copies of other accepted images"})
+        for candidate in candidates:
+            if candidate.id in copies:
+                self.schedule.reopen(candidate, copy_flaw(copies[candidate.id]))
+        self.note(f"{len(copies)} accepted images are copies of others and are made again")
+        return True
 
     # ---- committing and reporting ------------------------------------------------------------
 
@@ -336,6 +394,12 @@ class Driver:
             for pool in self._pools:
                 pool.progressed()
         self._rows, self._outcomes = [], []
+
+    def _tell_of_given_up_cells(self) -> None:
+        for cell, tally in self.schedule.given_up.items():
+            if cell not in self._given_up:
+                self._given_up.add(cell)
+                self.note(f"{cell.key} is given up: {tally}")
 
     def _final_state(self) -> State:
         if self.schedule.open:

@@ -1,9 +1,9 @@
 """Actors of one kind: started, kept busy, given a deadline, and replaced when they die.
 
 The workers themselves are plain classes that know nothing of Ray; `Host` carries one into an actor's
-process. Nothing here retries a call: a failed call is handed back with its job, and the driver
-decides, because only it knows which candidates the job was about. Ray's own retries stay off for the
-same reason.
+process. A pool retries no call: a failed one is handed back with its job, and the driver decides, because
+only it knows which candidates the job was about. Ray's own retries stay off for the same reason. Calls that
+are about nothing but their arguments go through `call_all`, which does make them again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,12 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from balancer.errors import BalancerError, StalledError, first_line
+
+CALLS_PER_ACTOR = 2
+"""One being worked on and one waiting, where many calls are made at once."""
+
+TURN_S = 0.25
+"""`call_all` looks at deadlines, and lets its caller look at signals, this often."""
 
 
 class Host:
@@ -265,6 +272,34 @@ def wait(pools: Sequence[Pool], timeout_s: float) -> list[Any]:
     if ready and len(refs) > 1:
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
     return list(ready)
+
+
+def call_all(
+    pool: Pool, method: str, calls: Iterable[tuple[Any, ...]], turn: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, Any]]:
+    """The number and the result of each call, as they end, over all actors of a started pool.
+
+    `calls` are the arguments of each, taken as actors are free; one that an actor's failure took away is made
+    again, until the pool gives up. `turn` is called all the while, and may end it by raising.
+    """
+    coming, under_way = enumerate(calls), 0
+    again: deque[tuple[int, tuple[Any, ...]]] = deque()
+    following = next(coming, None)
+    while following or under_way:
+        turn()
+        while following and (actor := pool.least_busy(CALLS_PER_ACTOR)):
+            pool.submit(actor, method, *following[1], job=following)
+            under_way += 1
+            following = again.popleft() if again else next(coming, None)
+        ended = [pool.finish(ref) for ref in wait([pool], TURN_S)]
+        for finished in [*filter(None, ended), *pool.give_up_overdue()]:
+            under_way -= 1
+            if finished.error is None:
+                yield finished.job[0], finished.value
+            else:
+                again.append(finished.job)
+        if following is None and again:
+            following = again.popleft()
 
 
 def is_lost_object(error: BaseException | None) -> bool:

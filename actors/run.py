@@ -7,25 +7,47 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors import weights
 from actors.cluster import Fleet, connected, fit
 from actors.driver import Driver, StopSignal
-from actors.fleet import pools_of
+from actors.fleet import pools_of, start_pools
+from actors.pool import Pool, call_all
+from actors.real_images import (
+    Call,
+    Measured,
+    RealImages,
+    calibration_of,
+    measure_real_images,
+    preflight_of,
+    real_facets,
+    references_of,
+)
 from actors.simulated import EMBEDDING_DIM
-from balancer.audit import audit_dataset, match_classes
+from balancer.adaptive import Tally
+from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.config import Config
+from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, FencedError, InterruptedRun
 from balancer.manifest.fragment import State
-from balancer.manifest.log import ManifestLog, read_log
+from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
 from balancer.manifest.runfile import RunInfo, create_run
-from balancer.plan import make_plan
+from balancer.plan import held_back, make_plan
+from balancer.preflight import refuse_unproven, summary
 from balancer.progress import Snapshot
-from balancer.resume import check_unchanged, describe_run, facts_of, find_run, schedule_of
+from balancer.resume import (
+    CALIBRATION,
+    check_unchanged,
+    describe_run,
+    facts_of,
+    find_run,
+    schedule_of,
+    wording_counts_of,
+)
 from balancer.schedule import Schedule
 from balancer.storage import open_storage
 
@@ -43,6 +65,8 @@ class RunResult:
     rejected_by_reason: Mapping[str, int]
     open_cells: Mapping[str, int]
     """Images still missing in each cell that is not full."""
+    given_up: Mapping[str, Tally] = field(default_factory=dict)
+    """Those of these cells in which too few candidates pass, and how many did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +94,9 @@ def run(
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
     if known is not None:
-        check_unchanged(config, models, known, allow_config_change)
-        if (done := _finished_before(config, known, out)) is not None:
+        view = read_log(open_storage(out, create=False))
+        check_unchanged(config, models, known, allow_config_change, view.rules)
+        if (done := _finished_before(config, known, view)) is not None:
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
             return done
     found = audit_dataset(config)
@@ -81,53 +106,104 @@ def run(
             f"{len(found.unreadable)} images cannot be read and are not counted; "
             f"`balancer audit {found.path}` lists them"
         )
-    info = known or describe_run(config, make_plan(config, counts), models)
-    with connected(address) as resources, _stop_signals() as stop:
-        fleet = fit(resources, config.actors, _batches(info, config))
+    holdout = audit_holdout(config)
+    plan = make_plan(config, counts, credited_facets(found, config))
+    wanted = known.wanted if known else plan.total
+    with contextlib.ExitStack() as stack:
+        resources = stack.enter_context(connected(address))
+        stop = stack.enter_context(_stop_signals())
+        fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
         storage = open_storage(out, create=True)
-        if known is None:
-            info = create_run(storage, info)
+        pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
+        measured = _measure(config, found, holdout, pools[1], stop, reporter)
+        info = known
+        if info is None:  # what the pre-flight refuses leaves no run behind
+            if config.target.count_real_facets == "measured" and config.actors.kind == "models":
+                plan = make_plan(config, counts, real_facets(measured, config))
+            for line in held_back(plan):
+                reporter.note(line)
+            info = create_run(storage, describe_run(config, plan, models))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
-        log = ManifestLog.open(storage, info.schema(), info.run_id)
+        log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         with _closing(log) as close:
+            check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
-            commit_real_images(found, config.classes, log, storage, facts)
+            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of())
             schedule = schedule_of(info, config, log.table(), limit)
             _announce(reporter, schedule, fleet, config)
-            pools = pools_of(config, fleet, resources, storage)
-            driver = Driver(config, facts, schedule, log, *pools, stop)
+            references = CopyIndex(references_of(measured), config.verification.copies)
+            driver = Driver(config, facts, schedule, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            try:
-                state = driver.run()
-            finally:
-                driver.close()
+            if config.attempts.adaptive:
+                driver.wording_counts = wording_counts_of(log.table())
+            state = driver.run()
             close(state)
     return _result(info.run_id, state, schedule)
 
 
 def describe_models(config: Config) -> dict[str, dict[str, Any]]:
-    """Model, revision and, of the verifier, embedding size; WeightsError if one is not to be had."""
+    """Model, revision and, of the verifier, embedding size and calibration; WeightsError if one is not to be
+    had, UsageError if the calibration is not this verifier's."""
     if config.actors.kind == "simulated":
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
-    made, judged = config.generation, config.verification
-    return {
-        "generator": weights.describe(made.model, made.revision, made.variant, "generator"),
-        "verifier": weights.describe(judged.model, judged.revision, None, "verifier"),
+    models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
+    calibration = calibration_of(config)
+    return models | {
+        "verifier": models["verifier"] | {CALIBRATION: None if calibration is None else calibration.sha256()}
     }
 
 
-def _finished_before(config: Config, known: RunInfo, out: str | os.PathLike[str]) -> RunResult | None:
+def _measure(
+    config: Config,
+    found: Audit,
+    holdout: Audit | None,
+    verifiers: Pool,
+    stop: StopSignal,
+    reporter: Reporter,
+) -> RealImages:
+    """The real images as the verifiers see them, while generators load; UsageError if the pre-flight finds
+    that they cannot judge what they will be asked."""
+
+    def notice_stop() -> None:
+        if stop.number is not None:
+            raise InterruptedRun(
+                "interrupted before anything was generated",
+                signal_number=stop.number,
+                hint="the same command goes on from here",
+            )
+
+    def measure(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
+        reporter.note("the verifier measures the real images")
+        return call_all(verifiers, "measure_files", calls, notice_stop)
+
+    measured = measure_real_images(config, found, holdout, measure)
+    if config.actors.kind == "simulated":
+        reporter.note("no pre-flight: simulated actors judge nothing")
+        return measured
+    result = preflight_of(measured, config)
+    refuse_unproven(result)
+    reporter.note(summary(result))
+    return measured
+
+
+@contextlib.contextmanager
+def _started(pools: tuple[Pool, Pool, Pool]) -> Iterator[tuple[Pool, Pool, Pool]]:
+    """Pools of generators, verifiers and writers with their actors, until the end of the run."""
+    try:
+        start_pools(*pools)
+        yield pools
+    finally:
+        for pool in pools:
+            pool.close()
+
+
+def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:
     """The result of a run that has nothing left to do, so that Ray need not start."""
-    view = read_log(open_storage(out, create=False))
     if view.state not in ("complete", "short"):
         return None
     schedule = schedule_of(known, config, view.table, None)
     return None if schedule.open else _result(known.run_id, view.state, schedule)
-
-
-def _batches(info: RunInfo, config: Config) -> int:
-    return -(-sum(int(item["quota"]) for item in info.plan) // config.generation.batch_size)
 
 
 def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Config) -> None:
@@ -142,6 +218,11 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
         f"{schedule.open} images to make, batches of {config.generation.batch_size}, up to "
         f"{schedule.attempts} attempts each"
     )
+    if config.attempts.adaptive:
+        reporter.note(
+            "wordings are chosen by what has passed so far (attempts.adaptive): which images are accepted "
+            "depends on timing, and the same run again gives another set"
+        )
 
 
 @contextlib.contextmanager
@@ -191,4 +272,5 @@ def _result(run_id: str, state: str, schedule: Schedule) -> RunResult:
         candidates=schedule.candidates,
         rejected_by_reason=dict(schedule.rejected_by_reason.most_common()),
         open_cells=missing,
+        given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import os
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from balancer.adaptive import WordingCounts
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config import Config
 from balancer.errors import UsageError
 from balancer.manifest.layout import RUN_FILE
-from balancer.manifest.rows import SYNTHETIC, RunFacts
+from balancer.manifest.log import Rules, as_settings, merged
+from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.plan import Plan, Priority
 from balancer.prompts import ladder
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
 
 VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
 
+CALIBRATION = "calibration"
+
 Models = Mapping[str, Mapping[str, Any]]
-"""`generator` and `verifier`, each with its model and revision, the latter with its embedding_dim."""
+"""`generator`, `verifier` and any other judge, each with its model and revision, the verifier with its
+embedding_dim and the hash of its `calibration`, None without one."""
 
 
 def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
@@ -59,6 +65,7 @@ def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
         facets=list(config.facets),
         plan=[item.as_dict(config.facets) | {"cell": item.cell.key} for item in plan.cells],
         real_counts=dict(plan.counts),
+        targets=dict(plan.targets),
         embedding_dim=int(models["verifier"]["embedding_dim"]),
         versions={name: _version(name) for name in VERSIONED_PACKAGES},
         models={kind: _identity(described) for kind, described in models.items()},
@@ -72,16 +79,40 @@ def _version(package: str) -> str:
         return ""
 
 
-def check_unchanged(config: Config, models: Models, known: RunInfo, allowed: bool) -> None:
+def config_of(info: RunInfo, rules: Rules) -> Config:
+    """The config of a run as `balancer rejudge` may have changed it since."""
+    return Config.model_validate(merged(info.config, rules.overrides))
+
+
+def check_unchanged(
+    config: Config, models: Models, known: RunInfo, allowed: bool, rules: Rules | None = None
+) -> None:
     """Refuse to go on with a run under another config or other weights, unless `allowed`.
 
-    The plan of a started run never changes, nor does the size of its embeddings: UsageError in any case.
+    `rules` are those of its log. The plan of a started run never changes, nor does the size of its
+    embeddings: UsageError in any case, as while only a part of its verdicts follows its rules.
     """
-    before = Config.model_validate(known.config)
+    rules = rules or Rules()
+    settings = [f"--set {shlex.quote(setting)}" for setting in as_settings(rules.overrides)]
+    if not rules.complete:
+        raise UsageError(
+            "changing the verdicts of this run was stopped before all of them were changed",
+            hint=f"`balancer rejudge RUN {' '.join([*settings, '--apply'])}` completes it",
+        )
+    before = config_of(known, rules)
     changed = _differences(before.decisive(), config.decisive())
+    # A model that came or went shows in the config.
     changed += [
-        f"weights of the {kind}" for kind, told in known.models.items() if told != _identity(models[kind])
+        f"{what} of the {kind}"
+        for kind, told in known.models.items()
+        if kind in models
+        for what in _differing(told, _identity(models[kind]))
     ]
+    if changed and settings and not allowed:
+        raise UsageError(
+            f"this run was judged again under other rules; changed against these: {', '.join(changed)}",
+            hint=f"go on with the config it was started with and {' '.join(settings)}",
+        )
     if changed and not allowed:
         raise UsageError(
             f"this run was started with another config; changed: {', '.join(changed)}",
@@ -102,7 +133,15 @@ def check_unchanged(config: Config, models: Models, known: RunInfo, allowed: boo
 
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model": model["model"], "revision": model["revision"]}
+    """What is recorded of a model: of a calibrated one also which temperatures."""
+    return {name: model[name] for name in ("model", "revision", CALIBRATION) if name in model}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if any(before.get(name) != now.get(name) for name in ("model", "revision")):
+        yield "weights"
+    if before.get(CALIBRATION) != now.get(CALIBRATION):
+        yield CALIBRATION
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -132,18 +171,41 @@ def facts_of(info: RunInfo, config: Config) -> RunFacts:
     )
 
 
+def cells_of_plan(info: RunInfo) -> dict[str, Cell]:
+    """The planned cells by their keys."""
+    return {str(item["cell"]): _cell(item, info.facets) for item in info.plan}
+
+
+def candidate_of(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> Candidate:
+    return Candidate(Slot(cells[row["cell"]], int(row["slot"].rpartition("/")[2])), row["attempt"])
+
+
 def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None) -> Schedule:
     """The state machine, brought to where the committed rows left it."""
     ranks = {str(priority): rank for rank, priority in enumerate(Priority)}
+    cells = cells_of_plan(info)
     quotas = [
-        (_cell(item, info.facets), int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
+        (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
+    rungs = ladder(config)
     return Schedule(
         quotas,
-        attempts=len(ladder(config)),
+        attempts=len(rungs),
         max_candidates=config.budget.max_candidates,
         max_slots=limit,
-        history=_history({cell.key: cell for cell, _, _ in quotas}, rows),
+        history=_history(cells, rows),
+        group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
+        give_up_below=config.attempts.give_up_below,
+    )
+
+
+def wording_counts_of(rows: pa.Table) -> WordingCounts:
+    """What the committed rows say of the wordings."""
+    judged = rows.select(["source", "cell", "wording", "status"]).to_pylist()
+    return WordingCounts.of(
+        (row["cell"], row["wording"], row["status"] == ACCEPTED)
+        for row in judged
+        if row["source"] == SYNTHETIC and row["status"] in (ACCEPTED, REJECTED)
     )
 
 
@@ -152,8 +214,7 @@ def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
 
 
 def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
-    wanted = rows.select(["source", "cell", "slot", "attempt", "reason"]).to_pylist()
+    wanted = rows.select(["source", "cell", "slot", "attempt", "status", "reason"]).to_pylist()
     made = [row for row in wanted if row["source"] == SYNTHETIC]
     for row in sorted(made, key=lambda row: (row["slot"], row["attempt"])):
-        slot = Slot(cells[row["cell"]], int(row["slot"].rpartition("/")[2]))
-        yield Outcome(Candidate(slot, row["attempt"]), row["reason"])
+        yield Outcome(candidate_of(row, cells), row["reason"], void=row["status"] == VOID)

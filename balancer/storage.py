@@ -177,10 +177,8 @@ class LocalStorage:
     def exists(self, path: str) -> bool:
         target = self._locate(path)
         with _translated("look for", target):
-            try:
-                return stat.S_ISREG(self._system.lstat(target).st_mode)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+            found = self._lstat(target)
+        return found is not None and stat.S_ISREG(found.st_mode)
 
     def list(self, prefix: str) -> Paths:
         top = self._locate(prefix) if prefix else self._root
@@ -251,18 +249,36 @@ class LocalStorage:
         self._durable_folders.add(folder)
 
     def _make_root(self) -> None:
-        missing = [self._root]
-        while missing and not os.path.isdir(missing[-1]) and not os.path.lexists(missing[-1]):
-            missing.append(os.path.dirname(missing[-1]))
-        for folder in reversed(missing[:-1]):
+        """Make the folder and those above it, each of them durable before another is made in it."""
+        missing: list[str] = []
+        found = self._root
+        while (there := self._lstat(found)) is None:
+            missing.append(found)
+            found = os.path.dirname(found)
+        above = self._lstat(os.path.dirname(found))
+        # Whoever made what was found may have died before syncing it; only a mount point was made by nobody.
+        if above is not None and above.st_dev == there.st_dev:
+            self._sync_parent(found)
+        for folder in reversed(missing):
             with suppress(FileExistsError):
                 self._system.mkdir(folder)
-        # Also where it was there already: whoever made it may have died before syncing it.
-        for folder in missing[:-1] or missing:
-            if os.access(os.path.dirname(folder), os.R_OK):
-                self._sync_folder(os.path.dirname(folder))
-        if not os.path.isdir(self._root):
+            self._sync_parent(folder)
+        if not stat.S_ISDIR(self._system.lstat(self._root).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+
+    def _lstat(self, path: str) -> os.stat_result | None:
+        try:
+            return self._system.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _sync_parent(self, folder: str) -> None:
+        """Make the name of `folder` durable, unless the one above may be passed through only, not read."""
+        try:
+            self._sync_folder(os.path.dirname(folder))
+        except StorageError as error:
+            if self._broken is not None or not isinstance(error.__cause__, PermissionError):
+                raise
 
     def _sync_folder(self, folder: str) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from balancer.config import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
 from balancer.storage import MissingFileError, Storage
@@ -15,6 +16,20 @@ from balancer.storage import MissingFileError, Storage
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 FACETS = ["lighting", "burn_level"]
 DIM = 4
+CONFIG: dict[str, Any] = Config.model_validate(
+    {
+        "classes": {name: {"prompts": [name]} for name in ("basic", "burnt")},
+        "facets": {
+            "lighting": {"values": {name: {"prompts": [name]} for name in ("dim", "harsh")}},
+            "burn_level": {
+                "classes": ["burnt"],
+                "values": {name: {"prompts": [name]} for name in ("slight", "moderate", "severe")},
+            },
+        },
+        "target": {"per_class": 3},
+        "attempts": {"max": 3, "fallback": {"threshold": 0.5}},
+    }
+).model_dump(mode="json")
 
 
 def at(minutes: float) -> datetime.datetime:
@@ -27,7 +42,7 @@ def run_info(run_id: str = "run-1", **changes: Any) -> RunInfo:
         "run_id": run_id,
         "created_at": NOON.isoformat(),
         "name": "",
-        "config": {"attempts": {"max": 3, "fallback": {"threshold": 0.5}}, "output": {"real_images": "copy"}},
+        "config": CONFIG,
         "fingerprint": "f" * 64,
         "seed": 7,
         "facets": FACETS,
@@ -36,9 +51,10 @@ def run_info(run_id: str = "run-1", **changes: Any) -> RunInfo:
             planned("burnt/dim/severe", 2),
         ],
         "real_counts": {"basic": 1, "burnt": 0},
+        "targets": {"basic": 4, "burnt": 2},
         "embedding_dim": DIM,
         "versions": {"pyarrow": "1"},
-        "models": {"generator": {"model": "embedded", "revision": None}},
+        "models": {kind: {"model": "embedded", "revision": None} for kind in ("generator", "verifier")},
     }
     return RunInfo(**{**values, **changes})
 
@@ -72,11 +88,14 @@ def row(slot: str, attempt: int = 1, **changes: Any) -> dict[str, Any]:
         "source": "synthetic",
         "status": "accepted",
         "score": 0.75,
-        "scores": {"class": 0.75, "lighting": 0.875},
+        "scores": {"class": 0.75, "lighting": 0.875} | ({"burn_level": 0.875} if names["burn_level"] else {}),
         "threshold": 0.6,
         "seed": 2**64 - attempt,
         "sha256": hashlib.sha256(data).hexdigest(),
         "num_bytes": len(data),
+        "brightness": 0.5,
+        "deviation": 0.25,
+        "nonfinite": 0,
         "embedding": b"\0" * (2 * DIM),
         "generated_at": NOON,
         "run_id": "run-1",
@@ -85,9 +104,15 @@ def row(slot: str, attempt: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 def rejected(slot: str, attempt: int = 1, reason: str = "lighting", **changes: Any) -> dict[str, Any]:
-    values = {"status": "rejected", "reason": reason, "score": 0.25}
+    accepted = row(slot, attempt)
+    scores = {name: 0.25 if name == reason else score for name, score in accepted["scores"].items()}
+    values = {"status": "rejected", "reason": reason, "score": 0.25, "scores": scores}
     no_image = {"file_name": None, "sha256": None, "num_bytes": None}
-    return row(slot, attempt, **{**values, **no_image, **changes})
+    return {**accepted, **values, **no_image, **changes}
+
+
+def void(slot: str, attempt: int = 1) -> dict[str, Any]:
+    return {**rejected(slot, attempt), "status": "void", "reason": None}
 
 
 def real(name: str, class_name: str = "basic", **changes: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from PIL import Image
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
 from balancer.progress import ClassProgress, Snapshot
+from balancer.storage import open_storage
+from tests.manifest_samples import rejected, row, start
 
 HEAVY = (
     "ray",
@@ -222,6 +224,8 @@ def test_a_reader_that_goes_away_is_no_error(project: Path):
 
 # balancer plan
 
+PLAN = ("plan", "job.yaml", "--no-preflight")
+
 
 @pytest.fixture
 def small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -253,7 +257,7 @@ output: {real_images: reference}
 
 
 def test_plan_prints_cells_classes_facets_and_cost(small_job: Path):
-    result = invoke("plan", "job.yaml")
+    result = invoke(*PLAN)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         """\
@@ -263,10 +267,10 @@ def test_plan_prints_cells_classes_facets_and_cost(small_job: Path):
   critical  b      bright       2
   high      a      -            2
 
-classes, target 4 each
-  class  now  to generate  then
-  a        2            2     4
-  b        0            4     4
+classes
+  class  now  to generate  then  target
+  a        2            2     4       4
+  b        0            4     4       4
 
 light
   value   to generate
@@ -274,16 +278,20 @@ light
   bright            2
 
 estimate
-  what        expected  basis
-  candidates  6         6 images, 100% of candidates pass (planning.acceptance), up to 3 attempts
-  time        0:30      6 candidates of 10 s each (planning.seconds_per_candidate), 2 generators (actors.generators)
-  disk        44 kB     6 images of 7 kB (60 % of raw pixels; planning.bytes_per_image)
+  what                  expected  basis
+  candidates            6         6 images, 100% of candidates pass (planning.acceptance), up to 3 attempts
+  time                  0:30      6 candidates of 10 s each (planning.seconds_per_candidate), 2 generators (actors.generators)
+  cost                  -         set planning.cost_per_generator_hour for an estimate
+  disk                  44 kB     6 images of 7 kB (60 % of raw pixels; planning.bytes_per_image)
+  candidates per image  1         100% of candidates pass (planning.acceptance)
+  time per image        10 s      1 candidates of 10 s each (planning.seconds_per_candidate) on one generator
+  cost per image        -         set planning.cost_per_generator_hour for an estimate
 """  # noqa: E501
     )
 
 
 def test_plan_as_json_is_one_object(small_job: Path):
-    plan = json.loads(invoke("plan", "job.yaml", "--json").stdout)
+    plan = json.loads(invoke(*PLAN, "--json").stdout)
     assert plan["total"] == 6
     assert plan["cells"] == [
         {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
@@ -294,14 +302,29 @@ def test_plan_as_json_is_one_object(small_job: Path):
 
 
 def test_plan_takes_overrides(small_job: Path):
-    plan = json.loads(invoke("plan", "job.yaml", "--json", "--set", "target.per_class=3").stdout)
+    plan = json.loads(invoke(*PLAN, "--json", "--set", "target.per_class=3").stdout)
     assert plan["total"] == 4
+
+
+def test_plan_takes_what_an_earlier_run_has_measured(small_job: Path):
+    run = open_storage("earlier", create=True)
+    start(run).commit([row("basic/dim/0000", num_bytes=5000), rejected("basic/dim/0001")])
+    estimate = json.loads(invoke(*PLAN, "--json", "--measured", "earlier").stdout)["estimate"]
+    assert (estimate["candidates_per_image"], estimate["bytes"]) == (2, 30_000)
+    assert estimate["candidates_per_image_basis"].endswith("/earlier)")
+    assert "of 10 s each (planning.seconds_per_candidate)" in estimate["hours_basis"]
+
+
+def test_plan_measures_nothing_where_there_is_no_run(small_job: Path):
+    result = invoke(*PLAN, "--measured", "data")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "data is not a run folder" in result.stderr
 
 
 def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
     (small_job / "data/a/broken.png").write_bytes(b"not a picture")
     (small_job / "data/a/copy.png").write_bytes((small_job / "data/a/0.png").read_bytes())
-    result = invoke("plan", "job.yaml", "--json")
+    result = invoke(*PLAN, "--json")
     assert json.loads(result.stdout)["total"] == 5
     assert result.stderr == (
         "warning: images unreadable and not counted: 1; exact copies of others and counted: 1 "
@@ -310,7 +333,7 @@ def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
 
 
 def test_the_plan_of_the_demo_is_the_reference_case(project: Path):
-    result = invoke("plan", str(project / "configs/demo.yaml"), "--json")
+    result = invoke("plan", str(project / "configs/demo.yaml"), "--json", "--no-preflight")
     plan = json.loads(result.stdout)
     assert (plan["total"], len(plan["cells"])) == (244, 32)
 
@@ -336,7 +359,7 @@ def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(config: str, l
     ],
 )
 def test_what_cannot_be_planned_is_an_error_line(setting: str, exit_code: int, line: str, small_job: Path):
-    result = invoke("plan", "job.yaml", "--set", setting)
+    result = invoke(*PLAN, "--set", setting)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert line in result.stderr.splitlines()[0]
 

@@ -13,8 +13,9 @@ from balancer.cli import main
 from balancer.errors import UsageError
 from balancer.manifest import check_run, fsck
 from balancer.manifest.layout import LOG_DIR, RUN_FILE, fragment_path
+from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import NOON, image_bytes, real, rejected, row, start
+from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
 
 ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
 IMAGE = f"images/{ONE}-1.png"
@@ -45,6 +46,19 @@ def test_a_sound_run_has_no_problems(run):
     found = check_run(open_storage(run, create=False))
     assert (found.problems, found.notes) == ((), ())
     assert (found.fragments, found.rows, found.images) == (6, 4, 3)
+
+
+def test_a_sound_run_whose_verdicts_changed_has_no_problems(run):
+    """Revoked and refilled by the next attempt, revoked and accepted again, made again after void."""
+    storage = open_storage(run, create=False)
+    log = start(storage)
+    log.commit_verdicts([revoked(row(ONE), "class"), revoked(row(TWO, 2), "class"), void(TWO)])
+    log.commit_verdicts([row(TWO, 2)])
+    log.close("interrupted")
+    commit(run, row(ONE, 2), rejected(TWO))
+    found = check_run(storage)
+    assert (found.problems, found.notes) == ((), ())
+    assert (found.rows, found.images) == (5, 4)
 
 
 def test_checking_changes_nothing(run):
@@ -83,6 +97,25 @@ def copy(source: str, target: str) -> Fault:
     return plant
 
 
+def verdicts(*changed: dict[str, Any]) -> Fault:
+    """Verdicts as committed by a driver that takes no care whether their rows are there."""
+
+    def plant(run: Path) -> None:
+        log = start(open_storage(run, create=False))
+        log._ids.update(row["id"] for row in changed)
+        log.commit_verdicts(changed)
+
+    return plant
+
+
+def steps(*faults: Fault) -> Fault:
+    def plant(run: Path) -> None:
+        for fault in faults:
+            fault(run)
+
+    return plant
+
+
 def link_outside(run: Path) -> None:
     (run.parent / "secret").write_bytes(image_bytes(f"{ONE}-1"))
     (run / IMAGE).unlink()
@@ -91,6 +124,7 @@ def link_outside(run: Path) -> None:
 
 ANOTHER = row("basic/dim/0009")
 OUTSIDE = {"file_name": "../secret.png"}
+REVOKED = verdicts(revoked(row(ONE), "class"))
 
 FAULTS = [
     ("run.json is readable", RUN_FILE, overwrite(RUN_FILE, b"{")),
@@ -120,6 +154,38 @@ FAULTS = [
     ("one row an image", fragment_path(8), rows({**ANOTHER, "file_name": IMAGE})),
     ("rows belong to the run", fragment_path(8), rows({**ANOTHER, "run_id": "run-2"})),
     ("cells are planned", fragment_path(8), rows(row("basic/harsh/0000"))),
+    ("void by a verdict", fragment_path(8), rows(void("basic/dim/0009"))),
+    ("verdicts are on committed rows", fragment_path(8), verdicts(ANOTHER)),
+    ("one accepted image a slot", fragment_path(10), steps(REVOKED, rows(row(ONE, 2)), verdicts(row(ONE)))),
+    ("accepted rows have an image", fragment_path(8), verdicts(row(ONE, file_name=None))),
+    ("void rows have no image", fragment_path(8), verdicts(void(ONE) | {"file_name": IMAGE})),
+    ("rejected for a reason", fragment_path(8), verdicts(row(ONE, status="rejected"))),
+    ("accepted at its threshold", fragment_path(8), verdicts(row(ONE, threshold=0.8))),
+    *(
+        (
+            "a verdict changes only the verdict",
+            fragment_path(8),
+            verdicts(revoked(row(ONE) | other, "class")),
+        )
+        for other in (
+            {"file_name": None},
+            {"file_name": f"images/{TWO}-2.png"},
+            {"sha256": "0" * 64},
+            {"num_bytes": 1},
+            {"slot": TWO},
+            {"cell": "burnt/dim/severe"},
+            {"attempt": 2},
+            {"seed": 1},
+            {"run_id": "run-2"},
+            {"source": "real"},
+        )
+    ),
+    ("images are there", IMAGE, steps(REVOKED, remove(IMAGE))),
+    (
+        "images have their sha256",
+        IMAGE,
+        steps(REVOKED, change(IMAGE, lambda data: data[:-1] + b"?")),
+    ),
     ("no more images than planned", RUN_FILE, rows(*(row(f"basic/dim/{index:04d}") for index in (1, 2, 3)))),
 ]
 
@@ -172,6 +238,12 @@ def test_rows_after_a_broken_fragment_are_still_checked(run):
     assert rules == {"log without gaps", "images are there"}
 
 
+def test_verdicts_on_rows_that_are_lost_are_no_problem_of_their_own(run):
+    REVOKED(run)
+    remove(fragment_path(2))(run)
+    assert {problem.rule for problem in fsck(open_storage(run, create=False))} == {"log without gaps"}
+
+
 def test_an_image_outside_the_run_is_not_even_read(run, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
     start(open_storage(run, create=False)).commit([{**ANOTHER, **OUTSIDE}])
@@ -183,7 +255,7 @@ def referenced(tmp_path: Path, data: bytes) -> Path:
     """A run that records where its real image is instead of copying it."""
     root, image = tmp_path / "run", tmp_path / "a.png"
     image.write_bytes(data)
-    config = {"attempts": {"max": 1, "fallback": None}, "output": {"real_images": "reference"}}
+    config = CONFIG | {"output": {"real_images": "reference"}}
     right = image_bytes("a")
     there: dict[str, Any] = {"sha256": hashlib.sha256(right).hexdigest(), "num_bytes": len(right)}
     log = start(open_storage(root, create=True), config=config)

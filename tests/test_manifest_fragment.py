@@ -60,6 +60,11 @@ def test_rows_may_hold_any_text(prompt):
     assert found.table["prompt"].to_pylist() == [one["prompt"] for one in rows]
 
 
+def test_verdicts_say_why_they_changed():
+    changed = stamped(event="verdicts", detail={"overrides": {"verification": {"threshold": 0.7}}})
+    assert decode(encode(rows_to_table([row("basic/dim/0000")], SCHEMA), changed), 3, SCHEMA).stamp == changed
+
+
 def test_a_fragment_cut_off_at_any_byte_is_refused_by_name():
     for length in range(len(DATA)):
         with pytest.raises(ManifestError, match=fragment_path(3)):
@@ -87,9 +92,15 @@ def test_bytes_after_the_end_are_noticed():
 
 
 def test_a_newer_schema_is_refused_and_not_called_damage():
-    newer = SCHEMA.with_metadata({"balancer.schema_version": "2"})
-    with pytest.raises(ManifestError, match="schema 2 is newer than 1"):
+    newer = SCHEMA.with_metadata({"balancer.schema_version": "3"})
+    with pytest.raises(ManifestError, match="schema 3 is newer than 2"):
         decode(encode(newer.empty_table(), STAMP), 3, SCHEMA)
+
+
+def test_an_older_schema_is_refused_and_not_called_damage():
+    older = SCHEMA.with_metadata({"balancer.schema_version": "1"})
+    with pytest.raises(ManifestError, match="schema 1 is older than 2"):
+        decode(encode(older.empty_table(), STAMP), 3, SCHEMA)
 
 
 def test_an_extension_type_is_refused():
@@ -130,6 +141,7 @@ def test_a_stamp_that_makes_no_sense_is_refused(changes):
     "changes",
     [
         {"event": "rows"},
+        {"event": "verdicts"},
         {"event": "close"},
         {"event": "open", "epoch": 3, "writer": "writer-c"},
     ],
@@ -148,6 +160,7 @@ def test_the_first_fragment_opens():
         ({"prev_sha256": "b" * 64}, "hash chain"),
         ({"run_id": "run-2"}, "fragment belongs to the run"),
         ({"writer": "writer-c"}, "one writer an epoch"),
+        ({"event": "verdicts", "writer": "writer-c"}, "one writer an epoch"),
         ({"epoch": 1}, "one writer an epoch"),
         ({"epoch": 3}, "one writer an epoch"),
         ({"event": "open"}, "epochs grow"),

@@ -11,6 +11,8 @@ import pytest
 from balancer.errors import FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest import ManifestLog, read_log
 from balancer.manifest.layout import LOG_DIR, fragment_path
+from balancer.manifest.log import Rules, merged
+from balancer.manifest.rows import revoked
 from balancer.storage import LocalStorage, System, open_storage
 from tests.manifest_samples import (
     NOON,
@@ -23,6 +25,7 @@ from tests.manifest_samples import (
     row,
     run_info,
     start,
+    void,
 )
 
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
@@ -138,6 +141,150 @@ def test_a_row_that_does_not_fit_is_refused_before_anything_is_written():
     with pytest.raises(ManifestError, match="'width'"):
         log.commit([row(ONE, width="wide")])
     assert storage.files == files
+
+
+# ---- verdicts that change ------------------------------------------------------------------------
+
+
+def verdicts(storage: Any) -> list[tuple[str, str, str]]:
+    columns = read_log(storage).table.select(["id", "status", "reason"]).to_pydict().values()
+    return list(zip(*columns, strict=True))
+
+
+def test_a_new_verdict_stands_where_the_first_one_stood_for_every_reader():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE), rejected(TWO), row(THREE)])
+    log.commit_verdicts([void(TWO), revoked(row(ONE), "near_copy")])
+    log.commit_verdicts([row(ONE)])
+    log.commit_verdicts([revoked(row(ONE), "class")])
+    wanted = [(id_of(ONE), "rejected", "class"), (id_of(TWO), "void", None), (id_of(THREE), "accepted", None)]
+    assert verdicts(storage) == wanted
+    for driver in (log, start(storage)):
+        assert driver.table()["status"].to_pylist() == ["rejected", "void", "accepted"]
+
+
+def test_a_row_that_was_read_can_be_committed_with_another_verdict():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE)])
+    (before,) = log.table().to_pylist()
+    log.commit_verdicts([revoked(before, "class")])
+    (after,) = log.table().to_pylist()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"status", "reason", "review"}
+    assert after["file_name"] == before["file_name"]
+
+
+def test_the_dictionaries_of_rows_that_were_judged_anew_are_one():
+    log = start(MemoryStorage())
+    log.commit([row("burnt/dim/severe/0000")])
+    log.commit([row(ONE)])
+    log.commit_verdicts([revoked(row("burnt/dim/severe/0000"), "class")])
+    column = log.table()["class"]
+    assert (column.to_pylist(), column.num_chunks) == (["burnt", "basic"], 1)
+
+
+def test_only_a_row_that_is_there_has_a_verdict_to_change():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE)])
+    files = dict(storage.files)
+    with pytest.raises(ManifestError, match=f"row '{id_of(TWO)}' has no verdict"):
+        log.commit_verdicts([revoked(row(ONE), "class"), rejected(TWO)])
+    assert storage.files == files
+
+
+def test_a_void_candidate_is_committed_anew_and_once():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([rejected(ONE), rejected(TWO)])
+    log.commit_verdicts([void(ONE)])
+    for driver in (log, start(storage)):
+        with pytest.raises(ManifestError, match=f"row '{id_of(TWO)}' is committed already"):
+            driver.commit([row(TWO)])
+    log = start(storage)
+    log.commit([row(ONE)])
+    assert verdicts(storage) == [(id_of(ONE), "accepted", None), (id_of(TWO), "rejected", "lighting")]
+    for driver in (log, start(storage)):
+        with pytest.raises(ManifestError, match=f"row '{id_of(ONE)}' is committed already"):
+            driver.commit([row(ONE)])
+
+
+def test_a_driver_that_was_taken_over_changes_no_verdict():
+    storage = MemoryStorage()
+    older = start(storage)
+    older.commit([row(ONE)])
+    start(storage)
+    with pytest.raises(FencedError):
+        older.commit_verdicts([revoked(row(ONE), "class")])
+    assert verdicts(storage) == [(id_of(ONE), "accepted", None)]
+
+
+def test_verdicts_whose_answer_was_lost_may_be_committed_again():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE), row(TWO)])
+    storage.after_create = lose_the_answer
+    with pytest.raises(StorageError):
+        log.commit_verdicts([revoked(row(ONE), "class")])
+    log.commit_verdicts([revoked(row(ONE), "class")])
+    log.commit_verdicts([revoked(row(TWO), "class")])
+    assert verdicts(storage) == [(id_of(slot), "rejected", "class") for slot in (ONE, TWO)]
+
+
+def test_of_verdicts_whose_answer_was_lost_the_later_ones_stand():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE)])
+    storage.after_create = lose_the_answer
+    with pytest.raises(StorageError):
+        log.commit_verdicts([revoked(row(ONE), "class")])
+    log.commit_verdicts([row(ONE)])
+    assert verdicts(storage) == [(id_of(ONE), "accepted", None)]
+
+
+def test_rows_after_verdicts_whose_answer_was_lost_are_committed_all_the_same():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([rejected(ONE)])
+    storage.after_create = lose_the_answer
+    with pytest.raises(StorageError):
+        log.commit_verdicts([void(ONE)])
+    log.commit([row(TWO)])
+    log.commit([row(ONE)])
+    assert verdicts(storage) == [(id_of(slot), "accepted", None) for slot in (ONE, TWO)]
+
+
+def test_no_verdicts_write_nothing_unless_they_have_something_to_say():
+    storage = MemoryStorage()
+    log = start(storage)
+    files = dict(storage.files)
+    log.commit_verdicts([])
+    assert storage.files == files
+    log.commit_verdicts([], {"why": "no row was changed"})
+    last = read_log(storage).last
+    assert last is not None
+    assert (last.event, last.detail) == ("verdicts", {"why": "no row was changed"})
+
+
+def test_the_log_tells_under_which_rules_verdicts_were_taken():
+    storage = MemoryStorage()
+    log = start(storage)
+    assert read_log(storage).rules == Rules()
+    log.commit_verdicts([], Rules({"verification": {"threshold": 0.7}}).as_detail())
+    log.commit_verdicts([], {"why": "copies"})
+    log.commit_verdicts(
+        [], Rules({"verification": {"copies": {"max_distance": 2}}}, complete=False).as_detail()
+    )
+    both = {"verification": {"threshold": 0.7, "copies": {"max_distance": 2}}}
+    assert read_log(storage).rules == Rules(both, complete=False)
+
+
+def test_overrides_reach_into_settings_and_replace_what_is_no_section():
+    settings = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert merged(settings, {"a": {"c": [3]}, "d": {"e": 4}}) == {"a": {"b": 1, "c": [3]}, "d": {"e": 4}}
+    assert settings == {"a": {"b": 1, "c": [1, 2]}, "d": None}
 
 
 # ---- two drivers ---------------------------------------------------------------------------------
@@ -322,6 +469,7 @@ def drive_until_killed(root: Path, calls: int) -> tuple[list[str], bool]:
             storage.publish(f"images/{slot}.png", b"image")
             log.commit([row(slot, file_name=f"images/{slot}.png")])
             acknowledged.append(id_of(slot))
+        log.commit_verdicts([revoked(row(ONE, file_name=f"images/{ONE}.png"), "class")])
         log.close("complete")
     except Killed:
         return acknowledged, True
@@ -337,6 +485,7 @@ def test_a_driver_killed_at_any_system_call_loses_and_repeats_nothing(tmp_path):
         storage = LocalStorage(root, cast(System, DyingSystem(calls_left=-1)))
         log = start(storage)
         found = ids(log)
+        assert killed or verdicts(storage)[0] == (id_of(ONE), "rejected", "class")
         assert found[: len(acknowledged)] == acknowledged
         assert len(found) <= len(acknowledged) + 1  # one may have landed just before its acknowledgement
         for name in log.table()["file_name"].to_pylist():

@@ -7,7 +7,7 @@ import pytest
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import create_run, read_run
 from balancer.manifest.layout import RUN_FILE
-from tests.manifest_samples import MemoryStorage, run_info
+from tests.manifest_samples import CONFIG, MemoryStorage, run_info
 
 
 def test_a_run_is_read_as_it_was_written():
@@ -29,7 +29,11 @@ def test_what_is_wanted_follows_from_the_plan():
 
 def test_the_fallback_is_one_attempt_more():
     assert run_info().max_attempts == 4
-    assert run_info(config={"attempts": {"max": 3, "fallback": None}}).max_attempts == 3
+    assert run_info(config=CONFIG | {"attempts": {"max": 3, "fallback": None}}).max_attempts == 3
+
+
+def test_what_is_scored_are_the_class_and_the_facets_each_with_its_values():
+    assert run_info().properties == {"class": 2, "lighting": 2, "burn_level": 3}
 
 
 def test_a_folder_without_a_run_is_a_usage_error():
@@ -60,6 +64,7 @@ def damaged(**changes: object) -> bytes:
         damaged(plan=[{"cell": "x"}]),
         damaged(plan=["x"]),
         damaged(config={}),
+        damaged(config=CONFIG | {"facets": {}}),
         damaged(format="gone"),
     ],
 )

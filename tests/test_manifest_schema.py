@@ -12,11 +12,12 @@ from balancer.manifest.schema import check_version, difference, manifest_schema,
 
 COLUMNS = (
     "id file_name class lighting burn_level cell slot attempt source status reason review score scores "
-    "threshold fallback prompt negative_prompt seed model model_revision verifier verifier_revision steps "
-    "guidance width height sha256 num_bytes phash nearest_id nearest_similarity embedding parent_id split "
-    "device batch_size generated_at run_id"
+    "probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
+    "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
+    "brightness deviation nonfinite unsafe pixel_sha256 phash nearest_id nearest_distance "
+    "nearest_similarity embedding parent_id split device batch_size generated_at run_id"
 ).split()
-SCHEMA = manifest_schema(["lighting", "burn_level"], ["class", "lighting", "burn_level"], 3)
+SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
 
 def values(column: str, *given: object) -> list[object]:
@@ -50,6 +51,23 @@ def test_a_seed_has_all_of_its_64_bits():
 
 def test_scores_hold_the_properties_that_apply():
     assert values("scores", {"class": 0.5}) == [{"class": 0.5, "lighting": None, "burn_level": None}]
+
+
+def test_every_value_of_a_property_has_its_probability():
+    of_one = {"class": [0.25, 0.75], "lighting": [0.5, 0.25, 0.125, 0.125], "burn_level": None}
+    assert values("probabilities", of_one) == [of_one]
+    with pytest.raises(ManifestError, match="probabilities"):
+        values("probabilities", {"class": [0.25, 0.5, 0.25]})
+
+
+@pytest.mark.parametrize("column", ["brightness", "deviation", "unsafe", "nearest_similarity", "score"])
+def test_what_a_verdict_follows_from_is_kept_to_the_last_bit(column):
+    assert values(column, 0.1, 0.7) == [0.1, 0.7]
+
+
+def test_the_scores_a_verdict_follows_from_are_kept_to_the_last_bit():
+    of_one = {"class": 0.1, "lighting": 0.7, "burn_level": None}
+    assert values("scores", of_one) == values("second_scores", of_one) == [of_one]
 
 
 def test_an_embedding_is_bytes_an_array_numbers_or_nothing():
@@ -86,10 +104,17 @@ def test_a_column_the_manifest_lacks_is_named():
 
 
 def test_a_newer_schema_is_refused_with_the_way_out():
-    newer = SCHEMA.with_metadata({"balancer.schema_version": "2"})
-    with pytest.raises(ManifestError, match=r"file: manifest schema 2 is newer than 1") as caught:
+    newer = SCHEMA.with_metadata({"balancer.schema_version": "3"})
+    with pytest.raises(ManifestError, match=r"file: manifest schema 3 is newer than 2") as caught:
         check_version(newer, "file")
     assert caught.value.hint == "upgrade balancer"
+
+
+def test_an_older_schema_is_refused_with_the_way_out():
+    older = SCHEMA.with_metadata({"balancer.schema_version": "1"})
+    with pytest.raises(ManifestError, match=r"file: manifest schema 1 is older than 2") as caught:
+        check_version(older, "file")
+    assert "anew in another folder" in caught.value.hint
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"balancer.schema_version": "one"}])

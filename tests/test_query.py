@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from balancer.cli import main
 from balancer.errors import UsageError
 from balancer.manifest import Manifest, open_manifest
+from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import real, rejected, row, start
+from tests.manifest_samples import real, rejected, row, start, void
 
 DIM, SEVERE = "basic/dim/0000", "burnt/dim/severe/0000"
 
@@ -62,6 +63,17 @@ def test_the_balanced_set_is_the_real_and_the_accepted_images(manifest):
 def test_rejected_candidates_are_rows_for_those_who_ask(manifest):
     assert manifest.to_table(status="all").num_rows == 7
     assert ids(manifest.to_table(status="rejected")) == [f"{DIM}-1", "burnt/dim/severe/0001-1"]
+
+
+def test_verdicts_that_changed_are_seen_as_they_are_now(tmp_path):
+    log = start(open_storage(tmp_path, create=True))
+    log.commit([row(DIM), row(SEVERE), rejected("burnt/dim/severe/0001")])
+    log.commit_verdicts([revoked(row(DIM), "class"), void("burnt/dim/severe/0001")])
+    changed = open_manifest(tmp_path)
+    assert ids(changed.to_table()) == [f"{SEVERE}-1"]
+    assert ids(changed.to_table(status="rejected", filter="reason = 'class'")) == [f"{DIM}-1"]
+    assert ids(changed.to_table(status="void")) == ["burnt/dim/severe/0001-1"]
+    assert changed.to_table(status="all").num_rows == 3
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def run(tmp_path) -> Run:
         facets=["lighting", "char"],
         plan=PLAN,
         real_counts={"basic": 3, HOSTILE: 0},
+        targets={"basic": 5, HOSTILE: 5},
         embedding_dim=4,
         versions={"balancer": "0.1.0"},
         models={"generator": {"model": "embedded", "revision": None}, "verifier": {"model": "<b>v</b>"}},
@@ -305,6 +306,20 @@ def test_short_cells_are_listed_once_the_run_has_ended(run):
     assert "Cells still short" not in render_report(run.uri, now=NOW)
     run.log.close("short")
     assert "Cells still short" in render_report(run.uri, now=NOW)
+
+
+def test_cells_that_were_given_up_are_listed_with_their_numbers_and_reasons(run):
+    failed = [run._made(PLAN[5], 0.2) | {"reason": reason} for reason in ["class"] * 100 + ["blank"] * 199]
+    run.log.commit(failed[1:])
+    assert "Cells given up" not in render_report(run.uri, now=NOW)
+    run.log.commit(failed[:1])
+    [given_up] = run.facts().given_up
+    assert (given_up.cell.key, given_up.cell.candidates, given_up.cell.missing) == (PLAN[5]["cell"], 299, 1)
+    assert given_up.reasons == (("blank", 199), ("class", 100))
+    assert given_up.at_most == pytest.approx(0.00997, abs=1e-5)
+    page = render_report(run.uri, now=NOW)
+    assert "Cells given up" in page
+    assert "blank 199, class 100" in page
 
 
 def test_scores_are_counted_per_property_and_verdict(run):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from actors.simulated import (
 )
 from balancer.cells import Cell
 from balancer.prompts import Request
-from balancer.verdict import ImageFlags, Verdict, judge
+from balancer.verdict import Criteria, ImageFlags, Verdict, judge
 
 PROPERTIES = {"class": {"basic": ("basic",), "burnt": ("burnt",)}, "lighting": {"dim": ("dim",)}}
 CELL = Cell("burnt", (("lighting", "dim"),))
@@ -31,10 +32,14 @@ def generator(**settings) -> SimulatedGenerator:
     return SimulatedGenerator(**{"batch_size": 4, "width": 64, "height": 72} | settings)
 
 
-def verdicts(seeds: range, pass_rate: float) -> list[Verdict]:
-    pixels, flags = generator(batch_size=len(seeds)).generate(requests(*seeds), 7.5)
-    measured = SimulatedVerifier(PROPERTIES, pass_rate).measure(pixels, flags)
-    return [judge(measurement, CELL, 0.6) for measurement in measured]
+def verdicts(seeds: range, pass_rate: float, asked: Request | None = None, **settings) -> list[Verdict]:
+    """Of images that were asked for as in `asked`, but for their seeds."""
+    wanted = [replace(asked or Request("a pizza", "", 0), seed=seed) for seed in seeds]
+    pixels, flags = generator(batch_size=len(seeds)).generate(wanted, 7.5)
+    measured = SimulatedVerifier(PROPERTIES, pass_rate, **settings).measure(
+        pixels, flags, [CELL] * len(seeds)
+    )
+    return [judge(measurement, CELL, Criteria(threshold=0.6)) for measurement in measured]
 
 
 def test_an_image_depends_on_its_seed_alone():
@@ -67,6 +72,20 @@ def test_a_pass_rate_of_all_or_nothing_is_exact(pass_rate, passed):
     assert sum(verdict.accepted for verdict in verdicts(range(50), pass_rate)) == passed
 
 
+@pytest.mark.parametrize(("wording", "passed"), [(0, 0), (1, 50), (300, 50), (2, 0)])
+def test_wordings_may_pass_at_rates_of_their_own(wording, passed):
+    asked = Request("a pizza", "", 0, wording=wording)
+    verdicts_ = verdicts(range(50), 0.0, asked, pass_rates={1: 1.0, 300: 1.0})
+    assert sum(verdict.accepted for verdict in verdicts_) == passed
+
+
+@pytest.mark.parametrize(("change", "passed"), [("strengthen lighting", 50), ("guidance 9", 0)])
+def test_what_was_strengthened_may_pass_more_often(change, passed):
+    asked = Request("a pizza", "", 0, changes=("wording 1", change))
+    verdicts_ = verdicts(range(50), 0.0, asked, strengthened_gain=1.0)
+    assert sum(verdict.accepted for verdict in verdicts_) == passed
+
+
 def test_a_seed_passes_or_fails_for_every_verifier_alike():
     assert verdicts(range(50), 0.5) == verdicts(range(50), 0.5)
 
@@ -78,7 +97,7 @@ def test_a_failing_image_lacks_one_property():
 def test_measurements_have_the_shape_of_real_ones():
     pixels, flags = generator().generate(requests(5), 1.0)
     verifier = SimulatedVerifier(PROPERTIES, 1.0)
-    [measurement] = verifier.measure(pixels, flags)
+    [measurement] = verifier.measure(pixels, flags, [CELL])
     assert len(measurement.embedding) == 2 * EMBEDDING_DIM == 2 * int(verifier.describe()["embedding_dim"])
     assert np.linalg.norm(np.frombuffer(measurement.embedding, "<f2")) == pytest.approx(1, abs=1e-3)
     assert measurement.phash == "0000000000000005"
@@ -111,7 +130,7 @@ def test_a_fault_marked_once_spares_the_next_life(tmp_path):
 def test_a_hang_sleeps_for_days():
     slept: list[float] = []
     worker = SimulatedVerifier(PROPERTIES, 1.0, faults=[Fault(1, "hang")], sleep=slept.append)
-    worker.measure(*generator().generate(requests(1), 1.0))
+    worker.measure(*generator().generate(requests(1), 1.0), [CELL])
     assert HANG_S in slept
 
 

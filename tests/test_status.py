@@ -8,11 +8,25 @@ from click.testing import CliRunner
 
 from balancer.cli import main
 from balancer.manifest import status_of
+from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import MemoryStorage, at, planned, real, rejected, row, run_info, start
+from tests.manifest_samples import (
+    CONFIG,
+    MemoryStorage,
+    at,
+    planned,
+    real,
+    rejected,
+    row,
+    run_info,
+    start,
+    void,
+)
 
 KEYS = (
-    "run_id state wanted accepted short candidates rejected_by_reason success_rate acceptance eta_s"
+    "run_id state wanted accepted short candidates rejected_by_reason success_rate acceptance eta_s given_up "
+    "candidates_per_image candidates_per_image_basis seconds_per_image seconds_per_image_basis "
+    "cost_per_image cost_per_image_basis"
 ).split()
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
 
@@ -52,13 +66,23 @@ def test_a_slot_is_short_when_it_has_no_attempt_left():
     three = [rejected(ONE, attempt) for attempt in (1, 2, 3)]
     assert status_after(*three)["short"] == 0  # the fallback is still to come
     assert status_after(*three, rejected(ONE, 4))["short"] == 1
-    without_fallback = {"attempts": {"max": 3, "fallback": None}}
+    without_fallback = CONFIG | {"attempts": {"max": 3, "fallback": None}}
     assert status_after(*three, config=without_fallback)["short"] == 1
 
 
 def test_a_slot_that_was_filled_at_last_is_not_short():
     status = status_after(*(rejected(ONE, attempt) for attempt in (1, 2, 3)), row(ONE, 4))
     assert (status["short"], status["accepted"], status["success_rate"]) == (0, 1, 1.0)
+
+
+def test_verdicts_that_changed_count_as_they_are_now():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit([row(ONE), row(TWO), *(rejected(THREE, attempt) for attempt in (1, 2, 3, 4))])
+    log.commit_verdicts([revoked(row(ONE), "near_copy"), void(THREE, 2)])
+    status = status_of(storage, at(1))
+    assert (status["accepted"], status["short"], status["candidates"]) == (1, 0, 5)
+    assert status["rejected_by_reason"] == {"lighting": 3, "near_copy": 1}
 
 
 def test_the_success_rate_is_over_settled_slots():
@@ -114,6 +138,52 @@ def test_a_run_whose_slots_are_settled_has_no_time_to_go():
     assert status_after(*rows)["eta_s"] == 0
 
 
+FEW_PASS = CONFIG | {"attempts": {"max": 9, "give_up_below": 0.5}}
+FIVE_FAILURES = [rejected(ONE, attempt) for attempt in range(1, 6)]
+
+
+def test_a_cell_of_which_too_few_pass_is_given_up_and_its_open_slots_are_short():
+    status = status_after(*FIVE_FAILURES, config=FEW_PASS)
+    assert status["given_up"] == {"basic/dim": {"accepted": 0, "candidates": 5}}
+    assert status["short"] == 3
+    assert status["success_rate"] == 0
+
+
+def test_a_cell_that_may_still_reach_the_floor_is_not_given_up():
+    status = status_after(*FIVE_FAILURES[:4], config=FEW_PASS)
+    assert (status["given_up"], status["short"]) == ({}, 0)
+
+
+def test_a_cell_that_is_full_is_not_given_up_however_long_it_took():
+    config = CONFIG | {"attempts": {"max": 99, "give_up_below": 0.5}}
+    filled = [row(slot, 90) for slot in (ONE, TWO, THREE)]
+    failed = [rejected(slot, attempt) for slot in (ONE, TWO, THREE) for attempt in range(1, 9)]
+    assert status_after(*filled, *failed, config=config)["given_up"] == {}
+
+
+def test_a_given_up_cell_that_has_images_is_short_of_the_others():
+    rows = [row(TWO), *(rejected(ONE, attempt) for attempt in range(1, 14))]
+    status = status_after(*rows, config=CONFIG | {"attempts": {"max": 99, "give_up_below": 0.5}})
+    assert (status["accepted"], status["short"]) == (1, 2)
+
+
+PLANNING = {"acceptance": 0.5, "seconds_per_candidate": 9, "cost_per_generator_hour": 3600}
+
+
+def test_what_an_image_takes_follows_from_assumptions_at_first():
+    status = status_after(config=CONFIG | {"planning": PLANNING})
+    assert (status["candidates_per_image"], status["seconds_per_image"]) == (2, 18)
+    assert status["cost_per_image"] == 18
+    assert "planning.acceptance" in status["candidates_per_image_basis"]
+
+
+def test_what_an_image_takes_is_measured_as_soon_as_there_is_something_to_measure():
+    status = status_after(row(ONE), *(rejected(TWO, attempt) for attempt in (1, 2, 3)))
+    assert status["candidates_per_image"] == 4
+    assert "measured by this run" in status["candidates_per_image_basis"]
+    assert status["seconds_per_image"] is None
+
+
 def test_the_command_prints_one_object_or_a_table(tmp_path):
     log = start(open_storage(tmp_path, create=False))
     log.commit([row(ONE), rejected(TWO)])
@@ -124,6 +194,14 @@ def test_the_command_prints_one_object_or_a_table(tmp_path):
     assert table.exit_code == 0
     assert "run run-1: interrupted" in table.stdout
     assert "rejected: lighting" in table.stdout
+    assert "candidates per image  2         50% of candidates pass (measured by this run)" in table.stdout
+
+
+def test_the_command_lists_the_cells_that_are_given_up(tmp_path):
+    start(open_storage(tmp_path, create=False), config=FEW_PASS).commit(FIVE_FAILURES)
+    lines = CliRunner().invoke(main, ["status", str(tmp_path)]).stdout.splitlines()
+    heading = lines.index("given up, too few candidates pass (attempts.give_up_below)")
+    assert lines[heading + 2].split() == ["basic/dim", "5", "0"]
 
 
 def test_the_plan_decides_what_is_wanted():

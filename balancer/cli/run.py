@@ -67,6 +67,9 @@ def _tell(result: RunResult, out: str) -> None:
     }.get(result.state, result.state)
     console.warn(f"{sum(result.open_cells.values())} images are missing ({reason}):")
     for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
-        console.warn(f"  {cell}: {count}")
+        tally = result.given_up.get(cell)
+        console.warn(f"  {cell}: {count}" + (f", given up: {tally}" if tally else ""))
     if len(result.open_cells) > LISTED_CELLS:
         console.warn(f"  and {len(result.open_cells) - LISTED_CELLS} more cells")
+    if result.given_up:
+        console.warn(f"{len(result.given_up)} cells were given up; attempts.give_up_below sets from when on")

@@ -27,6 +27,11 @@ def command(run: str, as_json: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        _print_given_up(status["given_up"])
+        click.echo()
+        console.table(
+            "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
+        )
 
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | None]]:
@@ -45,6 +50,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))
     return rows
+
+
+def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
+    if cells:
+        rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
+        click.echo()
+        title = "given up, too few candidates pass (attempts.give_up_below)"
+        console.table(title, ("cell", "candidates", "accepted"), rows)
 
 
 def _share(part: int, whole: int) -> str | None:

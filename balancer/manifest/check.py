@@ -1,4 +1,8 @@
-"""Every rule a manifest keeps, checked from the files: the log, its rows, and each image they name."""
+"""Every rule a manifest keeps, checked from the files: the log, its rows, and each image they name.
+
+Some rules hold for every row that was ever committed, those that verdicts replaced since included; others
+for the rows that stand, which are what readers see.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from balancer.errors import ManifestError, StorageError
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log import last_seq, load_fragment
+from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.storage import MissingFileError, Storage
 
@@ -24,9 +29,14 @@ _THERE = "images are there"
 _READABLE = "images can be read"
 
 _COLUMNS = (
-    "id", "file_name", "cell", "slot", "source", "status", "reason", "score", "threshold",
+    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "threshold", "seed",
     "sha256", "num_bytes", "run_id",
 )  # fmt: skip
+
+_FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
+
+# What a verdict may not touch; the file, too, unless the row becomes void.
+_LASTING = ("cell", "slot", "attempt", "source", "seed", "run_id")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,7 +50,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """`notes` are leftovers that do no harm. `images` counts the files that were hashed."""
+    """`notes` are leftovers that do no harm. `rows` counts those that stand, `images` the files that were
+    hashed: also those of candidates that were accepted once and are no more."""
 
     problems: tuple[Problem, ...]
     notes: tuple[Problem, ...]
@@ -51,17 +62,21 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A committed row and the fragment that holds it."""
+    """A committed row and the fragment that holds it, which may be one of verdicts."""
 
     path: str
     values: dict[str, Any]
+    is_verdict: bool
 
     def __getitem__(self, column: str) -> Any:
         return self.values[column]
 
     @property
     def accepted(self) -> bool:
-        return bool(self["status"] == "accepted")
+        return bool(self["status"] == ACCEPTED)
+
+    def picked(self, columns: Sequence[str]) -> dict[str, Any]:
+        return {column: self[column] for column in columns}
 
     def breaks(self, rule: str, detail: str) -> Problem:
         return Problem(rule, self.path, f"row {self['id']!r} {detail}")
@@ -80,17 +95,21 @@ def check_run(storage: Storage) -> Findings:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
     fragments, problems = _check_log(storage, info)
     rows = [row for fragment in fragments for row in _rows(fragment)]
-    for rule in (_ids, _slots, _verdicts, _membership, _file_names):
+    problems.extend(_ids(rows, whole=not problems))
+    for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
-    problems.extend(_quotas(rows, info))
-    images = [row for row in rows if row["file_name"] is not None]
+    standing = list({row["id"]: row for row in rows}.values())
+    problems.extend(_slots(standing))
+    problems.extend(_file_names(standing))
+    problems.extend(_quotas(standing, info))
+    images = [row for row in standing if row["file_name"] is not None]
     by_reference = info.config.get("output", {}).get("real_images") == "reference"
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
     notes = _leftovers(storage, {row["file_name"] for row in images})
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
-    return Findings(tuple(problems), tuple(notes), len(fragments), len(rows), len(images) - unread)
+    return Findings(tuple(problems), tuple(notes), len(fragments), len(standing), len(images) - unread)
 
 
 def _check_log(storage: Storage, info: RunInfo) -> tuple[list[Fragment], list[Problem]]:
@@ -116,17 +135,34 @@ def _check_log(storage: Storage, info: RunInfo) -> tuple[list[Fragment], list[Pr
 def _rows(fragment: Fragment) -> Iterator[_Row]:
     path = fragment_path(fragment.stamp.seq)
     for values in fragment.table.select(list(_COLUMNS)).to_pylist():
-        yield _Row(path, values)
+        yield _Row(path, values, fragment.stamp.event == "verdicts")
 
 
-def _ids(rows: Sequence[_Row]) -> Iterator[Problem]:
-    seen: set[str] = set()
+def _ids(rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
+    """An id is committed once, or again after it became void; a verdict is one on a row that is there,
+    and changes the verdict alone. Unless the log is `whole`, that row may be lost, and is not looked for."""
+    before: dict[str, _Row] = {}
     for row in rows:
+        known = before.get(row["id"])
         if row["id"] is None:
             yield row.breaks("every row has an id", "has none")
-        elif row["id"] in seen:
+        elif row.is_verdict:
+            if whole:
+                yield from _only_the_verdict_changed(known, row)
+        elif known is not None and known["status"] != VOID:
             yield row.breaks("ids are unique", "is there twice")
-        seen.add(row["id"])
+        before[row["id"]] = row
+
+
+def _only_the_verdict_changed(before: _Row | None, after: _Row) -> Iterator[Problem]:
+    if before is None:
+        yield after.breaks("verdicts are on committed rows", "is on none")
+        return
+    lasting = _LASTING if after["status"] == VOID else (*_LASTING, *_FILE_COLUMNS)
+    for column in lasting:
+        if before[column] != after[column]:
+            detail = f"has another {column}: {after[column]!r}, not {before[column]!r}"
+            yield after.breaks("a verdict changes only the verdict", detail)
 
 
 def _slots(rows: Sequence[_Row]) -> Iterator[Problem]:
@@ -144,9 +180,11 @@ def _verdicts(rows: Sequence[_Row]) -> Iterator[Problem]:
             yield row.breaks(
                 "accepted without a reason", f"is accepted, yet {row['reason']!r} speaks against it"
             )
-        if row["status"] == "rejected" and row["reason"] is None:
+        if row["status"] == REJECTED and row["reason"] is None:
             yield row.breaks("rejected for a reason", "has none")
-        if row.accepted and row["source"] == "synthetic" and not _reaches_threshold(row):
+        if row["status"] == VOID and not row.is_verdict:
+            yield row.breaks("void by a verdict", "was never judged otherwise")
+        if row.accepted and row["source"] == SYNTHETIC and not _reaches_threshold(row):
             yield row.breaks(
                 "accepted at its threshold", f"scored {row['score']}, its threshold is {row['threshold']}"
             )
@@ -159,18 +197,26 @@ def _reaches_threshold(row: _Row) -> bool:
 
 def _membership(rows: Sequence[_Row]) -> Iterator[Problem]:
     for row in rows:
-        if row["status"] not in ("accepted", "rejected") or row["source"] not in ("real", "synthetic"):
+        if row["status"] not in (ACCEPTED, REJECTED, VOID) or row["source"] not in (REAL, SYNTHETIC):
             yield row.breaks("known status and source", f"is {row['status']!r}, {row['source']!r}")
+
+
+def _files(rows: Sequence[_Row]) -> Iterator[Problem]:
+    """A rejected candidate names an image only if it was accepted before: so by a verdict, which keeps it."""
+    for row in rows:
+        name = row["file_name"]
+        if row.accepted and name is None:
+            yield row.breaks("accepted rows have an image", "names no file")
+        if name is not None and row["status"] == REJECTED and not row.is_verdict:
+            yield row.breaks("rejected rows have no image", f"names {name}")
+        if name is not None and row["status"] == VOID:
+            yield row.breaks("void rows have no image", f"names {name}")
 
 
 def _file_names(rows: Sequence[_Row]) -> Iterator[Problem]:
     named: set[str] = set()
     for row in rows:
         name = row["file_name"]
-        if row.accepted and name is None:
-            yield row.breaks("accepted rows have an image", "names no file")
-        if not row.accepted and name is not None:
-            yield row.breaks("rejected rows have no image", f"names {name}")
         if name in named:
             yield row.breaks("one row an image", f"names {name}, as another row does")
         if name is not None:
@@ -179,7 +225,7 @@ def _file_names(rows: Sequence[_Row]) -> Iterator[Problem]:
 
 def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
     quotas = {cell["cell"]: cell["quota"] for cell in info.plan}
-    generated = [row for row in rows if row["source"] == "synthetic"]
+    generated = [row for row in rows if row["source"] == SYNTHETIC]
     for row in generated:
         if row["run_id"] != info.run_id:
             yield row.breaks("rows belong to the run", f"is of run {row['run_id']!r}")
@@ -194,7 +240,7 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
 def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Problem]:
     name: str = row["file_name"]
     try:
-        if by_reference and row["source"] == "real" and os.path.isabs(name):
+        if by_reference and row["source"] == REAL and os.path.isabs(name):
             data = _read_referenced(name)
         else:
             data = storage.read(name)

@@ -22,10 +22,10 @@ from balancer.errors import ManifestError
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.schema import check_version, difference
 
-Event = Literal["open", "rows", "close"]
+Event = Literal["open", "rows", "verdicts", "close"]
 State = Literal["complete", "short", "interrupted", "failed", "budget"]
 
-EVENTS: tuple[Event, ...] = ("open", "rows", "close")
+EVENTS: tuple[Event, ...] = ("open", "rows", "verdicts", "close")
 STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budget")
 
 _KEY = "balancer."
@@ -50,7 +50,8 @@ class BrokenFragmentError(ManifestError):
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """What a fragment says of itself. `writer` and `commit` are uuids; an epoch belongs to one writer;
-    `state` and `detail` are those of a closing fragment."""
+    `state` is that of a closing fragment. `detail` says how many generators a driver opened with, why
+    verdicts changed, or how it ended."""
 
     run_id: str
     seq: int

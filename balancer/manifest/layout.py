@@ -11,6 +11,7 @@ from balancer.storage import slug
 RUN_FILE = "run.json"
 IMAGES_DIR = "images"
 LOG_DIR = "manifest/log"
+REJECTED_DIR = "rejected"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
@@ -36,3 +37,8 @@ def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:
     folders = [DOES_NOT_APPLY if value is None else slug(value) for value in values]
     name = f"{candidate.slot.index:04d}-{candidate.attempt}"
     return "/".join((IMAGES_DIR, slug(cell.class_name), *folders, name))
+
+
+def rejected_path(candidate_id: str, reason: str) -> str:
+    """Where the image of a rejected candidate stands, if it is one of the few that are kept."""
+    return "/".join((REJECTED_DIR, slug(reason), *map(slug, candidate_id.split("/")))) + ".png"

@@ -26,7 +26,7 @@ from balancer.storage import open_storage
 if TYPE_CHECKING:
     import duckdb
 
-Status = Literal["accepted", "rejected", "all"]
+Status = Literal["accepted", "rejected", "void", "all"]
 Filter: TypeAlias = "str | pc.Expression"
 
 TABLE = "manifest"
@@ -50,6 +50,7 @@ class Manifest:
     ) -> pa.Table:
         """Rows in the order they were committed: real and generated images that count, or another `status`.
 
+        Each as its last verdict has it; `void` are candidates that are to be made again.
         `filter` is a SQL condition such as `class = 'burnt'`, or a pyarrow expression. UsageError if it
         cannot be read or names a column that is not there.
         """

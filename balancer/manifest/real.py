@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from balancer.audit import Audit, RealImage
@@ -17,10 +17,16 @@ COMMIT_ROWS = 1024
 
 
 def commit_real_images(
-    found: Audit, classes: Iterable[str], log: ManifestLog, storage: Storage, facts: RunFacts
+    found: Audit,
+    classes: Iterable[str],
+    log: ManifestLog,
+    storage: Storage,
+    facts: RunFacts,
+    embeddings: Mapping[str, bytes] | None = None,
 ) -> int:
     """Add the images of `classes` that the manifest does not have yet; returns how many.
 
+    `embeddings` by row id are little-endian float16; rows of images that have none go without.
     With `output.real_images: copy` each file goes into the run folder, byte for byte, before its row.
     """
     wanted, known = set(classes), _known_ids(log)
@@ -31,7 +37,17 @@ def commit_real_images(
     ]
     for start in range(0, len(new), COMMIT_ROWS):
         part = new[start : start + COMMIT_ROWS]
-        log.commit([real_row(image, _bring_in(image, found.path, storage, facts), facts) for image in part])
+        log.commit(
+            [
+                real_row(
+                    image,
+                    _bring_in(image, found.path, storage, facts),
+                    facts,
+                    embedding=(embeddings or {}).get(f"real/{image.file_name}"),
+                )
+                for image in part
+            ]
+        )
     return len(new)
 
 

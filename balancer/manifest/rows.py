@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from balancer.cells import Candidate, Slot
+from balancer.cells import Candidate, Cell, Slot
 from balancer.prompts import Request, Rung
-from balancer.verdict import Measurement, Verdict
+from balancer.rounding import as_written
+from balancer.verdict import Measurement, Nearest, Verdict
 
 if TYPE_CHECKING:
     from balancer.audit import RealImage
@@ -20,6 +20,9 @@ Row = dict[str, Any]
 
 SYNTHETIC, REAL = "synthetic", "real"
 ACCEPTED, REJECTED = "accepted", "rejected"
+
+VOID = "void"
+"""Status of a candidate that passes by now, but whose image was not kept: it is made again."""
 
 
 def utc_now() -> dt.datetime:
@@ -38,10 +41,17 @@ class RunFacts:
     cell_offsets: Mapping[str, int]
     now: Callable[[], dt.datetime] = utc_now
 
+    def unjudged(self, cell: Cell) -> list[str]:
+        """Those of `verification.unjudged` that concern a cell: its properties, and its values."""
+        concerned = {name for name, _ in cell.properties} | {
+            f"{name}={value}" for name, value in cell.properties
+        }
+        return [name for name in self.config.verification.unjudged if name in concerned]
+
     def is_for_review(self, slot: Slot) -> bool:
         """Every n-th slot in the plan's order, so that the sample is spread evenly over the cells."""
         number = self.cell_offsets[slot.cell.key] + slot.index
-        fraction = Fraction(str(self.config.review.fraction))
+        fraction = as_written(self.config.review.fraction)
         return int((number + 1) * fraction) > int(number * fraction)
 
 
@@ -62,6 +72,7 @@ def candidate_row(
     verdict: Verdict,
     file: ImageFile | None,
     *,
+    nearest: Nearest | None = None,
     device: str,
     facts: RunFacts,
 ) -> Row:
@@ -80,10 +91,15 @@ def candidate_row(
         "review": verdict.accepted and facts.is_for_review(candidate.slot),
         "score": verdict.score,
         "scores": dict(verdict.scores),
+        "probabilities": {name: list(of.values()) for name, of in measurement.probabilities.items()},
+        "second_scores": dict(measurement.second_scores) or None,
+        "unjudged": facts.unjudged(cell),
         "threshold": rung.threshold,
         "fallback": rung.fallback,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
+        "wording": request.wording,
+        "changes": list(request.changes),
         "seed": request.seed,
         "model": generation.model,
         "model_revision": facts.model_revision,
@@ -93,7 +109,13 @@ def candidate_row(
         "guidance": rung.guidance,
         "width": generation.width,
         "height": generation.height,
+        "brightness": measurement.brightness,
+        "deviation": measurement.deviation,
+        "nonfinite": measurement.flags.nonfinite,
+        "unsafe": measurement.unsafe,
+        "pixel_sha256": measurement.pixel_sha256,
         "phash": measurement.phash,
+        **(nearest_columns(nearest) if nearest else {}),
         "embedding": measurement.embedding,
         "split": "train",
         "device": device,
@@ -104,7 +126,13 @@ def candidate_row(
     }
 
 
-def real_row(image: RealImage, file: ImageFile, facts: RunFacts) -> Row:
+def revoked(row: Row, reason: str, nearest: Nearest | None = None) -> Row:
+    """The row of an accepted candidate that is accepted no more; it goes on naming its image."""
+    told = nearest_columns(nearest) if nearest else {}
+    return {**row, "status": REJECTED, "reason": reason, "review": False, **told}
+
+
+def real_row(image: RealImage, file: ImageFile, facts: RunFacts, embedding: bytes | None = None) -> Row:
     """The row of a real image; facets the dataset does not state are null."""
     return {
         "id": f"real/{image.file_name}",
@@ -115,10 +143,20 @@ def real_row(image: RealImage, file: ImageFile, facts: RunFacts) -> Row:
         "review": False,
         "width": image.width,
         "height": image.height,
+        "pixel_sha256": image.pixel_sha256,
         "phash": image.phash,
+        "embedding": embedding,
         "split": "train",
         "run_id": facts.run_id,
         **_file_columns(file),
+    }
+
+
+def nearest_columns(nearest: Nearest) -> Row:
+    return {
+        "nearest_id": nearest.id,
+        "nearest_distance": nearest.distance,
+        "nearest_similarity": nearest.similarity,
     }
 
 

@@ -21,7 +21,8 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """`plan` has one dict per cell: "class", each facet (None where it does not apply), "cell", "quota",
-    "priority". `models` says of each model what was loaded, `versions` of each library which."""
+    "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
+    `versions` of each library which."""
 
     run_id: str
     created_at: str
@@ -32,6 +33,7 @@ class RunInfo:
     facets: list[str]
     plan: list[dict[str, Any]]
     real_counts: dict[str, int]
+    targets: dict[str, int]
     embedding_dim: int
     versions: dict[str, str]
     models: dict[str, dict[str, str | None]]
@@ -41,9 +43,10 @@ class RunInfo:
         return sum(cell["quota"] for cell in self.plan)
 
     @property
-    def properties(self) -> tuple[str, ...]:
-        """What candidates are scored on."""
-        return (CLASS_PROPERTY, *self.facets)
+    def properties(self) -> dict[str, int]:
+        """What candidates are scored on, and how many values each property has."""
+        values = {name: len(self.config["facets"][name]["values"]) for name in self.facets}
+        return {CLASS_PROPERTY: len(self.config["classes"]), **values}
 
     @property
     def max_attempts(self) -> int:
@@ -54,7 +57,7 @@ class RunInfo:
     def schema(self) -> pa.Schema:
         from balancer.manifest.schema import manifest_schema
 
-        return manifest_schema(self.facets, self.properties, self.embedding_dim)
+        return manifest_schema(self.properties, self.embedding_dim)
 
 
 def create_run(storage: Storage, info: RunInfo) -> RunInfo:
@@ -93,7 +96,7 @@ def _parse(data: bytes) -> RunInfo:
         raise ManifestError(f"{RUN_FILE}: it is damaged: {problem}")
     info = RunInfo(**document)
     try:
-        _ = info.wanted, info.max_attempts, [cell["cell"] for cell in info.plan]
+        _ = info.wanted, info.max_attempts, info.properties, [cell["cell"] for cell in info.plan]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{RUN_FILE}: it is damaged: plan or config lacks {error}") from error
     return info

@@ -11,21 +11,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"balancer.schema_version"
 EMBEDDING = "embedding"
 
 Row = Mapping[str, Any]
 
 
-def manifest_schema(facets: Sequence[str], properties: Sequence[str], embedding_dim: int) -> pa.Schema:
-    """`properties` are what candidates are scored on: `class` and the facets, in the config's order."""
+def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Schema:
+    """`properties` are what candidates are scored on: `class` and the facets, in the config's order, each
+    with the number of its values. `probabilities` has one for every value, in that order too.
+
+    The numbers a verdict follows from are kept as they were judged, in 64 bits: judging a row again
+    under the same rules gives the same verdict.
+    """
     text = pa.string()
     name = pa.dictionary(pa.int32(), text)
-    scores = pa.struct([(name_, pa.float32()) for name_ in properties])
+    scores = pa.struct([(property_, pa.float64()) for property_ in properties])
+    probabilities = pa.struct(
+        [(property_, pa.list_(pa.float32(), values)) for property_, values in properties.items()]
+    )
+    facets = [property_ for property_ in properties if property_ != CLASS_PROPERTY]
     columns = [
         ("id", text),
         ("file_name", text),
@@ -40,10 +51,15 @@ def manifest_schema(facets: Sequence[str], properties: Sequence[str], embedding_
         ("review", pa.bool_()),
         ("score", pa.float64()),
         ("scores", scores),
+        ("probabilities", probabilities),
+        ("second_scores", scores),
+        ("unjudged", pa.list_(text)),
         ("threshold", pa.float64()),
         ("fallback", pa.bool_()),
         ("prompt", text),
         ("negative_prompt", text),
+        ("wording", pa.int32()),
+        ("changes", pa.list_(text)),
         ("seed", pa.uint64()),
         ("model", text),
         ("model_revision", text),
@@ -55,8 +71,14 @@ def manifest_schema(facets: Sequence[str], properties: Sequence[str], embedding_
         ("height", pa.int32()),
         ("sha256", text),
         ("num_bytes", pa.int64()),
+        ("brightness", pa.float64()),
+        ("deviation", pa.float64()),
+        ("nonfinite", pa.int32()),
+        ("unsafe", pa.float64()),
+        ("pixel_sha256", text),
         ("phash", text),
         ("nearest_id", text),
+        ("nearest_distance", pa.int32()),
         ("nearest_similarity", pa.float64()),
         (EMBEDDING, pa.list_(pa.float16(), embedding_dim)),
         ("parent_id", text),
@@ -70,7 +92,7 @@ def manifest_schema(facets: Sequence[str], properties: Sequence[str], embedding_
 
 
 def check_version(schema: pa.Schema, path: str) -> None:
-    """Raise ManifestError if `path` was written under a newer schema, or under none."""
+    """Raise ManifestError if `path` was written under another schema, or under none."""
     found = (schema.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
     if not found.isdigit():
         raise ManifestError(f"{path}: it has no schema version, so it is no part of a manifest")
@@ -78,6 +100,11 @@ def check_version(schema: pa.Schema, path: str) -> None:
         raise ManifestError(
             f"{path}: manifest schema {found} is newer than {SCHEMA_VERSION}, the newest this version reads",
             hint="upgrade balancer",
+        )
+    if int(found) < SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path}: manifest schema {found} is older than {SCHEMA_VERSION}, which this version reads",
+            hint="begin the run anew in another folder",
         )
 
 
@@ -113,6 +140,11 @@ def rows_to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
             raise ManifestError(f"row {row.get('id')!r} has no place for {names} in the manifest")
     columns = [_column([row.get(field.name) for row in rows], field, rows) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def rows_with_ids(table: pa.Table, ids: Sequence[str]) -> pa.Table:
+    """The rows of a table with these ids, in this order; each must be there."""
+    return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=table["id"].combine_chunks()))
 
 
 def _column(values: list[Any], field: pa.Field, rows: Sequence[Row]) -> pa.Array:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balancer.adaptive import Tally
+from balancer.config import AttemptsConfig, PlanningConfig
 from balancer.manifest.log import LogView, read_log
+from balancer.manifest.measured import judged_rows, measured_of, tallies_by
+from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.plan import per_image
 from balancer.progress import eta_s
 from balancer.storage import Storage
 
@@ -28,6 +34,7 @@ class _Counts:
     accepted: int
     short: int
     reasons: Counter[str]
+    given_up: Mapping[str, Tally]
 
 
 def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
@@ -36,10 +43,10 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
     info, view = read_run(storage), read_log(storage)
-    generated = view.table.filter(pc.field("source") == "synthetic")
-    counts = _count(generated, info.max_attempts)
+    judged = judged_rows(view.table)
+    counts = _count(judged, _void_by_cell(view.table), info)
     settled = counts.accepted + counts.short
-    state = _state(view, now)
+    state = state_of(view, now)
     return {
         "run_id": info.run_id,
         "state": state,
@@ -50,11 +57,17 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "rejected_by_reason": dict(counts.reasons.most_common()),
         "success_rate": counts.accepted / settled if settled else None,
         "acceptance": counts.accepted / counts.candidates if counts.candidates else None,
-        "eta_s": _eta_s(generated, info, counts, view, now) if state == "running" else None,
+        "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
+        "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
+        **asdict(per_image(_planning(info), measured_of(judged, view.opened, "this run"))),
     }
 
 
-def _state(view: LogView, now: datetime.datetime) -> str:
+def _planning(info: RunInfo) -> PlanningConfig:
+    return PlanningConfig.model_validate(info.config.get("planning", {}))
+
+
+def state_of(view: LogView, now: datetime.datetime) -> str:
     """What the last driver said when it ended; if it did not, whether it still seems to be there."""
     if view.state is not None:
         return view.state
@@ -64,26 +77,42 @@ def _state(view: LogView, now: datetime.datetime) -> str:
     return "running" if silent_s < SILENT_AFTER_S else "stopped"
 
 
-def _count(generated: pa.Table, max_attempts: int) -> _Counts:
-    accepted = generated.filter(pc.field("status") == "accepted")
-    rejected = generated.filter(pc.field("status") == "rejected")
+def _void_by_cell(rows: pa.Table) -> Counter[str]:
+    return Counter(rows.filter(pc.field("status") == VOID)["cell"].to_pylist())
+
+
+def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
+    accepted = judged.filter(pc.field("status") == "accepted")
+    rejected = judged.filter(pc.field("status") == "rejected")
     filled = set(accepted["slot"].to_pylist())
     tries = Counter(rejected["slot"].to_pylist())
+    exhausted = [slot for slot, count in tries.items() if count >= info.max_attempts and slot not in filled]
+    short = Counter(slot.rpartition("/")[0] for slot in exhausted)
+    given_up = {}
+    floor = AttemptsConfig.model_validate(info.config["attempts"]).give_up_below
+    tallies = tallies_by(judged, "cell")
+    for cell, quota in ((item["cell"], item["quota"]) for item in info.plan):
+        tally = tallies.get(cell, Tally(0, 0))
+        passing = Tally(tally.accepted + void[cell], tally.candidates + void[cell])  # void ones do by now
+        if tally.accepted < quota and passing.is_below(floor):
+            given_up[cell] = tally
+            short[cell] = quota - tally.accepted
     return _Counts(
-        candidates=generated.num_rows,
+        candidates=judged.num_rows,
         accepted=accepted.num_rows,
-        short=sum(count >= max_attempts for slot, count in tries.items() if slot not in filled),
+        short=short.total(),
         reasons=Counter(rejected["reason"].to_pylist()),
+        given_up=given_up,
     )
 
 
 def _eta_s(
-    generated: pa.Table, info: RunInfo, counts: _Counts, view: LogView, now: datetime.datetime
+    judged: pa.Table, info: RunInfo, counts: _Counts, view: LogView, now: datetime.datetime
 ) -> float | None:
     since = now - datetime.timedelta(seconds=RATE_WINDOW_S)
     if view.opened_at is not None:
         since = max(since, view.opened_at)
     window_s = (now - since).total_seconds()
     recent = (pc.field("status") == "accepted") & (pc.field("generated_at") >= pa.scalar(since))
-    rate = generated.filter(recent).num_rows / window_s if window_s > 0 else 0.0
+    rate = judged.filter(recent).num_rows / window_s if window_s > 0 else 0.0
     return eta_s(max(0, info.wanted - counts.accepted - counts.short), rate)

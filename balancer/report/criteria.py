@@ -52,7 +52,7 @@ def classes_filled(facts: Facts) -> Criterion:
     return Criterion(
         rule=f"Every class reaches {least:.0%} of its target",
         met=not below,
-        figure=f"lowest {100 * lowest.total // lowest.target}%",
+        figure=f"lowest {int(100 * lowest.fill)}%",
         detail="below: " + ", ".join(below) if below else enough,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from balancer.adaptive import Tally
 from balancer.config import Config
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ClassCount:
 
     @property
     def fill(self) -> float:
-        return self.total / self.target
+        return self.total / self.target if self.target else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,16 @@ class CellCount:
     @property
     def acceptance(self) -> float | None:
         return self.accepted / self.candidates if self.candidates else None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A cell of which too few candidates pass, with `at_most` of them at 95 % confidence; `reasons` are why
+    the others did not, the most frequent first."""
+
+    cell: CellCount
+    at_most: float
+    reasons: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,7 @@ class Facts:
     status: Mapping[str, Any]
     classes: tuple[ClassCount, ...]
     cells: tuple[CellCount, ...]
+    given_up: tuple[GivenUp, ...]
     by_attempt: tuple[tuple[int, int], ...]
     fallbacks: int
     for_review: int
@@ -124,22 +136,39 @@ def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
 
     run = manifest.run
     config = Config.model_validate(run.config)
-    columns = ["cell", "class", "status", "source", "attempt", "fallback", "review", "generated_at", "device"]
+    columns = [
+        "cell", "class", "status", "reason", "source", "attempt", "fallback", "review", "generated_at",
+        "device",
+    ]  # fmt: skip
     rows = manifest.to_table(columns, status="all")
-    tried = rows.filter(pc.equal(rows["source"], "synthetic"))
+    tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
+    cells = _cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell"))
     return Facts(
         run=run,
         config=config,
         status=status,
         classes=_class_counts(run, config, _count(accepted, "class")),
-        cells=_cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell")),
+        cells=cells,
+        given_up=_given_up(status, cells, tried),
         by_attempt=tuple(sorted(_count(accepted, "attempt").items())),
         fallbacks=pc.sum(accepted["fallback"]).as_py() or 0,
         for_review=pc.sum(accepted["review"]).as_py() or 0,
         span=_span(tried),
         devices=tuple(sorted(_count(tried, "device"))),
     )
+
+
+def _given_up(status: Mapping[str, Any], cells: Sequence[CellCount], tried: pa.Table) -> tuple[GivenUp, ...]:
+    import pyarrow.compute as pc
+
+    found = []
+    for cell in cells:
+        if cell.key in status["given_up"]:
+            reasons = _count(tried.filter(pc.equal(tried["cell"], cell.key)), "reason")
+            at_most = Tally(**status["given_up"][cell.key]).at_most
+            found.append(GivenUp(cell, at_most, tuple(reasons.most_common())))
+    return tuple(found)
 
 
 def _count(rows: pa.Table, column: str) -> Counter[Any]:
@@ -166,7 +195,7 @@ def _class_counts(run: RunInfo, config: Config, generated: Counter[str]) -> tupl
             real=run.real_counts.get(name, 0),
             planned=planned[name],
             generated=generated[name],
-            target=config.target.per_class,
+            target=run.targets[name],
         )
         for name in config.classes
     )

@@ -1,0 +1,79 @@
+"""What the committed rows of a run say of its pace, its acceptance and the size of its images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.adaptive import Tally
+from balancer.manifest.fragment import Stamp
+from balancer.manifest.log import read_log
+from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
+from balancer.plan import Measured
+from balancer.storage import Storage
+
+
+def measure_run(storage: Storage) -> Measured:
+    """UsageError if the folder holds no run, ManifestError if its manifest is damaged."""
+    view = read_log(storage)
+    return measured_of(judged_rows(view.table), view.opened, storage.uri)
+
+
+def judged_rows(rows: pa.Table) -> pa.Table:
+    """Generated candidates with a verdict that counts."""
+    has_verdict = pc.field("status").isin([ACCEPTED, REJECTED])
+    return rows.filter((pc.field("source") == SYNTHETIC) & has_verdict)
+
+
+def measured_of(judged: pa.Table, opened: Sequence[Stamp], source: str) -> Measured:
+    """`opened` are the stamps with which drivers opened the log; `source` names the run in estimates."""
+    if not judged.num_rows:
+        return Measured(source)
+    accepted = judged.filter(pc.field("status") == ACCEPTED)
+    tallies = tallies_by(judged, "attempt")
+    return Measured(
+        source=source,
+        acceptance=accepted.num_rows / judged.num_rows,
+        seconds_per_candidate=_seconds_per_candidate(judged, opened),
+        bytes_per_image=pc.mean(accepted["num_bytes"]).as_py(),
+        by_attempt=tuple(tallies.get(attempt, Tally(0, 0)) for attempt in range(1, max(tallies) + 1)),
+    )
+
+
+def tallies_by(judged: pa.Table, column: str) -> dict[Any, Tally]:
+    """How many candidates there were, and how many were accepted, for each value of a column."""
+    accepted = _counts(judged.filter(pc.field("status") == ACCEPTED)[column])
+    return {value: Tally(accepted[value], count) for value, count in _counts(judged[column]).items()}
+
+
+def _counts(column: pa.ChunkedArray) -> Counter[Any]:
+    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
+
+
+def _seconds_per_candidate(judged: pa.Table, opened: Sequence[Stamp]) -> float | None:
+    """Time of one generator for one candidate, over all starts of the run; None if they were too short to
+    tell, or nothing says how many generators there were.
+
+    Of each start, time counts from the end of the first batch of every generator, which came with the
+    loading of the models, to the last row.
+    """
+    rows = judged.select(["generated_at", "batch_size"]).sort_by("generated_at")
+    seconds, candidates = 0.0, 0
+    for stamp, following in zip(opened, [*opened[1:], None], strict=True):
+        generators = (stamp.detail or {}).get("generators")
+        if not generators:
+            continue
+        made = rows.filter(pc.field("generated_at") >= pa.scalar(stamp.committed_at))
+        if following:
+            made = made.filter(pc.field("generated_at") < pa.scalar(following.committed_at))
+        first_batches = generators * (pc.max(made["batch_size"]).as_py() or 1)
+        if made.num_rows > first_batches:
+            times = made["generated_at"]
+            elapsed = times[-1].as_py() - times[first_batches - 1].as_py()
+            seconds += generators * elapsed.total_seconds()
+            candidates += made.num_rows - first_batches
+    return seconds / candidates if seconds > 0 else None
