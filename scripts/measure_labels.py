@@ -1,0 +1,208 @@
+"""Estimate how many accepted images show what they are labelled with, by a judge that shares nothing
+with the verifier (`embedded_training/label_judge.py`).
+
+Candidates of every cell are made and measured by the classes a run uses, under a config of the embedded
+models. Of those accepted and of those rejected at each threshold, the part is counted of which the
+judge agrees with the label. It is a lower bound where the judge errs on what is right: its own
+accuracy on renders is measured first, and `--sheet` shows every accepted picture it disagrees on.
+Prints one JSON object; its figures stand in the model card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy.stats import binomtest
+
+from actors.fleet import generator_worker, verifier_worker
+from actors.generator import Generator
+from actors.verifier import Verifier
+from balancer.cells import Candidate, Cell, Slot, cells_of
+from balancer.config import Config
+from balancer.configfile import load_config
+from balancer.prompts import ladder, request_for
+from balancer.sample import Picture
+from balancer.verdict import ImageFlags, Measurement, Verdict, criteria_for, judge
+from embedded_training import data
+from embedded_training.checkpoints import load_checkpoint, save_checkpoint
+from embedded_training.data import CELLS, Renders
+from embedded_training.label_judge import VALUES, LabelJudge, soften, train_judge, value_of
+from embedded_training.loop import pixels, step_generator
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+THRESHOLDS = (0.5, 0.6, 0.8)
+SHEET_THRESHOLD = 0.6
+TRAINING_RENDERS = 256 * len(CELLS)
+HELD_OUT_RENDERS = 64 * len(CELLS)
+SHEET_COLUMNS = 6
+SHEET_ZOOM = 2
+CAPTION_HEIGHT = 44
+
+Answers = dict[str, list[str]]
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Renders, judge, candidates.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), default=DEMO, show_default=True)
+@click.option("--per-cell", default=40, show_default=True, help="Candidates generated per cell.")
+@click.option("--steps", default=600, show_default=True, help="Training steps of the judge.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Save accepted pictures it disagrees on.")
+def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int, sheet: Path | None) -> None:
+    """Label precision of accepted and of rejected candidates, per property."""
+    work.mkdir(parents=True, exist_ok=True)
+    config = load_config(config_path)
+    torch.set_num_threads(threads)
+    referee = _judge(work, steps)
+    held_out = data.load_or_render(work / "judge-held-out.npy", data.JUDGE_TEST_SEEDS, HELD_OUT_RENDERS)
+    candidates = [
+        Candidate(Slot(cell, index), 1)
+        for name in config.classes
+        for cell in cells_of(name, config.facet_axes())
+        for index in range(per_cell)
+    ]
+    pictures, flags = _pictures(config, candidates, work)
+    cells = [candidate.slot.cell for candidate in candidates]
+    measurements = Verifier(**verifier_worker(config, on_gpu=False)[1]).measure(pictures, flags, cells)
+    answers = referee.answers(pictures)
+    figures = {
+        "judge": {
+            "training_renders": TRAINING_RENDERS,
+            "held_out_renders": HELD_OUT_RENDERS,
+            "accuracy": _accuracy(referee, held_out, held_out.pictures),
+            "accuracy_softened": _accuracy(referee, held_out, _softened(held_out.pictures)),
+        },
+        "candidates": len(candidates),
+        "thresholds": {
+            str(threshold): _precision(cells, _verdicts(measurements, cells, threshold, config), answers)
+            for threshold in THRESHOLDS
+        },
+    }
+    if sheet is not None:
+        accepted = [v.accepted for v in _verdicts(measurements, cells, SHEET_THRESHOLD, config)]
+        _save_sheet(pictures, cells, answers, accepted, sheet)
+    click.echo(json.dumps(figures, indent=2))
+
+
+def _judge(work: Path, steps: int) -> LabelJudge:
+    """The trained judge, kept in `work` for the next time."""
+    path = work / f"label-judge-{steps}.pt"
+    if (state := load_checkpoint(path)) is not None:
+        referee = LabelJudge()
+        referee.load_state_dict(state)
+        return referee
+    renders = data.load_or_render(work / "judge-training.npy", data.JUDGE_TRAINING_SEEDS, TRAINING_RENDERS)
+    with contextlib.redirect_stdout(sys.stderr):
+        referee = train_judge(renders, steps)
+    save_checkpoint(path, referee.state_dict())
+    return referee
+
+
+def _pictures(
+    config: Config, candidates: Sequence[Candidate], work: Path
+) -> tuple[Picture, list[ImageFlags]]:
+    """The first attempt at every slot; made once for the same requests, settings and weights."""
+    rung = ladder(config)[0]
+    requests = [request_for(candidate, rung, config) for candidate in candidates]
+    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    asked = [(request.prompt, request.negative_prompt, request.seed) for request in requests]
+    made_by = f"{config.generation.model_dump_json()}\n{generator.revision}\n{asked}"
+    path = work / f"candidates-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}.npz"
+    if not path.exists():
+        pictures, flags = generator.generate(requests, rung.guidance)
+        np.savez(path, pictures=pictures, nonfinite=[flag.nonfinite for flag in flags])
+    with np.load(path) as kept:
+        return kept["pictures"], [ImageFlags(nonfinite=int(count)) for count in kept["nonfinite"]]
+
+
+def _verdicts(
+    measurements: Sequence[Measurement], cells: Sequence[Cell], threshold: float, config: Config
+) -> list[Verdict]:
+    return [
+        judge(measurement, cell, criteria_for(cell, threshold, config))
+        for measurement, cell in zip(measurements, cells, strict=True)
+    ]
+
+
+def _accuracy(referee: LabelJudge, renders: Renders, pictures: Picture) -> dict[str, Any]:
+    answers = referee.answers(pictures)
+    found = {}
+    for name in VALUES:
+        wanted = [value_of(renders.cell(index), name) for index in range(len(pictures))]
+        pairs = [(a, w) for a, w in zip(answers[name], wanted, strict=True) if w is not None]
+        found[name] = _share(sum(answer == value for answer, value in pairs), len(pairs))
+    return found
+
+
+def _softened(pictures: Picture) -> Picture:
+    """Blurred and noisy, each batch otherwise, as in the judge's training."""
+    parts = []
+    for start in range(0, len(pictures), 64):
+        images = pixels(pictures[start : start + 64], torch.device("cpu"))
+        soft = soften(images, step_generator("label judge test", start))
+        parts.append(((soft + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+def _precision(cells: Sequence[Cell], verdicts: Sequence[Verdict], answers: Answers) -> dict[str, Any]:
+    """Of accepted candidates, of rejected ones, and of those rejected for that very property: how many
+    show the wanted value, as the judge sees it."""
+    found: dict[str, Any] = {"accepted": sum(verdict.accepted for verdict in verdicts)}
+    for name in VALUES:
+        agreed: dict[str, list[bool]] = {"accepted": [], "rejected": [], "rejected_for_it": []}
+        for cell, verdict, answer in zip(cells, verdicts, answers[name], strict=True):
+            wanted = dict(cell.properties).get(name)
+            if wanted is None:
+                continue
+            agreed["accepted" if verdict.accepted else "rejected"].append(answer == wanted)
+            if verdict.reason == name:
+                agreed["rejected_for_it"].append(answer == wanted)
+        found[name] = {group: _share(sum(of), len(of)) for group, of in agreed.items()}
+    return found
+
+
+def _share(right: int, count: int) -> dict[str, Any]:
+    """A share with its 95 % interval (Wilson)."""
+    if count == 0:
+        return {"right": 0, "of": 0, "share": None, "interval": None}
+    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return {
+        "right": right,
+        "of": count,
+        "share": round(right / count, 4),
+        "interval": [round(interval.low, 4), round(interval.high, 4)],
+    }
+
+
+def _save_sheet(
+    pictures: Picture, cells: Sequence[Cell], answers: Answers, accepted: Sequence[bool], path: Path
+) -> None:
+    """Accepted pictures with a property that the judge sees otherwise: the label, and what it sees."""
+    found = []
+    for index, cell in enumerate(cells):
+        wrong = [answers[name][index] for name, wanted in cell.properties if answers[name][index] != wanted]
+        if accepted[index] and wrong:
+            found.append((pictures[index], cell.key, "seen: " + ", ".join(wrong)))
+    side = SHEET_ZOOM * pictures.shape[1]
+    rows = max(1, -(-len(found) // SHEET_COLUMNS))
+    sheet = Image.new("RGB", (SHEET_COLUMNS * side, rows * (side + CAPTION_HEIGHT)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, label, seen) in enumerate(found):
+        left, top = index % SHEET_COLUMNS * side, index // SHEET_COLUMNS * (side + CAPTION_HEIGHT)
+        sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top))
+        draw.text((left + 2, top + side + 2), f"{label}\n{seen}", fill="black")
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()
