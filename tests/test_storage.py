@@ -272,10 +272,37 @@ def test_folders_found_are_synced_with_what_is_in_them_once_by_every_process(tmp
     assert [path for _, path in spy.names("fsync")] == ["a", "run", ".tmp", "a", ".tmp", "a"]
 
 
-def test_the_run_folder_is_synced_into_its_parent(tmp_path):
+def test_each_folder_above_the_run_is_durable_before_the_next_is_made_in_it(tmp_path):
     spy = Spy()
     LocalStorage.make(tmp_path / "runs" / "demo", cast(System, spy))
-    assert {path for _, path in spy.names("fsync")} == {tmp_path.name, "runs"}
+    assert spy.names("mkdir", "fsync") == [
+        ("fsync", tmp_path.parent.name),  # tmp_path was found: whoever made it may not have synced it
+        ("mkdir", "runs"),
+        ("fsync", tmp_path.name),
+        ("mkdir", "demo"),
+        ("fsync", "runs"),
+    ]
+
+
+def test_a_mount_point_is_not_synced_into_the_folder_it_hides(tmp_path):
+    class Mounted(Spy):
+        def lstat(self, path: str) -> Any:
+            found = os.lstat(path)
+            device = found.st_dev + (path == str(tmp_path))
+            return os.stat_result((*found[:2], device, *found[3:]))
+
+    spy = Mounted()
+    LocalStorage.make(tmp_path / "demo", cast(System, spy))
+    assert spy.names("fsync") == [("fsync", tmp_path.name)]
+
+
+def test_a_folder_above_the_run_that_may_not_be_read_is_passed_through(tmp_path):
+    def unreadable(call: str, path: str) -> None:
+        if call == "open" and path == str(tmp_path.parent):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    LocalStorage.make(tmp_path / "demo", cast(System, Spy(unreadable)))
+    assert (tmp_path / "demo").is_dir()
 
 
 # ---- disks that fail ---------------------------------------------------------------------------
