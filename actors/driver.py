@@ -17,13 +17,12 @@ from actors.writer import RejectedItem, WriteItem
 from balancer.adaptive import WordingCounts
 from balancer.cells import Candidate, Cell
 from balancer.config import Config
-from balancer.copies import CopyIndex, copies_among, copy_flaw, known_images
+from balancer.copies import COMPARED, CopyIndex, copies_among, copy_flaw, known_images
 from balancer.errors import InterruptedRun
 from balancer.manifest.fragment import State
 from balancer.manifest.layout import image_stem, rejected_path
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row, revoked
-from balancer.manifest.schema import rows_with_ids
 from balancer.progress import ClassProgress, RateMeter, Snapshot, eta_s
 from balancer.prompts import Request, Rung, ladder, request_for, wordings_of
 from balancer.schedule import Outcome, Schedule
@@ -250,7 +249,7 @@ class Driver:
         items = [
             WriteItem(
                 index=judged.index,
-                stem=image_stem(batch.candidates[judged.index], self.facts.facets),
+                stem=self.log.free_name(image_stem(batch.candidates[judged.index], self.facts.facets)),
                 mark=self._mark(batch, judged.index),
             )
             for judged in batch.accepted
@@ -362,13 +361,13 @@ class Driver:
         offsets = self.facts.cell_offsets
         candidates = [Candidate(slot, attempt) for slot, attempt in self.schedule.accepted.items()]
         candidates.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
-        rows = rows_with_ids(self.log.table(), [candidate.id for candidate in candidates])
+        rows = self.log.rows([candidate.id for candidate in candidates], COMPARED)
         copies = copies_among(known_images(rows), self.config.verification.copies)
         if not copies:
             return False
         verdicts = [
             revoked(row, copy_flaw(copies[row["id"]]), copies[row["id"]])
-            for row in rows_with_ids(rows, list(copies)).to_pylist()
+            for row in self.log.rows(list(copies)).to_pylist()
         ]
         self.log.commit_verdicts(verdicts, {"reason": "copies of other accepted images"})
         for candidate in candidates:

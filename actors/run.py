@@ -33,7 +33,7 @@ from balancer.config import Config
 from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, FencedError, InterruptedRun
 from balancer.manifest.fragment import State
-from balancer.manifest.log import LogView, ManifestLog, read_log
+from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
 from balancer.manifest.runfile import RunInfo, create_run
 from balancer.plan import held_back, make_plan
@@ -94,7 +94,7 @@ def run(
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
     if known is not None:
-        view = read_log(open_storage(out, create=False))
+        view = read_log(open_storage(out, create=False), KEPT)
         check_unchanged(config, models, known, allow_config_change, view.rules)
         if (done := _finished_before(config, known, view)) is not None:
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
@@ -128,14 +128,14 @@ def run(
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
+            schedule = schedule_of(info, config, log.table(KEPT), limit)
+            wordings = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
             commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of())
-            schedule = schedule_of(info, config, log.table(), limit)
             _announce(reporter, schedule, fleet, config)
             references = CopyIndex(references_of(measured), config.verification.copies)
             driver = Driver(config, facts, schedule, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            if config.attempts.adaptive:
-                driver.wording_counts = wording_counts_of(log.table())
+            driver.wording_counts = wordings
             state = driver.run()
             close(state)
     return _result(info.run_id, state, schedule)

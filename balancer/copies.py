@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 HASH_BITS = 64
 
+COMPARED = ("id", "phash", "pixel_sha256", "embedding")
+"""Columns of the manifest that `known_images` needs."""
+
 Indices = NDArray[np.intp]
 
 

@@ -21,10 +21,10 @@ import pyarrow as pa
 from balancer.cells import Candidate, Cell
 from balancer.config import Config
 from balancer.configfile import validated
-from balancer.copies import copies_among, known_images
+from balancer.copies import COMPARED, copies_among, known_images
 from balancer.errors import BalancerError, FencedError, UsageError
 from balancer.manifest.fragment import State
-from balancer.manifest.log import LogView, ManifestLog, Rules, merged, read_log
+from balancer.manifest.log import LogView, ManifestLog, read_log, rows_of
 from balancer.manifest.rows import (
     ACCEPTED,
     REJECTED,
@@ -35,8 +35,8 @@ from balancer.manifest.rows import (
     nearest_columns,
     utc_now,
 )
+from balancer.manifest.rules import Rules, merged
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.schema import rows_with_ids
 from balancer.manifest.status import SILENT_AFTER_S, state_of
 from balancer.prompts import Rung, ladder
 from balancer.resume import candidate_of, cells_of_plan, config_of, facts_of, schedule_of
@@ -64,6 +64,9 @@ SUPERSEDED = "superseded"
 
 COMMIT_ROWS = 1024
 """About as many verdicts are committed at once; those of one slot always together."""
+
+PARTS_AT_ONCE = 32
+"""Whole rows of so many commits are in memory at once; for each lot the log is gone through again."""
 
 _COLUMNS = (
     "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
@@ -142,13 +145,13 @@ def rejudge(storage: Storage, settings: Sequence[str] = ()) -> Rejudgement:
 
     Raises ConfigError for settings that make no sense, UsageError for those that cannot be judged by.
     """
-    return _look(storage, read_run(storage), read_log(storage), settings)
+    return _look(storage, read_run(storage), read_log(storage, _COLUMNS), settings)
 
 
 def _look(
     storage: Storage, info: RunInfo, known: LogView | ManifestLog, settings: Sequence[str]
 ) -> Rejudgement:
-    table = known.table if isinstance(known, LogView) else known.table()
+    table = known.table if isinstance(known, LogView) else known.table(_COLUMNS)
     config, overrides = _overridden(config_of(info, known.rules), settings)
     rules = Rules(merged(known.rules.overrides, overrides))
     changed_copies = "copies" in rules.overrides.get("verification", {})
@@ -166,7 +169,7 @@ def _look(
         restored = any(change.status == ACCEPTED for change in changes)
         if after.open or not (restored or changed_copies):
             break  # with open slots, the next run compares all images when it has filled them
-        found = _copies_among_accepted(after, table, info, config)
+        found = _copies_among_accepted(after, storage, info, config)
         if not found:
             break
         copies |= found
@@ -193,13 +196,13 @@ def _schedule_after(
 
 
 def _copies_among_accepted(
-    after: Schedule, table: pa.Table, info: RunInfo, config: Config
+    after: Schedule, storage: Storage, info: RunInfo, config: Config
 ) -> dict[str, Nearest]:
     """In the plan's order, as at the end of a run."""
     offsets = facts_of(info, config).cell_offsets
     accepted = [Candidate(slot, attempt) for slot, attempt in after.accepted.items()]
     accepted.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
-    images = known_images(rows_with_ids(table, [candidate.id for candidate in accepted]))
+    images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
     return copies_among(images, config.verification.copies)
 
 
@@ -332,7 +335,7 @@ def apply(
 
     Stopped half way, it is completed by the same call. Raises UsageError while a driver seems to be at work.
     """
-    info, view = read_run(storage), read_log(storage)
+    info, view = read_run(storage), read_log(storage, _COLUMNS)
     if state_of(view, now()) == "running":
         raise UsageError(
             f"{storage.uri}: the run is going on; its verdicts can be changed when it has ended",
@@ -357,13 +360,16 @@ def apply(
 
 def _commit(log: ManifestLog, found: Rejudgement) -> None:
     """Only the last part says that the verdicts follow the new rules, all of them."""
-    facts, table = facts_of(found.info, found.config), log.table()
+    facts = facts_of(found.info, found.config)
     parts = list(_parts(found.changes)) or [[]]
-    for number, part in enumerate(parts, start=1):
-        rows = rows_with_ids(table, [change.candidate.id for change in part]).to_pylist()
-        verdicts = [change.applied_to(row, facts) for change, row in zip(part, rows, strict=True)]
-        rules = Rules(found.rules.overrides, complete=number == len(parts))
-        log.commit_verdicts(verdicts, rules.as_detail())
+    for start in range(0, len(parts), PARTS_AT_ONCE):
+        lot = parts[start : start + PARTS_AT_ONCE]
+        rows = log.rows([change.candidate.id for part in lot for change in part])
+        for number, part in enumerate(lot, start=start + 1):
+            own, rows = rows.slice(0, len(part)).to_pylist(), rows.slice(len(part))
+            verdicts = [change.applied_to(row, facts) for change, row in zip(part, own, strict=True)]
+            rules = Rules(found.rules.overrides, complete=number == len(parts))
+            log.commit_verdicts(verdicts, rules.as_detail())
 
 
 def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:

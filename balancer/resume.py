@@ -15,8 +15,8 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.config import Config
 from balancer.errors import UsageError
 from balancer.manifest.layout import RUN_FILE
-from balancer.manifest.log import Rules, as_settings, merged
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
+from balancer.manifest.rules import Rules, as_settings, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.plan import Plan, Priority
 from balancer.prompts import ladder

@@ -7,6 +7,7 @@ acknowledge is never visible in part.
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import hashlib
 import os
@@ -15,6 +16,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -34,6 +36,14 @@ class MissingFileError(StorageError):
 
 class DiskFullError(StorageError):
     """No space or quota left. Nothing was written: the same call can be made again once there is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """`modified_at` is UTC: when the file got the content it has."""
+
+    num_bytes: int
+    modified_at: dt.datetime
 
 
 class Storage(Protocol):
@@ -56,6 +66,12 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes:
         """The whole file; MissingFileError if there is none."""
 
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """A part of a file, shorter where the file ends; MissingFileError if there is none."""
+
+    def info(self, path: str) -> FileInfo:
+        """How large a file is, and how old; MissingFileError if there is none."""
+
     def exists(self, path: str) -> bool: ...
 
     def list(self, prefix: str) -> Paths:
@@ -71,6 +87,7 @@ class System(Protocol):
 
     def open(self, path: str, flags: int, mode: int = ..., /) -> int: ...
     def read(self, fd: int, length: int, /) -> bytes: ...
+    def pread(self, fd: int, length: int, offset: int, /) -> bytes: ...
     def write(self, fd: int, data: memoryview, /) -> int: ...
     def fsync(self, fd: int, /) -> None: ...
     def close(self, fd: int, /) -> None: ...
@@ -165,14 +182,31 @@ class LocalStorage:
         self._sync_folder(os.path.dirname(target))
         return created
 
+    def path_on_disk(self, path: str) -> str | None:
+        """Where libraries that open files themselves find a regular file; None on a simulated disk."""
+        self.info(path)
+        return self._locate(path) if self._system is os else None
+
     def read(self, path: str) -> bytes:
+        with self._opened_to_read(path) as (fd, num_bytes):
+            length = min(num_bytes + 1, _READ_BYTES)  # room that is not needed would take its time, too
+            return b"".join(iter(lambda: self._system.read(fd, length), b""))
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        parts: list[bytes] = []
+        with self._opened_to_read(path) as (fd, _):
+            while length and (part := self._system.pread(fd, length, start)):
+                parts.append(part)
+                start, length = start + len(part), length - len(part)
+        return b"".join(parts)
+
+    def info(self, path: str) -> FileInfo:
         target = self._locate(path)
-        # Without O_NONBLOCK, opening a pipe somebody left here would wait for ever.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with _translated("read", target), self._opened(target, flags) as fd:
-            if not stat.S_ISREG(self._system.fstat(fd).st_mode):
-                raise StorageError(f"cannot read {target}: it is not a regular file")
-            return b"".join(iter(lambda: self._system.read(fd, _READ_BYTES), b""))
+        with _translated("look at", target):
+            found = self._system.lstat(target)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{target} is not a regular file")
+        return FileInfo(found.st_size, dt.datetime.fromtimestamp(found.st_mtime, dt.UTC))
 
     def exists(self, path: str) -> bool:
         target = self._locate(path)
@@ -301,6 +335,18 @@ class LocalStorage:
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:
             raise self._broken
+
+    @contextmanager
+    def _opened_to_read(self, path: str) -> Iterator[tuple[int, int]]:
+        """A file descriptor, and how many bytes there are."""
+        target = self._locate(path)
+        # Without O_NONBLOCK, opening a pipe somebody left here would wait for ever.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with _translated("read", target), self._opened(target, flags) as fd:
+            found = self._system.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise StorageError(f"cannot read {target}: it is not a regular file")
+            yield fd, found.st_size
 
     @contextmanager
     def _opened(self, path: str, flags: int) -> Iterator[int]:

@@ -50,6 +50,7 @@ class PowerLost(BaseException):
 class File:
     data: bytes = b""
     durable: bytes = b""
+    modified_s: float = 0.0
     given_up: bool = False
     """An fsync failed, so that later ones have nothing to do."""
 
@@ -112,6 +113,8 @@ class Disk:
         self.refused = 0
         """Calls that ended in an error made here."""
         self.boots = 0
+        self.now_s = 0.0
+        """The time that files are given."""
 
     def lose_power(self, process: Process) -> None:
         self.has_power = False
@@ -215,7 +218,7 @@ class Process:
             if node is not None and flags & os.O_EXCL:
                 raise _error(errno.EEXIST, path)
             if node is None:
-                node = File()
+                node = File(modified_s=self.disk.now_s)
                 folder.put(name, node)
         if node is None:
             raise _error(errno.ENOENT, path)
@@ -235,6 +238,11 @@ class Process:
         return data
 
     @_system_call
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        _, file = self._opened_file(fd)
+        return file.data[offset : offset + length]
+
+    @_system_call
     def write(self, fd: int, data: memoryview) -> int:
         handle, file = self._opened_file(fd)
         self._check_writable("write")
@@ -246,6 +254,7 @@ class Process:
         if handle.position != len(file.data):
             raise NotImplementedError("files are only ever added to")
         file.data += data
+        file.modified_s = self.disk.now_s
         handle.position += len(data)
         return len(data)
 
@@ -364,5 +373,5 @@ def _error(number: int, path: str) -> OSError:
 def _stat(node: File | Folder) -> os.stat_result:
     is_file = isinstance(node, File)
     mode = stat.S_IFREG | 0o644 if is_file else stat.S_IFDIR | 0o755
-    size = len(node.data) if isinstance(node, File) else 0
-    return os.stat_result((mode, id(node), 1, 1, 0, 0, size, 0, 0, 0))
+    size, modified_s = (len(node.data), node.modified_s) if isinstance(node, File) else (0, 0.0)
+    return os.stat_result((mode, id(node), 1, 1, 0, 0, size, 0, modified_s, 0))

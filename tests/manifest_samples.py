@@ -11,7 +11,7 @@ from typing import Any
 from balancer.config import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
-from balancer.storage import MissingFileError, Storage
+from balancer.storage import FileInfo, MissingFileError, Storage
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 FACETS = ["lighting", "burn_level"]
@@ -141,10 +141,12 @@ def ids(log: ManifestLog) -> list[str]:
 
 @dataclass
 class MemoryStorage:
-    """Files in a dict. `before_create` runs before the next create, `after_create` once it has landed."""
+    """Files in a dict, written at noon unless `modified` says when. `before_create` runs before the next
+    create, `after_create` once it has landed."""
 
     uri: str = "memory"
     files: dict[str, bytes] = field(default_factory=dict)
+    modified: dict[str, datetime.datetime] = field(default_factory=dict)
     before_create: Callable[[], None] | None = None
     after_create: Callable[[], None] | None = None
 
@@ -165,6 +167,12 @@ class MemoryStorage:
         if path not in self.files:
             raise MissingFileError(f"no {path}")
         return self.files[path]
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        return self.read(path)[start : start + length]
+
+    def info(self, path: str) -> FileInfo:
+        return FileInfo(len(self.read(path)), self.modified.get(path, NOON))
 
     def exists(self, path: str) -> bool:
         return path in self.files

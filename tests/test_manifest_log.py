@@ -11,8 +11,8 @@ import pytest
 from balancer.errors import FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest import ManifestLog, read_log
 from balancer.manifest.layout import LOG_DIR, fragment_path
-from balancer.manifest.log import Rules, merged
 from balancer.manifest.rows import revoked
+from balancer.manifest.rules import Rules, merged
 from balancer.storage import LocalStorage, System, open_storage
 from tests.manifest_samples import (
     NOON,

@@ -20,8 +20,8 @@ from balancer.config import Config
 from balancer.errors import ConfigError, FencedError, StorageError, UsageError
 from balancer.manifest import check_run, read_log, read_run
 from balancer.manifest.layout import LOG_DIR
-from balancer.manifest.log import Rules
 from balancer.manifest.rows import revoked
+from balancer.manifest.rules import Rules
 from balancer.rejudge import apply, measurement_of, nearest_in, new_verdicts, rejudge
 from balancer.resume import check_unchanged, config_of
 from balancer.schedule import Outcome, Schedule

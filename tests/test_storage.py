@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import os
 import re
@@ -13,9 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.errors import StorageError, UsageError
-from balancer.storage import DiskFullError, LocalStorage, MissingFileError, System, open_storage, slug
+from balancer.storage import (
+    DiskFullError,
+    FileInfo,
+    LocalStorage,
+    MissingFileError,
+    System,
+    open_storage,
+    slug,
+)
 
 NOT_INSIDE = ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a//b", "a/./b", "./a", "a/", "a\0b"]
+
+ARGUMENTS = {"publish": (b"data",), "create": (b"data",), "read_range": (0, 1)}
 
 
 class Spy:
@@ -101,12 +112,11 @@ def test_a_dangerous_name_is_changed(name):
 
 
 @pytest.mark.parametrize("path", NOT_INSIDE)
-@pytest.mark.parametrize("method", ["publish", "create", "read", "exists", "delete"])
+@pytest.mark.parametrize("method", ["publish", "create", "read", "read_range", "info", "exists", "delete"])
 def test_no_path_leads_out_of_the_run_folder(tmp_path, method, path):
     storage = open_storage(tmp_path / "run", create=True)
-    arguments = (b"data",) if method in ("publish", "create") else ()
     with pytest.raises(StorageError, match="is not a path inside the run folder"):
-        getattr(storage, method)(path, *arguments)
+        getattr(storage, method)(path, *ARGUMENTS.get(method, ()))
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
@@ -116,16 +126,15 @@ def test_nothing_outside_the_run_folder_is_listed(tmp_path, prefix):
         open_storage(tmp_path, create=False).list(prefix)
 
 
-@pytest.mark.parametrize("method", ["publish", "create", "read", "delete"])
+@pytest.mark.parametrize("method", ["publish", "create", "read", "read_range", "info", "delete"])
 def test_a_linked_folder_outside_is_refused(tmp_path, method):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "x").write_bytes(b"theirs")
     storage = open_storage(tmp_path / "run", create=True)
     (tmp_path / "run" / "images").symlink_to(outside)
-    arguments = (b"data",) if method in ("publish", "create") else ()
     with pytest.raises(StorageError, match="by a symbolic link"):
-        getattr(storage, method)("images/x", *arguments)
+        getattr(storage, method)("images/x", *ARGUMENTS.get(method, ()))
     assert (outside / "x").read_bytes() == b"theirs"
 
 
@@ -133,9 +142,12 @@ def test_a_linked_file_is_not_read(tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     storage = open_storage(tmp_path / "run", create=True)
     (tmp_path / "run" / "a").symlink_to(tmp_path / "secret")
-    with pytest.raises(StorageError) as caught:
-        storage.read("a")
-    assert "symbolic links" in caught.value.hint
+    for read in (storage.read, lambda path: storage.read_range(path, 0, 1)):
+        with pytest.raises(StorageError) as caught:
+            read("a")
+        assert "symbolic links" in caught.value.hint
+    with pytest.raises(StorageError, match="is not a regular file"):
+        storage.info("a")
 
 
 def test_publishing_replaces_a_link_and_not_what_it_points_to(tmp_path):
@@ -211,6 +223,41 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="not a regular file"):
         open_storage(tmp_path, create=False).read("pipe")
+
+
+def test_a_part_of_a_file_is_as_long_as_the_file_has_it(tmp_path):
+    class OneByteAtATime(Spy):
+        def pread(self, fd: int, length: int, offset: int) -> bytes:
+            return os.pread(fd, min(length, 1), offset)
+
+    storage = storage_with(OneByteAtATime(), tmp_path)
+    storage.publish("a", b"0123456789")
+    assert [storage.read_range("a", *part) for part in ((0, 3), (8, 9), (20, 1), (4, 0))] == [
+        b"012",
+        b"89",
+        b"",
+        b"",
+    ]
+
+
+def test_a_file_has_a_size_and_a_time(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.publish("a/b", b"123")
+    os.utime(tmp_path / "a" / "b", (0, 86_400))
+    assert storage.info("a/b") == FileInfo(3, dt.datetime(1970, 1, 2, tzinfo=dt.UTC))
+    with pytest.raises(MissingFileError):
+        storage.info("a/c")
+    with pytest.raises(StorageError, match="is not a regular file"):
+        storage.info("a")
+
+
+def test_libraries_find_files_where_they_are(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    storage = LocalStorage(tmp_path / "run")
+    storage.publish("a/b", b"123")
+    assert storage.path_on_disk("a/b") == str(tmp_path / "disk" / "a" / "b")
+    assert storage_with(Spy(), tmp_path / "disk").path_on_disk("a/b") is None
 
 
 def test_only_files_exist(tmp_path):

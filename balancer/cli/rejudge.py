@@ -64,7 +64,7 @@ def _total(found: Rejudgement) -> dict[str, int]:
 
 
 def _print(found: Rejudgement, run: str, applied: bool) -> None:
-    from balancer.manifest.log import as_settings
+    from balancer.manifest.rules import as_settings
 
     rules = list(as_settings(found.rules.overrides))
     cells = [(change.cell.key, _counts(change)) for change in found.cells]

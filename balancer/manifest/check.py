@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from balancer.errors import ManifestError, StorageError
+from balancer.manifest.chain import last_seq, load_fragment
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
-from balancer.manifest.log import last_seq, load_fragment
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.storage import MissingFileError, Storage
@@ -117,10 +117,11 @@ def _check_log(storage: Storage, info: RunInfo) -> tuple[list[Fragment], list[Pr
     fragments: list[Fragment] = []
     problems: list[Problem] = []
     previous: Fragment | None = None
+    schema = info.schema()
     trusted = True  # whether `previous` is really the fragment before
     for seq in range(1, last_seq(storage) + 1):
         try:
-            fragment = load_fragment(storage, seq, info.schema())
+            fragment = load_fragment(storage, seq, schema, _COLUMNS)
             fragments.append(fragment)
             if trusted:
                 check_successor(fragment, previous, info.run_id)
@@ -134,7 +135,7 @@ def _check_log(storage: Storage, info: RunInfo) -> tuple[list[Fragment], list[Pr
 
 def _rows(fragment: Fragment) -> Iterator[_Row]:
     path = fragment_path(fragment.stamp.seq)
-    for values in fragment.table.select(list(_COLUMNS)).to_pylist():
+    for values in fragment.table.to_pylist():
         yield _Row(path, values, fragment.stamp.event == "verdicts")
 
 

@@ -12,9 +12,9 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -22,10 +22,10 @@ from balancer.errors import ManifestError
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.schema import check_version, difference
 
-Event = Literal["open", "rows", "verdicts", "close"]
+Event = Literal["open", "rows", "verdicts", "gc", "repair", "close"]
 State = Literal["complete", "short", "interrupted", "failed", "budget"]
 
-EVENTS: tuple[Event, ...] = ("open", "rows", "verdicts", "close")
+EVENTS: tuple[Event, ...] = ("open", "rows", "verdicts", "gc", "repair", "close")
 STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budget")
 
 _KEY = "balancer."
@@ -40,7 +40,8 @@ class BrokenFragmentError(ManifestError):
     def __init__(self, path: str, rule: str, detail: str) -> None:
         super().__init__(
             f"{path}: {rule}: {detail}",
-            hint="the manifest was damaged after it was written; `balancer fsck` lists everything that is",
+            hint="the manifest was damaged after it was written: `balancer fsck RUN` lists all that is, "
+            "`balancer repair RUN` shows what can be saved",
         )
         self.path = path
         self.rule = rule
@@ -51,7 +52,8 @@ class BrokenFragmentError(ManifestError):
 class Stamp:
     """What a fragment says of itself. `writer` and `commit` are uuids; an epoch belongs to one writer;
     `state` is that of a closing fragment. `detail` says how many generators a driver opened with, why
-    verdicts changed, or how it ended."""
+    verdicts changed, how it ended, which files a gc is about to delete ("deleting"), or which fragment a
+    repair stands in for ("stands_for", its sha256)."""
 
     run_id: str
     seq: int
@@ -64,12 +66,34 @@ class Stamp:
     state: State | None = None
     detail: Mapping[str, Any] | None = None
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Whether its rows may take the place of earlier ones."""
+        return self.event in ("verdicts", "repair")
+
+
+class Link(Protocol):
+    """What the next fragment depends on."""
+
+    @property
+    def stamp(self) -> Stamp: ...
+    @property
+    def known_as(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
+    """`table` has the columns that were asked for."""
+
     stamp: Stamp
     table: pa.Table
     sha256: str
+
+    @property
+    def known_as(self) -> str:
+        """The sha256 by which the next fragment knows it: of a repair, that of the fragment that was lost."""
+        lost = (self.stamp.detail or {}).get("stands_for") if self.stamp.event == "repair" else None
+        return str(lost or self.sha256)
 
 
 def encode(table: pa.Table, stamp: Stamp) -> bytes:
@@ -85,8 +109,8 @@ def encode(table: pa.Table, stamp: Stamp) -> bytes:
     return data.replace(token, _digest(data, token))
 
 
-def decode(data: bytes, seq: int, schema: pa.Schema) -> Fragment:
-    """Raises BrokenFragmentError unless `data` is fragment `seq`, whole and undamaged, with these columns."""
+def decode(data: bytes, seq: int, schema: pa.Schema, columns: Sequence[str] | None = None) -> Fragment:
+    """Raises BrokenFragmentError unless `data` is fragment `seq`, whole and undamaged, with this schema."""
     path = fragment_path(seq)
     _verify_checksum(data, path)
     try:
@@ -97,22 +121,40 @@ def decode(data: bytes, seq: int, schema: pa.Schema) -> Fragment:
     check_version(table.schema, path)
     if wrong := difference(table.schema, schema):
         raise BrokenFragmentError(path, "fragment has the manifest's schema", wrong)
-    stamp = _from_metadata(table.schema.metadata, path)
-    if stamp.seq != seq:
-        raise BrokenFragmentError(path, "fragment is the one its name says", f"it is number {stamp.seq}")
+    stamp = _numbered(table.schema.metadata, seq)
     rows = table.replace_schema_metadata(schema.metadata)
-    return Fragment(stamp, rows, hashlib.sha256(data).hexdigest())
+    wanted = schema.names if columns is None else list(columns)
+    return Fragment(stamp, rows.select(wanted), hashlib.sha256(data).hexdigest())
 
 
-def check_successor(fragment: Fragment, previous: Fragment | None, run_id: str) -> None:
+def decode_part(data: bytes, sha256: str, seq: int, schema: pa.Schema, columns: Sequence[str]) -> Fragment:
+    """As `decode`, of bytes that are known to be those that were written, `sha256` being the hash that the
+    fragment after this one was written with: so its own checksum need not be looked at, nor other columns.
+    """
+    included = sorted(schema.get_field_index(name) for name in columns)
+    options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, KeyError, TypeError):
+        return decode(data, seq, schema, columns)  # which says what is wrong
+    if not table.schema.equals(pa.schema([schema.field(index) for index in included])):
+        return decode(data, seq, schema, columns)
+    check_version(table.schema, fragment_path(seq))
+    stamp = _numbered(table.schema.metadata, seq)
+    return Fragment(stamp, table.replace_schema_metadata(schema.metadata).select(list(columns)), sha256)
+
+
+def check_successor(fragment: Link, previous: Link | None, run_id: str) -> None:
     """Raises BrokenFragmentError unless `fragment` may follow `previous` (None: be the first) in the log.
 
-    An epoch begins with an "open" fragment and is written by that writer alone; it only grows.
+    An epoch begins with an "open" fragment and is written by that writer alone; it only grows. A "repair" is
+    of the epoch that goes on after it.
     """
     stamp, path = fragment.stamp, fragment_path(fragment.stamp.seq)
     if stamp.run_id != run_id:
         raise BrokenFragmentError(path, "fragment belongs to the run", f"it is of run {stamp.run_id!r}")
-    if stamp.prev_sha256 != (previous.sha256 if previous else ""):
+    if stamp.prev_sha256 != (previous.known_as if previous else ""):
         raise BrokenFragmentError(
             path, "hash chain", "the fragment before it is not the one it was written after"
         )
@@ -120,6 +162,9 @@ def check_successor(fragment: Fragment, previous: Fragment | None, run_id: str) 
     if stamp.event == "open":
         if stamp.epoch <= epoch:
             raise BrokenFragmentError(path, "epochs grow", f"epoch {stamp.epoch} opens after epoch {epoch}")
+    elif stamp.event == "repair":
+        if stamp.epoch < epoch:
+            raise BrokenFragmentError(path, "epochs grow", f"epoch {stamp.epoch} comes after epoch {epoch}")
     elif (stamp.epoch, stamp.writer) != (epoch, writer):
         detail = (
             f"epoch {stamp.epoch} of writer {stamp.writer} goes on after epoch {epoch} of writer {writer}"
@@ -143,7 +188,13 @@ def _verify_checksum(data: bytes, path: str) -> None:
 
 def _digest(data: bytes, own: bytes) -> bytes:
     """The checksum of a fragment in which `own` stands where the checksum goes."""
-    return hashlib.sha256(data.replace(own, _ZEROS)).hexdigest().encode()
+    digest, view, start = hashlib.sha256(), memoryview(data), 0
+    while (place := data.find(own, start)) >= 0:
+        digest.update(view[start:place])
+        digest.update(_ZEROS)
+        start = place + len(own)
+    digest.update(view[start:])
+    return digest.hexdigest().encode()
 
 
 def _to_metadata(stamp: Stamp) -> dict[str, str]:
@@ -159,6 +210,15 @@ def _to_metadata(stamp: Stamp) -> dict[str, str]:
         _KEY + "state": stamp.state or "",
         _KEY + "detail": json.dumps(stamp.detail or {}, ensure_ascii=True),
     }
+
+
+def _numbered(metadata: Mapping[bytes, bytes], seq: int) -> Stamp:
+    """What the metadata of fragment `seq` says of it."""
+    path = fragment_path(seq)
+    stamp = _from_metadata(metadata, path)
+    if stamp.seq != seq:
+        raise BrokenFragmentError(path, "fragment is the one its name says", f"it is number {stamp.seq}")
+    return stamp
 
 
 def _from_metadata(metadata: Mapping[bytes, bytes], path: str) -> Stamp:

@@ -11,6 +11,9 @@ from balancer.storage import slug
 RUN_FILE = "run.json"
 IMAGES_DIR = "images"
 LOG_DIR = "manifest/log"
+DATA_DIR = "manifest/data"
+INDEX_FILE = f"{DATA_DIR}/_index.json"
+DAMAGED_DIR = "manifest/damaged"
 REJECTED_DIR = "rejected"
 
 DOES_NOT_APPLY = "-"

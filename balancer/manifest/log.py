@@ -14,15 +14,20 @@ published before, so a committed row is never dangling.
 A fragment "rows" adds rows. A fragment "verdicts" judges rows anew that are there: each of its rows
 replaces the earlier one of its id, at that one's place, for every reader. A row whose status is `void`
 waits for its candidate to be made again, and the next fragment "rows" with its id replaces it.
+
+A fragment "gc" names files that its writer is about to delete, because no row names them (`balancer gc`).
+Until that writer closes its epoch it may still be at it, though another driver has taken the log over since:
+so these names are not used again (`free_name`). A fragment "repair" stands in for one that was lost.
+
+Whoever writes reads and checks every fragment. A driver keeps the columns it needs to go on, not the rest.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,43 +35,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.errors import FencedError, ManifestError
-from balancer.manifest.fragment import (
-    BrokenFragmentError,
-    Event,
-    Fragment,
-    Stamp,
-    State,
-    check_successor,
-    decode,
-    encode,
+from balancer.manifest.chain import (
+    ID,
+    Entry,
+    joined,
+    load_fragment,
+    read_again,
+    read_chain,
+    with_id,
 )
-from balancer.manifest.layout import LOG_DIR, fragment_path, fragment_seq
+from balancer.manifest.fragment import Event, Fragment, Link, Stamp, State, check_successor, decode, encode
+from balancer.manifest.layout import fragment_path
 from balancer.manifest.rows import VOID, utc_now
+from balancer.manifest.rules import Rules, rules_of
 from balancer.manifest.runfile import read_run
-from balancer.manifest.schema import Row, rows_to_table
-from balancer.storage import MissingFileError, Storage
+from balancer.manifest.schema import Row, rows_to_table, rows_with_ids
+from balancer.storage import Storage
 
 if TYPE_CHECKING:
     Clock = Callable[[], datetime.datetime]
 
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What `balancer rejudge` changed of the config in run.json: `overrides` is nested as the config is, and
-    holds changed settings only. `complete` is False if it was stopped before all verdicts followed."""
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    complete: bool = True
-
-    def as_detail(self) -> dict[str, Any]:
-        """What a fragment of verdicts says of them."""
-        return {"overrides": self.overrides, "complete": self.complete}
+KEPT = ("id", "source", "cell", "slot", "attempt", "status", "reason", "wording")
+"""What a driver goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogView:
-    """A log as it was read. `last` is None if no driver ever opened it, `opened` are the stamps of all that
-    did. `rules` are the changes of the config under which verdicts were judged again."""
+    """A log as it was read. `table` has the columns that were asked for and `id`, each row as its last
+    verdict has it. `last` is None if no driver ever opened it, `opened` are the stamps of all that did.
+    `rules` are the changes of the config under which verdicts were judged again."""
 
     table: pa.Table
     fragments: int
@@ -85,13 +82,22 @@ class LogView:
         return self.last.state if self.last else None
 
 
-def read_log(storage: Storage) -> LogView:
-    """Read a run's log without taking part in it; all committed rows, rejected ones included.
+def read_log(storage: Storage, columns: Sequence[str] | None = None) -> LogView:
+    """Read a run's log without taking part in it; all committed rows, rejected ones included. `columns` are
+    those to keep; without, all of them, embeddings included.
 
     Raises UsageError if there is no run, BrokenFragmentError if any fragment is damaged or missing.
     """
     info = read_run(storage)
-    return _view(list(_chain(storage, info.schema(), info.run_id)), info.schema())
+    chain = read_chain(storage, info.schema(), info.run_id, columns)
+    return view_of([entry.stamp for entry in chain.entries], chain.table)
+
+
+def rows_of(storage: Storage, ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
+    """Some columns of the rows with these ids, in this order; each must be there."""
+    info = read_run(storage)
+    chain = read_chain(storage, info.schema(), info.run_id, [ID])
+    return _rows_in(chain.entries, storage, info.schema(), ids, columns)
 
 
 class ManifestLog:
@@ -108,10 +114,11 @@ class ManifestLog:
         self._now = now
         self._writer = uuid.uuid4().hex
         self._epoch = 0
-        self._last: Fragment | None = None
+        self._entries: list[Entry] = []
         self._ids: set[str] = set()
         self._void: set[str] = set()
-        self._table: pa.Table | None = None
+        self._doomed: frozenset[str] = frozenset()
+        self._kept: pa.Table | None = None
         self.rules = Rules()
         """Those under which verdicts were taken when the log was opened."""
 
@@ -130,24 +137,47 @@ class ManifestLog:
         `detail` is a small JSON object that says what the driver works with.
         """
         log = cls(storage, schema, run_id, now)
-        fragments = list(_chain(storage, schema, run_id))
-        fragments += log._claim(fragments[-1] if fragments else None, detail)
-        view = _view(fragments, schema)
-        log._table, log.rules = view.table, view.rules
-        log._ids.update(log._table["id"].to_pylist())
-        log._void.update(log._table.filter(pc.field("status") == VOID)["id"].to_pylist())
+        chain = read_chain(storage, schema, run_id, KEPT)
+        log._entries = list(chain.entries)
+        tables = [chain.table, *(fragment.table.select(KEPT) for fragment in log._claim(detail))]
+        stamps = [entry.stamp for entry in log._entries]
+        view = view_of(stamps, joined(tables, schema, KEPT))
+        log._kept, log.rules = view.table, view.rules
+        log._doomed = _doomed(stamps)
+        log._ids.update(view.table[ID].to_pylist())
+        log._void.update(view.table.filter(pc.field("status") == VOID)[ID].to_pylist())
         return log
 
     @property
     def epoch(self) -> int:
         return self._epoch
 
-    def table(self) -> pa.Table:
-        """All committed rows, those of earlier drivers included; read anew if any were added since."""
-        if self._table is None:
-            fragments = list(_chain(self._storage, self._schema, self._run_id))
-            self._table = _view(fragments, self._schema).table
-        return self._table
+    def __contains__(self, row_id: object) -> bool:
+        return row_id in self._ids
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All committed rows, those of earlier drivers included; of them all columns, or these and `id`.
+
+        Right after opening, the columns in KEPT are there; any others, and rows added since, are read anew.
+        """
+        names = with_id(self._schema.names if columns is None else columns)
+        if self._kept is not None and set(names) <= set(KEPT):
+            return self._kept.select(names)
+        fragments = read_again(self._storage, self._entries, self._schema, names)
+        table = joined([fragment.table for fragment in fragments], self._schema, names)
+        return view_of([entry.stamp for entry in self._entries], table).table
+
+    def rows(self, ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows with these ids, in this order; of them all columns, or these. Each must be there."""
+        names = self._schema.names if columns is None else columns
+        return _rows_in(self._entries, self._storage, self._schema, ids, names)
+
+    def free_name(self, stem: str) -> str:
+        """The beginning of a file name: `stem`, or one like it where an unfinished gc may still delete files
+        whose names begin so."""
+        if any(path.startswith(stem) for path in self._doomed):
+            return f"{stem}-e{self._epoch}"
+        return stem
 
     def commit(self, rows: Sequence[Row]) -> None:
         """Add rows; when it returns they are durable. Publish the images they name before.
@@ -187,17 +217,26 @@ class ManifestLog:
         while self._append(self._stamp("close", state, detail), empty).stamp.event != "close":
             pass
 
-    def _claim(self, last: Fragment | None, detail: Mapping[str, Any] | None) -> list[Fragment]:
+    def doom(self, paths: Sequence[str]) -> None:
+        """Say which files are about to be deleted; when it returns, no driver will use their names any more,
+        those that have taken the log over by then excepted: FencedError."""
+        stamp = self._stamp("gc", detail={"deleting": list(paths)})
+        while self._append(stamp, self._schema.empty_table()).stamp.commit != stamp.commit:
+            stamp = self._stamp("gc", detail={"deleting": list(paths)})
+
+    @property
+    def _last(self) -> Link | None:
+        return self._entries[-1] if self._entries else None
+
+    def _claim(self, detail: Mapping[str, Any] | None) -> list[Fragment]:
         """Commit "open" in an epoch of one's own; returns what others committed meanwhile, and that."""
         seen: list[Fragment] = []
-        self._last = last
         while self._last is None or self._last.stamp.writer != self._writer:
             self._epoch = self._last.stamp.epoch + 1 if self._last else 1
             stamp = self._stamp("open", detail=detail)
             data = encode(self._schema.empty_table(), stamp)
             self._storage.create(fragment_path(stamp.seq), data)
-            self._last = self._read(stamp.seq)
-            seen.append(self._last)
+            seen.append(self._take_in(self._read(stamp.seq)))
         return seen
 
     def _append(self, stamp: Stamp, table: pa.Table) -> Fragment:
@@ -209,23 +248,28 @@ class ManifestLog:
             mine = self._read(stamp.seq)
             if mine.stamp.writer != self._writer:
                 raise self._fenced_by(mine.stamp)
-        self._last = mine
-        self._table = None
+        self._take_in(mine)
+        self._kept = None
         for row_id, status in zip(*(mine.table[name].to_pylist() for name in ("id", "status")), strict=True):
             self._ids.add(row_id)
             (self._void.add if status == VOID else self._void.discard)(row_id)
         return mine
 
+    def _take_in(self, fragment: Fragment) -> Fragment:
+        self._entries.append(Entry(fragment.stamp, fragment.known_as, fragment.table.num_rows))
+        return fragment
+
     def _stamp(
         self, event: Event, state: State | None = None, detail: Mapping[str, Any] | None = None
     ) -> Stamp:
+        last = self._last
         return Stamp(
             run_id=self._run_id,
-            seq=self._last.stamp.seq + 1 if self._last else 1,
+            seq=last.stamp.seq + 1 if last else 1,
             epoch=self._epoch,
             writer=self._writer,
             commit=uuid.uuid4().hex,
-            prev_sha256=self._last.sha256 if self._last else "",
+            prev_sha256=last.known_as if last else "",
             event=event,
             committed_at=self._now(),
             state=state,
@@ -249,9 +293,14 @@ class ManifestLog:
             seen.add(row_id)
 
     def _check_known(self, rows: Sequence[Row]) -> None:
+        seen: set[str] = set()
         for row in rows:
-            if row.get("id") not in self._ids:
-                raise ManifestError(f"row {row.get('id')!r} has no verdict that could be changed")
+            row_id = row.get("id")
+            if row_id not in self._ids:
+                raise ManifestError(f"row {row_id!r} has no verdict that could be changed")
+            if row_id in seen:
+                raise ManifestError(f"row {row_id!r} is there twice; a fragment judges a row once")
+            seen.add(row_id)
 
     def _fenced_by(self, stamp: Stamp) -> FencedError:
         return FencedError(
@@ -261,79 +310,48 @@ class ManifestLog:
         )
 
 
-def _chain(storage: Storage, schema: pa.Schema, run_id: str) -> Iterator[Fragment]:
-    """Every committed fragment in order, each checked."""
-    previous: Fragment | None = None
-    for seq in range(1, last_seq(storage) + 1):
-        fragment = load_fragment(storage, seq, schema)
-        check_successor(fragment, previous, run_id)
-        yield fragment
-        previous = fragment
-
-
-def last_seq(storage: Storage) -> int:
-    """The highest number committed. A listing made while others commit may lack lower ones that exist."""
-    return max((seq for path in storage.list(LOG_DIR) if (seq := fragment_seq(path))), default=0)
-
-
-def load_fragment(storage: Storage, seq: int, schema: pa.Schema) -> Fragment:
-    """One fragment, checked by itself; BrokenFragmentError if it is damaged or missing."""
-    path = fragment_path(seq)
-    try:
-        return decode(storage.read(path), seq, schema)
-    except MissingFileError:
-        raise BrokenFragmentError(path, "log without gaps", "it is missing, later ones are there") from None
-
-
-def _view(fragments: Sequence[Fragment], schema: pa.Schema) -> LogView:
-    tables = [schema.empty_table(), *(fragment.table for fragment in fragments)]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    verdicts = [fragment.stamp for fragment in fragments if fragment.stamp.event == "verdicts"]
-    opened = tuple(f.stamp for f in fragments if f.stamp.event == "open")
+def view_of(stamps: Sequence[Stamp], table: pa.Table) -> LogView:
+    """A log as readers see it. `table` has the rows of all its fragments, replaced ones included."""
+    replaced = any(stamp.replaces_rows for stamp in stamps)
     return LogView(
-        table=_latest(table) if verdicts else table,
-        fragments=len(fragments),
-        last=fragments[-1].stamp if fragments else None,
-        opened=opened,
-        rules=_rules(verdicts),
+        table=latest(table) if replaced else table,
+        fragments=len(stamps),
+        last=stamps[-1] if stamps else None,
+        opened=tuple(stamp for stamp in stamps if stamp.event == "open"),
+        rules=rules_of(stamps),
     )
 
 
-def _latest(table: pa.Table) -> pa.Table:
+def latest(table: pa.Table) -> pa.Table:
     """The last row of each id, where the first one stood."""
-    ids = pc.dictionary_encode(table["id"].combine_chunks(), null_encoding="encode")
+    ids = pc.dictionary_encode(table[ID].combine_chunks(), null_encoding="encode")
     numbers = ids.indices.to_numpy()  # ids numbered in the order in which they first occur
     last = np.empty(len(ids.dictionary), dtype=np.int64)
     last[numbers] = np.arange(len(numbers))  # of several rows, the last one assigned stays
     return table.take(last)
 
 
-def _rules(verdicts: Sequence[Stamp]) -> Rules:
-    """Of every change of the rules; verdicts that change for another reason tell of none."""
-    rules = Rules()
-    for stamp in verdicts:
-        if stamp.detail and "overrides" in stamp.detail:
-            overrides = merged(rules.overrides, stamp.detail["overrides"])
-            rules = Rules(overrides, complete=bool(stamp.detail.get("complete", True)))
-    return rules
+def _rows_in(
+    entries: Sequence[Entry],
+    storage: Storage,
+    schema: pa.Schema,
+    ids: Sequence[str],
+    columns: Sequence[str],
+) -> pa.Table:
+    """The log is gone through once more; only the rows that are wanted stay in memory."""
+    names, wanted = with_id(columns), pa.array(ids, pa.string())
+    fragments = read_again(storage, [entry for entry in entries if entry.rows], schema, names)
+    found = (fragment.table.filter(pc.is_in(fragment.table[ID], value_set=wanted)) for fragment in fragments)
+    rows = joined([table for table in found if table.num_rows], schema, names)
+    return rows_with_ids(latest(rows), ids).select(list(columns))
 
 
-def as_settings(overrides: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Overrides as `--set` takes them: `verification.threshold=0.7`."""
-    for name, value in overrides.items():
-        if isinstance(value, Mapping):
-            yield from as_settings(value, (*path, name))
-        else:
-            yield f"{'.'.join((*path, name))}={json.dumps(value, ensure_ascii=False)}"
-
-
-def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with some of them overridden."""
-    together = dict(settings)
-    for name, value in overrides.items():
-        inner = together.get(name)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            together[name] = merged(inner, value)
-        else:
-            together[name] = value
-    return together
+def _doomed(stamps: Iterable[Stamp]) -> frozenset[str]:
+    """Files that an unfinished gc may still delete."""
+    doomed: dict[int, set[str]] = {}
+    for stamp in stamps:
+        if stamp.event == "gc":
+            doomed.setdefault(stamp.epoch, set()).update((stamp.detail or {}).get("deleting", ()))
+        elif stamp.event == "close":
+            doomed.pop(stamp.epoch, None)
+    return frozenset().union(*doomed.values())

@@ -16,10 +16,12 @@ from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
 from balancer.plan import Measured
 from balancer.storage import Storage
 
+COLUMNS = ("source", "status", "attempt", "num_bytes", "generated_at", "batch_size")
+
 
 def measure_run(storage: Storage) -> Measured:
     """UsageError if the folder holds no run, ManifestError if its manifest is damaged."""
-    view = read_log(storage)
+    view = read_log(storage, COLUMNS)
     return measured_of(judged_rows(view.table), view.opened, storage.uri)
 
 

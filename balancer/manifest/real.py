@@ -29,11 +29,9 @@ def commit_real_images(
     `embeddings` by row id are little-endian float16; rows of images that have none go without.
     With `output.real_images: copy` each file goes into the run folder, byte for byte, before its row.
     """
-    wanted, known = set(classes), _known_ids(log)
+    wanted = set(classes)
     new = [
-        image
-        for image in found.images
-        if image.class_name in wanted and f"real/{image.file_name}" not in known
+        image for image in found.images if image.class_name in wanted and f"real/{image.file_name}" not in log
     ]
     for start in range(0, len(new), COMMIT_ROWS):
         part = new[start : start + COMMIT_ROWS]
@@ -41,7 +39,7 @@ def commit_real_images(
             [
                 real_row(
                     image,
-                    _bring_in(image, found.path, storage, facts),
+                    _bring_in(image, found.path, storage, facts, log),
                     facts,
                     embedding=(embeddings or {}).get(f"real/{image.file_name}"),
                 )
@@ -51,11 +49,9 @@ def commit_real_images(
     return len(new)
 
 
-def _known_ids(log: ManifestLog) -> set[str]:
-    return {str(name) for name in log.table().column("id").to_pylist() if str(name).startswith("real/")}
-
-
-def _bring_in(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts) -> ImageFile:
+def _bring_in(
+    image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, log: ManifestLog
+) -> ImageFile:
     source = dataset / image.file_name
     if facts.config.output.real_images == "reference":
         return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
@@ -63,6 +59,7 @@ def _bring_in(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
     name = PurePosixPath(image.file_name)
-    path = f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}.{slug(name.suffix[1:].lower())}"
+    stem = log.free_name(f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}")
+    path = f"{stem}.{slug(name.suffix[1:].lower())}"
     storage.publish(path, data)
     return ImageFile(path, image.sha256, image.num_bytes)

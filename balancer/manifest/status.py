@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from balancer.adaptive import Tally
 from balancer.config import AttemptsConfig, PlanningConfig
 from balancer.manifest.log import LogView, read_log
+from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
@@ -23,6 +24,8 @@ from balancer.storage import Storage
 
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
+
+COLUMNS = (*MEASURED, "cell", "slot", "reason")
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
@@ -42,7 +45,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
-    info, view = read_run(storage), read_log(storage)
+    info, view = read_run(storage), read_log(storage, COLUMNS)
     judged = judged_rows(view.table)
     counts = _count(judged, _void_by_cell(view.table), info)
     settled = counts.accepted + counts.short

@@ -100,7 +100,8 @@ def _by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
-    rows = manifest.to_table()
+    columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets))
+    rows = manifest.to_table(list(columns))
     missing = {column: count for column, count in _missing_values(facts, rows) if count}
     total = sum(missing.values())
     return Criterion(

@@ -1,0 +1,217 @@
+"""Reading the log: every fragment checked, and of its rows only the columns that are asked for.
+
+It is read from its end to its beginning. The last fragment is checked by its own checksum; each of the others
+must have the sha256 that the one after it was written with. So every byte is verified before any of it is
+parsed, by one hash instead of two, and columns that nobody asked for need not be parsed at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from balancer.manifest.fragment import (
+    BrokenFragmentError,
+    Fragment,
+    Link,
+    Stamp,
+    check_successor,
+    decode,
+    decode_part,
+)
+from balancer.manifest.layout import LOG_DIR, fragment_path, fragment_seq
+from balancer.storage import MissingFileError, Storage
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+ID = "id"
+
+READERS = 8
+"""Fragments of a long log are fetched at once: what takes time is an object store's answer, or hashing."""
+
+LONG = 512
+"""Fragments; a shorter log is read one by one."""
+
+BLOCK = 256
+"""Fragments whose rows are copied together, so that their files need not stay in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A fragment without its rows: `known_as` is the sha256 by which the next one knows it."""
+
+    stamp: Stamp
+    known_as: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Fragments in order, and all their rows, those that later ones replace included; `id` always is one of
+    the columns. `before` is the fragment before the first of them."""
+
+    before: Entry | None
+    entries: tuple[Entry, ...]
+    table: pa.Table
+
+    @property
+    def last(self) -> Entry | None:
+        return self.entries[-1] if self.entries else self.before
+
+
+def read_chain(
+    storage: Storage,
+    schema: pa.Schema,
+    run_id: str,
+    columns: Sequence[str] | None = None,
+    after: tuple[int, str] = (0, ""),
+) -> Chain:
+    """The log, or what comes `after` a fragment of that number and sha256, which must be there.
+
+    Raises BrokenFragmentError if anything that is read is damaged, missing or out of place.
+    """
+    names = with_id(schema.names if columns is None else columns)
+    seq, sha256 = after
+    last = last_seq(storage)
+    if last < seq:
+        raise BrokenFragmentError(fragment_path(seq), "log without gaps", "it is missing, and was there once")
+    blocks: list[pa.Table] = []
+    entries: list[Entry] = []
+    before: Entry | None = None
+    try:
+        for block in _in_blocks(_backwards(storage, schema, run_id, names, max(seq, 1), last), BLOCK):
+            if seq and block[-1].stamp.seq == seq:
+                before = _entry(block.pop())
+            entries += map(_entry, block)
+            blocks.append(joined([fragment.table for fragment in reversed(block)], schema, names))
+    except BrokenFragmentError:
+        _name_the_first_problem(storage, schema, run_id, max(seq, 1), last)
+        raise
+    if before is not None and before.known_as != sha256:
+        detail = "it is not the one that was there when the manifest was compacted"
+        raise BrokenFragmentError(fragment_path(seq), "hash chain", detail)
+    return Chain(before, tuple(reversed(entries)), joined(list(reversed(blocks)), schema, names))
+
+
+def with_id(columns: Sequence[str]) -> list[str]:
+    return list(columns) if ID in columns else [ID, *columns]
+
+
+def joined(tables: Sequence[pa.Table], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Tables as one, in memory of its own; dictionaries become one each, in the order of their values."""
+    empty = schema.empty_table().select(list(columns))
+    return pa.concat_tables([empty, *tables]).unify_dictionaries().combine_chunks()
+
+
+def last_seq(storage: Storage) -> int:
+    """The highest number committed. A listing made while others commit may lack lower ones that exist."""
+    return max((seq for path in storage.list(LOG_DIR) if (seq := fragment_seq(path))), default=0)
+
+
+def load_fragment(
+    storage: Storage, seq: int, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Fragment:
+    """One fragment, checked by itself; BrokenFragmentError if it is damaged or missing."""
+    return decode(read_fragment(storage, seq), seq, schema, columns)
+
+
+def read_fragment(storage: Storage, seq: int) -> bytes:
+    path = fragment_path(seq)
+    try:
+        return storage.read(path)
+    except MissingFileError:
+        raise BrokenFragmentError(path, "log without gaps", "it is missing, later ones are there") from None
+
+
+def read_committed(storage: Storage, entry: Entry, schema: pa.Schema, columns: Sequence[str]) -> Fragment:
+    """A fragment that was checked before, read again; BrokenFragmentError if it is another one by now."""
+    seq = entry.stamp.seq
+    data = read_fragment(storage, seq)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 == entry.known_as:
+        return decode_part(data, sha256, seq, schema, columns)
+    fragment = decode(data, seq, schema, columns)
+    if fragment.known_as != entry.known_as:
+        raise BrokenFragmentError(fragment_path(seq), "hash chain", "it was replaced while it was read")
+    return fragment
+
+
+def read_again(
+    storage: Storage, entries: Iterable[Entry], schema: pa.Schema, columns: Sequence[str]
+) -> Iterator[Fragment]:
+    """Fragments that were checked before, in the order of `entries`."""
+    listed = list(entries)
+    return _ahead(lambda entry: read_committed(storage, entry, schema, columns), listed)
+
+
+def _entry(fragment: Fragment) -> Entry:
+    return Entry(fragment.stamp, fragment.known_as, fragment.table.num_rows)
+
+
+def _backwards(
+    storage: Storage, schema: pa.Schema, run_id: str, columns: Sequence[str], first: int, last: int
+) -> Iterator[Fragment]:
+    following: Fragment | None = None
+
+    def fetched(seq: int) -> tuple[int, bytes, str]:
+        data = read_fragment(storage, seq)
+        return seq, data, hashlib.sha256(data).hexdigest()
+
+    for seq, data, sha256 in _ahead(fetched, range(last, first - 1, -1)):
+        if following is not None and sha256 == following.stamp.prev_sha256:
+            fragment = decode_part(data, sha256, seq, schema, columns)
+        else:  # the last one, or a repair, or damage
+            fragment = decode(data, seq, schema, columns)
+        _check_pair(following, fragment, run_id)
+        yield fragment
+        following = fragment
+    if first == 1:
+        _check_pair(following, None, run_id)
+
+
+def _name_the_first_problem(storage: Storage, schema: pa.Schema, run_id: str, first: int, last: int) -> None:
+    """Of several that are damaged, people are told of the first one, whichever was met."""
+    previous: Fragment | None = None
+    for seq in range(first, last + 1):
+        fragment = load_fragment(storage, seq, schema, [ID])
+        if previous is not None or seq == 1:
+            check_successor(fragment, previous, run_id)
+        previous = fragment
+
+
+def _check_pair(following: Link | None, fragment: Link | None, run_id: str) -> None:
+    if following is not None:
+        check_successor(following, fragment, run_id)
+
+
+def _ahead(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """`work` done on each item, in order; of many items some ahead of the one that is asked for."""
+    if len(items) < LONG:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        begun: deque[Future[_Result]] = deque()
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > 2 * READERS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+def _in_blocks(fragments: Iterator[Fragment], size: int) -> Iterator[list[Fragment]]:
+    block: list[Fragment] = []
+    for fragment in fragments:
+        block.append(fragment)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
