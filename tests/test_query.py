@@ -108,7 +108,7 @@ def test_a_condition_looks_at_columns_that_are_not_asked_for(manifest):
 
 
 def test_types_survive_a_condition(manifest):
-    assert manifest.to_table(filter="true").schema.equals(manifest.rows.schema, check_metadata=True)
+    assert manifest.to_table(filter="true").schema.equals(manifest.schema, check_metadata=True)
 
 
 def test_counts_are_sorted_and_include_what_has_no_value(manifest):

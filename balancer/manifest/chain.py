@@ -45,11 +45,16 @@ BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A fragment without its rows: `known_as` is the sha256 by which the next one knows it."""
+    """A fragment without its rows. `sha256` is that of its bytes, `known_as` the one the next one knows."""
 
     stamp: Stamp
+    sha256: str
     known_as: str
     rows: int
+
+    @classmethod
+    def of(cls, fragment: Fragment) -> Entry:
+        return cls(fragment.stamp, fragment.sha256, fragment.known_as, fragment.table.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,8 @@ def read_chain(
     try:
         for block in _in_blocks(_backwards(storage, schema, run_id, names, max(seq, 1), last), BLOCK):
             if seq and block[-1].stamp.seq == seq:
-                before = _entry(block.pop())
-            entries += map(_entry, block)
+                before = Entry.of(block.pop())
+            entries += map(Entry.of, block)
             blocks.append(joined([fragment.table for fragment in reversed(block)], schema, names))
     except BrokenFragmentError:
         _name_the_first_problem(storage, schema, run_id, max(seq, 1), last)
@@ -135,12 +140,9 @@ def read_committed(storage: Storage, entry: Entry, schema: pa.Schema, columns: S
     seq = entry.stamp.seq
     data = read_fragment(storage, seq)
     sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 == entry.known_as:
-        return decode_part(data, sha256, seq, schema, columns)
-    fragment = decode(data, seq, schema, columns)
-    if fragment.known_as != entry.known_as:
-        raise BrokenFragmentError(fragment_path(seq), "hash chain", "it was replaced while it was read")
-    return fragment
+    if sha256 != entry.sha256:
+        raise BrokenFragmentError(fragment_path(seq), "hash chain", "it is not the one that was there before")
+    return decode_part(data, sha256, seq, schema, columns)
 
 
 def read_again(
@@ -149,10 +151,6 @@ def read_again(
     """Fragments that were checked before, in the order of `entries`."""
     listed = list(entries)
     return _ahead(lambda entry: read_committed(storage, entry, schema, columns), listed)
-
-
-def _entry(fragment: Fragment) -> Entry:
-    return Entry(fragment.stamp, fragment.known_as, fragment.table.num_rows)
 
 
 def _backwards(

@@ -256,7 +256,7 @@ class ManifestLog:
         return mine
 
     def _take_in(self, fragment: Fragment) -> Fragment:
-        self._entries.append(Entry(fragment.stamp, fragment.known_as, fragment.table.num_rows))
+        self._entries.append(Entry.of(fragment))
         return fragment
 
     def _stamp(

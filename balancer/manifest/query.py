@@ -1,7 +1,7 @@
 """Reading a manifest: rows by a condition, counts by columns, SQL.
 
-Conditions are evaluated by DuckDB over the Arrow data, in a database of its own that can reach no files,
-no network, no extensions and no Python variables.
+Conditions are evaluated by DuckDB over an Arrow dataset, which reads what they look at. It does so in a
+database of its own that can reach no files, no network, no extensions and no Python variables.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from balancer.errors import UsageError
-from balancer.manifest.log import read_log
+from balancer.errors import ManifestError, UsageError, first_line
+from balancer.manifest.chain import ID
+from balancer.manifest.compacted import STATUS
+from balancer.manifest.replaced import FILE, PLACE
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.scan import Source
 from balancer.manifest.schema import EMBEDDING
-from balancer.storage import open_storage
+from balancer.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     import duckdb
@@ -30,17 +34,35 @@ Status = Literal["accepted", "rejected", "void", "all"]
 Filter: TypeAlias = "str | pc.Expression"
 
 TABLE = "manifest"
-_ROW = "__row"
+_READING_FAILED = re.compile(r"reading the stream registered as \S+ failed: ")
 _EXAMPLE = "a condition looks like: class = 'burnt' and score >= 0.8"
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The rows of a run as they were when it was opened; `run` says what the run is."""
+    """The rows of a run as they were when it was opened; `run` says what the run is.
+
+    A row is read when it is asked for, and of it the columns that are: from the compacted copy, if there is
+    one (`balancer compact`), and from what the log has since. Any method raises ManifestError if what it
+    reads was damaged, or deleted after the manifest was compacted anew.
+    """
 
     run: RunInfo
-    rows: pa.Table
-    """Every row, rejected candidates included."""
+    _source: Source
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._source.schema
+
+    def dataset(self, columns: Sequence[str] | None = None) -> ds.Dataset:
+        """Every row, rejected candidates included, as its last verdict has it; in no order.
+
+        For streams of batches, and for libraries that take Arrow datasets; some, DuckDB for one, know no
+        16-bit floats, so name the `columns` without the embedding for them. It can be pickled. Where a file
+        is damaged, its scans raise ManifestError, or OSError or ValueError of Arrow's own.
+        """
+        names = self._names(columns)
+        return self._source.dataset(pa.schema(map(self.schema.field, names), self.schema.metadata))
 
     def to_table(
         self,
@@ -50,75 +72,151 @@ class Manifest:
     ) -> pa.Table:
         """Rows in the order they were committed: real and generated images that count, or another `status`.
 
-        Each as its last verdict has it; `void` are candidates that are to be made again.
+        Each as its last verdict has it; `void` are candidates that are to be made again. Without `columns`
+        it has all of them, embeddings included.
         `filter` is a SQL condition such as `class = 'burnt'`, or a pyarrow expression. UsageError if it
         cannot be read or names a column that is not there.
         """
-        for name in columns or ():
-            _check_column(name, self.rows.column_names)
-        names = self.rows.column_names if columns is None else list(columns)
-        if isinstance(filter, str) and filter.strip():
-            return self.rows.select(names).take(_row_numbers(self.rows, filter, status))
-        if isinstance(filter, pc.Expression):
-            return _of_status(_matching(self.rows, filter), status).select(names)
-        return _of_status(self.rows, status, names)
+        names = self._names(columns)
+        with self._reading():
+            if isinstance(filter, str) and filter.strip():
+                found = self._source.rows_at(self._meeting(filter, status), names)
+            else:
+                found = self._source.rows(names, self._condition(filter, status))
+        return _as_one(found).replace_schema_metadata(self.schema.metadata)
 
     def count_by(self, *columns: str, filter: Filter | None = None, status: Status = "accepted") -> pa.Table:
         """One row for each combination of values that occurs, sorted, with its number in column `count`."""
-        found = self.to_table(columns or ["id"], filter, status)
-        if not columns:
-            return pa.table({"count": [found.num_rows]})
-        try:
-            counts = found.group_by(list(columns)).aggregate([([], "count_all")])
-        except pa.ArrowNotImplementedError as error:
-            raise UsageError(f"rows cannot be counted by {', '.join(columns)}") from error
-        plain = [_plain(counts[name]) for name in columns]
-        table = pa.Table.from_arrays([*plain, counts["count_all"]], names=[*columns, "count"])
-        return table.sort_by([(name, "ascending") for name in columns])
+        names = self._names(columns)
+        if any(pa.types.is_nested(self.schema.field(name).type) for name in names):
+            raise UsageError(f"rows cannot be counted by {', '.join(columns)}")
+        with self._reading():
+            if isinstance(filter, str) and filter.strip():
+                counts = self._counted_by_sql(names, filter, status)
+            else:
+                counts = self._counted(names, self._condition(filter, status))
+        return counts.sort_by([(name, "ascending") for name in names]) if names else counts
 
     def sql(self, query: str, status: Status = "accepted") -> pa.Table:
-        """The result of a SQL query over the table `manifest`."""
-        rows = self.to_table(status=status)
-        rows = _with_plain_embedding(rows) if EMBEDDING in query else _without_embedding(rows)
-        with _database(rows) as database:
-            return _run(lambda: database.sql(query), query, rows.column_names)
+        """The result of a SQL query over the table `manifest`, whose rows are in no order."""
+        schema = _for_sql(self.schema, with_embedding=EMBEDDING in query)
+        with self._reading(), _database(_of_status(self._source.dataset(schema), status)) as database:
+            return _run(lambda: database.sql(query), query, schema.names)
+
+    def _names(self, columns: Sequence[str] | None) -> list[str]:
+        for name in columns or ():
+            _check_column(name, self.schema.names)
+        return self.schema.names if columns is None else list(columns)
+
+    def _condition(self, filter: Filter | None, status: Status) -> pc.Expression | None:
+        """Raises UsageError for an expression that cannot be applied."""
+        of_status = None if status == "all" else pc.field(STATUS) == status
+        if not isinstance(filter, pc.Expression):
+            return of_status
+        try:
+            self._source.dataset().scanner(filter=filter)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as error:
+            raise self._not_applicable(error) from error
+        return filter if of_status is None else of_status & filter
+
+    def _meeting(self, condition: str, status: Status) -> pa.Table:
+        """Which rows meet a SQL condition. DuckDB only says where they are; they are read by Arrow, so that
+        their types stay as they are."""
+        schema = _for_sql(self.schema, with_embedding=False)
+        with _database(_of_status(self._source.numbered(schema), status)) as database:
+            rows = database.table(TABLE)
+            return _run(
+                lambda: rows.filter(condition).project(f"{FILE}, {PLACE}, {ID}"), condition, schema.names
+            )
+
+    def _counted_by_sql(self, names: Sequence[str], condition: str, status: Status) -> pa.Table:
+        schema = _for_sql(self.schema, with_embedding=False)
+        keys = ", ".join(f'"{name}"' for name in names)
+        with _database(_of_status(self._source.dataset(schema), status)) as database:
+            rows = database.table(TABLE)
+            counts = _run(
+                lambda: rows.filter(condition).aggregate(f"{keys}{', ' * bool(keys)}count(*) AS count", keys),
+                condition,
+                schema.names,
+            )
+        return counts.cast(self._counts_schema(names))
+
+    def _counted(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Table:
+        scanner = self._source.dataset().scanner(columns=list(names) or [ID], filter=condition)
+        if not names:
+            return pa.table({"count": [scanner.count_rows()]})
+        parts = [self._counts_schema(names).empty_table()]
+        for batch in scanner.to_batches():
+            counts = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([([], "count_all")])
+            parts.append(counts.rename_columns([*names, "count"]).cast(parts[0].schema))
+        groups = pa.concat_tables(parts).group_by(list(names)).aggregate([("count", "sum")])
+        return groups.rename_columns([*names, "count"])
+
+    def _counts_schema(self, names: Sequence[str]) -> pa.Schema:
+        keys = [(name, _plain(self.schema.field(name).type)) for name in names]
+        return pa.schema([*keys, ("count", pa.int64())])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tells damage from mistakes, through whatever library it was met."""
+        files = self._source.files
+        files.problem = None
+        try:
+            yield
+        except (UsageError, OSError, pa.ArrowInvalid) as error:
+            if files.problem is not None:
+                raise files.problem from None
+            if isinstance(error, UsageError):
+                raise
+            if (damage := files.damage()) is not None:
+                raise damage from error
+            if isinstance(error, pa.ArrowInvalid):
+                raise self._not_applicable(error) from error
+            raise ManifestError(f"the manifest cannot be read: {first_line(error)}") from error
+
+    def _not_applicable(self, error: Exception) -> UsageError:
+        what = str(error).partition(" in ")[0]
+        hint = f"the columns are {', '.join(self.schema.names)}"
+        return UsageError(f"the filter cannot be applied: {first_line(ValueError(what))}", hint=hint)
 
 
 def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
     """The manifest of a run folder. UsageError if it is none, ManifestError if it is damaged."""
-    storage = open_storage(uri, create=False)
-    return Manifest(read_run(storage), read_log(storage).table)
+    return manifest_in(open_storage(uri, create=False))
 
 
-def _of_status(rows: pa.Table, status: Status, names: Sequence[str] | None = None) -> pa.Table:
-    chosen = rows if names is None else rows.select(list(names))
-    return chosen if status == "all" else chosen.filter(pc.equal(rows["status"], status))
+def manifest_in(storage: Storage) -> Manifest:
+    info = read_run(storage)
+    return Manifest(info, Source(storage, info))
 
 
-def _matching(table: pa.Table, expression: pc.Expression) -> pa.Table:
-    try:
-        return table.filter(expression)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as error:
-        what = str(error).partition(" in ")[0]
-        raise UsageError(f"the filter cannot be applied: {what}", hint=_columns(table)) from error
+def _of_status(rows: ds.Dataset, status: Status) -> ds.Dataset:
+    return rows if status == "all" else rows.filter(pc.field(STATUS) == status)
 
 
-def _row_numbers(table: pa.Table, condition: str, status: Status) -> pa.ChunkedArray:
-    """Where the rows stand that meet a SQL condition.
-
-    DuckDB only says which they are; they are taken from the Arrow table, whose types stay as they are.
-    """
-    numbers = pa.array(np.arange(table.num_rows))
-    with _database(_without_embedding(table).append_column(_ROW, numbers)) as database:
-        rows = database.table(TABLE)
-        if status != "all":
-            rows = rows.filter(f"status = '{status}'")
-        columns = [name for name in table.column_names if name != EMBEDDING]
-        found = _run(lambda: rows.filter(condition).order(_ROW).project(_ROW), condition, columns)
-    return found[_ROW]
+def _for_sql(schema: pa.Schema, with_embedding: bool) -> pa.Schema:
+    """DuckDB has no 16-bit floats."""
+    position = schema.get_field_index(EMBEDDING)
+    if not with_embedding:
+        return schema.remove(position)
+    size = schema.field(position).type.list_size
+    return schema.set(position, pa.field(EMBEDDING, pa.list_(pa.float32(), size)))
 
 
-def _database(table: pa.Table) -> duckdb.DuckDBPyConnection:
+def _as_one(table: pa.Table) -> pa.Table:
+    """One chunk a column; of dictionaries only what occurs, whatever files it was read from."""
+    for position, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            values = table[position].cast(column.type.value_type).combine_chunks().dictionary_encode()
+            table = table.set_column(position, column, values)
+    return table.combine_chunks()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _database(rows: ds.Dataset) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     database = duckdb.connect(
@@ -129,7 +227,7 @@ def _database(table: pa.Table) -> duckdb.DuckDBPyConnection:
             "autoinstall_known_extensions": "false",
         },
     )
-    database.register(TABLE, table)
+    database.register(TABLE, rows)
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
     return database
@@ -143,6 +241,8 @@ def _run(query: Callable[[], duckdb.DuckDBPyRelation | None], text: str, columns
             raise UsageError(f"{text!r} returns no rows", hint="only SELECT queries do")
         return relation.to_arrow_table()
     except duckdb.Error as error:
+        if _READING_FAILED.search(str(error)):
+            raise OSError(str(error).partition(" failed: ")[2]) from error
         raise _explained(error, text, columns) from error
 
 
@@ -168,22 +268,3 @@ def _no_column(name: str, columns: Sequence[str], quoted: bool = False) -> Usage
     near = difflib.get_close_matches(name, columns, n=1)
     question = f", did you mean {near[0]!r}?" if near else ""
     return UsageError(f"no column {name!r}{question}", hint=f"the columns are {', '.join(columns)}")
-
-
-def _columns(table: pa.Table) -> str:
-    return f"the columns are {', '.join(table.column_names)}"
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-
-
-def _without_embedding(table: pa.Table) -> pa.Table:
-    """DuckDB has no 16-bit floats."""
-    return table.drop_columns([EMBEDDING])
-
-
-def _with_plain_embedding(table: pa.Table) -> pa.Table:
-    size = table.schema.field(EMBEDDING).type.list_size
-    plain = table[EMBEDDING].cast(pa.list_(pa.float32(), size))
-    return table.set_column(table.column_names.index(EMBEDDING), EMBEDDING, plain)

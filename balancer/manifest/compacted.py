@@ -1,0 +1,173 @@
+"""What the index of the compacted copy says: which fragments it stands for, and which files hold their rows.
+
+`manifest/data/_index.json` is published last, in one step: before, the copy that was there holds, or none.
+Readers take the rows of the files it names, and those of the fragments that came later from the log; a later
+verdict takes the place of the row that was compacted. Without an index everything is in the log.
+
+Everything in it carries a checksum: the index its own, each file the sha256 of all its bytes (which `fsck`
+looks at) and of its footer (which readers look at each time they open it). The pages of a file have theirs,
+which readers look at as well. So a reader that looks at a few columns of a few files verifies just these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.errors import ManifestError
+from balancer.manifest.layout import DATA_DIR, INDEX_FILE
+from balancer.manifest.runfile import RunInfo
+from balancer.storage import MissingFileError, Storage, slug
+
+FORMAT = 1
+
+STATUS = "status"
+
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+"""Stands for no value in folder names, as other tools have it."""
+
+LEAST_FOLDERS = 64
+ROWS_IN_FOLDER = 16_384
+"""Up to so many folders whatever they hold, and more if they hold so many rows on average."""
+
+ROW_BYTES = 1024
+"""About what a row takes in memory besides its embedding."""
+
+FILE_BYTES = 64 << 20
+BUFFER_BYTES = 512 << 20
+"""Rows are held back in memory until a file is full, or all memory for them is; by then one of n parts has
+about twice an n-th of it."""
+
+MAKE_ANEW = "the log has everything: `balancer compact RUN --rebuild` makes the copy anew"
+
+
+class DamagedCopyError(ManifestError):
+    """The compacted copy is not what was written. No row is lost, as they all are in the log."""
+
+    def __init__(self, path: str, rule: str, detail: str) -> None:
+        super().__init__(f"{path}: {rule}: {detail}", hint=MAKE_ANEW)
+        self.path = path
+        self.rule = rule
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How rows are dealt to files; the same layout of the same log gives the same files.
+
+    `folders` are the columns that have a level of folders each, `rows_in_file` at most are in a file, and as
+    many as `rows_at_once` in memory before the largest part is written, although it could still grow.
+    """
+
+    folders: tuple[str, ...]
+    rows_in_file: int
+    rows_at_once: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that have one value in all rows of a file."""
+        return (*self.folders, STATUS)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """`path` is relative to the run folder; `values` are those of the layout's columns, None for null.
+    `footer_bytes` are the last ones, Parquet's own metadata."""
+
+    path: str
+    rows: int
+    num_bytes: int
+    sha256: str
+    footer_bytes: int
+    footer_sha256: str
+    values: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The copy has the rows of fragments 1 to `covers`, of which the last has `sha256`."""
+
+    run_id: str
+    covers: int
+    sha256: str
+    rows: int
+    layout: Layout
+    files: tuple[DataFile, ...]
+
+
+def layout_of(info: RunInfo, rows: int) -> Layout:
+    """Folders by class and facets as long as these have enough rows each; files are sorted by the others."""
+    names = (CLASS_PROPERTY, *info.facets)
+    depth, most = 0, max(LEAST_FOLDERS, rows // ROWS_IN_FOLDER)
+    while depth < len(names) and _combinations(info, names[: depth + 1]) <= most:
+        depth += 1
+    row_bytes = 2 * info.embedding_dim + ROW_BYTES
+    return Layout(names[:depth], max(FILE_BYTES // row_bytes, 1), max(BUFFER_BYTES // row_bytes, 1))
+
+
+def _combinations(info: RunInfo, names: tuple[str, ...]) -> int:
+    return len({tuple(cell[name] for name in names) for cell in info.plan})
+
+
+def folder_of(columns: tuple[str, ...], values: tuple[str | None, ...]) -> str:
+    """`manifest/data/class=burnt/lighting=dim`: names from outside as slugs."""
+    parts = (
+        f"{slug(name)}={NULL_FOLDER if value is None else slug(value)}"
+        for name, value in zip(columns, values, strict=True)
+    )
+    return "/".join((DATA_DIR, *parts))
+
+
+def read_index(storage: Storage, run_id: str) -> Index | None:
+    """None if there is none; DamagedCopyError if it is damaged, or not of this run."""
+    try:
+        data = storage.read(INDEX_FILE)
+    except MissingFileError:
+        return None
+    try:
+        index = _parsed(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCopyError(INDEX_FILE, "index of the compacted copy is readable", str(error)) from error
+    if index.run_id != run_id:
+        detail = f"it is of run {index.run_id!r}"
+        raise DamagedCopyError(INDEX_FILE, "compacted copy belongs to the run", detail)
+    return index
+
+
+def encode_index(index: Index) -> bytes:
+    document = {"format": FORMAT, **dataclasses.asdict(index)}
+    return _json({**document, "checksum": _checksum(document)})
+
+
+def _parsed(document: dict[str, Any]) -> Index:
+    checksum = document.pop("checksum")
+    number = document["format"]
+    if number > FORMAT:
+        raise ManifestError(
+            f"{INDEX_FILE}: format {number} is newer than {FORMAT}, the newest this version reads",
+            hint="upgrade balancer",
+        )
+    if checksum != _checksum(document):
+        raise ValueError("its bytes are not those that were written")
+    layout = document["layout"]
+    return Index(
+        run_id=document["run_id"],
+        covers=document["covers"],
+        sha256=document["sha256"],
+        rows=document["rows"],
+        layout=Layout(tuple(layout["folders"]), layout["rows_in_file"], layout["rows_at_once"]),
+        files=tuple(DataFile(**{**file, "values": tuple(file["values"])}) for file in document["files"]),
+    )
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(document)).hexdigest()
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode()
