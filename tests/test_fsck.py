@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
 from balancer.errors import UsageError
-from balancer.manifest import check_run, fsck
-from balancer.manifest.layout import LOG_DIR, RUN_FILE, fragment_path
+from balancer.manifest import check_run, fsck, read_run
+from balancer.manifest.compacted import read_index
+from balancer.manifest.compaction import Files, compact, publish_index
+from balancer.manifest.layout import DATA_DIR, INDEX_FILE, LOG_DIR, RUN_FILE, fragment_path
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
@@ -251,6 +256,97 @@ def test_an_image_outside_the_run_is_not_even_read(run, tmp_path):
     assert (problem.rule, problem.path) == ("images can be read", "../secret.png")
 
 
+# ---- the compacted copy --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compacted(run: Path) -> Path:
+    """The sound run with a compacted copy, of which verdicts and rows came later."""
+    storage = open_storage(run, create=False)
+    compact(storage)
+    log = start(storage)
+    log.commit_verdicts([revoked(row(ONE), "class"), void(TWO)])
+    log.close("interrupted")
+    commit(run, row(ONE, 2), rejected(TWO))
+    return run
+
+
+def test_a_sound_compacted_copy_is_looked_at_and_has_no_problems(compacted):
+    found = check_run(open_storage(compacted, create=False))
+    assert (found.problems, found.notes) == ((), ())
+    assert (found.rows, found.compacted) == (5, 4)
+    result = CliRunner().invoke(main, ["fsck", str(compacted)])
+    assert result.stdout.endswith("checked, 4 compacted rows as well: no problems\n")
+
+
+def data_file(run: Path, number: int = 0) -> Path:
+    return sorted(run.rglob("*.parquet"))[number]
+
+
+def with_other_rows(run: Path) -> None:
+    """A file whose rows someone changed, and an index that says all is well."""
+    storage = open_storage(run, create=False)
+    index = read_index(storage, "run-1")
+    assert index is not None
+    file = index.files[0]
+    table = pq.read_table(pa.BufferReader(storage.read(file.path)))
+    changed = table.set_column(table.column_names.index("phash"), "phash", pa.array(["0" * 16] * len(table)))
+    written = Files(storage, index.layout, info_of(run).schema()).write(file.values, changed)
+    publish_index(storage, dataclasses.replace(index, files=(written, *index.files[1:])))
+
+
+def index_with(change: Callable[[Any], dict[str, Any]]) -> Fault:
+    def plant(run: Path) -> None:
+        storage = open_storage(run, create=False)
+        index = read_index(storage, "run-1")
+        assert index is not None
+        publish_index(storage, dataclasses.replace(index, **change(index)))
+
+    return plant
+
+
+def change_file(path: Path, how: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(how(path.read_bytes()))
+
+
+def info_of(run: Path) -> Any:
+    return read_run(open_storage(run, create=False))
+
+
+SAME = "compacted rows are those of the log"
+
+COPY_FAULTS: list[tuple[str, Callable[[Path], object]]] = [
+    ("index of the compacted copy is readable", overwrite(INDEX_FILE, b"{")),
+    ("compacted copy belongs to the run", index_with(lambda index: {"run_id": "run-2"})),
+    ("compacted copy is of this log", index_with(lambda index: {"sha256": "0" * 64})),
+    ("log without gaps", index_with(lambda index: {"covers": 99})),
+    ("compacted files are there", lambda run: data_file(run).unlink()),
+    ("compacted files have their size", lambda run: data_file(run).write_bytes(b"PAR1")),
+    ("compacted files have their sha256", lambda run: change_file(data_file(run), flip)),
+    (SAME, with_other_rows),
+    (SAME, index_with(lambda index: {"rows": 3})),
+    (SAME, index_with(lambda index: {"files": index.files[:-1]})),
+    (SAME, index_with(lambda index: {"files": (*index.files, index.files[0])})),
+    (SAME, index_with(lambda index: {"files": index.files[::-1]})),
+]
+
+
+@pytest.mark.parametrize(("rule", "plant"), COPY_FAULTS)
+def test_a_fault_planted_in_the_compacted_copy_is_found_by_its_rule(compacted, rule, plant):
+    plant(compacted)
+    assert rule in {problem.rule for problem in fsck(open_storage(compacted, create=False))}
+    result = CliRunner().invoke(main, ["fsck", str(compacted)])
+    assert result.exit_code == 1
+    assert f": {rule}: " in result.stdout
+
+
+def test_numbers_that_are_none_are_no_difference(run):
+    storage = open_storage(run, create=False)
+    start(storage).commit([rejected("basic/dim/0009", score=float("nan"))])
+    compact(storage)
+    assert fsck(storage) == []
+
+
 def referenced(tmp_path: Path, data: bytes) -> Path:
     """A run that records where its real image is instead of copying it."""
     root, image = tmp_path / "run", tmp_path / "a.png"
@@ -284,6 +380,7 @@ def test_a_real_image_kept_elsewhere_that_changed_is_found(tmp_path):
         ("images/basic/.0001-1.png.ab.tmp", "no temporary files"),
         ("images/basic/dim/0009-1.png", "no unreferenced images"),
         (f"{LOG_DIR}/notes.txt", "nothing foreign in the log"),
+        (f"{DATA_DIR}/class=basic/old.parquet", "no superseded compacted files"),
     ],
 )
 def test_leftovers_are_notes_and_no_problems(run, path, rule):

@@ -13,8 +13,8 @@ from balancer.cli import console
 def command(ctx: click.Context, run: str) -> None:
     """Check every rule of the manifest in RUN, and hash every image it names.
 
-    Prints one line for each rule that is broken, with the file, and exits with 1 if there are any.
-    Leftovers that do no harm are noted. Nothing is changed.
+    Prints one line for each rule that is broken, with the file, and exits with 1 if there are any. A
+    compacted copy is compared with the log. Leftovers that do no harm are noted. Nothing is changed.
     """
     from balancer.manifest.check import check_run
     from balancer.storage import open_storage
@@ -25,6 +25,8 @@ def command(ctx: click.Context, run: str) -> None:
     for problem in found.problems:
         click.echo(f"{problem.path}: {problem.rule}: {problem.detail}")
     looked_at = f"{found.fragments} fragments, {found.rows} rows and {found.images} images checked"
+    if found.compacted is not None:
+        looked_at += f", {found.compacted} compacted rows as well"
     click.echo(f"{looked_at}: {_verdict(len(found.problems))}")
     if found.problems:
         ctx.exit(1)

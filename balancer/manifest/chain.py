@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from balancer.errors import ManifestError
+from balancer.manifest.compacted import read_index
 from balancer.manifest.fragment import (
     BrokenFragmentError,
     Fragment,
@@ -84,9 +86,11 @@ def read_chain(
     """
     names = with_id(schema.names if columns is None else columns)
     seq, sha256 = after
+    least = max(seq, covered(storage, run_id))  # before the listing, which may be out of date the next moment
     last = last_seq(storage)
-    if last < seq:
-        raise BrokenFragmentError(fragment_path(seq), "log without gaps", "it is missing, and was there once")
+    if last < least:
+        detail = "it is missing, the compacted copy has its rows"
+        raise BrokenFragmentError(fragment_path(least), "log without gaps", detail)
     blocks: list[pa.Table] = []
     entries: list[Entry] = []
     before: Entry | None = None
@@ -113,6 +117,15 @@ def joined(tables: Sequence[pa.Table], schema: pa.Schema, columns: Sequence[str]
     """Tables as one, in memory of its own; dictionaries become one each, in the order of their values."""
     empty = schema.empty_table().select(list(columns))
     return pa.concat_tables([empty, *tables]).unify_dictionaries().combine_chunks()
+
+
+def covered(storage: Storage, run_id: str) -> int:
+    """The last fragment that the compacted copy has, which must be in the log; 0 if no copy can be read."""
+    try:
+        index = read_index(storage, run_id)
+    except ManifestError:
+        return 0
+    return index.covers if index else 0
 
 
 def last_seq(storage: Storage) -> int:

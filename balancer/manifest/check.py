@@ -15,9 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from balancer.errors import ManifestError, StorageError
-from balancer.manifest.chain import last_seq, load_fragment
+from balancer.manifest.chain import Entry, last_seq, load_fragment
+from balancer.manifest.compacted import DamagedCopyError, Index, read_index
+from balancer.manifest.copycheck import check_files, check_rows
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
-from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
+from balancer.manifest.layout import (
+    DATA_DIR,
+    IMAGES_DIR,
+    INDEX_FILE,
+    LOG_DIR,
+    RUN_FILE,
+    fragment_path,
+    fragment_seq,
+)
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.storage import MissingFileError, Storage
@@ -51,13 +61,15 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """`notes` are leftovers that do no harm. `rows` counts those that stand, `images` the files that were
-    hashed: also those of candidates that were accepted once and are no more."""
+    hashed: also those of candidates that were accepted once and are no more. `compacted` are the rows of the
+    compacted copy, None if there is none."""
 
     problems: tuple[Problem, ...]
     notes: tuple[Problem, ...]
     fragments: int
     rows: int
     images: int
+    compacted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,9 @@ def check_run(storage: Storage) -> Findings:
         info = read_run(storage)
     except ManifestError as error:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
-    fragments, problems = _check_log(storage, info)
+    index, of_copy = _index(storage, info)
+    fragments, problems = _check_log(storage, info, index)
+    of_copy += _copy(storage, info, index, () if problems else fragments)
     rows = [row for fragment in fragments for row in _rows(fragment)]
     problems.extend(_ids(rows, whole=not problems))
     for rule in (_verdicts, _membership, _files):
@@ -107,19 +121,47 @@ def check_run(storage: Storage) -> Findings:
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
-    notes = _leftovers(storage, {row["file_name"] for row in images})
+    compacted = {file.path for file in index.files} if index else None
+    notes = _leftovers(storage, {row["file_name"] for row in images}, compacted)
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
-    return Findings(tuple(problems), tuple(notes), len(fragments), len(standing), len(images) - unread)
+    return Findings(
+        problems=(*problems, *of_copy),
+        notes=tuple(notes),
+        fragments=len(fragments),
+        rows=len(standing),
+        images=len(images) - unread,
+        compacted=index.rows if index else None,
+    )
 
 
-def _check_log(storage: Storage, info: RunInfo) -> tuple[list[Fragment], list[Problem]]:
+def _index(storage: Storage, info: RunInfo) -> tuple[Index | None, list[Problem]]:
+    try:
+        return read_index(storage, info.run_id), []
+    except DamagedCopyError as error:
+        return None, [Problem(error.rule, error.path, error.detail)]
+
+
+def _copy(
+    storage: Storage, info: RunInfo, index: Index | None, fragments: Sequence[Fragment]
+) -> list[Problem]:
+    """What is wrong with the compacted copy; its rows are compared if the log and its files are sound."""
+    if index is None:
+        return []
+    found = list(check_files(storage, index))
+    if fragments and not found:
+        found += check_rows(storage, index, [Entry.of(fragment) for fragment in fragments], info)
+    return [Problem(error.rule, error.path, error.detail) for error in found]
+
+
+def _check_log(storage: Storage, info: RunInfo, index: Index | None) -> tuple[list[Fragment], list[Problem]]:
     """The fragments that can be read, each with what is wrong in the log."""
     fragments: list[Fragment] = []
     problems: list[Problem] = []
     previous: Fragment | None = None
     schema = info.schema()
     trusted = True  # whether `previous` is really the fragment before
-    for seq in range(1, last_seq(storage) + 1):
+    last = max(last_seq(storage), index.covers if index else 0)
+    for seq in range(1, last + 1):
         try:
             fragment = load_fragment(storage, seq, schema, _COLUMNS)
             fragments.append(fragment)
@@ -269,7 +311,7 @@ def _read_referenced(name: str) -> bytes:
         raise StorageError(f"cannot read {name}: {error.strerror}") from error
 
 
-def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:
+def _leftovers(storage: Storage, referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
     for path in storage.list(""):
         name = path.rpartition("/")[2]
         if name.startswith(".") and name.endswith(".tmp"):
@@ -278,5 +320,7 @@ def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:
             )
         elif path.startswith(f"{IMAGES_DIR}/") and path not in referenced:
             yield Problem("no unreferenced images", path, "no row names it, at least not yet")
+        elif path.startswith(f"{DATA_DIR}/") and path != INDEX_FILE and path not in (compacted or ()):
+            yield Problem("no superseded compacted files", path, "no reader looks at it any more, or not yet")
         elif path.startswith(f"{LOG_DIR}/") and fragment_seq(path) is None:
             yield Problem("nothing foreign in the log", path, "it is no fragment, and is not read")

@@ -38,6 +38,8 @@ ROWS_IN_FOLDER = 16_384
 ROW_BYTES = 1024
 """About what a row takes in memory besides its embedding."""
 
+BLOCK_ROWS = 16_384
+
 FILE_BYTES = 64 << 20
 BUFFER_BYTES = 512 << 20
 """Rows are held back in memory until a file is full, or all memory for them is; by then one of n parts has
@@ -61,12 +63,14 @@ class Layout:
     """How rows are dealt to files; the same layout of the same log gives the same files.
 
     `folders` are the columns that have a level of folders each, `rows_in_file` at most are in a file, and as
-    many as `rows_at_once` in memory before the largest part is written, although it could still grow.
+    many as `rows_at_once` in memory before the largest part is written, although it could still grow. So many
+    as `rows_in_block`, or a few more, are dealt at a time.
     """
 
     folders: tuple[str, ...]
     rows_in_file: int
     rows_at_once: int
+    rows_in_block: int
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -107,7 +111,12 @@ def layout_of(info: RunInfo, rows: int) -> Layout:
     while depth < len(names) and _combinations(info, names[: depth + 1]) <= most:
         depth += 1
     row_bytes = 2 * info.embedding_dim + ROW_BYTES
-    return Layout(names[:depth], max(FILE_BYTES // row_bytes, 1), max(BUFFER_BYTES // row_bytes, 1))
+    return Layout(
+        folders=names[:depth],
+        rows_in_file=max(FILE_BYTES // row_bytes, 1),
+        rows_at_once=max(BUFFER_BYTES // row_bytes, 1),
+        rows_in_block=BLOCK_ROWS,
+    )
 
 
 def _combinations(info: RunInfo, names: tuple[str, ...]) -> int:
@@ -160,7 +169,7 @@ def _parsed(document: dict[str, Any]) -> Index:
         covers=document["covers"],
         sha256=document["sha256"],
         rows=document["rows"],
-        layout=Layout(tuple(layout["folders"]), layout["rows_in_file"], layout["rows_at_once"]),
+        layout=Layout(**{**layout, "folders": tuple(layout["folders"])}),
         files=tuple(DataFile(**{**file, "values": tuple(file["values"])}) for file in document["files"]),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from balancer.manifest.chain import Chain, joined, read_again, read_chain
+from balancer.manifest.chain import Chain, Entry, joined, read_again, read_chain
 from balancer.manifest.compacted import (
     DamagedCopyError,
     DataFile,
@@ -40,9 +40,6 @@ from balancer.storage import MissingFileError, Storage, slug
 
 LIGHT = ("attempt",)
 """The log is checked by reading it all; of its rows nothing is needed for that."""
-
-BLOCK_ROWS = 16_384
-"""Rows dealt at once."""
 
 ROW_GROUP_ROWS = 16_384
 """What a reader has to take in to look at one value: with a large embedding, about 25 MB of it."""
@@ -68,14 +65,15 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
     if chain.last is None or (not rebuild and _is_up_to_date(storage, info, chain)):
         return None
     layout = layout_of(info, sum(entry.rows for entry in chain.entries))
-    parts = RowsInOrder(storage, chain, schema)
+    rows = RowsInOrder(storage, chain.entries, schema)
     files = Files(storage, layout, schema)
-    written = [files.write(values, table) for values, table in deal(parts.blocks(), layout, info)]
+    dealt = deal(rows.blocks(layout.rows_in_block), layout, info)
+    written = [files.write(values, table) for values, table in dealt]
     index = Index(
         run_id=info.run_id,
         covers=chain.last.stamp.seq,
         sha256=chain.last.known_as,
-        rows=parts.rows,
+        rows=rows.count,
         layout=layout,
         files=tuple(written),
     )
@@ -101,24 +99,25 @@ def _is_up_to_date(storage: Storage, info: RunInfo, chain: Chain) -> bool:
 class RowsInOrder:
     """The rows of a log that count, with their places, for one pass."""
 
-    def __init__(self, storage: Storage, chain: Chain, schema: pa.Schema) -> None:
-        ids = ids_judged_anew(storage, chain.entries, schema)
-        self._places = Places(storage, chain.entries, schema, ids)
+    def __init__(self, storage: Storage, entries: Sequence[Entry], schema: pa.Schema) -> None:
+        ids = ids_judged_anew(storage, entries, schema)
+        self._places = Places(storage, entries, schema, ids)
         self._schema = schema
-        entries = [entry for entry in chain.entries if entry.rows]
-        self._fragments = read_again(storage, entries, schema, schema.names)
+        with_rows = [entry for entry in entries if entry.rows]
+        self._fragments = read_again(storage, with_rows, schema, schema.names)
 
     @property
-    def rows(self) -> int:
+    def count(self) -> int:
+        """Rows that were passed so far."""
         return self._places.next
 
-    def blocks(self) -> Iterator[pa.Table]:
+    def blocks(self, size: int) -> Iterator[pa.Table]:
         block: list[pa.Table] = []
         rows = 0
         for fragment in self._fragments:
             block.append(self._that_count(fragment))
             rows += block[-1].num_rows
-            if rows >= BLOCK_ROWS:
+            if rows >= size:
                 yield self._joined(block)
                 block, rows = [], 0
         if rows:

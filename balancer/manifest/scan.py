@@ -96,7 +96,8 @@ class Source:
         self._compacted = _compacted_fragments(index, self._system) if index else []
         self._newest = _log_fragments(entries, self._system)
         ids = self._ids_that_may_be_twice(storage, entries, index)
-        before = self._compacted_rows(pc.field(ID).isin(ids), [ID, *HIDDEN])
+        compacted = self._compacted if len(ids) else []
+        before = self._rows_in(compacted, pc.field(ID).isin(ids), [ID, *HIDDEN])
         self._survey = survey(storage, entries, self.schema, ids, before, index.rows if index else 0)
 
     def dataset(self, schema: pa.Schema | None = None) -> ManifestDataset:
@@ -148,11 +149,13 @@ class Source:
         """Those that were judged anew since the compaction, and those of candidates that wait to be made
         again since before."""
         judged = ids_judged_anew(storage, entries, self.schema)
-        waiting = self._compacted_rows(pc.field(STATUS) == VOID, [ID])[ID]
+        waiting = self._rows_in(self._compacted, pc.field(STATUS) == VOID, [ID])[ID]
         return pc.unique(pa.chunked_array([judged, *waiting.chunks], pa.string()))
 
-    def _compacted_rows(self, condition: pc.Expression, columns: Sequence[str]) -> pa.Table:
-        dataset = self._of(self._compacted, [], self.schema, HAS_ITS_PLACE)
+    def _rows_in(
+        self, compacted: Sequence[ds.Fragment], condition: pc.Expression, columns: Sequence[str]
+    ) -> pa.Table:
+        dataset = self._of(compacted, [], self.schema, HAS_ITS_PLACE)
         return dataset.scanner(columns=list(columns), filter=condition).to_table()
 
     def _of(
