@@ -32,6 +32,7 @@ from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets,
 from balancer.config import Config
 from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, FencedError, InterruptedRun
+from balancer.manifest.compaction import compact_if_long
 from balancer.manifest.fragment import State
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
@@ -49,7 +50,7 @@ from balancer.resume import (
     wording_counts_of,
 )
 from balancer.schedule import Schedule
-from balancer.storage import open_storage
+from balancer.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,20 @@ def run(
             driver.wording_counts = wordings
             state = driver.run()
             close(state)
+    _compact(storage, reporter)
     return _result(info.run_id, state, schedule)
+
+
+def _compact(storage: Storage, reporter: Reporter) -> None:
+    """Here the log has stopped growing and the models have left the GPUs: no better time to make a long log
+    fast to query. Nothing depends on it, so what goes wrong with it is told, and no more."""
+    try:
+        index = compact_if_long(storage)
+    except BalancerError as error:
+        reporter.note(f"the manifest could not be compacted, queries read the log: {error.message}")
+        return
+    if index is not None:
+        reporter.note(f"the manifest was compacted: {index.rows} rows in {len(index.files)} files")
 
 
 def describe_models(config: Config) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,9 @@ COMMANDS = {
     "rejudge": "Judge a run's candidates again under other limits.",
     "query": "Select rows of a run's manifest.",
     "report": "Write a run's report, one HTML file.",
+    "compact": "Make queries of a long run fast.",
     "fsck": "Check a run's manifest and every image it names.",
+    "gc": "List files of a run that nothing needs, or delete them.",
     "doctor": "Check this machine: versions, GPUs, Ray, weights.",
 }
 
