@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "Write a run's report, one HTML file.",
     "compact": "Make queries of a long run fast.",
     "fsck": "Check a run's manifest and every image it names.",
+    "repair": "Save what can be saved of a damaged manifest.",
     "gc": "List files of a run that nothing needs, or delete them.",
     "doctor": "Check this machine: versions, GPUs, Ray, weights.",
 }

@@ -109,7 +109,8 @@ def check_run(storage: Storage) -> Findings:
     fragments, problems = _check_log(storage, info, index)
     of_copy += _copy(storage, info, index, () if problems else fragments)
     rows = [row for fragment in fragments for row in _rows(fragment)]
-    problems.extend(_ids(rows, whole=not problems))
+    repaired = any(fragment.stamp.event == "repair" for fragment in fragments)
+    problems.extend(_ids(rows, whole=not problems and not repaired))
     for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
     standing = list({row["id"]: row for row in rows}.values())
@@ -178,13 +179,15 @@ def _check_log(storage: Storage, info: RunInfo, index: Index | None) -> tuple[li
 def _rows(fragment: Fragment) -> Iterator[_Row]:
     path = fragment_path(fragment.stamp.seq)
     for values in fragment.table.to_pylist():
-        yield _Row(path, values, fragment.stamp.event == "verdicts")
+        yield _Row(path, values, fragment.stamp.replaces_rows)
 
 
 def _ids(rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
     """An id is committed once, or again after it became void; a verdict is one on a row that is there,
-    and changes the verdict alone. Unless the log is `whole`, that row may be lost, and is not looked for."""
+    and changes the verdict alone. Unless the log is `whole`, that row may be lost, and is not looked for; or
+    the verdict, and one that follows says which row counts."""
     before: dict[str, _Row] = {}
+    twice: dict[str, _Row] = {}
     for row in rows:
         known = before.get(row["id"])
         if row["id"] is None:
@@ -192,9 +195,13 @@ def _ids(rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
         elif row.is_verdict:
             if whole:
                 yield from _only_the_verdict_changed(known, row)
+            else:
+                twice.pop(row["id"], None)
         elif known is not None and known["status"] != VOID:
-            yield row.breaks("ids are unique", "is there twice")
+            twice.setdefault(row["id"], row)
         before[row["id"]] = row
+    for row in twice.values():
+        yield row.breaks("ids are unique", "is there twice")
 
 
 def _only_the_verdict_changed(before: _Row | None, after: _Row) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ EVENTS: tuple[Event, ...] = ("open", "rows", "verdicts", "gc", "repair", "close"
 STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budget")
 
 _KEY = "balancer."
+CHECKSUM_KEY = b"balancer.checksum"
 _MARK = b"balancer-sha256:"
 _MARKED = re.compile(_MARK + rb"([0-9a-f]{64})")
 _ZEROS = b"0" * 64
@@ -100,7 +101,7 @@ def encode(table: pa.Table, stamp: Stamp) -> bytes:
     """The bytes of a fragment: the same stamp and table give the same bytes."""
     # Unguessable until now, so replacing it touches nothing a row might hold.
     token = hashlib.sha256(uuid.uuid4().bytes).hexdigest().encode()
-    metadata = {**(table.schema.metadata or {}), **_to_metadata(stamp), "balancer.checksum": _MARK + token}
+    metadata = {**(table.schema.metadata or {}), **_to_metadata(stamp), CHECKSUM_KEY: _MARK + token}
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
         if table.num_rows:
@@ -215,13 +216,14 @@ def _to_metadata(stamp: Stamp) -> dict[str, str]:
 def _numbered(metadata: Mapping[bytes, bytes], seq: int) -> Stamp:
     """What the metadata of fragment `seq` says of it."""
     path = fragment_path(seq)
-    stamp = _from_metadata(metadata, path)
+    stamp = stamp_of(metadata, path)
     if stamp.seq != seq:
         raise BrokenFragmentError(path, "fragment is the one its name says", f"it is number {stamp.seq}")
     return stamp
 
 
-def _from_metadata(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
+def stamp_of(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
+    """What the metadata of a fragment say; BrokenFragmentError if they make no sense."""
     try:
         text = {key.decode().removeprefix(_KEY): value.decode() for key, value in metadata.items()}
         state = text["state"] or None

@@ -108,7 +108,7 @@ class Source:
     def numbered(self, schema: pa.Schema) -> ds.Dataset:
         """As `dataset`, with FILE and PLACE for everyone to see."""
         children = self.dataset(schema).children
-        return _Rows(self._full(schema), children).filter(self._survey.condition)
+        return _Rows(_full(schema), children).filter(self._survey.condition)
 
     def rows(self, columns: Sequence[str], condition: pc.Expression | None = None) -> pa.Table:
         """In the order of commits. Raises what Arrow raises for a condition that makes no sense."""
@@ -165,18 +165,29 @@ class Source:
         schema: pa.Schema,
         condition: pc.Expression,
     ) -> ManifestDataset:
-        full = self._full(schema)
+        full = _full(schema)
         children = [
             ds.FileSystemDataset(list(compacted), full, PARQUET, self._system),
             ds.FileSystemDataset(list(newest), full, LOG, self._system),
         ]
         return _dataset(full, children, condition)
 
-    def _full(self, schema: pa.Schema) -> pa.Schema:
-        for column in (self.schema.field(ID), pa.field(FILE, pa.int64()), pa.field(PLACE, pa.int64())):
-            if column.name not in schema.names:
-                schema = schema.append(column.with_metadata({_MARK: b""}))
-        return schema
+
+def compacted_dataset(storage: Storage, schema: pa.Schema, index: Index) -> ManifestDataset:
+    """The rows of the compacted copy alone."""
+    files = ManifestFiles(storage, {file.path: file for file in index.files}, {})
+    system = pyarrow.fs.PyFileSystem(files)
+    full = _full(schema)
+    child = ds.FileSystemDataset(_compacted_fragments(index, system), full, PARQUET, system)
+    return _dataset(full, [child], HAS_ITS_PLACE)
+
+
+def _full(schema: pa.Schema) -> pa.Schema:
+    """With the columns that tell rows apart, which are not shown."""
+    for column in (pa.field(ID, pa.string()), pa.field(FILE, pa.int64()), pa.field(PLACE, pa.int64())):
+        if column.name not in schema.names:
+            schema = schema.append(column.with_metadata({_MARK: b""}))
+    return schema
 
 
 def _compacted_fragments(index: Index, system: pyarrow.fs.FileSystem) -> list[ds.Fragment]:
