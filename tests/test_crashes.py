@@ -1,8 +1,8 @@
 """Nothing committed is lost, repeated or left dangling, whatever dies and whenever.
 
-The real storage, log, writer and schedule run on a simulated disk (tests/file_system_model.py), under
-schedules of work, crashes and faults that hypothesis makes up and, if one breaks a rule, cuts down to the
-smallest that does. 300 schedules by default; for a long search say how many:
+The real storage, log, writer, schedule, compaction and gc run on a simulated disk (file_system_model.py),
+under schedules of work, crashes and faults that hypothesis makes up and, if one breaks a rule, cuts down to
+the smallest that does. 300 schedules by default; for a long search say how many:
 
     BALANCER_CRASH_SCHEDULES=3000 python -m pytest -s tests/test_crashes.py -k schedule
 
@@ -12,6 +12,8 @@ of the protocol, and has to be caught.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import errno
 import functools
 import hashlib
@@ -31,13 +33,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 import actors.writer
+import balancer.manifest.compaction
 from actors.writer import WriteItem, Writer
 from balancer.cells import Candidate
 from balancer.config import Config
-from balancer.errors import FencedError, StorageError
+from balancer.errors import FencedError, StorageError, UsageError
 from balancer.manifest import ManifestLog, create_run, read_log
 from balancer.manifest.check import check_run
-from balancer.manifest.layout import RUN_FILE, image_stem
+from balancer.manifest.compacted import encode_index, read_index
+from balancer.manifest.compaction import compact
+from balancer.manifest.gc import IMAGE, Leftover, delete_leftovers, find_leftovers
+from balancer.manifest.layout import INDEX_FILE, RUN_FILE, fragment_path, image_stem
+from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import ImageFile
 from balancer.resume import schedule_of
 from balancer.schedule import Outcome
@@ -47,6 +54,7 @@ from tests.manifest_samples import FACETS, NOON, MemoryStorage, planned, rejecte
 
 SCHEDULES = int(os.environ.get("BALANCER_CRASH_SCHEDULES", "300"))
 STEPS = 20
+DAY = datetime.timedelta(hours=24)
 FOUND_WITHIN = 3000
 """Schedules in which the search must find a fault that is there."""
 
@@ -82,6 +90,10 @@ class Variant:
     process: type[Process] = Process
     storage: type[LocalStorage] = LocalStorage
     driver: Callable[..., Driver] = field(default_factory=lambda: Driver)
+    compact: Callable[[Any], object] = lambda storage: compact(storage, rebuild=True)
+    collect: Callable[..., list[Leftover]] = delete_leftovers
+    without: frozenset[str] = frozenset()
+    """Rules that would only get in the way of what this is about."""
 
 
 Told = tuple[str, str | None]
@@ -111,7 +123,7 @@ class Driver:
     def open(self) -> None:
         self.storage = self.variant.storage.make(ROOT, self.process)
         info = create_run(self.storage, INFO)
-        self.log = ManifestLog.open(self.storage, info.schema(), info.run_id, now=lambda: NOON)
+        self.log = ManifestLog.open(self.storage, info.schema(), info.run_id, now=lambda: time_on(self.disk))
         self.schedule = schedule_of(info, CONFIG, self.log.table(), None)
         self.writer = self.start_writer()
 
@@ -140,7 +152,7 @@ class Driver:
             self.outcomes.append(Outcome(candidate, None))
 
     def publish(self, candidate: Candidate, look: int) -> ImageFile:
-        item = WriteItem(look, image_stem(candidate, FACETS), {"id": candidate.id})
+        item = WriteItem(look, self.log.free_name(image_stem(candidate, FACETS)), {"id": candidate.id})
         while True:
             try:
                 return self.writer.write(LOOKS, [item])[0]
@@ -168,6 +180,10 @@ class Driver:
         self.log.close("interrupted")
 
 
+def time_on(disk: Disk) -> datetime.datetime:
+    return NOON + datetime.timedelta(seconds=disk.now_s)
+
+
 def told(row: dict[str, Any]) -> Told:
     return row["status"], row["sha256"]
 
@@ -191,6 +207,9 @@ class Schedules(RuleBasedStateMachine):
         self.depth = 0
         self.violated = False
 
+    def has(self, name: str) -> bool:
+        return name not in self.variant.without
+
     # ---- work --------------------------------------------------------------------------------
 
     @precondition(lambda self: self.disk.works)
@@ -199,19 +218,19 @@ class Schedules(RuleBasedStateMachine):
         if driver := self.some_driver(older):
             self.perform(driver, lambda: driver.accept(look))
 
-    @precondition(lambda self: self.disk.works)
+    @precondition(lambda self: self.disk.works and self.has("reject"))
     @rule(older=st.booleans())
     def reject(self, older):
         if driver := self.some_driver(older):
             self.perform(driver, driver.reject)
 
-    @precondition(lambda self: self.disk.works)
+    @precondition(lambda self: self.disk.works and self.has("commit"))
     @rule(older=st.booleans())
     def commit(self, older):
         if driver := self.some_driver(older):
             self.commit_of(driver)
 
-    @precondition(lambda self: self.disk.works and self.drivers)
+    @precondition(lambda self: self.disk.works and self.drivers and self.has("close"))
     @rule(older=st.booleans())
     def close(self, older):
         driver = self.drivers[0 if older else -1]
@@ -222,19 +241,91 @@ class Schedules(RuleBasedStateMachine):
     def open_another(self):
         self.start_driver()
 
+    @precondition(lambda self: self.disk.has_power and self.has("collect"))
+    @rule()
+    def day_passes(self):
+        """What lies about is old by now, and drivers that say nothing seem to be gone."""
+        self.disk.now_s += 25 * 3600
+
+    # ---- others who look after the run --------------------------------------------------------
+
+    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("compact"))
+    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "power loss", "drivers commit"]))
+    def compact(self, calls, meanwhile):
+        self.interrupt(calls, meanwhile)
+        self.perform_as_another(lambda storage: self.variant.compact(storage), "compacted")
+
+    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("collect"))
+    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "drivers commit", "a driver works"]))
+    def collect(self, calls, meanwhile):
+        self.interrupt(calls, meanwhile)
+
+        def collected(storage: LocalStorage) -> None:
+            found = self.variant.collect(storage, DAY, now=lambda: time_on(self.disk))
+            self.happened["leftovers deleted"] += len(found)
+            self.happened["images deleted"] += sum(leftover.kind == IMAGE for leftover in found)
+
+        self.perform_as_another(collected, "collected")
+
+    def interrupt(self, calls: tuple[str | None, int], meanwhile: str | None) -> None:
+        if meanwhile == "kill":
+            self.after(calls, meanwhile, Process.kill)
+        elif meanwhile == "power loss":
+            self.after(calls, meanwhile, self.disk.lose_power)
+        elif meanwhile == "drivers commit":
+            self.after(calls, meanwhile, lambda process: self.commit_of_idle_drivers())
+        elif meanwhile == "a driver works":
+            self.after(calls, meanwhile, lambda process: self.work_as_a_new_driver())
+
+    def work_as_a_new_driver(self) -> None:
+        before = list(self.drivers)
+        if self.depth <= 2:
+            self.start_driver()
+        for driver in list(self.drivers):
+            if driver not in before:
+                self.perform(driver, functools.partial(driver.accept, 0))
+                if driver in self.drivers:
+                    self.commit_of(driver)
+
+    def perform_as_another(self, action: Callable[[LocalStorage], object], what: str) -> None:
+        """Do something in a process of its own, which ends with it."""
+        refused = self.disk.refused
+        self.depth += 1
+        try:
+            action(self.variant.storage(ROOT, self.variant.process(self.disk)))
+            self.happened[what] += 1
+        except (Killed, PowerLost):
+            pass
+        except FencedError:
+            self.happened["fenced"] += 1
+        except UsageError as error:
+            if "the run is going on" not in error.message:
+                raise self.violation(str(error)) from error
+        except StorageError as error:
+            if self.disk.refused == refused:
+                raise self.violation("an error without a cause") from error
+        except Exception as error:
+            raise self.violation(str(error)) from error
+        finally:
+            self.depth -= 1
+        if self.disk.has_power:
+            last = read_log(self.observed()).last
+            self.newest_epoch = max(self.newest_epoch, last.epoch if last else 0)
+            self.check()
+
     # ---- faults ------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.disk.works)
+    @precondition(lambda self: self.disk.works and self.has("crash"))
     @rule(calls=CALLS, fault=st.sampled_from(["kill", "power loss"]))
     def crash(self, calls, fault):
         self.after(calls, fault, Process.kill if fault == "kill" else self.disk.lose_power)
 
-    @precondition(lambda self: self.disk.works)
+    @precondition(lambda self: self.disk.works and self.has("sync_error"))
     @rule(calls=CALLS)
     def sync_error(self, calls):
         self.after(calls, "sync error", lambda process: self.disk.fail_next_sync())
 
-    @precondition(lambda self: self.disk.works)
+    @precondition(lambda self: self.disk.works and self.has("another_driver_acts"))
     @rule(calls=CALLS, opens=st.booleans())
     def another_driver_acts(self, calls, opens):
         if opens:
@@ -266,7 +357,7 @@ class Schedules(RuleBasedStateMachine):
         self.drivers.clear()
         self.check()
 
-    @precondition(lambda self: self.disk.works and not self.disk.is_full)
+    @precondition(lambda self: self.disk.works and not self.disk.is_full and self.has("disk_fills"))
     @rule(
         room=st.sampled_from([None, 0, 100, 5000]),
         calls=st.frozensets(st.sampled_from(["open", "mkdir", "link", "rename", "fsync"]), max_size=2),
@@ -293,7 +384,8 @@ class Schedules(RuleBasedStateMachine):
         self.drivers.append(driver)
         self.newest_epoch = max(self.newest_epoch, driver.log.epoch)
         self.happened["opened"] += 1
-        self.check_rows(driver.log)
+        if driver.log.epoch == self.newest_epoch:  # nobody took it over while it opened
+            self.check_rows(driver.log)
 
     def close_driver(self, driver: Driver) -> None:
         driver.close()
@@ -369,6 +461,10 @@ class Schedules(RuleBasedStateMachine):
             return
         problems = check_run(storage).problems
         assert not problems, problems
+        if storage.exists(INDEX_FILE):
+            columns = ["id", "status", "sha256", "embedding"]
+            found = manifest_in(storage).to_table(columns, status="all").to_pylist()
+            assert found == read_log(storage, columns).table.to_pylist(), "queries differ from the log"
 
     def check_rows(self, log: ManifestLog) -> None:
         rows = {row["id"]: told(row) for row in log.table().select(["id", "status", "sha256"]).to_pylist()}
@@ -419,6 +515,28 @@ def test_no_schedule_of_crashes_and_faults_breaks_a_promise():
     started_s = time.perf_counter()
     happened = search(Variant(), SCHEDULES)
     print(json.dumps(dict(happened) | {"seconds": round(time.perf_counter() - started_s)}))
+
+
+# ---- what the search finds too seldom ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_the_copy_of_a_fragment_does_not_outlive_it(careful, monkeypatch):
+    """A driver is killed when its fragment can be seen and nobody knows yet whether it is durable."""
+    if not careful:
+        monkeypatch.setattr(balancer.manifest.compaction, "make_durable", lambda storage, path: None)
+    disk = Disk()
+    driver = Driver(disk, Variant(), Ledger())
+    driver.open()
+    driver.accept(0)
+    disk.events.append(Event(0, Process.kill, "unlink"))
+    with pytest.raises(Killed):
+        driver.commit()
+    assert compact(LocalStorage(ROOT, Process(disk))) is not None
+    disk.has_power = False
+    disk.restart(lambda what, options: options[0])  # what was not synced is lost
+    rules = {problem.rule for problem in check_run(LocalStorage(ROOT, Process(disk, observer=True))).problems}
+    assert rules == (set() if careful else {"log without gaps"})
 
 
 # ---- the search finds what is broken -------------------------------------------------------------
@@ -565,26 +683,119 @@ class RowsBeforeImages(Driver):
         self.unpublished = []
 
 
+class UnsyncedCopies(LocalStorage):
+    """Compacted files are written like any other, but nobody waits until they are on the disk."""
+
+    def publish(self, path, data):
+        self.careless = path.endswith(".parquet")
+        try:
+            super().publish(path, data)
+        finally:
+            self.careless = False
+
+    def _sync(self, fd, path, full_is_safe=True):
+        if not getattr(self, "careless", False):
+            super()._sync(fd, path, full_is_safe)
+
+
+class IndexFirst:
+    """The index is published before the files it names."""
+
+    def __init__(self, storage):
+        self.storage, self.held = storage, []
+
+    def __getattr__(self, name):
+        return getattr(self.storage, name)
+
+    def publish(self, path, data):
+        self.held.append((path, data))
+        if path == INDEX_FILE:
+            for file in reversed(self.held):
+                self.storage.publish(*file)
+
+
+def covering_too_much(storage):
+    """The copy is said to cover what was committed while it was made."""
+    compact(storage, rebuild=True)
+    index, log = read_index(storage, INFO.run_id), read_log(storage)
+    last = log.last
+    sha256 = hashlib.sha256(storage.read(fragment_path(last.seq))).hexdigest()
+    storage.publish(INDEX_FILE, encode_index(dataclasses.replace(index, covers=last.seq, sha256=sha256)))
+
+
+def collecting_without_the_log(storage, older_than, now):
+    """Deletes what was left over when it looked, whatever was committed since."""
+    found = find_leftovers(storage, older_than, now)
+    for leftover in found:
+        storage.delete(leftover.path)
+    return found
+
+
+def collecting_unannounced(storage, older_than, now):
+    """Takes the log over, but does not say what it is about to delete."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ManifestLog, "doom", lambda log, paths: None)
+        return delete_leftovers(storage, older_than, now)
+
+
 LOST = "acknowledged rows are lost|is acknowledged twice|a run that was opened is lost"
 DAMAGED = "fragment is whole|checksum|log without gaps|hash chain|run.json"
 DANGLING = "images are there|images have their"
+WRONG_COPY = "compacted files|compacted rows|compacted copy|queries differ"
+
+FAULTS = {"crash", "sync_error", "another_driver_acts", "disk_fills"}
+WRITING = frozenset({"compact", "collect"})
+COMPACTING = frozenset({"collect", "sync_error", "disk_fills", "close"})
+COLLECTING = frozenset({*FAULTS, "compact", "close", "reject"})
 
 BROKEN = {
-    "the content of files is not synced": (Variant(NoFileSync), f"{DAMAGED}|{DANGLING}"),
-    "folders are not synced": (Variant(NoFolderSync), f"{LOST}|{DAMAGED}|{DANGLING}"),
-    "files get their name before they are synced": (Variant(NamedBeforeSynced), DAMAGED),
-    "acknowledged before durable": (Variant(AcknowledgedBeforeDurable), f"{LOST}|{DAMAGED}|{DANGLING}"),
-    "overwritten instead of created": (Variant(Overwrites), f"{LOST}|{DAMAGED}|not fenced"),
-    "looked for, then renamed": (Variant(LooksBeforeItRenames), f"{LOST}|{DAMAGED}|not fenced"),
-    "a failed sync is tried again": (Variant(SyncsAgain), f"{DAMAGED}|{DANGLING}"),
-    "short writes are taken for whole": (Variant(BelievesWritesAreWhole), f"{DAMAGED}|{DANGLING}"),
-    "folders that are found count as durable": (
-        Variant(TrustsFoldersItFinds),
+    "the content of files is not synced": (
+        Variant(NoFileSync, without=WRITING),
+        f"{DAMAGED}|{DANGLING}",
+    ),
+    "folders are not synced": (Variant(NoFolderSync, without=WRITING), f"{LOST}|{DAMAGED}|{DANGLING}"),
+    "files get their name before they are synced": (Variant(NamedBeforeSynced, without=WRITING), DAMAGED),
+    "acknowledged before durable": (
+        Variant(AcknowledgedBeforeDurable, without=WRITING),
         f"{LOST}|{DAMAGED}|{DANGLING}",
     ),
-    "the folders above the run are not synced": (Variant(NothingSyncedAboveTheRun), LOST),
-    "fragments are written in place": (Variant(storage=InPlace), DAMAGED),
-    "rows are committed before their images": (Variant(driver=RowsBeforeImages), DANGLING),
+    "overwritten instead of created": (
+        Variant(Overwrites, without=WRITING),
+        f"{LOST}|{DAMAGED}|not fenced",
+    ),
+    "looked for, then renamed": (
+        Variant(LooksBeforeItRenames, without=WRITING),
+        f"{LOST}|{DAMAGED}|not fenced",
+    ),
+    "a failed sync is tried again": (Variant(SyncsAgain, without=WRITING), f"{DAMAGED}|{DANGLING}"),
+    "short writes are taken for whole": (
+        Variant(BelievesWritesAreWhole, without=WRITING),
+        f"{DAMAGED}|{DANGLING}",
+    ),
+    "folders that are found count as durable": (
+        Variant(TrustsFoldersItFinds, without=WRITING),
+        f"{LOST}|{DAMAGED}|{DANGLING}",
+    ),
+    "the folders above the run are not synced": (Variant(NothingSyncedAboveTheRun, without=WRITING), LOST),
+    "fragments are written in place": (Variant(storage=InPlace, without=WRITING), DAMAGED),
+    "rows are committed before their images": (Variant(driver=RowsBeforeImages, without=WRITING), DANGLING),
+    "compacted files are not synced": (Variant(storage=UnsyncedCopies, without=COMPACTING), WRONG_COPY),
+    "the index is published before its files": (
+        Variant(compact=lambda storage: compact(IndexFirst(storage), rebuild=True), without=COMPACTING),
+        WRONG_COPY,
+    ),
+    "the copy covers what was committed meanwhile": (
+        Variant(compact=covering_too_much, without=COMPACTING),
+        WRONG_COPY,
+    ),
+    "images are deleted without taking the log over": (
+        Variant(collect=collecting_without_the_log, without=COLLECTING),
+        DANGLING,
+    ),
+    "images are deleted without saying which": (
+        Variant(collect=collecting_unannounced, without=COLLECTING | {"commit"}),
+        DANGLING,
+    ),
 }
 
 

@@ -31,7 +31,7 @@ from balancer.manifest.compacted import (
     read_index,
 )
 from balancer.manifest.fragment import Fragment
-from balancer.manifest.layout import INDEX_FILE
+from balancer.manifest.layout import INDEX_FILE, fragment_path
 from balancer.manifest.places import Places, ids_judged_anew
 from balancer.manifest.replaced import PLACE
 from balancer.manifest.runfile import RunInfo, read_run
@@ -89,8 +89,15 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
         layout=layout,
         files=tuple(written),
     )
+    make_durable(storage, fragment_path(index.covers))
     publish_index(storage, index)
     return index
+
+
+def make_durable(storage: Storage, path: str) -> None:
+    """Make sure that a file which can be seen survives a power loss. Whoever wrote it may have been stopped
+    just before it knew that; what is built on it must not outlive it."""
+    storage.create(path, storage.read(path))  # which is there, and made so when that is found
 
 
 def publish_index(storage: Storage, index: Index) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from balancer.errors import BalancerError, FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest.compacted import read_index
+from balancer.manifest.compaction import make_durable
 from balancer.manifest.layout import DATA_DIR, IMAGES_DIR, INDEX_FILE
 from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
@@ -62,6 +63,8 @@ def delete_leftovers(
         )
     found = find_leftovers(storage, older_than, now)
     others = [leftover for leftover in found if leftover.kind != IMAGE]
+    if any(leftover.kind == COMPACTED for leftover in others):
+        make_durable(storage, INDEX_FILE)  # or the index before it could come back, which names them
     _delete(storage, others)
     if len(others) == len(found):
         return others
@@ -100,12 +103,12 @@ def _leftovers(storage: Storage, listed: Paths, view: LogView, before: dt.dateti
 
 
 def _compacted(storage: Storage) -> set[str] | None:
-    """Files that the index names; None if that cannot be read, so that nobody knows."""
+    """Files that the index names; None if none can be read, so that nobody knows which these are."""
     try:
         index = read_index(storage, read_run(storage).run_id)
     except ManifestError:
         return None
-    return {INDEX_FILE, *(file.path for file in index.files)} if index else {INDEX_FILE}
+    return {INDEX_FILE, *(file.path for file in index.files)} if index else None
 
 
 def _kind(path: str, named: set[str], compacted: set[str] | None) -> str | None:
