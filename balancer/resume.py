@@ -30,6 +30,9 @@ VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "
 
 CALIBRATION = "calibration"
 
+HISTORY_ROWS = 65_536
+"""Rows of the manifest that are Python objects at once."""
+
 Models = Mapping[str, Mapping[str, Any]]
 """`generator`, `verifier` and any other judge, each with its model and revision, the verifier with its
 embedding_dim and the hash of its `calibration`, None without one."""
@@ -214,7 +217,18 @@ def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
 
 
 def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
-    wanted = rows.select(["source", "cell", "slot", "attempt", "status", "reason"]).to_pylist()
-    made = [row for row in wanted if row["source"] == SYNTHETIC]
-    for row in sorted(made, key=lambda row: (row["slot"], row["attempt"])):
-        yield Outcome(candidate_of(row, cells), row["reason"], void=row["status"] == VOID)
+    """The outcomes of each slot by attempts: all first ones, all second ones, and so on. One object a
+    slot, and rows in parts, as there can be millions of them."""
+    import pyarrow.compute as pc
+
+    made = rows.filter(pc.field("source") == SYNTHETIC).sort_by("attempt")
+    keys = made["slot"].combine_chunks().dictionary_encode()
+    firsts = made["cell"].take(pc.index_in(keys.dictionary, value_set=made["slot"].combine_chunks()))
+    slots = [
+        Slot(cells[cell], int(key.rpartition("/")[2]))
+        for key, cell in zip(keys.dictionary.to_pylist(), firsts.to_pylist(), strict=True)
+    ]
+    numbered = made.select(["attempt", "status", "reason"]).append_column("number", keys.indices)
+    for batch in numbered.to_batches(HISTORY_ROWS):
+        for attempt, status, reason, number in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            yield Outcome(Candidate(slots[number], attempt), reason, void=status == VOID)
