@@ -35,6 +35,11 @@ BATCHES_PER_GENERATOR = 2
 BATCHES_BEHIND = 4
 """Batches per generator that may wait for verifiers and writers before generation pauses."""
 
+DOUBTFUL_AFTER = 20
+"""Candidates of a cell, none of which passed, after which it may have to be given up."""
+
+EXAMPLES_OF_A_CELL = 3
+
 WAIT_S = 0.25
 """Longest pause of the loop: signals, deadlines and commits are looked at this often."""
 
@@ -300,10 +305,17 @@ class Driver:
             self._to_write.append(batch)
 
     def _keep_example(self, batch: Batch, index: int, reason: str) -> None:
-        """The first few rejected for a reason are shown in the report; no verdict waits for their files."""
-        if self.schedule.rejected_by_reason[reason] < self.config.output.rejected_per_reason:
+        """A few rejected for each reason are shown in the report, and of a cell in which nothing passes;
+        no verdict waits for their files."""
+        kept = self.config.output.rejected_per_reason
+        cell = batch.candidates[index].slot.cell
+        if self.schedule.rejected_by_reason[reason] < kept or (kept and self._is_telling(cell)):
             mark = self._mark(batch, index) | {"rejected": reason}
             batch.examples.append(RejectedItem(index, rejected_path(mark["id"], reason), mark))
+
+    def _is_telling(self, cell: Cell) -> bool:
+        tally = self.schedule.tally(cell)
+        return tally.accepted == 0 and 0 <= tally.candidates - DOUBTFUL_AFTER < EXAMPLES_OF_A_CELL
 
     def _written(self, finished: Finished) -> None:
         batch: Batch = finished.job

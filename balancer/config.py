@@ -420,7 +420,8 @@ class OutputConfig(_Section):
     """Longest time a judged candidate waits for its commit."""
 
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
-    """Rejected images kept for each reason, under `rejected/`, for the report."""
+    """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
+    passes, a few besides."""
 
 
 class CriteriaConfig(_Section):

@@ -249,7 +249,7 @@ class Schedule:
     # ---- cells that are given up --------------------------------------------------------------
 
     def _reconsider(self, cell: Cell) -> None:
-        hopeless = self._tally(cell).is_below(self.give_up_below)
+        hopeless = self.tally(cell).is_below(self.give_up_below)
         if hopeless and cell not in self._given_up:
             self._give_up(cell)
         elif not hopeless and cell in self._given_up:
@@ -278,14 +278,15 @@ class Schedule:
     def _slots_of(self, cell: Cell) -> Iterator[Slot]:
         return (Slot(cell, index) for index in range(self._quota_of[cell]))
 
-    def _tally(self, cell: Cell) -> Tally:
+    def tally(self, cell: Cell) -> Tally:
+        """The candidates of a cell, and how many of them passed."""
         passing = self._void_in[cell]  # by now: so says the verdict that made them void
         return Tally(self._accepted_in[cell] + passing, self._judged_in[cell] + passing)
 
     @property
     def given_up(self) -> Mapping[Cell, Tally]:
         """Cells whose open slots are short because too few of their candidates pass."""
-        return {cell: self._tally(cell) for cell in self._given_up}
+        return {cell: self.tally(cell) for cell in self._given_up}
 
     # ---- where the run stands ----------------------------------------------------------------
 
