@@ -8,10 +8,12 @@ its CPU generator with the low 32 bits of a seed.)
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,14 @@ class Generator:
         A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch
         shape is halved for good and the work done again with the same seeds.
         """
+        pixels, (flags, _) = self.begin(requests, guidance)()
+        return pixels, flags
+
+    def begin(
+        self, requests: Sequence[Request], guidance: float
+    ) -> Callable[[], tuple[np.ndarray, tuple[list[ImageFlags], int]]]:
+        """As `generate`, but the images are still on their way from the device when it returns: the result
+        waits for them. With the flags it says how many images were made at a time."""
         while True:
             try:
                 parts = [self._generate_batch(part, guidance) for part in _parts(requests, self.batch_size)]
@@ -72,8 +82,8 @@ class Generator:
                 if self.batch_size == 1:
                     raise self._too_large() from error
             else:
-                pixels = np.concatenate([pixels for pixels, _ in parts])
-                return pixels, [flags for _, part in parts for flags in part]
+                flags = [flags for _, part in parts for flags in part]
+                return functools.partial(_fetched, [copy for copy, _ in parts], flags, self.batch_size)
             # After the handler, whose traceback keeps the tensors of the failed batch alive.
             self._halve_batch()
 
@@ -87,9 +97,7 @@ class Generator:
             "batch_size": str(self.batch_size),
         }
 
-    def _generate_batch(
-        self, requests: Sequence[Request], guidance: float
-    ) -> tuple[np.ndarray, list[ImageFlags]]:
+    def _generate_batch(self, requests: Sequence[Request], guidance: float) -> tuple[_Copy, list[ImageFlags]]:
         filled = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
         finite = _FiniteLatents()
         output = self._pipeline(**self._arguments(filled, guidance, finite))
@@ -100,7 +108,7 @@ class Generator:
             ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
             for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
         ]
-        return _to_pixels(images)[: len(requests)], flags[: len(requests)]
+        return _Copy.begin(_to_pixels(images)[: len(requests)]), flags[: len(requests)]
 
     def _arguments(
         self, requests: Sequence[Request], guidance: float, callback: _FiniteLatents
@@ -193,8 +201,37 @@ def _parts(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]
     return (requests[start : start + size] for start in range(0, len(requests), size))
 
 
-def _to_pixels(images: torch.Tensor) -> np.ndarray:
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W) in 0..1 to uint8 (N, H, W, 3); converted on the device, a quarter of the bytes to move."""
     scaled = images.float().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels: np.ndarray = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return pixels
+    return scaled.permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Images on their way from the device to memory, while the device goes on with other work."""
+
+    pixels: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def begin(cls, pixels: torch.Tensor) -> _Copy:
+        if pixels.device.type != "cuda":
+            return cls(pixels, None)
+        here = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        here.copy_(pixels, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(here, arrived)
+
+    def wait(self) -> np.ndarray:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        there: np.ndarray = self.pixels.numpy()
+        return there
+
+
+def _fetched(
+    copies: Sequence[_Copy], flags: list[ImageFlags], batch_size: int
+) -> tuple[np.ndarray, tuple[list[ImageFlags], int]]:
+    return np.concatenate([copy.wait() for copy in copies]), (flags, batch_size)

@@ -14,6 +14,7 @@ from typing import Any
 from actors import weights
 from actors.cluster import Fleet, connected, fit
 from actors.driver import Driver, StopSignal
+from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
 from actors.pool import Pool, call_all
 from actors.real_images import (
@@ -132,10 +133,10 @@ def run(
             schedule = schedule_of(info, config, log.table(), limit)
             _announce(reporter, schedule, fleet, config)
             references = CopyIndex(references_of(measured), config.verification.copies)
-            driver = Driver(config, facts, schedule, log, *pools, stop, references=references)
+            learned = wording_counts_of(log.table()) if config.attempts.adaptive else None
+            feed = Feed(config, schedule, learned)
+            driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            if config.attempts.adaptive:
-                driver.wording_counts = wording_counts_of(log.table())
             state = driver.run()
             close(state)
     return _result(info.run_id, state, schedule)

@@ -27,6 +27,9 @@ HANG_S = 1e6
 
 Sleep = Callable[[float], None]
 
+Made = tuple[list[ImageFlags], int]
+"""What a generator says of a batch: flags of every image, and how many it makes at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -66,10 +69,15 @@ class SimulatedGenerator:
 
     def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
         """Noise of shape (N, height, width, 3); a short batch takes as long as a full one."""
+        pixels, (flags, _) = self.begin(requests, guidance)
+        return pixels, flags
+
+    def begin(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, Made]:
+        """As `generate`, and how many images are made at a time."""
         self._trouble.strike()
         self._sleep(self._service_s * -(-len(requests) // self.batch_size))
         pixels = np.stack([_noise(request, self.width, self.height) for request in requests])
-        return pixels, [ImageFlags() for _ in requests]
+        return pixels, ([ImageFlags() for _ in requests], self.batch_size)
 
     def describe(self) -> dict[str, str]:
         return {

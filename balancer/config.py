@@ -419,6 +419,9 @@ class OutputConfig(_Section):
     commit_seconds: float = Field(default=1.0, gt=0)
     """Longest time a judged candidate waits for its commit."""
 
+    disk_full_wait_s: float = Field(default=600, ge=0)
+    """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
+
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
     """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
     passes, a few besides."""

@@ -120,6 +120,15 @@ class Schedule:
         self.in_flight.update(batch)
         return batch
 
+    def claim(self, candidate: Candidate) -> bool:
+        """Hand out this candidate, of a slot begun before, if it is waiting; False if it is not."""
+        queue = self._waiting.get(self._group_of(candidate))
+        if queue is None or candidate not in queue.again:
+            return False
+        queue.again.remove(candidate)
+        self.in_flight.add(candidate)
+        return True
+
     def reason_before(self, candidate: Candidate) -> str | None:
         """Why the attempt before was rejected; None for a first attempt."""
         return self._reasons.get(Candidate(candidate.slot, candidate.attempt - 1))
