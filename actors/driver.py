@@ -31,7 +31,7 @@ from balancer.manifest.rows import RunFacts
 from balancer.progress import ClassCounts, RateMeter, Snapshot, eta_s
 from balancer.schedule import Outcome, Schedule
 from balancer.storage import DiskFullError
-from balancer.verdict import criteria_for, judge
+from balancer.verdict import Made, criteria_for, judge
 
 BATCHES_PER_GENERATOR = 2
 """One being made and one waiting, so that a generator never waits for the driver."""
@@ -43,6 +43,10 @@ DOUBTFUL_AFTER = 20
 """Candidates of a cell, none of which passed, after which it may have to be given up."""
 
 EXAMPLES_OF_A_CELL = 3
+
+PATIENCE = 0.1
+"""Part of the time of a batch that an idle generator waits for verdicts, rather than beginning a batch that
+is not full, or attempts that they may make needless."""
 
 WAIT_S = 0.25
 """Longest pause of the loop: signals, deadlines and commits are looked at this often."""
@@ -88,6 +92,8 @@ class Driver:
     _given_up: set[Cell] = field(default_factory=set)
     _started_s: float = 0.0
     _stopping_since_s: float | None = None
+    _patient_since_s: float | None = None
+    _batch_s: float = 0.0
     _accepted_rate: RateMeter = field(init=False)
     _candidate_rate: RateMeter = field(init=False)
 
@@ -198,11 +204,21 @@ class Driver:
             made = self._to_verify.popleft()
             cells = [candidate.slot.cell for candidate in made.candidates]
             self.verifiers.submit(verifier, "measure", made.pixels, made.flags, cells, job=made)
-        while self._may_generate() and (generator := self.generators.least_busy(BATCHES_PER_GENERATOR)):
-            if (batch := self.feed.next_batch(self._shape(generator))) is None:
+        while self._may_generate() and (generator := self.generators.least_busy(self._depth())):
+            shape = self._shape(generator)
+            if not self.schedule.can_fill(shape) and self._expects_verdicts():
+                break
+            if (batch := self.feed.next_batch(shape)) is None:
                 self._keep_idle_ones_busy()
                 break
             self._generate(generator, batch)
+
+    def _depth(self) -> int:
+        """Batches a generator may have at a time. Towards the end just the one being made: what to make next
+        is then better known when it is done, and a batch that waits cannot go to one that is idle."""
+        waiting = self.schedule.open - len(self.schedule.in_flight)
+        full_round = self.config.generation.batch_size * self.generators.size
+        return BATCHES_PER_GENERATOR if waiting >= full_round else 1
 
     def _keep_idle_ones_busy(self) -> None:
         idle = [actor for actor in self.generators.actors if actor.ready and actor.calls == 0]
@@ -211,9 +227,18 @@ class Driver:
             for generator, batch in zip(idle, batches, strict=False):
                 self._generate(generator, batch)
 
+    def _expects_verdicts(self) -> bool:
+        """Whether to wait a moment for verdicts that are on their way: they tell what is needed."""
+        if not self._to_verify and not self.verifiers.busy:
+            return False
+        if self._patient_since_s is None:
+            self._patient_since_s = self.clock()
+        return self.clock() - self._patient_since_s < PATIENCE * self._batch_s
+
     def _generate(self, generator: Actor, batch: Batch) -> None:
         guidance = batch.rungs[0].guidance
         self.generators.submit(generator, "begin", batch.requests, guidance, job=batch, num_returns=2)
+        self._patient_since_s = None
 
     def _shape(self, generator: Actor) -> int:
         """How many candidates it makes at once; fewer than configured once its memory ran out."""
@@ -253,7 +278,8 @@ class Driver:
             self._lost(batch)
             return
         batch.pixels = finished.refs[0]
-        batch.flags, batch.shape = finished.value
+        made: Made = finished.value
+        batch.flags, batch.shape, self._batch_s = made
         batch.device = described(finished.actor.description, "device")
         if finished.actor.description is not None:
             finished.actor.description["batch_size"] = batch.shape

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from actors import weights
 from actors.device import device_name, pick_device, pick_dtype, use_threads
 from balancer.errors import UnavailableError, WeightsError, first_line
 from balancer.prompts import Request
-from balancer.verdict import ImageFlags
+from balancer.verdict import ImageFlags, Made
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,13 @@ class Generator:
         A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch
         shape is halved for good and the work done again with the same seeds.
         """
-        pixels, (flags, _) = self.begin(requests, guidance)()
-        return pixels, flags
+        pixels, made = self.begin(requests, guidance)()
+        return pixels, made.flags
 
-    def begin(
-        self, requests: Sequence[Request], guidance: float
-    ) -> Callable[[], tuple[np.ndarray, tuple[list[ImageFlags], int]]]:
+    def begin(self, requests: Sequence[Request], guidance: float) -> Callable[[], tuple[np.ndarray, Made]]:
         """As `generate`, but the images are still on their way from the device when it returns: the result
-        waits for them. With the flags it says how many images were made at a time."""
+        waits for them."""
+        began = time.perf_counter()
         while True:
             try:
                 parts = [self._generate_batch(part, guidance) for part in _parts(requests, self.batch_size)]
@@ -83,7 +83,8 @@ class Generator:
                     raise self._too_large() from error
             else:
                 flags = [flags for _, part in parts for flags in part]
-                return functools.partial(_fetched, [copy for copy, _ in parts], flags, self.batch_size)
+                made = Made(flags, self.batch_size, time.perf_counter() - began)
+                return functools.partial(_fetched, [copy for copy, _ in parts], made)
             # After the handler, whose traceback keeps the tensors of the failed batch alive.
             self._halve_batch()
 
@@ -231,7 +232,5 @@ class _Copy:
         return there
 
 
-def _fetched(
-    copies: Sequence[_Copy], flags: list[ImageFlags], batch_size: int
-) -> tuple[np.ndarray, tuple[list[ImageFlags], int]]:
-    return np.concatenate([copy.wait() for copy in copies]), (flags, batch_size)
+def _fetched(copies: Sequence[_Copy], made: Made) -> tuple[np.ndarray, Made]:
+    return np.concatenate([copy.wait() for copy in copies]), made

@@ -120,6 +120,11 @@ class Schedule:
         self.in_flight.update(batch)
         return batch
 
+    def can_fill(self, size: int) -> bool:
+        """Whether there are candidates for a whole batch."""
+        queue = self._queue_for(size)
+        return queue is not None and len(queue) >= size
+
     def claim(self, candidate: Candidate) -> bool:
         """Hand out this candidate, of a slot begun before, if it is waiting; False if it is not."""
         queue = self._waiting.get(self._group_of(candidate))

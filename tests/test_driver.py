@@ -49,6 +49,14 @@ def make_config(acceptance=0.5, **sections):
     return Config.model_validate(base)
 
 
+BATCH_S = 2.0
+
+
+def generator_of(size, kind=SimulatedGenerator):
+    """Says that a batch takes its time; that it passes is the engine's business."""
+    return kind(size, 64, 64, BATCH_S, sleep=lambda seconds: None)
+
+
 class Trial:
     """One start of a run in `folder`."""
 
@@ -62,7 +70,7 @@ class Trial:
         self.stop = StopSignal()
         size = config.generation.batch_size
         workers = {
-            "generator": (SimulatedGenerator(size, 64, 64), generators, 2.0),
+            "generator": (generator_of(size), generators, BATCH_S),
             "verifier": (SimulatedVerifier(config.properties(), config.planning.acceptance), 1, 0.1),
             "writer": (Writer(self.storage.uri), 1, 0.1),
         }
@@ -219,7 +227,7 @@ def test_a_generator_that_ran_out_of_memory_gets_smaller_batches_and_rows_say_so
             return super().begin(requests, guidance)
 
     trial = Trial(tmp_path, make_config(1.0), generators=1)
-    trial.pools[0].worker = Halved(4, 64, 64)
+    trial.pools[0].worker = generator_of(4, Halved)
     sizes = []
     submit = trial.pools[0].submit
     trial.pools[0].submit = lambda *told, **more: (sizes.append(len(told[2])), submit(*told, **more))

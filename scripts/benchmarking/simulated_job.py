@@ -1,0 +1,108 @@
+"""One run on real Ray with simulated workers of fixed service times, and when each call began and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+
+import actors.fleet
+from actors.pool import Pool
+from actors.run import run
+from actors.writer import RejectedItem, WriteItem
+from balancer.config import Config
+from balancer.manifest.rows import ImageFile
+
+SHAPE = 8
+PASS_RATE = 0.7
+SIDE = 64
+VERIFY_S = 0.05
+WRITE_S = 0.05
+
+Span = tuple[float, float]
+
+
+class SimulatedWriter:
+    """Takes its time and writes nothing."""
+
+    def __init__(self, storage_uri: str) -> None:
+        del storage_uri
+
+    def write(
+        self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
+    ) -> list[ImageFile]:
+        time.sleep(WRITE_S)
+        return [ImageFile(f"{item.stem}.png", "0" * 64, 1) for item in items]
+
+
+@dataclass(slots=True)
+class Job:
+    """What a run made; times are in seconds since 1970."""
+
+    began: float
+    ended: float = 0.0
+    accepted: int = 0
+    candidates: int = 0
+    spans: dict[str, list[list[Span]]] = field(default_factory=dict)
+    """By kind of actor: of each actor, its calls."""
+
+
+def job_config(images: int, generators: int, service_s: float) -> dict[str, Any]:
+    """Images of ten classes and four lightings, up to four attempts each."""
+    return {
+        "classes": {f"class{n}": {"prompts": ["a picture", "one picture"]} for n in range(10)},
+        "facets": {"light": {"values": {f"light{n}": {"prompts": ["so"]} for n in range(4)}}},
+        "target": {"per_class": images // 10},
+        "generation": {"width": SIDE, "height": SIDE, "batch_size": SHAPE},
+        "attempts": {"max": 3, "fallback": {}},
+        "actors": {"kind": "simulated", "generators": generators, "start_timeout_s": 600},
+        "planning": {"acceptance": PASS_RATE, "seconds_per_candidate": service_s / SHAPE},
+        "output": {"rejected_per_reason": 0},
+    }
+
+
+def run_job(images: int, generators: int, service_s: float) -> Job:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "dataset"
+        (dataset / "class0").mkdir(parents=True)
+        wanted = job_config(images, generators, service_s) | {"dataset": {"path": str(dataset)}}
+        job = Job(time.time())
+        with _watched(job):
+            result = run(Config.model_validate(wanted), Path(folder) / "run")
+        job.ended = time.time()
+        job.accepted, job.candidates = result.accepted, result.candidates
+        return job
+
+
+@contextlib.contextmanager
+def _watched(job: Job) -> Iterator[None]:
+    """Fixed service times for all workers, and their calls are asked for before they are ended."""
+    plain_verifier = actors.fleet.verifier_worker
+
+    class Watched(Pool):
+        def start(self) -> None:
+            if self.spec.kind == "writer":
+                self.spec = dataclasses.replace(
+                    self.spec, worker="benchmarking.simulated_job:SimulatedWriter"
+                )
+            super().start()
+
+        def close(self) -> None:
+            ready = [actor for actor in self.actors if actor.ready]
+            job.spans[self.spec.kind] = ray.get([actor.handle.spans.remote() for actor in ready])
+            super().close()
+
+    def verifier(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+        path, arguments = plain_verifier(config, on_gpu)
+        return path, arguments | {"service_s": VERIFY_S}
+
+    with mock.patch("actors.fleet.Pool", Watched), mock.patch("actors.fleet.verifier_worker", verifier):
+        yield
