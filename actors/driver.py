@@ -192,7 +192,7 @@ class Driver:
             if ready is None or kind in self._introduced:
                 continue
             self._introduced.add(kind)
-            told = [described(ready.description, name) for name in ("model", "device", "dtype")]
+            told = [described(ready.description, name) for name in ("model", "device", "dtype", "placement")]
             self.note(f"{kind}: {told[0]} on {', '.join(filter(None, told[1:]))}")
 
     # ---- handing out work --------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Driver:
         """Batches a generator may have at a time. Towards the end just the one being made: what to make next
         is then better known when it is done, and a batch that waits cannot go to one that is idle."""
         waiting = self.schedule.open - len(self.schedule.in_flight)
-        full_round = self.config.generation.batch_size * self.generators.size
+        full_round = self.config.generation.usual_batch * self.generators.size
         return BATCHES_PER_GENERATOR if waiting >= full_round else 1
 
     def _keep_idle_ones_busy(self) -> None:
@@ -242,7 +242,7 @@ class Driver:
 
     def _shape(self, generator: Actor) -> int:
         """How many candidates it makes at once; fewer than configured once its memory ran out."""
-        return int(described(generator.description, "batch_size") or self.config.generation.batch_size)
+        return int(described(generator.description, "batch_size") or self.config.generation.usual_batch)
 
     def _may_generate(self) -> bool:
         behind = len(self._to_verify) + len(self._to_write)

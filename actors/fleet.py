@@ -54,16 +54,20 @@ def start_pools(generators: Pool, verifiers: Pool, writers: Pool) -> None:
 
 def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
     made = config.generation
-    sizes = {"width": made.width, "height": made.height, "batch_size": made.batch_size}
+    sizes: dict[str, Any] = {"width": made.width, "height": made.height}
     if config.actors.kind == "simulated":
-        service_s = (config.planning.seconds_per_candidate or 0.0) * made.batch_size
+        service_s = (config.planning.seconds_per_candidate or 0.0) * made.usual_batch
+        sizes["batch_size"] = made.usual_batch
         return "actors.simulated:SimulatedGenerator", sizes | {"service_s": service_s}
     return "actors.generator:Generator", sizes | {
+        "batch_size": made.batch_size,
         "model": _located(made.model),
         "revision": made.revision,
         "variant": made.variant,
         "steps": made.steps,
         "dtype": made.dtype,
+        "offload": made.offload,
+        "compiled": made.compile and on_gpu,
         "device": _device(config, on_gpu),
         "threads": CPU_THREADS,
     }

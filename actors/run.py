@@ -113,7 +113,7 @@ def run(
     with contextlib.ExitStack() as stack:
         resources = stack.enter_context(connected(address))
         stop = stack.enter_context(_stop_signals())
-        fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
+        fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         storage = open_storage(out, create=True)
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
@@ -216,7 +216,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
             f"{schedule.open} to go"
         )
     reporter.note(
-        f"{schedule.open} images to make, batches of {config.generation.batch_size}, up to "
+        f"{schedule.open} images to make, batches of {config.generation.usual_batch}, up to "
         f"{schedule.attempts} attempts each"
     )
     if config.attempts.adaptive:

@@ -42,7 +42,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "planning": True,
     "criteria": True,
     "output": True,
-    "generation": {"batch_size", "dtype"},
+    "generation": {"batch_size", "dtype", "compile", "offload"},
     # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
     # whether a run may start.
     "verification": {"calibration", "min_auc", "min_examples"},
@@ -183,8 +183,17 @@ class GenerationConfig(_Section):
     guidance: float = Field(default=7.5, ge=0, le=50)
     """Classifier-free guidance scale; 1 or less turns guidance off."""
 
-    batch_size: int = Field(default=8, ge=1, le=256)
-    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
+    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up. `auto`
+    takes as many as fit into the memory of the GPU. If memory runs out, the shape is halved."""
+
+    compile: bool = False
+    """Compile the model before the first batch: takes minutes once per machine, then each batch is faster,
+    the more so the smaller the images. On GPUs only."""
+
+    offload: Literal["auto", "none", "text_encoders", "model", "sequential"] = "auto"
+    """Which parts stay in host memory until they are needed; `auto` takes the fastest way that fits the free
+    memory of the GPU, and says which."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model; `auto` takes bfloat16 where the GPU has it, float16 on older GPUs, float32
@@ -192,6 +201,11 @@ class GenerationConfig(_Section):
 
     negative_prompt: str = ""
     """What no image must show."""
+
+    @property
+    def usual_batch(self) -> int:
+        """The batch size, or a guess at it while it is not known."""
+        return 8 if self.batch_size == "auto" else self.batch_size
 
 
 class SafetyConfig(_Section):
