@@ -33,7 +33,10 @@ def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storag
     )
     # The run folder is on the driver's disk: only there can it be written.
     writer = WorkerSpec(
-        "writer", "actors.writer:Writer", {"storage_uri": storage.uri}, node=resources.driver_node
+        "writer",
+        "actors.writer:Writer",
+        {"storage_uri": storage.uri, "image_format": config.output.image_format},
+        node=resources.driver_node,
     )
     return (
         Pool(generator, fleet.generators, limits),

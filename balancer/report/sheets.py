@@ -136,10 +136,12 @@ def _thumbnail(path: str, caption: str, storage: Storage) -> Thumbnail:
 
 
 def thumbnail_uri(data: bytes) -> str:
-    """A JPEG of at most 96 x 96 pixels as a data URI. Raises OSError for what is no PNG or JPEG."""
+    """A JPEG of at most 96 x 96 pixels as a data URI. Raises OSError for what is no PNG, JPEG or WebP."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+    from balancer.images import FORMATS
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise OSError(f"{image.width} x {image.height} pixels are too many for a thumbnail")
         small = image.convert("RGB")

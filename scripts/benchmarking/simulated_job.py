@@ -33,8 +33,8 @@ Span = tuple[float, float]
 class SimulatedWriter:
     """Takes its time and writes nothing."""
 
-    def __init__(self, storage_uri: str) -> None:
-        del storage_uri
+    def __init__(self, storage_uri: str, image_format: str) -> None:
+        del storage_uri, image_format
 
     def write(
         self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
