@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from benchmarking.record import save
-from benchmarking.simulated_job import PASS_RATE, SHAPE, VERIFY_S, WRITE_S, Job, Span, run_job
+from benchmarking.simulated_job import PASS_RATE, SHAPE, VERIFY_S, WRITE_S, Job, run_job
+from benchmarking.watch import Span
 
 BATCHES_EACH = 60
 """Batches that every generator makes on average."""

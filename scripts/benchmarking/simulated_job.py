@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import ray
-
-import actors.fleet
-from actors.pool import Pool
+from actors.fleet import verifier_worker
 from actors.run import run
 from actors.writer import RejectedItem, WriteItem
 from balancer.config import Config
 from balancer.manifest.rows import ImageFile
+from benchmarking.watch import Spans, watched
 
 SHAPE = 8
 PASS_RATE = 0.7
 SIDE = 64
 VERIFY_S = 0.05
 WRITE_S = 0.05
-
-Span = tuple[float, float]
 
 
 class SimulatedWriter:
@@ -51,11 +45,10 @@ class Job:
     ended: float = 0.0
     accepted: int = 0
     candidates: int = 0
-    spans: dict[str, list[list[Span]]] = field(default_factory=dict)
-    """By kind of actor: of each actor, its calls."""
+    spans: Spans = field(default_factory=dict)
 
 
-def job_config(images: int, generators: int, service_s: float) -> dict[str, Any]:
+def job_config(images: int, generators: int, service_s: float, pass_rate: float) -> dict[str, Any]:
     """Images of ten classes and four lightings, up to four attempts each."""
     return {
         "classes": {f"class{n}": {"prompts": ["a picture", "one picture"]} for n in range(10)},
@@ -64,45 +57,25 @@ def job_config(images: int, generators: int, service_s: float) -> dict[str, Any]
         "generation": {"width": SIDE, "height": SIDE, "batch_size": SHAPE},
         "attempts": {"max": 3, "fallback": {}},
         "actors": {"kind": "simulated", "generators": generators, "start_timeout_s": 600},
-        "planning": {"acceptance": PASS_RATE, "seconds_per_candidate": service_s / SHAPE},
+        "planning": {"acceptance": pass_rate, "seconds_per_candidate": service_s / SHAPE},
         "output": {"rejected_per_reason": 0},
     }
 
 
-def run_job(images: int, generators: int, service_s: float) -> Job:
+def run_job(images: int, generators: int, service_s: float, pass_rate: float = PASS_RATE) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "dataset"
         (dataset / "class0").mkdir(parents=True)
-        wanted = job_config(images, generators, service_s) | {"dataset": {"path": str(dataset)}}
+        wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
-        with _watched(job):
+        writer = {"writer": "benchmarking.simulated_job:SimulatedWriter"}
+        with watched(job.spans, writer), mock.patch("actors.fleet.verifier_worker", _slow_verifier):
             result = run(Config.model_validate(wanted), Path(folder) / "run")
         job.ended = time.time()
         job.accepted, job.candidates = result.accepted, result.candidates
         return job
 
 
-@contextlib.contextmanager
-def _watched(job: Job) -> Iterator[None]:
-    """Fixed service times for all workers, and their calls are asked for before they are ended."""
-    plain_verifier = actors.fleet.verifier_worker
-
-    class Watched(Pool):
-        def start(self) -> None:
-            if self.spec.kind == "writer":
-                self.spec = dataclasses.replace(
-                    self.spec, worker="benchmarking.simulated_job:SimulatedWriter"
-                )
-            super().start()
-
-        def close(self) -> None:
-            ready = [actor for actor in self.actors if actor.ready]
-            job.spans[self.spec.kind] = ray.get([actor.handle.spans.remote() for actor in ready])
-            super().close()
-
-    def verifier(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
-        path, arguments = plain_verifier(config, on_gpu)
-        return path, arguments | {"service_s": VERIFY_S}
-
-    with mock.patch("actors.fleet.Pool", Watched), mock.patch("actors.fleet.verifier_worker", verifier):
-        yield
+def _slow_verifier(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+    path, arguments = verifier_worker(config, on_gpu)
+    return path, arguments | {"service_s": VERIFY_S}
