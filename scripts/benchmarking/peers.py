@@ -97,8 +97,8 @@ def _one_by_one(
 
 
 def _one_by_one_slower(images: int, generators: int, service_s: float, rate: float) -> float:
-    """An image takes twice as long alone as in a batch. Published for 512 x 512: 3 times on an H200 (Qwen-Image,
-    github.com/sgl-project/sglang/pull/22183), 6 times on an L4 (SDXL-Turbo,
+    """An image takes twice as long alone as in a batch. Published for 512 x 512: 3 times on an H200
+    (Qwen-Image, github.com/sgl-project/sglang/pull/22183), 6 times on an L4 (SDXL-Turbo,
     github.com/luxonis/datadreamer/pull/34)."""
     return _one_by_one(images, generators, service_s, rate, slower_alone=2.0)
 
