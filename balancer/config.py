@@ -458,7 +458,10 @@ class CriteriaConfig(_Section):
 
 
 class Config(_Section):
-    """A balancing job: which classes and facets, how many images, how they are made and judged."""
+    """A balancing job: which classes and facets, how many images, how they are made and judged.
+
+    A file may begin from another one beside it, `extends: base.yaml`, and say only what differs.
+    """
 
     name: str = ""
     """A title for reports."""
