@@ -49,7 +49,7 @@ from balancer.resume import (
     wording_counts_of,
 )
 from balancer.schedule import Schedule
-from balancer.storage import open_storage
+from balancer.storage import open_storage, refuse_without_create_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def run(
         stop = stack.enter_context(_stop_signals())
         fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
         storage = open_storage(out, create=True)
+        refuse_without_create_only(storage)
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known
