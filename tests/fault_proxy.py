@@ -13,104 +13,92 @@ import re
 import socket
 import struct
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-UNAVAILABLE = "503"
-CONFLICT = "409"
-RESET = "connection reset"
+UNAVAILABLE, CONFLICT, FORBIDDEN, NOT_IMPLEMENTED, MOVED = "503", "409", "403", "501", "301"
+RESET = "connection reset, nothing done"
 STALL = "no answer, nothing done"
 LOST = "done, answer lost"
 LATE = "done, answer too late"
 SLOW = "slow"
-FORBIDDEN = "403"
-NOT_IMPLEMENTED = "501"
 
 SLOW_S = 0.3
 STALL_S = 30.0
 """Longer than any client here waits."""
 
-_ERRORS = {
-    UNAVAILABLE: "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
-    CONFLICT: "<Error><Code>ConditionalRequestConflict</Code><Message>Try again.</Message></Error>",
-    FORBIDDEN: "<Error><Code>SignatureDoesNotMatch</Code><Message>Check your key.</Message>"
-    "<AWSAccessKeyId>{key}</AWSAccessKeyId><StringToSign>AWS4 {key}</StringToSign></Error>",
-    NOT_IMPLEMENTED: "<Error><Code>NotImplemented</Code><Message>A header is not known.</Message></Error>",
+_BODIES = {
+    UNAVAILABLE: "<Code>SlowDown</Code><Message>Please reduce your request rate.</Message>",
+    CONFLICT: "<Code>ConditionalRequestConflict</Code><Message>Try again.</Message>",
+    FORBIDDEN: "<Code>SignatureDoesNotMatch</Code><Message>Check your key.</Message>"
+    "<AWSAccessKeyId>{key}</AWSAccessKeyId><StringToSign>AWS4 {key}</StringToSign>",
+    NOT_IMPLEMENTED: "<Code>NotImplemented</Code><Message>A header is not known.</Message>",
+    MOVED: "<Code>PermanentRedirect</Code><Message>Another endpoint.</Message>",
 }
 _RANDOM_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request: its method, the key after the bucket, and what was done to it."""
+    """A request, the key after the bucket (or the query), and what was done to it."""
 
     method: str
     key: str
-    conditional: bool
-    fault: str | None
     headers: Mapping[str, str]
+    fault: str | None
 
 
 @dataclass
 class FaultProxy:
-    """`url` is where clients connect, once it is started. `strips_conditions` makes a store out of the one
-    behind it that does not know create-only PUT."""
+    """`url` is where clients connect while it is `running`. With `strips_conditions` it makes a store that
+    does not know create-only PUT out of the one behind it."""
 
     backend: str
     strips_conditions: bool = False
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
-    _planned: list[tuple[str, Callable[[str, str], bool]]] = field(default_factory=list)
-    _rate: float = 0.0
-    _seed: int = 0
-    _kinds: tuple[str, ...] = ()
+    closing: threading.Event = field(default_factory=threading.Event)
+    _planned: list[tuple[str, str, str]] = field(default_factory=list)
+    _dice: tuple[float, int, tuple[str, ...]] = (0.0, 0, ())
     _times: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    closing: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, fault: str, method: str = "", key: str = "", times: int = 1) -> None:
-        """The next requests with this method (any) and with `key` in theirs meet with a fault."""
-
-        def fits(of: str, at: str) -> bool:
-            return method in ("", of) and key in at
-
-        self._planned += [(fault, fits)] * times
+        """The next requests with this method (or any) and with `key` in theirs meet with a fault."""
+        self._planned += [(fault, method, key)] * times
 
     def fail_at_random(self, rate: float, seed: int, *kinds: str) -> None:
         """From now on each request meets with one of the faults by this chance; conflicts only creates."""
-        self._rate, self._seed, self._kinds = rate, seed, kinds
+        self._dice = (rate, seed, kinds)
+
+    def stop_failing(self) -> None:
+        self._planned.clear()
 
     def faults(self) -> Counter[str]:
         return Counter(request.fault for request in self.seen if request.fault is not None)
 
-    def requests(self, method: str, key: str = "") -> list[Seen]:
-        return [request for request in self.seen if request.method == method and key in request.key]
+    def requests(self, method: str = "", key: str = "") -> list[Seen]:
+        return [one for one in self.seen if method in ("", one.method) and key in one.key]
 
     def decide(self, method: str, key: str, headers: Mapping[str, str]) -> str | None:
         """The fault of this request, or None, written down."""
-        conditional = "if-none-match" in headers
         with self._lock:
-            fault = self._planned_fault(method, key) or self._random_fault(method, key, conditional)
-            self.seen.append(Seen(method, key, conditional, fault, headers))
+            planned = next((it for it in self._planned if it[1] in ("", method) and it[2] in key), None)
+            if planned:
+                self._planned.remove(planned)
+            fault = planned[0] if planned else self._random_fault(method, key, "if-none-match" in headers)
+            self.seen.append(Seen(method, key, headers, fault))
         return fault
 
-    def _planned_fault(self, method: str, key: str) -> str | None:
-        for number, (fault, fits) in enumerate(self._planned):
-            if fits(method, key):
-                del self._planned[number]
-                return fault
-        return None
-
     def _random_fault(self, method: str, key: str, conditional: bool) -> str | None:
-        request = (method, _RANDOM_NAME.sub("", key))
+        (rate, seed, kinds), request = self._dice, (method, _RANDOM_NAME.sub("", key))
         self._times[request] += 1
-        dice = random.Random(repr((self._seed, request, self._times[request])))
-        if dice.random() >= self._rate:
-            return None
-        return dice.choice([kind for kind in self._kinds if conditional or kind != CONFLICT])
+        dice = random.Random(repr((seed, request, self._times[request])))
+        possible = [kind for kind in kinds if conditional or kind != CONFLICT]
+        return dice.choice(possible) if dice.random() < rate else None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[FaultProxy]:
@@ -134,69 +122,61 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         path, _, query = self.path.partition("?")
-        key = path.strip("/").partition("/")[2] or query
         headers = {name.lower(): value for name, value in self.headers.items()}
-        fault = self.proxy.decide(self.command, key, headers)
-        if fault in _ERRORS:
-            self.refuse(int(fault or 0), _ERRORS[fault or ""])
-        elif fault == STALL:
-            self.hang_up()
-        elif fault == RESET:
+        if headers.get("x-goog-if-generation-match") == "0":  # as Google says it
+            headers["if-none-match"] = "*"
+        fault = self.proxy.decide(self.command, unquote(path).lstrip("/").partition("/")[2] or query, headers)
+        if fault in _BODIES:
+            self.refuse(fault or "")
+            return
+        answer = None if fault in (STALL, RESET) else self.forward(body, headers)
+        if fault in (STALL, LATE):
+            self.proxy.closing.wait(STALL_S)
+        if answer is None or fault in (LOST, LATE):
             self.reset()
-        else:
-            answer = self.forward(body)
-            if fault == LOST:
-                self.reset()
-            elif fault == LATE:
-                self.hang_up()
-            else:
-                self.proxy.closing.wait(SLOW_S if fault == SLOW else 0)
-                self.pass_on(*answer)
+            return
+        self.proxy.closing.wait(SLOW_S if fault == SLOW else 0)
+        self.pass_on(*answer)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815 - their names in http.server
 
-    def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        headers = dict(self.headers.items())
+    def forward(self, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         if self.proxy.strips_conditions:
-            headers = {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
-        host = urlsplit(self.proxy.backend).netloc
-        with contextlib.closing(http.client.HTTPConnection(host)) as connection:
-            connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            headers = {name: value for name, value in headers.items() if name != "if-none-match"}
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(self.proxy.backend).netloc)) as backend:
+            backend.request(self.command, self.path, body, headers)
+            answer = backend.getresponse()
+            told = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, told, answer.read()
 
-    def pass_on(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def pass_on(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        length = headers.get("content-length") if self.command == "HEAD" else None
         self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+        for name, value in headers.items():
+            if name not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
-        length = dict((name.lower(), value) for name, value in headers).get("content-length", str(len(body)))
-        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.send_header("content-length", length or str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def refuse(self, status: int, text: str) -> None:
+    def refuse(self, fault: str) -> None:
         key = re.search(r"Credential=([^/]+)", self.headers.get("authorization", ""))
-        data = text.format(key=key[1] if key else "").encode()
-        self.pass_on(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else data)
-
-    def hang_up(self) -> None:
-        self.proxy.closing.wait(STALL_S)
-        self.close_connection = True
+        body = f"<Error>{_BODIES[fault].format(key=key[1] if key else '')}</Error>".encode()
+        self.pass_on(int(fault), {}, b"" if self.command == "HEAD" else body)
 
     def reset(self) -> None:
-        linger = struct.pack("ii", 1, 0)  # closing then sends a reset, and no more data
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        """Closing sends a reset then, and nothing more."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
 
-    def finish(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the other side, or `reset`, was first
-            super().finish()
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the client, or `reset`, closed the connection
+            super().handle()
 
-    def handle_one_request(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            super().handle_one_request()
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 
-os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "10"  # of a page, so that most listings have several
+os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "60"  # of a page, so that long listings have several
 
-from moto.server import ThreadedMotoServer  # noqa: E402 - it reads the environment
+from moto.server import ThreadedMotoServer
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -45,9 +45,7 @@ def commit_real_images(
             files = pool.map(lambda image: _bring_in(image, found.path, storage, facts), part)
             log.commit(
                 [
-                    real_row(
-                        image, file, facts, embedding=(embeddings or {}).get(f"real/{image.file_name}")
-                    )
+                    real_row(image, file, facts, embedding=(embeddings or {}).get(f"real/{image.file_name}"))
                     for image, file in zip(part, files, strict=True)
                 ]
             )

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from balancer.errors import UsageError
 
-STORES = {"s3": "S3 and compatible", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _FLATTENED = re.compile(r"(s3|gs|az):/([^/].*)", re.DOTALL | re.IGNORECASE)

@@ -39,8 +39,9 @@ def open_bucket(address: Address) -> ObjectStorage:
 
         store = {"s3": _s3, "gs": _google, "az": _azure}[address.scheme](address)
     except ImportError as error:
+        package = (error.name or "obstore").partition(".")[0]
         raise StorageError(
-            f"{address.uri}: {STORES[address.scheme]} needs the package {error.name}, which is not installed",
+            f"{address.uri}: {STORES[address.scheme]} needs the package {package}, which is not installed",
             hint=f"pip install 'balancer[{address.scheme}]', on every machine of a cluster",
         ) from error
     except obstore.exceptions.BaseError as error:
