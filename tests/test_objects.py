@@ -319,7 +319,7 @@ def test_a_broken_listing_goes_on_behind_what_it_had(proxy, storage):
         proxy.fail(fault, "GET", key="continuation-token")
     assert storage.list("") == paths
     assert proxy.faults() == {UNAVAILABLE: 1, RESET: 1}
-    assert len(proxy.requests("GET", "start-after")) == 2
+    assert {request.key[-3:] for request in proxy.requests("GET", "start-after")} == {"049", "099"}
 
 
 def test_an_empty_object_that_a_console_put_in_the_place_of_the_folder_is_not_listed(proxy, storage, run_uri):
