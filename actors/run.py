@@ -109,12 +109,12 @@ def run(
     holdout = audit_holdout(config)
     plan = make_plan(config, counts, credited_facets(found, config))
     wanted = known.wanted if known else plan.total
+    storage = open_storage(out, create=True)
+    refuse_without_create_only(storage)
     with contextlib.ExitStack() as stack:
         resources = stack.enter_context(connected(address))
         stop = stack.enter_context(_stop_signals())
         fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
-        storage = open_storage(out, create=True)
-        refuse_without_create_only(storage)
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known

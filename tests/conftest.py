@@ -13,7 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.fault_proxy import FaultProxy
+from tests.fault_proxy import LATE, STALL, FaultProxy
 
 PROJECT = Path(__file__).parent.parent
 
@@ -49,8 +49,15 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """All requests to S3, also those of processes that the test starts, go through this proxy."""
+def proxy(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FaultProxy]:
+    """All requests to S3, also those of processes that the test starts, go through this proxy.
+
+    Clients wait long for an answer, so that no test depends on speed, but for those whose parameter `fault`
+    is that none comes.
+    """
+    fault = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fault")
     with FaultProxy(s3_server).running() as proxy:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
@@ -59,7 +66,7 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProx
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
         monkeypatch.setenv("AWS_REGION", "eu-west-3")
-        monkeypatch.setenv("AWS_TIMEOUT", "2s")  # of one request; the library's own is 30 s
+        monkeypatch.setenv("AWS_TIMEOUT", "2s" if fault in (STALL, LATE) else "30s")
         monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield proxy
