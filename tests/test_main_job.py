@@ -24,6 +24,10 @@ from balancer.storage import open_storage
 from tests.fault_proxy import CONFLICT, LATE, LOST, RESET, SLOW, STALL, UNAVAILABLE
 
 START_LIMIT_S = 300
+STORE_SEEDS = int(os.environ.get("BALANCER_STORE_SEEDS", "1"))
+FAULT_RATE = float(os.environ.get("BALANCER_STORE_FAULTS", "0.05"))
+"""How often the run in a bucket is made, each time with other faults, and how many requests meet with one."""
+
 NEAR_THRESHOLD = 0.01
 """Batch shape moves the low bits of an image: verdicts this close to their threshold may turn."""
 
@@ -246,11 +250,12 @@ def run_in_bucket(small_overrides, project, run_uri):
     return start
 
 
+@pytest.mark.parametrize("seed", range(STORE_SEEDS))
 def test_a_run_in_a_bucket_whose_store_fails_again_and_again_ends_with_the_same_images(
-    run_in_bucket, run_uri, small_reference, proxy, monkeypatch
+    run_in_bucket, run_uri, small_reference, proxy, monkeypatch, seed
 ):
     monkeypatch.setenv("AWS_TIMEOUT", "3s")
-    proxy.fail_at_random(0.05, 1, UNAVAILABLE, CONFLICT, RESET, STALL, LOST, LATE, SLOW)
+    proxy.fail_at_random(FAULT_RATE, seed, UNAVAILABLE, CONFLICT, RESET, STALL, LOST, LATE, SLOW)
     for key in ("run.json", "log/00000000000000000001", "log/00000000000000000003", "images/"):
         proxy.fail(LOST, "PUT", key)  # whatever chance brings
     part = run_in_bucket("--limit", "16")
@@ -269,4 +274,4 @@ def test_a_run_in_a_bucket_whose_store_fails_again_and_again_ends_with_the_same_
     checked = balancer("fsck", run_uri)
     assert (checked.returncode, checked.stdout.endswith("no problems\n")) == (0, True), checked.stdout
     assert proxy.faults()[LOST] >= 4
-    print("FAULTS", proxy.faults(), len(proxy.seen))
+    print(f"{len(proxy.seen)} requests, {dict(proxy.faults())}")  # with -s, the figures

@@ -24,8 +24,7 @@ class NoCreateOnlyError(StorageError):
 class Storage(Protocol):
     """A run folder. Paths are relative to it, with `/` between their parts.
 
-    What `publish` and `create` acknowledge is durable, and seen by every later `read`, `exists` and `list`,
-    whoever calls them. What they do not acknowledge is never visible in part.
+    What `publish` and `create` acknowledge is durable; what they do not is never visible in part.
 
     Every method raises StorageError with the file and the cause.
     """

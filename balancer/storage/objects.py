@@ -13,7 +13,6 @@ create that conflicts with another one for a refusal.
 
 from __future__ import annotations
 
-import itertools
 import mimetypes
 import random
 import time
@@ -148,14 +147,15 @@ class ObjectStorage:
     def _insist(self, action: str, path: str, request: Callable[[], T]) -> T:
         if path or action != "list":
             check_path(path, self.uri)
-        began_s = self._clock()
-        for failures in itertools.count(1):
+        began_s, failures = self._clock(), 0
+        while True:
             try:
                 answer = request()
                 self._reached, self._given_up = True, False
                 return answer
             except _FAILURES as error:
                 failure = failure_of(error)
+            failures += 1
             self._reached |= failure.reached
             pause_s = self._patience.pause_s(failures, self._chance())
             waited_s = self._clock() - began_s
@@ -163,7 +163,6 @@ class ObjectStorage:
                 self._given_up |= failure.passing
                 raise self._error(action, path, failure, failures, waited_s)
             self._sleep(pause_s)
-        raise AssertionError("unreachable")
 
     def _limit_s(self) -> float:
         """A store that was given up is asked once by every later call, until it answers: a run that ends
