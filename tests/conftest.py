@@ -13,11 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.fault_proxy import LATE, STALL, FaultProxy
+from tests.fault_proxy import ACCESS_KEY, LATE, SECRET_KEY, STALL, FaultProxy
 
 PROJECT = Path(__file__).parent.parent
-
-ACCESS_KEY, SECRET_KEY = "AKIATESTSTESTSTESTS1", "this/is+the/secret+of+the+tests/and+no+other"
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI" in os.environ)

@@ -9,6 +9,7 @@ import base64
 import errno
 import hashlib
 import socket
+import subprocess
 import sys
 import traceback
 import urllib.request
@@ -30,8 +31,8 @@ from balancer.storage import (
 )
 from balancer.storage.failures import redacted
 from balancer.storage.objects import ObjectStorage, Patience
-from tests.conftest import ACCESS_KEY, SECRET_KEY
 from tests.fault_proxy import (
+    ACCESS_KEY,
     CONFLICT,
     FORBIDDEN,
     LATE,
@@ -39,6 +40,7 @@ from tests.fault_proxy import (
     MOVED,
     NOT_IMPLEMENTED,
     RESET,
+    SECRET_KEY,
     SLOW,
     STALL,
     UNAVAILABLE,
@@ -148,6 +150,13 @@ def test_an_address_that_a_path_object_has_flattened_is_no_local_folder(tmp_path
 # ---- opening ---------------------------------------------------------------------------------
 
 
+def test_the_address_decides_and_no_variable_names_another_bucket(proxy, run_uri, monkeypatch):
+    monkeypatch.setenv("AWS_BUCKET", "another")
+    open_storage(run_uri, create=True).publish("a", b"")
+    monkeypatch.delenv("AWS_BUCKET")
+    assert open_storage(run_uri, create=False).list("") == ["a"]
+
+
 def test_opening_asks_nothing_of_the_store(proxy, run_uri):
     for create in (True, False):
         open_storage(run_uri, create=create)
@@ -163,6 +172,14 @@ def test_a_missing_package_is_named_with_its_install_line(monkeypatch, package, 
     with pytest.raises(StorageError, match=f"the package {package}, which is not installed") as caught:
         open_storage(f"{scheme}://bucket/run", create=True)
     assert f"pip install 'balancer[{scheme}]'" in caught.value.hint
+
+
+def test_a_local_run_loads_none_of_these_packages(tmp_path, project):
+    code = "import sys; from balancer.storage import open_storage; open_storage(sys.argv[1], create=True)\n"
+    code += "print({'obstore', 'boto3', 'botocore'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
 
 
 def test_without_credentials_the_error_says_which_to_set(proxy, run_uri, monkeypatch):

@@ -19,8 +19,7 @@ from balancer.config import Config
 from balancer.errors import StorageError, UsageError
 from balancer.resume import find_run
 from balancer.storage import open_storage
-from tests.conftest import SECRET_KEY
-from tests.fault_proxy import FORBIDDEN
+from tests.fault_proxy import FORBIDDEN, SECRET_KEY
 from tests.manifest_samples import CONFIG, image_bytes, rejected, row, start
 
 ONE, TWO = "basic/dim/0000", "basic/dim/0001"
