@@ -9,7 +9,7 @@ from actors.cluster import Fleet, Resources
 from actors.pool import Limits, Pool, WorkerSpec
 from balancer.calibration import temperatures_of
 from balancer.config import Config
-from balancer.storage import Storage
+from balancer.storage import LocalStorage, Storage
 
 CPU_THREADS = 1
 """Threads of an actor on CPU. Several single-threaded generators make more images than one with several
@@ -31,12 +31,12 @@ def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storag
         *verifier_worker(config, on_gpu=fleet.gpus_per_verifier > 0),
         num_gpus=fleet.gpus_per_verifier,
     )
-    # The run folder is on the driver's disk: only there can it be written.
+    # A folder may be on the driver's disk, and be seen from there only; a bucket is seen from everywhere.
     writer = WorkerSpec(
         "writer",
         "actors.writer:Writer",
         {"storage_uri": storage.uri, "image_format": config.output.image_format},
-        node=resources.driver_node,
+        node=resources.driver_node if isinstance(storage, LocalStorage) else None,
     )
     return (
         Pool(generator, fleet.generators, limits),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors import weights
-from actors.cluster import Fleet, connected, fit
+from actors.cluster import Fleet, connected, fit, refuse_silent
 from actors.driver import Driver, StopSignal
 from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
@@ -50,7 +50,7 @@ from balancer.resume import (
     wording_counts_of,
 )
 from balancer.schedule import Schedule
-from balancer.storage import open_storage
+from balancer.storage import open_storage, refuse_without_create_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,13 @@ def run(
     holdout = audit_holdout(config)
     plan = make_plan(config, counts, credited_facets(found, config))
     wanted = known.wanted if known else plan.total
+    refuse_silent(address)
+    storage = open_storage(out, create=True)
+    refuse_without_create_only(storage)
     with contextlib.ExitStack() as stack:
         resources = stack.enter_context(connected(address))
         stop = stack.enter_context(_stop_signals())
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
-        storage = open_storage(out, create=True)
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known

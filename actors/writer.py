@@ -40,10 +40,11 @@ class Writer:
         self._format = image_format
         try:
             self._storage = open_storage(storage_uri, create=False)
-        except UsageError as error:
+        except (UsageError, StorageError) as error:
+            shared = "put the run on a path that all machines of the cluster share"
             raise StorageError(
                 f"{error.message}, as seen from the machine of a writer",
-                hint="put the run on a path that all machines of the cluster share",
+                hint=error.hint if isinstance(error, StorageError) else shared,
             ) from error
 
     def write(

@@ -20,7 +20,7 @@ from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_pat
 from balancer.manifest.log import last_seq, load_fragment
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.storage import MissingFileError, Storage
+from balancer.storage import MissingFileError, Storage, is_temporary
 
 READERS = 8
 """Images hashed at once."""
@@ -270,8 +270,7 @@ def _read_referenced(name: str) -> bytes:
 
 def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:
     for path in storage.list(""):
-        name = path.rpartition("/")[2]
-        if name.startswith(".") and name.endswith(".tmp"):
+        if is_temporary(path):
             yield Problem(
                 "no temporary files", path, "a writer was stopped before it was done, or is at work"
             )

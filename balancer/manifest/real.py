@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from balancer.audit import Audit, RealImage
@@ -14,6 +15,9 @@ from balancer.manifest.rows import ImageFile, RunFacts, real_row
 from balancer.storage import Storage, slug
 
 COMMIT_ROWS = 1024
+
+WRITERS = 8
+"""Images written at once: an object store takes its time for each, and not much more for several."""
 
 
 def commit_real_images(
@@ -35,19 +39,16 @@ def commit_real_images(
         for image in found.images
         if image.class_name in wanted and f"real/{image.file_name}" not in known
     ]
-    for start in range(0, len(new), COMMIT_ROWS):
-        part = new[start : start + COMMIT_ROWS]
-        log.commit(
-            [
-                real_row(
-                    image,
-                    _bring_in(image, found.path, storage, facts),
-                    facts,
-                    embedding=(embeddings or {}).get(f"real/{image.file_name}"),
-                )
-                for image in part
-            ]
-        )
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for start in range(0, len(new), COMMIT_ROWS):
+            part = new[start : start + COMMIT_ROWS]
+            files = pool.map(lambda image: _bring_in(image, found.path, storage, facts), part)
+            log.commit(
+                [
+                    real_row(image, file, facts, embedding=(embeddings or {}).get(f"real/{image.file_name}"))
+                    for image, file in zip(part, files, strict=True)
+                ]
+            )
     return len(new)
 
 
