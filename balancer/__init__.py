@@ -27,14 +27,17 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
+    from balancer.splits import splits_of, training_part
+
     loaded = _loaded(config)
     found = audit_dataset(loaded)
-    facets = credited_facets(found, loaded)
+    training = training_part(found, splits_of(found, loaded))
+    facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":
         from actors.real_images import measure_here, real_facets
 
-        facets = real_facets(measure_here(loaded, found, None), loaded)
-    return make_plan(loaded, match_classes(found, loaded), facets)
+        facets = real_facets(measure_here(loaded, training, None), loaded)
+    return make_plan(loaded, match_classes(training, loaded), facets)
 
 
 def run(

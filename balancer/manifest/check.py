@@ -7,7 +7,6 @@ for the rows that stand, which are what readers see.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from balancer.errors import ManifestError, StorageError
+from balancer.manifest.files import read_image_file
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log import last_seq, load_fragment
@@ -103,7 +103,7 @@ def check_run(storage: Storage) -> Findings:
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))
     images = [row for row in standing if row["file_name"] is not None]
-    by_reference = info.config.get("output", {}).get("real_images") == "reference"
+    by_reference = info.real_images_by_reference
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
@@ -240,10 +240,7 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
 def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Problem]:
     name: str = row["file_name"]
     try:
-        if by_reference and row["source"] == REAL and os.path.isabs(name):
-            data = _read_referenced(name)
-        else:
-            data = storage.read(name)
+        data = read_image_file(storage, name, row["source"], by_reference)
     except MissingFileError:
         return [Problem(_THERE, name, f"row {row['id']!r} names it, it is missing")]
     except StorageError as error:
@@ -256,16 +253,6 @@ def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Proble
         detail = f"its content is not what row {row['id']!r} was written for"
         problems.append(Problem("images have their sha256", name, detail))
     return problems
-
-
-def _read_referenced(name: str) -> bytes:
-    try:
-        with open(name, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{name} is missing") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {name}: {error.strerror}") from error
 
 
 def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:

@@ -41,6 +41,8 @@ class Manifest:
     run: RunInfo
     rows: pa.Table
     """Every row, rejected candidates included."""
+    uri: str = ""
+    """The run folder."""
 
     def to_table(
         self,
@@ -87,7 +89,7 @@ class Manifest:
 def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
     """The manifest of a run folder. UsageError if it is none, ManifestError if it is damaged."""
     storage = open_storage(uri, create=False)
-    return Manifest(read_run(storage), read_log(storage).table)
+    return Manifest(read_run(storage), read_log(storage).table, storage.uri)
 
 
 def _of_status(rows: pa.Table, status: Status, names: Sequence[str] | None = None) -> pa.Table:
