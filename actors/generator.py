@@ -97,7 +97,7 @@ class Generator:
         decoded = _nonfinite(images)
         flagged = getattr(output, "nsfw_content_detected", None) or [None] * len(filled)
         flags = [
-            ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
+            ImageFlags(pixels + latents, None if flag is None else float(flag), self.batch_size)
             for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
         ]
         return _to_pixels(images)[: len(requests)], flags[: len(requests)]

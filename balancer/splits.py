@@ -87,6 +87,21 @@ def deal_out(
     return splits
 
 
+def followed(row_id: str, known: Mapping[str, tuple[str | None, str | None]]) -> str | None:
+    """The split an image belongs to: its own, or that of the image it was generated from, however far back.
+
+    `known` gives own split and parent of an id. None where a parent is not known, or parents go in a circle.
+    """
+    passed: set[str] = set()
+    while row_id in known and row_id not in passed:
+        passed.add(row_id)
+        split, parent = known[row_id]
+        if parent is None:
+            return split
+        row_id = parent
+    return None
+
+
 class _Dealer:
     """Counts of images by class and split, in whole numbers: weights are shares over one denominator."""
 

@@ -36,10 +36,12 @@ class Flaw(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class ImageFlags:
     """What only the generator can know of an image: how many values of its latents or pixels were not a
-    number or infinite, and how sure the pipeline's safety checker objects, 0 to 1 (None without one)."""
+    number or infinite, how sure the pipeline's safety checker objects, 0 to 1 (None without one), and how
+    many images went through the pipeline together, on which low bits depend (0 if that is not told)."""
 
     nonfinite: int = 0
     unsafe: float | None = None
+    batch_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,15 +251,15 @@ def test_latents_that_overflow_are_flagged_though_decoding_hides_it(sdxl_folder)
 
 def test_the_verdict_of_a_safety_checker_is_passed_on(sd_folder):
     generator = load(sd_folder)
-    assert generator.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=0.0)]
+    assert generator.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=0.0, batch_size=4)]
     generator._pipeline.safety_checker.concept_embeds_weights.data.fill_(-2.0)
     pixels, flags = generator.generate([request_()], 5.0)
-    assert flags == [ImageFlags(unsafe=1.0)]
+    assert flags == [ImageFlags(unsafe=1.0, batch_size=4)]
     assert not pixels.any()
 
 
 def test_without_a_safety_checker_nothing_is_known(sdxl):
-    assert sdxl.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=None)]
+    assert sdxl.generate([request_()], 5.0)[1] == [ImageFlags(unsafe=None, batch_size=4)]
 
 
 def test_a_model_from_the_hub_cache_is_loaded_at_its_commit(sdxl, sdxl_folder, tmp_path, monkeypatch):
@@ -315,7 +315,7 @@ def test_a_batch_that_does_not_fit_into_gpu_memory_is_halved_for_good(sdxl, monk
     sdxl.generate(requests[:1], 5.0)
     assert sizes == [4, 2, 2, 2]
     assert sdxl.describe()["batch_size"] == "2"
-    assert len(flags) == 4
+    assert [flag.batch_size for flag in flags] == [2] * 4
     np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
 
 

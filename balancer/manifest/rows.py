@@ -120,7 +120,7 @@ def candidate_row(
         "embedding": measurement.embedding,
         "split": TRAIN,
         "device": device,
-        "batch_size": generation.batch_size,
+        "batch_size": measurement.flags.batch_size or generation.batch_size,
         "generated_at": facts.now(),
         "run_id": facts.run_id,
         **(_file_columns(file) if file else {}),
