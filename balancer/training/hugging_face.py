@@ -11,7 +11,7 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.files import ImageFiles
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
-from balancer.training.labels import NO_LABEL, Labels
+from balancer.training.labels import NO_LABEL, Labels, free_names
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
@@ -57,12 +57,13 @@ def hugging_face_dataset(
 def labelled_table(rows: pa.Table, names: Sequence[str], labels: Labels) -> pa.Table:
     """The columns with class and facets as numbers; the class is called `label`, and facets may be null."""
     columns: dict[str, Any] = {}
+    facets = free_names(list(labels.facets), (IMAGE, LABEL))
     for name in names:
         if name == CLASS_PROPERTY:
             columns[LABEL] = pa.array(labels.numbers(rows, name))
         elif name in labels.facets:
             numbers = labels.numbers(rows, name)
-            columns[name] = pa.array(numbers, mask=numbers == NO_LABEL)
+            columns[facets[name]] = pa.array(numbers, mask=numbers == NO_LABEL)
         else:
             columns[name] = plain_table(rows, [name])[name]
     return pa.table(columns)
@@ -72,9 +73,9 @@ def features_of(library: Any, schema: pa.Schema, labels: Labels) -> Any:
     """The types that `datasets` has for a labelled table, with an image before its columns."""
     told = library.Features.from_arrow_schema(schema)
     told[LABEL] = library.ClassLabel(names=list(labels.classes))
-    for name in labels.facets:
-        if name in told:
-            told[name] = library.ClassLabel(names=list(labels.facets[name]))
+    for name, column in free_names(list(labels.facets), (IMAGE, LABEL)).items():
+        if column in told:
+            told[column] = library.ClassLabel(names=list(labels.facets[name]))
     return library.Features({IMAGE: library.Image(), **told})
 
 

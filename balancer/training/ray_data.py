@@ -17,7 +17,7 @@ from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.hugging_face import IMAGE, LABEL
 from balancer.training.images import Decoder
-from balancer.training.labels import Labels
+from balancer.training.labels import Labels, free_names
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def ray_dataset(
     warn_of_left_out(selection)
     rows = selection.rows
     table = plain_table(rows, list(dict.fromkeys([*names, "file_name", "source"])))
+    table = table.rename_columns(free_names(table.column_names, (IMAGE, LABEL)))
     table = table.append_column(LABEL, [Labels.of(manifest.run).numbers(rows, CLASS_PROPERTY)])
     size = _block_rows(rows)
     blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
