@@ -20,6 +20,7 @@ from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
 from balancer.export.metadata import facet_columns, metadata_columns, metadata_table, recipe_of
 from balancer.export.names import folder_names, image_name
+from balancer.storage import slug
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,6 +172,9 @@ def _field(
 
 
 def _field_name(column: str) -> str:
+    """Fields are attributes of samples, too."""
+    if not column.isidentifier() or column.startswith("_"):
+        column = f"field_{slug(column).replace('-', '_')}"
     return f"balancer_{column}" if column in _TAKEN else column
 
 

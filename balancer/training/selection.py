@@ -118,7 +118,7 @@ def _ancestry(rows: pa.Table, manifest: Manifest) -> dict[str, tuple[str | None,
         told = (rows[name].to_pylist() for name in ("id", "split", "parent_id"))
         known |= {row_id: (split, parent) for row_id, split, parent in zip(*told, strict=True)}
         parents = {parent for _, parent in known.values() if parent is not None and parent not in known}
-        is_parent = pc.field("id").isin(sorted(parents))
+        is_parent = pc.field("id").isin(pa.array(sorted(parents), pa.string()))
         rows = manifest.to_table(["id", "split", "parent_id"], is_parent, status="all")
     return known
 
