@@ -51,7 +51,7 @@ def small(tmp_path: Path) -> Manifest:
     return open_manifest(tmp_path)
 
 
-of_ray_data = pytest.mark.filterwarnings("ignore:.use_push_based_shuffle. is deprecated:DeprecationWarning")
+of_ray_data = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 """Ray Data warns of its own settings."""
 
 

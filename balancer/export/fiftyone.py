@@ -42,7 +42,6 @@ _PLAIN_TYPES = {
     pa.bool_(): "BooleanField",
     pa.float64(): "FloatField",
     pa.int32(): "IntField",
-    pa.uint64(): "StringField",  # the database has 64 bits with a sign
 }
 
 
@@ -75,8 +74,6 @@ def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> It
 
 def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
     told = {_field_name(name): row[name] for name in plain}
-    if told["seed"] is not None:
-        told["seed"] = str(told["seed"])
     labels = {GROUND_TRUTH: (row["label"], row[f"score_{CLASS_PROPERTY}"])}
     labels |= {_field_name(column): (row[column], row[f"score_{facet}"]) for facet, column in facets.items()}
     return {

@@ -42,7 +42,10 @@ def facet_columns(run: RunInfo) -> dict[str, str]:
 
 
 def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> pa.Table:
-    """`file_name` as in the export, id, `label`, facets, single values, and `score_<property>` for each."""
+    """`file_name` as in the export, id, `label`, facets, single values, and `score_<property>` for each.
+
+    The seed is text: it has 64 bits without a sign, which not all readers have, and JSON even fewer.
+    """
     columns: dict[str, Any] = {
         "file_name": pa.array(file_names, pa.string()),
         "id": plain(rows["id"]),
@@ -50,18 +53,18 @@ def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> p
     }
     columns |= {column: plain(rows[facet]) for facet, column in facet_columns(run).items()}
     columns |= {name: plain(rows[name]) for name in SINGLE}
+    columns["seed"] = columns["seed"].cast(pa.string())
     scores = rows["scores"].combine_chunks()
     columns |= {f"score_{name}": pc.struct_field(scores, name) for name in run.properties}
     return pa.table(columns)
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a metadata table as JSON values without nulls. The seed is text: it has 64 bits, and numbers
-    in JSON are read with 53."""
+    """A row of a metadata table as JSON values without nulls."""
     told = {name: value for name, value in row.items() if value is not None}
     if "generated_at" in told:
         told["generated_at"] = told["generated_at"].isoformat()
-    return told | ({"seed": str(told["seed"])} if "seed" in told else {})
+    return told
 
 
 def recipe_of(table: pa.Table) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
+    from balancer.images import Pixels
     from balancer.manifest.query import Filter, Manifest
 
 BLOCK_BYTES = 64_000_000
@@ -64,5 +66,15 @@ def _with_pixels(rows: pa.Table, decoder: Decoder) -> pa.Table:
     no missing whole numbers."""
     extensions = need("ray.data.extensions", "ray-data")
     named = zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True)
-    images = [decoder.pixels(name, source) for name, source in named]
+    images = _together([decoder.pixels(name, source) for name, source in named])
     return rows.append_column(IMAGE, extensions.ArrowTensorArray.from_numpy(images))
+
+
+def _together(images: Sequence[Pixels]) -> np.ndarray[Any, Any]:
+    """(N, height, width, 3), or N arrays if their sizes differ."""
+    if len({image.shape for image in images}) == 1:
+        return np.stack(images)
+    apart = np.empty(len(images), object)
+    for place, image in enumerate(images):  # numpy would look for a common shape
+        apart[place] = image
+    return apart
