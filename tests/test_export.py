@@ -53,14 +53,18 @@ def test_every_format_is_tested_here():
 # ---- the real run, and the tools themselves ----------------------------------------------------
 
 
+def place_of(form: str) -> str:
+    return f"table.{form}" if form in FILE_FORMATS else form
+
+
 @pytest.fixture(scope="module")
 def exports(reference_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every format of the reference run, in a folder or a file called like it."""
+    """Every format of the reference run, each in its place."""
     root = tmp_path_factory.mktemp("exports")
     manifest = open_manifest(reference_run)
     for form in FORMATS:
         options = Options(embed=form in FILE_FORMATS, shard_megabytes=2 if form == "webdataset" else 500)
-        assert export(manifest, form, root / form, options=options).images == 300
+        assert export(manifest, form, root / place_of(form), options=options).images == 300
     return root
 
 
@@ -98,7 +102,7 @@ def test_datasets_loads_the_folder_by_its_card(exports):
 def test_datasets_sees_the_images_in_a_table(exports, rows, form):
     import datasets
 
-    found = datasets.load_dataset(form, data_files=str(exports / form), split="train")
+    found = datasets.load_dataset(form, data_files=str(exports / place_of(form)), split="train")
     assert found.num_rows == 300
     assert isinstance(found.features["image"], datasets.Image)
     one = found[150]
@@ -139,7 +143,7 @@ def test_a_shard_keeps_to_its_size_and_holds_most_classes(exports):
 def test_ray_data_reads_the_parquet_file(exports, ray_session):
     import ray.data
 
-    found = ray.data.read_parquet(str(exports / "parquet"))
+    found = ray.data.read_parquet(str(exports / "table.parquet"))
     assert found.count() == 300
     counts = {one["class"]: one["count()"] for one in found.groupby("class").count().take_all()}
     assert counts == dict.fromkeys(CLASSES, 50)
@@ -148,7 +152,7 @@ def test_ray_data_reads_the_parquet_file(exports, ray_session):
 def test_duckdb_reads_the_parquet_file(exports):
     question = (
         f"select class, count(*), count(distinct lighting), min(len(embedding)), max(seed) > 1e18 "
-        f"from read_parquet('{exports / 'parquet'}') where source = 'synthetic' group by all order by all"
+        f"from read_parquet('{exports / 'table.parquet'}') where source = 'synthetic' group by all order by all"
     )
     found = {name: told for name, *told in duckdb.sql(question).fetchall()}
     assert found["mixed"] == [50, 4, found["basic"][2], True]
@@ -156,14 +160,14 @@ def test_duckdb_reads_the_parquet_file(exports):
 
 
 def test_a_table_has_every_column_and_no_type_that_is_hard_to_read(exports, reference_run):
-    table = pa.ipc.open_file(exports / "arrow").read_all()
+    table = pa.ipc.open_file(exports / "table.arrow").read_all()
     manifest = open_manifest(reference_run).to_table()
     assert table.column_names == ["image", *manifest.column_names]
     assert not any(pa.types.is_dictionary(field.type) for field in table.schema)
     assert table["embedding"].type.value_type == pa.float32()
     told = ("id", "class", "scores", "seed", "generated_at", "nearest_id")
     assert table.select(told).to_pylist() == manifest.select(told).to_pylist()
-    assert pq.read_table(exports / "parquet").equals(table)
+    assert pq.read_table(exports / "table.parquet").equals(table)
 
 
 def test_torchvision_reads_the_class_folders_of_a_class_layout(exports):
@@ -275,7 +279,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     """Every image of an export, by the name of its file."""
     found = {}
     if root.is_file():
-        table = pq.read_table(root) if root.name == "parquet" else pa.ipc.open_file(root).read_all()
+        table = pq.read_table(root) if root.suffix == ".parquet" else pa.ipc.open_file(root).read_all()
         return {image["path"]: image["bytes"] for image in table["image"].to_pylist()}
     for path in root.rglob("*"):
         if path.suffix == ".png":
@@ -292,7 +296,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_synthetic_mark_is_in_every_generated_image(exports, rows, form):
-    files = files_of(exports / form)
+    files = files_of(exports / place_of(form))
     assert set(files) == {image_name(name, one["file_name"]) for name, one in rows.items()}
     marked = {name for name, data in files.items() if is_marked_synthetic(data)}
     generated = {name: one for name, one in rows.items() if one["source"] == "synthetic"}
