@@ -152,7 +152,7 @@ def test_ray_data_reads_the_parquet_file(exports, ray_session):
 def test_duckdb_reads_the_parquet_file(exports):
     question = (
         f"select class, count(*), count(distinct lighting), min(len(embedding)), max(seed) > 1e18 "
-        f"from read_parquet('{exports / 'table.parquet'}') where source = 'synthetic' group by all order by all"
+        f"from '{exports / 'table.parquet'}' where source = 'synthetic' group by all order by all"
     )
     found = {name: told for name, *told in duckdb.sql(question).fetchall()}
     assert found["mixed"] == [50, 4, found["basic"][2], True]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import datasets
     import duckdb
     import ray.data
+    from numpy.typing import NDArray
     from torch.utils.data import WeightedRandomSampler
 
     from balancer.lineage import Lineage
@@ -119,6 +120,22 @@ class Manifest:
         from balancer.training.images import images_of
 
         return images_of(self, filter, split, allow_synthetic_eval=allow_synthetic_eval)
+
+    def embeddings(
+        self,
+        split: str | None = "train",
+        *,
+        filter: Filter | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What the verifier made of the images: vectors (images, dim) and labels (images,), the place of each
+        class in the config. `balancer.embed` gives those of other images.
+
+        Images without an embedding are left out. UsageError if there are no rows.
+        """
+        from balancer.training.embeddings import embeddings_of
+
+        return embeddings_of(self, split, filter, allow_synthetic_eval=allow_synthetic_eval)
 
     def to_torch(
         self,
