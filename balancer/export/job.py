@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from balancer.errors import ManifestError
 from balancer.export.destination import Destination
-from balancer.manifest.files import ImageFiles
+from balancer.manifest.image_files import ImageFiles
 from balancer.splits import SPLITS
 from balancer.training.labels import Labels
 

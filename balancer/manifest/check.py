@@ -19,7 +19,7 @@ from balancer.config import CopiesConfig
 from balancer.copies import KnownImage, known_images
 from balancer.errors import ManifestError, StorageError
 from balancer.leaks import Leak, find_leaks
-from balancer.manifest.files import read_image_file
+from balancer.manifest.image_files import read_image_file
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log import last_seq, load_fragment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.files import ImageFiles
+from balancer.manifest.image_files import ImageFiles
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.labels import NO_LABEL, Labels, free_names

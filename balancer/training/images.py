@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from balancer.errors import ManifestError
 from balancer.images import Pixels, UnreadableImage, decode_image
-from balancer.manifest.files import ImageFiles
+from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.schema import EMBEDDING
 from balancer.training.selection import select, warn_of_left_out
 
