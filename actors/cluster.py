@@ -56,16 +56,30 @@ def connected(address: str | None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield _resources()
         return
-    _connect(address or os.environ.get("RAY_ADDRESS") or None)
+    _connect(_named(address))
     try:
         yield _resources()
     finally:
         ray.shutdown()
 
 
+def refuse_silent(address: str | None) -> None:
+    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer: told before
+    anything is written for a run on it."""
+    named = _named(address)
+    if named is not None and not ray.is_initialized():
+        refuse_silent_head(named)
+
+
+def _named(address: str | None) -> str | None:
+    """None for Ray on this machine."""
+    named = address or os.environ.get("RAY_ADDRESS") or None
+    return None if named == "local" else named
+
+
 def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None or address == "local":
+    if address is None:
         start_here(quiet)
         return
     refuse_silent_head(address)

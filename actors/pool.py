@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from balancer.errors import BalancerError, StalledError, first_line
+from balancer.storage import DiskFullError
 
 CALLS_PER_ACTOR = 2
-"""One being worked on and one waiting, where many calls are made at once."""
+"""One being worked on and one waiting, or having its result fetched."""
+
+SPANS_KEPT = 10_000
 
 TURN_S = 0.25
 """`call_all` looks at deadlines, and lets its caller look at signals, this often."""
@@ -34,6 +38,9 @@ class Host:
 
     Construction happens in `start`, not in `__init__`: an actor whose `__init__` raises is dead, and its
     error reaches the driver as text only.
+
+    Calls are made one at a time. A call that returns a function has its result yet to be fetched: that is
+    done while the next call begins.
     """
 
     def __init__(self, worker: str, arguments: dict[str, Any], on_gpu: bool) -> None:
@@ -42,6 +49,8 @@ class Host:
         self._path = worker
         self._arguments = arguments
         self._worker: Any = None
+        self._one_at_a_time = threading.Lock()
+        self._spans: deque[tuple[float, float]] = deque(maxlen=SPANS_KEPT)
 
     def start(self) -> dict[str, Any]:
         module, _, name = self._path.partition(":")
@@ -55,7 +64,15 @@ class Host:
         }
 
     def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._worker, method)(*arguments)
+        with self._one_at_a_time:
+            began = time.time()
+            result = getattr(self._worker, method)(*arguments)
+            self._spans.append((began, time.time()))
+        return result() if callable(result) else result
+
+    def spans(self) -> list[tuple[float, float]]:
+        """When the last calls began and ended, in seconds since 1970: what idle gaps are told from."""
+        return list(self._spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +130,23 @@ class Finished:
     error: BaseException | None = None
 
 
+class ActorPool(Protocol):
+    """What the loop needs of a pool."""
+
+    size: int
+    actors: list[Actor]
+
+    @property
+    def spec(self) -> WorkerSpec: ...
+    @property
+    def busy(self) -> int: ...
+    def least_busy(self, max_calls: int) -> Actor | None: ...
+    def submit(self, actor: Actor, method: str, *arguments: Any, job: Any, num_returns: int = 1) -> None: ...
+    def finish(self, ref: Any) -> Finished | None: ...
+    def give_up_overdue(self) -> list[Finished]: ...
+    def progressed(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Pool:
     """A fixed number of actors of one kind; one that dies is replaced at once.
@@ -143,7 +177,9 @@ class Pool:
         options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
         if spec.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
-        actor_class = ray.remote(Host).options(max_restarts=0, max_task_retries=0, **options)
+        actor_class = ray.remote(Host).options(
+            max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
+        )
         actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
         self.actors.append(actor)
         self._track(Call(actor, None, [actor.handle.start.remote()], self.limits.start_timeout_s))
@@ -210,6 +246,8 @@ class Pool:
         return Finished(call.job, call.refs, call.actor, error=error)
 
     def _worker_raised(self, actor: Actor, cause: BaseException) -> BaseException:
+        if isinstance(cause, DiskFullError):
+            return cause  # trying again helps, once there is room
         if isinstance(cause, BalancerError):
             raise cause  # the worker's own clear word: trying again would not help
         if not isinstance(cause, RayError):  # a RayError: an argument was lost, the worker is well

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors import weights
-from actors.cluster import Fleet, connected, fit
+from actors.cluster import Fleet, connected, fit, refuse_silent
 from actors.driver import Driver, StopSignal
+from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
 from actors.pool import Pool, call_all
 from actors.real_images import (
@@ -51,7 +52,7 @@ from balancer.resume import (
 )
 from balancer.schedule import Schedule
 from balancer.splits import splits_of, training_part
-from balancer.storage import open_storage
+from balancer.storage import open_storage, refuse_without_create_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,13 @@ def run(
     holdout = audit_holdout(config)
     plan = make_plan(config, counts, credited_facets(training, config))
     wanted = known.wanted if known else plan.total
+    refuse_silent(address)
+    storage = open_storage(out, create=True)
+    refuse_without_create_only(storage)
     with contextlib.ExitStack() as stack:
         resources = stack.enter_context(connected(address))
         stop = stack.enter_context(_stop_signals())
-        fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
-        storage = open_storage(out, create=True)
+        fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known
@@ -142,10 +145,10 @@ def run(
                     " neither training nor validation and test get them"
                 )
             references = CopyIndex(references_of(measured), config.verification.copies)
-            driver = Driver(config, facts, schedule, log, *pools, stop, references=references)
+            learned = wording_counts_of(log.table()) if config.attempts.adaptive else None
+            feed = Feed(config, schedule, learned)
+            driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            if config.attempts.adaptive:
-                driver.wording_counts = wording_counts_of(log.table())
             state = driver.run()
             close(state)
     return _result(info.run_id, state, schedule)
@@ -225,7 +228,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
             f"{schedule.open} to go"
         )
     reporter.note(
-        f"{schedule.open} images to make, batches of {config.generation.batch_size}, up to "
+        f"{schedule.open} images to make, batches of {config.generation.usual_batch}, up to "
         f"{schedule.attempts} attempts each"
     )
     if config.attempts.adaptive:

@@ -44,7 +44,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "planning": True,
     "criteria": True,
     "output": True,
-    "generation": {"batch_size", "dtype"},
+    "generation": {"batch_size", "dtype", "compile", "offload"},
     # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
     # whether a run may start.
     "verification": {"calibration", "min_auc", "min_examples"},
@@ -209,8 +209,17 @@ class GenerationConfig(_Section):
     guidance: float = Field(default=7.5, ge=0, le=50)
     """Classifier-free guidance scale; 1 or less turns guidance off."""
 
-    batch_size: int = Field(default=8, ge=1, le=256)
-    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
+    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up. `auto`
+    takes as many as fit into the memory of the GPU. If memory runs out, the shape is halved."""
+
+    compile: bool = False
+    """Compile the model before the first batch: takes minutes once per machine, then each batch is faster,
+    the more so the smaller the images. On GPUs only."""
+
+    offload: Literal["auto", "none", "text_encoders", "model", "sequential"] = "auto"
+    """Which parts stay in host memory until they are needed; `auto` takes the fastest way that fits the free
+    memory of the GPU, and says which."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model; `auto` takes bfloat16 where the GPU has it, float16 on older GPUs, float32
@@ -218,6 +227,11 @@ class GenerationConfig(_Section):
 
     negative_prompt: str = ""
     """What no image must show."""
+
+    @property
+    def usual_batch(self) -> int:
+        """The batch size, or a guess at it while it is not known."""
+        return 8 if self.batch_size == "auto" else self.batch_size
 
 
 class SafetyConfig(_Section):
@@ -439,14 +453,24 @@ class OutputConfig(_Section):
     """`copy` puts the real images into the run folder too, which is then complete; `reference` records
     where they are."""
 
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
+    of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
+    changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
+    by it. (Measured: benchmarks/encode.json.)"""
+
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""
 
     commit_seconds: float = Field(default=1.0, gt=0)
     """Longest time a judged candidate waits for its commit."""
 
+    disk_full_wait_s: float = Field(default=600, ge=0)
+    """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
+
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
-    """Rejected images kept for each reason, under `rejected/`, for the report."""
+    """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
+    passes, a few besides."""
 
 
 class CriteriaConfig(_Section):
@@ -460,7 +484,10 @@ class CriteriaConfig(_Section):
 
 
 class Config(_Section):
-    """A balancing job: which classes and facets, how many images, how they are made and judged."""
+    """A balancing job: which classes and facets, how many images, how they are made and judged.
+
+    A file may begin from another one beside it, `extends: base.yaml`, and say only what differs.
+    """
 
     name: str = ""
     """A title for reports."""

@@ -15,7 +15,7 @@ from balancer.images import pixel_sha256
 if TYPE_CHECKING:
     from balancer.images import Pixels
 
-DECISIVE_PACKAGES = ("torch", "diffusers", "transformers")
+DECISIVE_PACKAGES = ("balancer", "torch", "diffusers", "transformers")
 """Another version of these may move pixels."""
 
 
@@ -38,16 +38,10 @@ class Reproduction:
 
 
 def compare(image_id: str, made: Pixels, kept: Pixels | None, kept_sha256: str | None) -> Reproduction:
-    """`kept` are the pixels of the file, None of a candidate whose image was not kept; `kept_sha256` is what
-    its row says of them (`pixel_sha256`)."""
+    """`kept` are the pixels of the file, None of a candidate whose image was not kept, or not exactly;
+    `kept_sha256` is what its row says of them (`pixel_sha256`)."""
     if kept is None:
-        if kept_sha256 is None:
-            return Reproduction(image_id, Outcome.INCOMPARABLE, "neither its image nor a hash of it was kept")
-        if pixel_sha256(made) == kept_sha256:
-            return Reproduction(image_id, Outcome.IDENTICAL)
-        return Reproduction(
-            image_id, Outcome.DIFFERENT, "its image was not kept, so by how much is not known"
-        )
+        return _by_hash(image_id, made, kept_sha256)
     if made.shape != kept.shape:
         sizes = (f"{one.shape[1]} x {one.shape[0]}" for one in (made, kept))
         return Reproduction(image_id, Outcome.DIFFERENT, " pixels now, and kept were ".join(sizes))
@@ -56,6 +50,14 @@ def compare(image_id: str, made: Pixels, kept: Pixels | None, kept_sha256: str |
         return Reproduction(image_id, Outcome.IDENTICAL)
     detail = f"{changed} of {distances.size} values, by {distances.max()} of 255 at most"
     return Reproduction(image_id, Outcome.DIFFERENT, f"{detail}, {distances.mean():.2g} on average")
+
+
+def _by_hash(image_id: str, made: Pixels, kept_sha256: str | None) -> Reproduction:
+    if kept_sha256 is None:
+        return Reproduction(image_id, Outcome.INCOMPARABLE, "neither pixels nor a hash of them were kept")
+    if pixel_sha256(made) == kept_sha256:
+        return Reproduction(image_id, Outcome.IDENTICAL)
+    return Reproduction(image_id, Outcome.DIFFERENT, "its pixels were not kept: by how much is not known")
 
 
 def excused(found: Reproduction, versions: Mapping[str, str]) -> Reproduction:

@@ -21,7 +21,7 @@ from balancer.manifest.runfile import RunInfo, read_run
 from balancer.plan import Plan, Priority
 from balancer.prompts import ladder
 from balancer.schedule import Outcome, Schedule
-from balancer.storage import open_storage
+from balancer.storage import MissingFolderError, is_temporary, open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,13 +39,11 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
     """The run in a folder, None if that is empty or not there; UsageError if it holds something else."""
     try:
         storage = open_storage(out, create=False)
-    except UsageError:
-        if os.path.lexists(out):
-            raise
+    except MissingFolderError:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    if found := storage.list(""):
+    if found := [path for path in storage.list("") if not is_temporary(path)]:
         raise UsageError(
             f"{out} holds files but no run, such as {found[0]}",
             hint="choose another --out, or empty the folder",

@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cells import CLASS_PROPERTY, Cell
 
@@ -36,12 +36,19 @@ class Flaw(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class ImageFlags:
     """What only the generator can know of an image: how many values of its latents or pixels were not a
-    number or infinite, how sure the pipeline's safety checker objects, 0 to 1 (None without one), and how
-    many images went through the pipeline together, on which low bits depend (0 if that is not told)."""
+    number or infinite, and how sure the pipeline's safety checker objects, 0 to 1 (None without one)."""
 
     nonfinite: int = 0
     unsafe: float | None = None
-    batch_size: int = 0
+
+
+class Made(NamedTuple):
+    """What a generator says of a batch besides its pixels: what it knows of each image, how many it makes at
+    a time, and how long that took."""
+
+    flags: list[ImageFlags]
+    batch_size: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

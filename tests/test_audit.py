@@ -28,7 +28,7 @@ from balancer.audit import (
 from balancer.cli import main
 from balancer.config import Config, DatasetConfig
 from balancer.errors import DatasetError, StorageError
-from balancer.images import encode_png, perceptual_hash
+from balancer.images import encode_image, perceptual_hash
 
 Dataset = Callable[[Mapping[str, bytes]], Path]
 
@@ -140,7 +140,7 @@ def test_files_with_the_same_bytes_are_grouped_across_classes(dataset: Dataset):
 
 
 def test_images_that_carry_the_synthetic_mark_are_listed(dataset: Dataset):
-    generated = encode_png(np.zeros((8, 8, 3), np.uint8), {})
+    generated = encode_image(np.zeros((8, 8, 3), np.uint8), {})
     assert audit(dataset({"a/1.png": png(), "a/2.png": generated})).marked_synthetic == ("a/2.png",)
 
 

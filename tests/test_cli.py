@@ -34,6 +34,8 @@ HEAVY = (
     "rich",
     "scipy",
     "duckdb",
+    "obstore",
+    "boto3",
 )
 
 

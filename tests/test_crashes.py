@@ -41,7 +41,8 @@ from balancer.manifest.layout import RUN_FILE, image_stem
 from balancer.manifest.rows import ImageFile
 from balancer.resume import schedule_of
 from balancer.schedule import Outcome
-from balancer.storage import DiskFullError, LocalStorage, _translated
+from balancer.storage import DiskFullError, LocalStorage
+from balancer.storage.local import _translated
 from tests.file_system_model import Disk, Event, Folder, Killed, PowerLost, Process
 from tests.manifest_samples import FACETS, NOON, MemoryStorage, planned, rejected, row, run_info
 

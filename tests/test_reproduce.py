@@ -20,7 +20,7 @@ from actors.simulated import SimulatedGenerator
 from balancer import open_manifest
 from balancer.cli import main
 from balancer.errors import ManifestError, UsageError
-from balancer.images import encode_png, pixel_sha256
+from balancer.images import encode_image, pixel_sha256
 from balancer.manifest import Manifest
 from balancer.prompts import Request
 from balancer.reproduction import Outcome, Reproduction, compare, excused
@@ -76,7 +76,7 @@ def make_run(tmp_path: Path) -> Callable[..., Manifest]:
         for image_id in (FIRST, SECOND):
             told = columns(image_id)
             kept = pixels_of(told)
-            data = encode_png(touch(kept) if image_id == FIRST else kept, {"id": image_id})
+            data = encode_image(touch(kept) if image_id == FIRST else kept, {"id": image_id})
             storage.publish(f"images/{image_id}.png", data)
             file = {"file_name": f"images/{image_id}.png", "sha256": hashlib.sha256(data).hexdigest()}
             told |= file | {"num_bytes": len(data), "pixel_sha256": pixel_sha256(kept)}
@@ -104,6 +104,11 @@ def test_accepted_images_are_made_again(make_run):
 
 def test_of_a_rejected_candidate_the_hash_of_its_pixels_is_enough(make_run):
     assert made_again(make_run(), REJECTED) == [Reproduction(REJECTED, Outcome.IDENTICAL)]
+
+
+def test_of_a_jpeg_which_has_other_pixels_the_hash_counts_as_well(make_run):
+    manifest = make_run(brighter, file_name=f"images/{SECOND}.jpeg")  # never opened
+    assert made_again(manifest, FIRST) == [Reproduction(FIRST, Outcome.IDENTICAL)]
 
 
 @pytest.mark.parametrize(

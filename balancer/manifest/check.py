@@ -19,14 +19,14 @@ from balancer.config import CopiesConfig
 from balancer.copies import KnownImage, known_images
 from balancer.errors import ManifestError, StorageError
 from balancer.leaks import Leak, find_leaks
-from balancer.manifest.image_files import read_image_file
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
+from balancer.manifest.image_files import read_image_file
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log import last_seq, load_fragment
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.schema import rows_with_ids
-from balancer.storage import MissingFileError, Storage
+from balancer.storage import MissingFileError, Storage, is_temporary
 
 READERS = 8
 """Images hashed at once."""
@@ -281,8 +281,7 @@ def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Proble
 
 def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:
     for path in storage.list(""):
-        name = path.rpartition("/")[2]
-        if name.startswith(".") and name.endswith(".tmp"):
+        if is_temporary(path):
             yield Problem(
                 "no temporary files", path, "a writer was stopped before it was done, or is at work"
             )

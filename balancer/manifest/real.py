@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from balancer.audit import Audit, RealImage
@@ -16,6 +17,9 @@ from balancer.storage import Storage, slug
 from balancer.verdict import Nearest
 
 COMMIT_ROWS = 1024
+
+WRITERS = 8
+"""Images written at once: an object store takes its time for each, and not much more for several."""
 
 
 def commit_real_images(
@@ -36,21 +40,23 @@ def commit_real_images(
     wanted, known = set(classes), _known_splits(log)
     splits = splits_of(found, facts.config, known)
     new = [image for image in found.images if image.class_name in wanted and image.file_name not in known]
-    for start in range(0, len(new), COMMIT_ROWS):
-        part = new[start : start + COMMIT_ROWS]
-        log.commit(
-            [
-                real_row(
-                    image,
-                    _bring_in(image, found.path, storage, facts),
-                    facts,
-                    embedding=(embeddings or {}).get(real_id(image)),
-                    split=splits[image.file_name],
-                    copied=(copies or {}).get(real_id(image)),
-                )
-                for image in part
-            ]
-        )
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for start in range(0, len(new), COMMIT_ROWS):
+            part = new[start : start + COMMIT_ROWS]
+            files = pool.map(lambda image: _bring_in(image, found.path, storage, facts), part)
+            log.commit(
+                [
+                    real_row(
+                        image,
+                        file,
+                        facts,
+                        embedding=(embeddings or {}).get(real_id(image)),
+                        split=splits[image.file_name],
+                        copied=(copies or {}).get(real_id(image)),
+                    )
+                    for image, file in zip(part, files, strict=True)
+                ]
+            )
     return len(new)
 
 

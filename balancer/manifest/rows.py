@@ -75,6 +75,7 @@ def candidate_row(
     *,
     nearest: Nearest | None = None,
     device: str,
+    batch_size: int,
     facts: RunFacts,
 ) -> Row:
     """The row of a judged candidate; `file` is None for a rejected one, whose image is not kept."""
@@ -120,7 +121,7 @@ def candidate_row(
         "embedding": measurement.embedding,
         "split": TRAIN,
         "device": device,
-        "batch_size": measurement.flags.batch_size or generation.batch_size,
+        "batch_size": batch_size,
         "generated_at": facts.now(),
         "run_id": facts.run_id,
         **(_file_columns(file) if file else {}),
