@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -361,6 +362,17 @@ def test_an_export_with_generated_images_to_test_on_needs_its_flag(tmp_path):
     assert (refused.exit_code, (tmp_path / "out.parquet").exists()) == (2, False)
     assert "--allow-synthetic-eval" in refused.stderr
     assert CliRunner().invoke(main, [*command, "--allow-synthetic-eval"]).exit_code == 0
+
+
+def test_rows_reach_training_code_and_exports_through_one_door(project):
+    """What reads a manifest otherwise would have to keep the rules by itself."""
+    readers = {
+        path.name
+        for room in ("training", "export")
+        for path in (project / "balancer" / room).glob("*.py")
+        if re.search(r"(?<!balancer\.)manifest\.(to_table|count_by|sql|dataset|rows)\b", path.read_text())
+    }
+    assert readers == {"selection.py", "card.py"}, "the card counts candidates that were rejected, too"
 
 
 # ---- fsck ------------------------------------------------------------------------------------
