@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
 
 
+_IMPORTED_IN = os.getpid()
+"""A spawned process imports anew, a forked one does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """The images of one run. Plain values only, so that it goes to other processes, forked ones too."""
+    """The images of one run. Plain values only, so that it goes to other processes."""
 
     uri: str
     by_reference: bool
@@ -53,7 +57,13 @@ def _is_reference(file_name: str, source: str, by_reference: bool) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _storage_of(uri: str, process: int) -> Storage:
-    """One a process: what an object store's client holds open does not survive a fork."""
+    """One a process. An object store's client does not survive a fork: its threads are gone, and it waits for
+    them."""
+    if "://" in uri and process != _IMPORTED_IN:
+        raise StorageError(
+            f"{uri}: images in a bucket cannot be read in a process that was forked",
+            hint="DataLoader(..., multiprocessing_context='spawn')",
+        )
     return open_storage(uri, create=False)
 
 
