@@ -35,6 +35,9 @@ FORMATS = {
     "fiftyone": "a FiftyOne dataset",
 }
 
+EVERYWHERE = "allow_synthetic_eval"
+"""The option that every format knows."""
+
 MODULES = {"hf": "hugging_face"}
 """Of formats that are called like a library."""
 
@@ -110,7 +113,7 @@ def _module(form: str) -> Format:
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:
     for name, value in options.given().items():
-        if name not in known:
+        if name not in {*known, EVERYWHERE}:
             raise UsageError(f"{name}={value} says nothing to the format {form!r}")
 
 
@@ -122,6 +125,6 @@ def _identity(
         "run_id": manifest.run.run_id,
         "format": form,
         "filter": "" if filter is None else str(filter).strip(),
-        **{name: value for name, value in options.as_dict().items() if name in known},
+        **{name: value for name, value in options.as_dict().items() if name in {*known, EVERYWHERE}},
         "layout": LAYOUT,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -43,11 +43,9 @@ class Options:
         return asdict(self)
 
     def given(self) -> dict[str, Any]:
-        """Those that are not as by default; `allow_synthetic_eval` is for every format."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        told.pop("allow_synthetic_eval")
-        defaults = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return {name: value for name, value in told.items() if value != defaults[name]}
+        """Those that are not as by default."""
+        usual = Options().as_dict()
+        return {name: value for name, value in self.as_dict().items() if value != usual[name]}
 
 
 @dataclass(frozen=True, slots=True)
