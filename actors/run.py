@@ -22,6 +22,7 @@ from actors.real_images import (
     Measured,
     RealImages,
     calibration_of,
+    copies_of_holdout,
     measure_real_images,
     preflight_of,
     real_facets,
@@ -50,6 +51,7 @@ from balancer.resume import (
     wording_counts_of,
 )
 from balancer.schedule import Schedule
+from balancer.splits import splits_of, training_part
 from balancer.storage import open_storage, refuse_without_create_only
 
 
@@ -101,14 +103,16 @@ def run(
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
             return done
     found = audit_dataset(config)
-    counts = match_classes(found, config)
+    splits = splits_of(found, config)
+    training = training_part(found, splits)
+    counts = match_classes(training, config)
     if found.unreadable:
         reporter.note(
             f"{len(found.unreadable)} images cannot be read and are not counted; "
             f"`balancer audit {found.path}` lists them"
         )
     holdout = audit_holdout(config)
-    plan = make_plan(config, counts, credited_facets(found, config))
+    plan = make_plan(config, counts, credited_facets(training, config))
     wanted = known.wanted if known else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
@@ -122,7 +126,7 @@ def run(
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
-                plan = make_plan(config, counts, real_facets(measured, config))
+                plan = make_plan(config, counts, real_facets(measured, config, splits))
             for line in held_back(plan):
                 reporter.note(line)
             info = create_run(storage, describe_run(config, plan, models))
@@ -131,9 +135,15 @@ def run(
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
-            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of())
+            copied = copies_of_holdout(measured, config)
+            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
             schedule = schedule_of(info, config, log.table(), limit)
             _announce(reporter, schedule, fleet, config)
+            if copied:
+                reporter.note(
+                    f"{len(copied)} real images show what hold-out images show, such as {next(iter(copied))};"
+                    " neither training nor validation and test get them"
+                )
             references = CopyIndex(references_of(measured), config.verification.copies)
             learned = wording_counts_of(log.table()) if config.attempts.adaptive else None
             feed = Feed(config, schedule, learned)

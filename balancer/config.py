@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f]{1,100}$", strip
 Phrase = Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Split = Literal["train", "validation", "test"]
 
 # Columns of the manifest and keys of a plan, which a facet must not be named after.
 RESERVED_FACET_NAMES = frozenset(
@@ -67,11 +69,35 @@ class DatasetConfig(_Section):
     images too, and a candidate that copies one of them is rejected. `sample` is the hold-out of the
     sample dataset."""
 
+    splits: dict[Split, PositiveShare] | None = None
+    """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
+    to 1. By default all are `train`. Which image goes where follows from its pixels alone, so that copies of
+    a picture stay together and a further run puts it there again. A split that the metadata table gives in a
+    column `split` comes first, with or without shares. `target` counts training images only, and generated
+    ones are always training images; no image is ever generated from a validation or test image. As those of
+    `holdout`, these are looked at in two places: a candidate that copies one is rejected, and the verifier is
+    tested on their labels."""
+
     max_image_megabytes: float = Field(default=64, gt=0)
     """Larger files are reported unreadable, not opened."""
 
     max_image_megapixels: float = Field(default=64, gt=0)
     """Larger images are reported unreadable, not decoded."""
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_a_whole(cls, splits: dict[Split, float] | None) -> dict[Split, float] | None:
+        if splits is not None:
+            if "train" not in splits:
+                raise ValueError("train is missing; its images are those that `target` counts")
+            _check_sum(splits.values())
+        return splits
+
+    def split_shares(self) -> dict[str, Fraction] | None:
+        """Exact shares that sum to 1; None if images are not dealt out."""
+        if self.splits is None:
+            return None
+        return dict(zip(self.splits, _exact_shares([*self.splits.values()]), strict=True))
 
 
 class ClassConfig(_Section):
@@ -123,17 +149,17 @@ class FacetConfig(_Section):
         if given and len(given) < len(self.values):
             missing = ", ".join(name for name, value in self.values.items() if value.share is None)
             raise ValueError(f"share is missing for {missing}; give every value a share, or none")
-        total = sum((as_written(share) for share in given), Fraction(0))
-        if given and abs(total - 1) > Fraction(1, 1000):
-            raise ValueError(f"shares sum to {float(total):g}, not 1")
+        if given:
+            _check_sum(given)
         return self
 
 
 class TargetConfig(_Section):
-    """How many images there should be, by exactly one of `per_class`, `ratio_to_largest` and `total`."""
+    """How many training images there should be, by exactly one of `per_class`, `ratio_to_largest` and
+    `total`. Real images in a validation or test split (`dataset.splits`) count nowhere here."""
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
-    """Images every class should have, real and generated together."""
+    """Training images every class should have, real and generated together."""
 
     ratio_to_largest: float | None = Field(default=None, gt=0, le=1)
     """Images every class should have, as a part of what the largest class has; rounded up."""
@@ -558,7 +584,13 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _exact_shares(shares: list[float | None]) -> tuple[Fraction, ...]:
+def _check_sum(shares: Iterable[float]) -> None:
+    total = sum(map(as_written, shares), Fraction(0))
+    if abs(total - 1) > Fraction(1, 1000):
+        raise ValueError(f"shares sum to {float(total):g}, not 1")
+
+
+def _exact_shares(shares: Sequence[float | None]) -> tuple[Fraction, ...]:
     exact = [Fraction(1) if share is None else as_written(share) for share in shares]
     total = sum(exact)
     return tuple(share / total for share in exact)

@@ -24,9 +24,11 @@ hypothesis.settings.load_profile("balancer")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test finds the user's cache folder or Ray cluster; all share one rendered sample dataset."""
+    """No test finds the user's caches, Ray cluster or network; all share one rendered sample dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BALANCER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 

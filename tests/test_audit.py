@@ -608,6 +608,7 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "facets": {
             "lighting": {"dim": {"images": 2, "share": 2 / 3}, "harsh": {"images": 1, "share": 1 / 3}}
         },
+        "splits": {},
         "unreadable": [{"file_name": "b/2.png", "reason": "the file is empty"}],
         "duplicates": [],
         "unlabelled": [],
@@ -617,6 +618,14 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "marked_synthetic": [],
         "ignored_files": 0,
     }
+
+
+def test_audit_counts_the_splits_that_the_metadata_gives(dataset: Dataset):
+    rows = [row | {"split": split} for row, split in zip(ROWS, ("train", "test", "train"), strict=False)]
+    root = dataset({**FILES, "metadata.jsonl": table(*rows)})
+    shown = "by split, as the metadata table gives it\n  split  images\n  test        1\n  train       2\n"
+    assert shown in invoke("audit", str(root))[1]
+    assert json.loads(invoke("audit", str(root), "--json")[1])["splits"] == {"test": 1, "train": 2}
 
 
 def test_a_dataset_without_readable_images_has_no_shares(dataset: Dataset):

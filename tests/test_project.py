@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_constraints_are_plain_pins(project):
 
 def test_every_dependency_is_pinned(pyproject, project):
     pinned = {_normal(line.split("==")[0]) for line in (project / "constraints.txt").read_text().splitlines()}
-    asked = [*pyproject["project"]["dependencies"], *pyproject["project"]["optional-dependencies"]["test"]]
+    extras = pyproject["project"]["optional-dependencies"].values()
+    asked = [*pyproject["project"]["dependencies"], *itertools.chain.from_iterable(extras)]
     assert {_normal(re.split(r"[\[<>=]", requirement)[0]) for requirement in asked} <= pinned
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -303,6 +305,39 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
     run(config, tmp_path / "run", reporter=Reporter(progress=look))
     assert sorted(seen["generator"].values()) == [["0"], ["1"]]
     assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
+
+
+def test_a_run_with_splits_fills_up_what_is_trained_on(make_config, tmp_path, dataset):
+    shutil.copy(dataset / "cat" / "0.png", dataset / "cat" / "copy.png")
+    shares = {"path": str(dataset), "splits": {"train": 0.5, "validation": 0.5}}
+    result = run(make_config(dataset=shares), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(["id", "class", "source", "split"]).to_pylist()
+    splits = {one["id"]: one["split"] for one in rows if one["source"] == "real"}
+    assert set(splits.values()) == {"train", "validation"}
+    assert splits["real/cat/0.png"] == splits["real/cat/copy.png"]
+    trained_on = Counter(one["class"] for one in rows if one["split"] == "train")
+    assert trained_on == {"cat": PER_CLASS, "dog": PER_CLASS}
+    assert {one["split"] for one in rows if one["source"] == "synthetic"} == {"train"}
+    assert result.wanted == 2 * PER_CLASS - Counter(splits.values())["train"]
+    run(make_config(dataset=shares), tmp_path / "again")
+    again = open_manifest(tmp_path / "again").to_table(["id", "split"], "source = 'real'").to_pylist()
+    assert {one["id"]: one["split"] for one in again} == splits
+
+
+def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_path, dataset):
+    (tmp_path / "holdout" / "cat").mkdir(parents=True)
+    shutil.copy(dataset / "cat" / "1.png", tmp_path / "holdout" / "cat")
+    places = {"path": str(dataset), "holdout": str(tmp_path / "holdout")}
+    notes = []
+    run(make_config(dataset=places), tmp_path / "run", reporter=Reporter(note=notes.append))
+    assert any(
+        "1 real images show what hold-out images show, such as real/cat/1.png" in note for note in notes
+    )
+    manifest = open_manifest(tmp_path / "run")
+    (marked,) = manifest.to_table(filter="source = 'real' and nearest_id is not null").to_pylist()
+    assert (marked["id"], marked["nearest_id"]) == ("real/cat/1.png", "holdout/cat/1.png")
+    with pytest.warns(UserWarning, match="left out"):
+        assert "real/cat/1.png" not in {image.id for image in manifest.images()}
 
 
 def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, dataset):

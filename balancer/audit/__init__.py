@@ -48,7 +48,8 @@ DECODING_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives."""
+    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives, and
+    `split` what its column of that name says, "" if nothing."""
 
     file_name: str
     class_name: str
@@ -60,6 +61,7 @@ class RealImage:
     phash: str
     pixel_sha256: str = ""
     marked_synthetic: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,8 @@ def _measure(root: Path, name: str, max_bytes: int, max_pixels: int) -> RealImag
 
 def _with_facets(image: RealImage, table: Table, names: Sequence[str]) -> RealImage:
     row = row_of(table, image.file_name)
-    return replace(image, facets={name: row[name] for name in names if name in row})
+    facets = {name: row[name] for name in names if name in row}
+    return replace(image, facets=facets, split=row.get("split", ""))
 
 
 def _is_misfiled(image: RealImage, table: Table) -> bool:

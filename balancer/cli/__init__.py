@@ -32,6 +32,8 @@ COMMANDS = {
     "rejudge": "Judge a run's candidates again under other limits.",
     "query": "Select rows of a run's manifest.",
     "report": "Write a run's report, one HTML file.",
+    "export": "Write a run's images for other tools.",
+    "reproduce": "Make a run's images again and compare.",
     "fsck": "Check a run's manifest and every image it names.",
     "doctor": "Check this machine: versions, GPUs, Ray, weights.",
 }

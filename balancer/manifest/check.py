@@ -7,19 +7,25 @@ for the rows that stand, which are what readers see.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
+from balancer.config import CopiesConfig
+from balancer.copies import KnownImage, known_images
 from balancer.errors import ManifestError, StorageError
+from balancer.leaks import Leak, find_leaks
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
+from balancer.manifest.image_files import read_image_file
 from balancer.manifest.layout import IMAGES_DIR, LOG_DIR, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log import last_seq, load_fragment
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.schema import rows_with_ids
 from balancer.storage import MissingFileError, Storage, is_temporary
 
 READERS = 8
@@ -30,7 +36,7 @@ _READABLE = "images can be read"
 
 _COLUMNS = (
     "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "threshold", "seed",
-    "sha256", "num_bytes", "run_id",
+    "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
 )  # fmt: skip
 
 _FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
@@ -102,12 +108,15 @@ def check_run(storage: Storage) -> Findings:
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))
+    listed: list[Problem] = []
+    for leak, problem in _leaks(standing, fragments, info):
+        (listed if leak.listed else problems).append(problem)
     images = [row for row in standing if row["file_name"] is not None]
-    by_reference = info.config.get("output", {}).get("real_images") == "reference"
+    by_reference = info.real_images_by_reference
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
-    notes = _leftovers(storage, {row["file_name"] for row in images})
+    notes = [*listed, *_leftovers(storage, {row["file_name"] for row in images})]
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(tuple(problems), tuple(notes), len(fragments), len(standing), len(images) - unread)
 
@@ -237,13 +246,25 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
             yield Problem("no more images than planned", RUN_FILE, detail)
 
 
+def _leaks(
+    rows: Sequence[_Row], fragments: Sequence[Fragment], info: RunInfo
+) -> Iterator[tuple[Leak, Problem]]:
+    limits = CopiesConfig.model_validate(info.config.get("verification", {}).get("copies", {}))
+
+    def load(ids: Sequence[str]) -> list[KnownImage]:
+        columns = ["id", "phash", "pixel_sha256", "embedding"]
+        looks = pa.concat_tables([fragment.table.select(columns) for fragment in fragments])
+        return known_images(rows_with_ids(looks, ids))
+
+    by_id = {row["id"]: row for row in rows}
+    for leak in find_leaks(rows, load, limits):
+        yield leak, by_id[leak.row_id].breaks(leak.rule, leak.detail)
+
+
 def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Problem]:
     name: str = row["file_name"]
     try:
-        if by_reference and row["source"] == REAL and os.path.isabs(name):
-            data = _read_referenced(name)
-        else:
-            data = storage.read(name)
+        data = read_image_file(storage, name, row["source"], by_reference)
     except MissingFileError:
         return [Problem(_THERE, name, f"row {row['id']!r} names it, it is missing")]
     except StorageError as error:
@@ -256,16 +277,6 @@ def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Proble
         detail = f"its content is not what row {row['id']!r} was written for"
         problems.append(Problem("images have their sha256", name, detail))
     return problems
-
-
-def _read_referenced(name: str) -> bytes:
-    try:
-        with open(name, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{name} is missing") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {name}: {error.strerror}") from error
 
 
 def _leftovers(storage: Storage, referenced: set[str]) -> Iterator[Problem]:

@@ -11,8 +11,10 @@ from balancer.audit import Audit, RealImage
 from balancer.errors import DatasetError
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log import ManifestLog
-from balancer.manifest.rows import ImageFile, RunFacts, real_row
+from balancer.manifest.rows import REAL, ImageFile, RunFacts, real_id, real_row
+from balancer.splits import splits_of
 from balancer.storage import Storage, slug
+from balancer.verdict import Nearest
 
 COMMIT_ROWS = 1024
 
@@ -27,33 +29,42 @@ def commit_real_images(
     storage: Storage,
     facts: RunFacts,
     embeddings: Mapping[str, bytes] | None = None,
+    copies: Mapping[str, Nearest] | None = None,
 ) -> int:
     """Add the images of `classes` that the manifest does not have yet; returns how many.
 
-    `embeddings` by row id are little-endian float16; rows of images that have none go without.
+    `embeddings` by row id are little-endian float16; rows of images that have none go without. `copies` by
+    row id are the hold-out images that real ones copy.
     With `output.real_images: copy` each file goes into the run folder, byte for byte, before its row.
     """
-    wanted, known = set(classes), _known_ids(log)
-    new = [
-        image
-        for image in found.images
-        if image.class_name in wanted and f"real/{image.file_name}" not in known
-    ]
+    wanted, known = set(classes), _known_splits(log)
+    splits = splits_of(found, facts.config, known)
+    new = [image for image in found.images if image.class_name in wanted and image.file_name not in known]
     with ThreadPoolExecutor(WRITERS) as pool:
         for start in range(0, len(new), COMMIT_ROWS):
             part = new[start : start + COMMIT_ROWS]
             files = pool.map(lambda image: _bring_in(image, found.path, storage, facts), part)
             log.commit(
                 [
-                    real_row(image, file, facts, embedding=(embeddings or {}).get(f"real/{image.file_name}"))
+                    real_row(
+                        image,
+                        file,
+                        facts,
+                        embedding=(embeddings or {}).get(real_id(image)),
+                        split=splits[image.file_name],
+                        copied=(copies or {}).get(real_id(image)),
+                    )
                     for image, file in zip(part, files, strict=True)
                 ]
             )
     return len(new)
 
 
-def _known_ids(log: ManifestLog) -> set[str]:
-    return {str(name) for name in log.table().column("id").to_pylist() if str(name).startswith("real/")}
+def _known_splits(log: ManifestLog) -> dict[str, str]:
+    """The splits of the real images that have a row, by file name."""
+    table = log.table()
+    rows = zip(*(table[name].to_pylist() for name in ("id", "source", "split")), strict=True)
+    return {name.removeprefix("real/"): split for name, source, split in rows if source == REAL}
 
 
 def _bring_in(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts) -> ImageFile:
