@@ -59,7 +59,7 @@ def test_the_readme_opens_with_exactly_two_commands(readme, project):
 
 def test_every_path_the_readme_names_is_there(readme, project):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", readme)
-    configs = re.findall(r"\bconfigs/[\w.]+", readme)
+    configs = re.findall(r"\bconfigs/[\w.-]+", readme)
     assert len(links) > 5
     assert [path for path in [*links, *configs] if not (project / path).exists()] == []
 
