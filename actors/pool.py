@@ -177,7 +177,9 @@ class Pool:
         options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
         if spec.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
-        actor_class = ray.remote(Host).options(
+        # Processes are listed under the name of their class.
+        named = type(spec.kind.title(), (Host,), {})
+        actor_class = ray.remote(named).options(
             max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
         )
         actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
