@@ -2,13 +2,14 @@
 
 python scripts/chaos.py --kills 100
 
-A run on the embedded models is started as a user would, and started again whenever its driver was killed, until
-it is done; then the next one begins, until there were as many kills as asked for. Each run must end with the
-very images that a run without kills ends with. A kill counts if the process was alive when it was struck, and
-if its driver had begun to work. Prints one JSON object, and keeps it as `benchmarks/chaos.json`.
+A run on the embedded models is started as a user would, and started again whenever its driver was killed,
+until it is done; then the next one begins, until there were as many kills as asked for. Each run must end
+with the very images that a run without kills ends with. A kill counts if the process was alive when it was
+struck, and if its driver had begun to work. Prints one JSON object, and keeps it as `benchmarks/chaos.json`.
 
-A driver leads a session of its own, to which everything that Ray starts for it belongs. So what a killed driver
-leaves behind (Ray's agents live on for a while) is exactly the rest of that session, and nothing else is ended.
+A driver leads a session of its own, to which everything that Ray starts for it belongs. So what a killed
+driver leaves behind (Ray's agents live on for a while) is exactly the rest of that session, and nothing else
+is ended.
 """
 
 from __future__ import annotations
@@ -104,6 +105,15 @@ class Session:
         kinds = {pid: title.removeprefix("ray::").partition(".")[0] for pid, title in titles.items()}
         return {pid: kind for pid, kind in kinds.items() if kind in ACTORS}
 
+    def wait_until_gone(self) -> None:
+        """Until the driver has ended and everything with it; TimeoutError if something stays."""
+        self.driver.wait(END_LIMIT_S)
+        give_up = time.monotonic() + END_LIMIT_S
+        while members := self.members():
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"left behind: {[(pid, _title(pid)) for pid in members]}")
+            time.sleep(LOOK_S)
+
     def end(self) -> None:
         """Kill whatever is left of it."""
         give_up = time.monotonic() + END_LIMIT_S
@@ -154,7 +164,7 @@ class Trial:
 
     def fragments(self) -> int:
         folder = self.out / LOG_DIR
-        return len([path for path in folder.glob("*.arrow")]) if folder.is_dir() else 0
+        return len(list(folder.glob("*.arrow"))) if folder.is_dir() else 0
 
     def note_rows(self) -> None:
         with contextlib.suppress(BalancerError):  # killed before there was a run
