@@ -30,8 +30,8 @@ class Nodes:
     def draining(self, ask: bool = True) -> Collection[str]:
         """Nodes that were told to end soon: preempted, or scaled down.
 
-        Without `ask` the cluster's head is not asked, which may be gone and then does not answer. ClusterError
-        if Ray on this machine has ended.
+        Without `ask` the cluster's head is not asked, which may be gone and then does not answer.
+        ClusterError if Ray on this machine has ended.
         """
         refuse_dead_ray()
         if ask and self.clock() >= self._look_again_s:
