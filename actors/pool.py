@@ -161,7 +161,7 @@ class Pool:
 
     `restarts` counts replacements since `progressed` was last called; the pool gives up with a
     StalledError that carries the last cause when there were more than `limits.max_restarts`. Actors that were
-    preempted do not count, and those that went with one node count as one.
+    preempted, or whose node was being drained, do not count, and those that went with one node count as one.
     """
 
     spec: WorkerSpec
@@ -275,7 +275,7 @@ class Pool:
         being drained are ready no more."""
         draining = self.nodes.draining(ask=not self.stopping())
         for actor in self.actors:
-            actor.leaving = actor.node in draining
+            actor.leaving |= actor.node in draining
         now = self.clock()
         ended: list[Finished] = []
         for call in [call for call in self._calls.values() if call.deadline_s < now]:
@@ -303,7 +303,7 @@ class Pool:
         self.actors.remove(actor)
         if self.stopping():
             return
-        if cause is not None and not self._was_lost_before(actor.node):
+        if cause is not None and not actor.leaving and not self._was_lost_before(actor.node):
             self.restarts += 1
         if self.restarts > self.limits.max_restarts:
             raise StalledError(
