@@ -193,7 +193,7 @@ class Pool:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
         # Processes are listed under the name of their class.
         named = type(spec.kind.title(), (Host,), {})
-        actor_class = ray.remote(named).options(
+        actor_class: Any = ray.remote(named).options(
             max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
         )
         actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
@@ -273,9 +273,7 @@ class Pool:
     def give_up_overdue(self) -> list[Finished]:
         """Replace actors whose calls overran their deadline; hand their jobs back. Actors on nodes that are
         being drained are ready no more."""
-        draining = self.nodes.draining(ask=not self.stopping())
-        for actor in self.actors:
-            actor.leaving |= actor.node in draining
+        self._notice_draining()
         now = self.clock()
         ended: list[Finished] = []
         for call in [call for call in self._calls.values() if call.deadline_s < now]:
@@ -284,6 +282,14 @@ class Pool:
             self._replace(call.actor, error)
             ended += self._abandon(call.actor, error)
         return ended
+
+    def _notice_draining(self) -> None:
+        draining = self.nodes.draining(ask=not self.stopping())
+        for actor in [*self.actors]:
+            if actor.node in draining:
+                actor.leaving = True
+            elif actor.leaving and self.nodes.is_gone(actor.node):
+                self._replace(actor, None)  # it may have been idle, so that no call of it tells
 
     def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
         calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}

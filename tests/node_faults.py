@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.core.generated import autoscaler_pb2
 
 import actors.run as job
 from actors.pool import Finished, Limits, Pool, WorkerSpec, is_lost_object, wait
@@ -96,9 +96,9 @@ class Trial:
         old = self.worker
         self.worker = self.cluster.add_node(num_cpus=GENERATORS)
         self.cluster.wait_for_nodes()
-        accepted, why = global_worker.gcs_client.drain_node(
+        accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
             old.node_id,
-            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
             "preempted",
             int((time.time() + 3600) * 1000),
         )
@@ -163,7 +163,7 @@ class Trial:
         }
 
     def run(self, dataset: str, out: str) -> dict[str, Any]:
-        original = job.pools_of
+        original = vars(job)["pools_of"]
 
         def remember(*told: Any) -> Any:
             made = original(*told)
@@ -172,7 +172,7 @@ class Trial:
             generators.spec = dataclasses.replace(generators.spec, num_cpus=1)
             return made
 
-        job.pools_of = remember  # type: ignore[assignment]
+        vars(job)["pools_of"] = remember
         result = run(config(dataset), out, reporter=Reporter(progress=self.look))
         table = open_manifest(out).to_table(columns=["id"], filter="source = 'synthetic'")
         return self.told | {

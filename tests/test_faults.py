@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ class Run:
             self.driver = subprocess.Popen(command, cwd=project, stderr=file, start_new_session=True)
         self.session = Session(self.driver)
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         with suppress(BalancerError):
             return read_log(open_storage(self.out, create=False)).table.to_pylist()
         return []
