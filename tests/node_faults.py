@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
+from ray.core.generated import autoscaler_pb2  # its names are made at import
 
 import actors.run as job
 from actors.pool import Finished, Limits, Pool, WorkerSpec, is_lost_object, wait
@@ -98,7 +98,7 @@ class Trial:
         self.cluster.wait_for_nodes()
         accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
             old.node_id,
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            vars(autoscaler_pb2)["DrainNodeReason"].Value("DRAIN_NODE_REASON_PREEMPTION"),
             "preempted",
             int((time.time() + 3600) * 1000),
         )
