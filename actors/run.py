@@ -111,7 +111,7 @@ def run(
     plan = make_plan(config, counts, credited_facets(found, config))
     wanted = known.wanted if known else plan.total
     with contextlib.ExitStack() as stack:
-        resources = stack.enter_context(connected(address))
+        resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
         stop = stack.enter_context(_stop_signals())
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         storage = open_storage(out, create=True)
