@@ -395,6 +395,22 @@ def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_conf
         run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
 
 
+def test_weights_that_changed_under_the_same_name_are_refused(make_config, tmp_path, monkeypatch):
+    def models(sha256):
+        original = vars(job)["describe_models"](make_config())
+        return lambda config: {kind: told | {"sha256": sha256} for kind, told in original.items()}
+
+    unknown, one, other = models(None), models("1" * 64), models("2" * 64)
+    for describe in (one, unknown, one):
+        monkeypatch.setattr(job, "describe_models", describe)
+        run(make_config(), tmp_path / "run", limit=1)
+    assert read_run(open_storage(tmp_path / "run", create=False)).models["generator"]["sha256"] == "1" * 64
+    monkeypatch.setattr(job, "describe_models", other)
+    with pytest.raises(UsageError, match="weights of the generator, weights of the verifier"):
+        run(make_config(), tmp_path / "run", limit=1)
+    run(make_config(), tmp_path / "run", limit=1, allow_config_change=True)
+
+
 def test_how_a_run_is_made_may_change_between_starts(make_config, tmp_path, reference):
     run(make_config(), tmp_path / "run", limit=4)
     run(make_config(actors={"generators": 1}, generation={"batch_size": 8}), tmp_path / "run")
