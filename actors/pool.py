@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.nodes import Nodes
 from balancer.errors import BalancerError, StalledError, first_line
 from balancer.storage import DiskFullError
 
@@ -103,10 +104,17 @@ class Actor:
     description: dict[str, Any] | None = None
     calls: int = 0
     dead: bool = False
+    leaving: bool = False
+    """Its node is being drained: what it does it may finish, and gets nothing more."""
 
     @property
     def ready(self) -> bool:
-        return self.description is not None and not self.dead
+        return self.description is not None and not self.dead and not self.leaving
+
+    @property
+    def node(self) -> str:
+        """Empty while it starts."""
+        return str((self.description or {}).get("node", ""))
 
 
 @dataclass(slots=True, eq=False)
@@ -152,15 +160,21 @@ class Pool:
     """A fixed number of actors of one kind; one that dies is replaced at once.
 
     `restarts` counts replacements since `progressed` was last called; the pool gives up with a
-    StalledError that carries the last cause when there were more than `limits.max_restarts`.
+    StalledError that carries the last cause when there were more than `limits.max_restarts`. Actors that were
+    preempted, or whose node was being drained, do not count, and those that went with one node count as one.
     """
 
     spec: WorkerSpec
     size: int
     limits: Limits
     clock: Callable[[], float] = time.monotonic
+    nodes: Nodes = field(default_factory=Nodes)
+    stopping: Callable[[], bool] = lambda: False
+    """Whether the run is about to end. Actors that die are then not replaced, and Ray is asked nothing that
+    it might never answer: whatever stops the driver may have stopped Ray, too."""
     restarts: int = 0
     actors: list[Actor] = field(default_factory=list)
+    _lost_nodes: set[str] = field(default_factory=set)
     _calls: dict[Any, Call] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -177,7 +191,9 @@ class Pool:
         options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
         if spec.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
-        actor_class = ray.remote(Host).options(
+        # Processes are listed under the name of their class.
+        named = type(spec.kind.title(), (Host,), {})
+        actor_class: Any = ray.remote(named).options(
             max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
         )
         actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
@@ -255,7 +271,9 @@ class Pool:
         return cause
 
     def give_up_overdue(self) -> list[Finished]:
-        """Replace actors whose calls overran their deadline; hand their jobs back."""
+        """Replace actors whose calls overran their deadline; hand their jobs back. Actors on nodes that are
+        being drained are ready no more."""
+        self._notice_draining()
         now = self.clock()
         ended: list[Finished] = []
         for call in [call for call in self._calls.values() if call.deadline_s < now]:
@@ -264,6 +282,14 @@ class Pool:
             self._replace(call.actor, error)
             ended += self._abandon(call.actor, error)
         return ended
+
+    def _notice_draining(self) -> None:
+        draining = self.nodes.draining(ask=not self.stopping())
+        for actor in [*self.actors]:
+            if actor.node in draining:
+                actor.leaving = True
+            elif actor.leaving and self.nodes.is_gone(actor.node):
+                self._replace(actor, None)  # it may have been idle, so that no call of it tells
 
     def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
         calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}
@@ -281,7 +307,9 @@ class Pool:
         actor.dead = True
         ray.kill(actor.handle)
         self.actors.remove(actor)
-        if cause is not None:
+        if self.stopping():
+            return
+        if cause is not None and not actor.leaving and not self._was_lost_before(actor.node):
             self.restarts += 1
         if self.restarts > self.limits.max_restarts:
             raise StalledError(
@@ -290,6 +318,14 @@ class Pool:
                 hint="run `balancer doctor CONFIG`; actors.max_restarts sets the limit",
             )
         self._add_actor()
+
+    def _was_lost_before(self, node: str) -> bool:
+        """Whether a node is gone, and was gone when another of its actors was replaced."""
+        if node in self._lost_nodes:
+            return True
+        if node and self.nodes.is_gone(node):
+            self._lost_nodes.add(node)
+        return False
 
     def progressed(self) -> None:
         self.restarts = 0

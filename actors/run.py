@@ -33,7 +33,7 @@ from balancer.adaptive import Tally
 from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.config import Config
 from balancer.copies import CopyIndex
-from balancer.errors import BalancerError, FencedError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, FencedError, InterruptedRun
 from balancer.manifest.fragment import State
 from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
@@ -118,10 +118,12 @@ def run(
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
     with contextlib.ExitStack() as stack:
-        resources = stack.enter_context(connected(address))
+        resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
         stop = stack.enter_context(_stop_signals())
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
+        for pool in pools:
+            pool.stopping = lambda: stop.number is not None
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
@@ -149,7 +151,8 @@ def run(
             feed = Feed(config, schedule, learned)
             driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            state = driver.run()
+            with _stopped_with_ray(stop):
+                state = driver.run()
             close(state)
     return _result(info.run_id, state, schedule)
 
@@ -251,6 +254,22 @@ def _stop_signals() -> Iterator[StopSignal]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
+    """A signal to all processes of a job ends Ray while the driver still waits for what is under way: that is
+    an interruption as any other."""
+    try:
+        yield
+    except ClusterError as error:
+        if stop.number is None:
+            raise
+        raise InterruptedRun(
+            "interrupted, and Ray with it: what was accepted is committed",
+            signal_number=stop.number,
+            hint="the same command goes on from here",
+        ) from error
 
 
 @contextlib.contextmanager

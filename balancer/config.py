@@ -430,6 +430,9 @@ class ActorsConfig(_Section):
     max_restarts: int = Field(default=5, ge=0)
     """Replaced actors of one kind without an image committed in between before the run stops."""
 
+    allow_open_cluster: bool = False
+    """Join a Ray cluster that asks nobody for a token: whoever can reach such a cluster runs code on it."""
+
 
 class PlanningConfig(_Section):
     """Assumptions behind the estimates of `plan`, used until a run has measured them."""

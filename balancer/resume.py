@@ -30,9 +30,12 @@ VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "
 
 CALIBRATION = "calibration"
 
+WEIGHTS_HASH = "sha256"
+
 Models = Mapping[str, Mapping[str, Any]]
-"""`generator`, `verifier` and any other judge, each with its model and revision, the verifier with its
-embedding_dim and the hash of its `calibration`, None without one."""
+"""`generator`, `verifier` and any other judge, each with its model, revision and the sha256 of its weights
+(None if that cannot be told yet), the verifier with its embedding_dim and the hash of its `calibration`,
+None without one."""
 
 
 def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
@@ -132,11 +135,13 @@ def check_unchanged(
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is recorded of a model: of a calibrated one also which temperatures."""
-    return {name: model[name] for name in ("model", "revision", CALIBRATION) if name in model}
+    return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if any(before.get(name) != now.get(name) for name in ("model", "revision")):
+    hashes = (before.get(WEIGHTS_HASH), now.get(WEIGHTS_HASH))
+    is_other = None not in hashes and hashes[0] != hashes[1]
+    if is_other or any(before.get(name) != now.get(name) for name in ("model", "revision")):
         yield "weights"
     if before.get(CALIBRATION) != now.get(CALIBRATION):
         yield CALIBRATION
