@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.ray_access import refuse_open_cluster, to_oneself
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, first_line
 
@@ -48,27 +49,44 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Resources]:
+def connected(address: str | None, allow_open: bool = False) -> Iterator[Resources]:
     """Ray for the length of a run: the cluster at `address` or `RAY_ADDRESS`, else one on this machine.
 
-    A connection that was open before is used and left open.
+    A connection that was open before is used and left open. With `allow_open` the cluster need not ask for
+    a token.
     """
     if ray.is_initialized():
         yield _resources()
         return
-    _connect(address or os.environ.get("RAY_ADDRESS") or None)
+    _connect(_named(address), allow_open)
     try:
         yield _resources()
     finally:
         ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def refuse_silent(address: str | None) -> None:
+    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer: told before
+    anything is written for a run on it."""
+    named = _named(address)
+    if named is not None and not ray.is_initialized():
+        refuse_silent_head(named)
+
+
+def _named(address: str | None) -> str | None:
+    """None for Ray on this machine."""
+    named = address or os.environ.get("RAY_ADDRESS") or None
+    return None if named == "local" else named
+
+
+def _connect(address: str | None, allow_open: bool) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None or address == "local":
+    if address is None:
         start_here(quiet)
         return
     refuse_silent_head(address)
+    if address != "auto":
+        refuse_open_cluster(address, allow_open)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -76,21 +94,26 @@ def _connect(address: str | None) -> None:
             f"Ray at {address} cannot be joined: {first_line(error)}",
             hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
         ) from error
+    if address == "auto":
+        refuse_open_cluster(ray.get_runtime_context().gcs_address, allow_open)
 
 
 def start_here(options: dict[str, Any]) -> None:
-    """Ray on this machine, with `options` for `ray.init`; ClusterError if it does not come up."""
+    """Ray on this machine and for this user, with `options` for `ray.init`; ClusterError if it does not
+    come up."""
     for attempt in range(START_ATTEMPTS):
-        try:
-            ray.init(address="local", include_dashboard=False, **options)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if attempt + 1 == START_ATTEMPTS:
-                raise ClusterError(
-                    f"Ray did not start on this machine: {first_line(error)}",
-                    hint="its logs are under /tmp/ray/session_latest/logs; `balancer doctor` checks the rest",
-                ) from error
+        with to_oneself() as folder:
+            try:
+                ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
+                return
+            except Exception as error:
+                ray.shutdown()
+                if attempt + 1 == START_ATTEMPTS:
+                    logs = f"its logs are under {folder}/session_latest/logs"
+                    raise ClusterError(
+                        f"Ray did not start on this machine: {first_line(error)}",
+                        hint=f"{logs}; `balancer doctor` checks the rest",
+                    ) from error
 
 
 def refuse_silent_head(address: str) -> None:

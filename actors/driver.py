@@ -6,27 +6,32 @@ is made again; nothing counts as accepted before its row is committed.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.pool import Actor, Finished, Pool, is_lost_object, wait
-from actors.writer import RejectedItem, WriteItem
-from balancer.adaptive import WordingCounts
+from actors.batch import Batch, Files, Judged, described
+from actors.committer import Committer
+from actors.copy_check import revoke_copies
+from actors.feed import Feed
+from actors.pool import Actor, ActorPool, Finished, is_lost_object, wait
+from actors.room import Room
+from balancer.ahead import UnderWay
 from balancer.cells import Candidate, Cell
 from balancer.config import Config
-from balancer.copies import COMPARED, CopyIndex, copies_among, copy_flaw, known_images
-from balancer.errors import InterruptedRun
+from balancer.copies import CopyIndex
+from balancer.errors import BalancerError, InterruptedRun
 from balancer.manifest.fragment import State
-from balancer.manifest.layout import image_stem, rejected_path
 from balancer.manifest.log import ManifestLog
-from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row, revoked
-from balancer.progress import ClassProgress, RateMeter, Snapshot, eta_s
-from balancer.prompts import Request, Rung, ladder, request_for, wordings_of
+from balancer.manifest.rows import RunFacts
+from balancer.progress import ClassCounts, RateMeter, Snapshot, eta_s
 from balancer.schedule import Outcome, Schedule
-from balancer.verdict import Measurement, Nearest, Verdict, criteria_for, judge
+from balancer.storage import DiskFullError
+from balancer.verdict import Made, criteria_for, judge
 
 BATCHES_PER_GENERATOR = 2
 """One being made and one waiting, so that a generator never waits for the driver."""
@@ -34,35 +39,20 @@ BATCHES_PER_GENERATOR = 2
 BATCHES_BEHIND = 4
 """Batches per generator that may wait for verifiers and writers before generation pauses."""
 
+DOUBTFUL_AFTER = 20
+"""Candidates of a cell, none of which passed, after which it may have to be given up."""
+
+EXAMPLES_OF_A_CELL = 3
+
+PATIENCE = 0.1
+"""Part of the time of a batch that an idle generator waits for verdicts, rather than beginning a batch that
+is not full, or attempts that they may make needless."""
+
 WAIT_S = 0.25
 """Longest pause of the loop: signals, deadlines and commits are looked at this often."""
 
 DRAIN_S = 120.0
 """After an interruption, work under way has this long to end; the rest is made again on resume."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A candidate's verdict and what led to it; `index` is its place in the batch."""
-
-    index: int
-    measurement: Measurement
-    nearest: Nearest | None
-    verdict: Verdict
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Candidates generated together, all with one guidance, and what is known of them so far."""
-
-    candidates: tuple[Candidate, ...]
-    rungs: tuple[Rung, ...]
-    requests: tuple[Request, ...]
-    pixels: Any = None
-    flags: Any = None
-    generator: Mapping[str, Any] = field(default_factory=dict)
-    accepted: list[Judged] = field(default_factory=list)
-    examples: list[RejectedItem] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -81,33 +71,42 @@ class StopSignal:
 class Driver:
     config: Config
     facts: RunFacts
-    schedule: Schedule
+    feed: Feed
     log: ManifestLog
-    generators: Pool
-    verifiers: Pool
-    writers: Pool
+    generators: ActorPool
+    verifiers: ActorPool
+    writers: ActorPool
     stop: StopSignal = field(default_factory=StopSignal)
     references: CopyIndex = field(kw_only=True)  # what no candidate may copy
-    wording_counts: WordingCounts | None = None  # with `attempts.adaptive` only
     clock: Callable[[], float] = time.monotonic
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None
     note: Callable[[str], None] = lambda text: None
+    wait: Callable[[Sequence[Any], float], list[Any]] = wait
+    commit_thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "commit"))
+    _committer: Committer = field(init=False)
+    _room: Room = field(init=False)
     _to_verify: deque[Batch] = field(default_factory=deque)
-    _to_write: deque[Batch] = field(default_factory=deque)
+    _to_write: deque[Files] = field(default_factory=deque)
     _writing: int = 0
-    _rows: list[Row] = field(default_factory=list)
-    _outcomes: list[Outcome] = field(default_factory=list)
     _introduced: set[str] = field(default_factory=set)
     _given_up: set[Cell] = field(default_factory=set)
-    _oldest_row_s: float = 0.0
     _started_s: float = 0.0
     _stopping_since_s: float | None = None
+    _patient_since_s: float | None = None
+    _batch_s: float = 0.0
     _accepted_rate: RateMeter = field(init=False)
     _candidate_rate: RateMeter = field(init=False)
 
     def __post_init__(self) -> None:
+        output = self.config.output
+        self._committer = Committer(self.log, output, self.clock, self.commit_thread)
+        self._room = Room(output.disk_full_wait_s, self.clock, lambda text: self.note(text))
         self._accepted_rate = RateMeter(self.clock)
         self._candidate_rate = RateMeter(self.clock)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.feed.schedule
 
     # ---- the loop ----------------------------------------------------------------------------
 
@@ -121,8 +120,14 @@ class Driver:
         try:
             while self.step() or self._revoke_copies():
                 pass
+        except BaseException:
+            with contextlib.suppress(BalancerError):  # the first error is the one to tell
+                self._acknowledge(self._committer.flush())
+            raise
+        else:
+            self._acknowledge(self._committer.flush())
         finally:
-            self._commit()
+            self._committer.close()
         self.on_progress(self.snapshot())
         if self.stop.number is not None and self.schedule.open:
             raise InterruptedRun(
@@ -139,10 +144,10 @@ class Driver:
         2. Give up calls that overran their deadline.
         3. Notice a signal, or the end of the time budget.
         4. Hand out work: writing first, then verifying, then generating.
-        5. Commit the rows that are due.
+        5. Begin the commit that is due, and take in what was committed.
         6. Report progress.
         """
-        for ref in wait(self._pools, WAIT_S):
+        for ref in self.wait(self._pools, WAIT_S):
             for pool, handle in self._handlers:
                 if (finished := pool.finish(ref)) is not None:
                     handle(finished)
@@ -151,19 +156,19 @@ class Driver:
                 handle(finished)
         self._introduce_models()
         self._notice_stop()
-        self._dispatch()
-        if self._rows and self._commit_is_due():
+        if not self._room.is_full:
+            self._dispatch()
             self._commit()
         self._tell_of_given_up_cells()
         self.on_progress(self.snapshot())
         return not self._finished()
 
     @property
-    def _pools(self) -> tuple[Pool, ...]:
+    def _pools(self) -> tuple[ActorPool, ...]:
         return (self.generators, self.verifiers, self.writers)
 
     @property
-    def _handlers(self) -> tuple[tuple[Pool, Callable[[Finished], None]], ...]:
+    def _handlers(self) -> tuple[tuple[ActorPool, Callable[[Finished], None]], ...]:
         return (
             (self.generators, self._generated),
             (self.verifiers, self._measured),
@@ -187,9 +192,8 @@ class Driver:
             if ready is None or kind in self._introduced:
                 continue
             self._introduced.add(kind)
-            told = ready.description or {}
-            parts = [f"{told.get('model')} on {told.get('device')}", told.get("dtype")]
-            self.note(f"{kind}: {', '.join(filter(None, parts))}")
+            told = [described(ready.description, name) for name in ("model", "device", "dtype", "placement")]
+            self.note(f"{kind}: {told[0]} on {', '.join(filter(None, told[1:]))}")
 
     # ---- handing out work --------------------------------------------------------------------
 
@@ -200,16 +204,54 @@ class Driver:
             made = self._to_verify.popleft()
             cells = [candidate.slot.cell for candidate in made.candidates]
             self.verifiers.submit(verifier, "measure", made.pixels, made.flags, cells, job=made)
-        while self._may_generate() and (generator := self.generators.least_busy(BATCHES_PER_GENERATOR)):
-            batch = self._next_batch()
-            if batch is None:
+        while self._may_generate() and (generator := self.generators.least_busy(self._depth())):
+            shape = self._shape(generator)
+            if not self.schedule.can_fill(shape) and self._expects_verdicts():
                 break
-            guidance = batch.rungs[0].guidance
-            self.generators.submit(generator, "generate", batch.requests, guidance, job=batch, num_returns=2)
+            if (batch := self.feed.next_batch(shape)) is None:
+                self._keep_idle_ones_busy()
+                break
+            self._generate(generator, batch)
+
+    def _depth(self) -> int:
+        """Batches a generator may have at a time. Towards the end just the one being made: what to make next
+        is then better known when it is done, and a batch that waits cannot go to one that is idle."""
+        waiting = self.schedule.open - len(self.schedule.in_flight)
+        full_round = self.config.generation.usual_batch * self.generators.size
+        return BATCHES_PER_GENERATOR if waiting >= full_round else 1
+
+    def _keep_idle_ones_busy(self) -> None:
+        idle = [actor for actor in self.generators.actors if actor.ready and actor.calls == 0]
+        if idle:
+            batches = self.feed.batches_ahead(min(map(self._shape, idle)), len(idle))
+            for generator, batch in zip(idle, batches, strict=False):
+                self._generate(generator, batch)
+
+    def _expects_verdicts(self) -> bool:
+        """Whether to wait a moment for verdicts that are on their way: they tell what is needed."""
+        if not self._to_verify and not self.verifiers.busy:
+            return False
+        if self._patient_since_s is None:
+            self._patient_since_s = self.clock()
+        return self.clock() - self._patient_since_s < PATIENCE * self._batch_s
+
+    def _generate(self, generator: Actor, batch: Batch) -> None:
+        guidance = batch.rungs[0].guidance
+        self.generators.submit(generator, "begin", batch.requests, guidance, job=batch, num_returns=2)
+        self._patient_since_s = None
+
+    def _shape(self, generator: Actor) -> int:
+        """How many candidates it makes at once; fewer than configured once its memory ran out."""
+        return int(described(generator.description, "batch_size") or self.config.generation.usual_batch)
 
     def _may_generate(self) -> bool:
         behind = len(self._to_verify) + len(self._to_write)
         return self._stopping_since_s is None and behind < BATCHES_BEHIND * self.generators.size
+
+    def _write(self, writer: Actor, files: Files) -> None:
+        items = [files.batch.to_write(judged, self.facts, self.log) for judged in files.accepted]
+        self.writers.submit(writer, "write", files.batch.pixels, items, files.examples, job=files)
+        self._writing += 1
 
     def _notice_stop(self) -> None:
         """From a signal on, or past `budget.max_hours`, no new batches are begun."""
@@ -228,171 +270,129 @@ class Driver:
         since = self._stopping_since_s
         return since is not None and self.clock() - since > DRAIN_S
 
-    def _next_batch(self) -> Batch | None:
-        candidates = tuple(self.schedule.next_batch(self.config.generation.batch_size))
-        if not candidates:
-            return None
-        rungs = ladder(self.config)
-        climbed = tuple(rungs[candidate.attempt - 1] for candidate in candidates)
-        requests = tuple(map(self._request, candidates, climbed))
-        return Batch(candidates, climbed, requests)
-
-    def _request(self, candidate: Candidate, rung: Rung) -> Request:
-        cell, wording = candidate.slot.cell, None
-        if self.wording_counts is not None:
-            seed = candidate.seed(self.config.seed)
-            wording = self.wording_counts.choose(cell.key, wordings_of(cell, rung, self.config), seed)
-        weakest = self.schedule.reason_before(candidate)
-        return request_for(candidate, rung, self.config, weakest=weakest, wording=wording)
-
-    def _write(self, writer: Actor, batch: Batch) -> None:
-        items = [
-            WriteItem(
-                index=judged.index,
-                stem=self.log.free_name(image_stem(batch.candidates[judged.index], self.facts.facets)),
-                mark=self._mark(batch, judged.index),
-            )
-            for judged in batch.accepted
-        ]
-        self.writers.submit(writer, "write", batch.pixels, items, batch.examples, job=batch)
-        self._writing += 1
-
-    def _mark(self, batch: Batch, index: int) -> dict[str, str]:
-        """What an image file says of its own making, wherever it is copied to."""
-        return {
-            "prompt": batch.requests[index].prompt,
-            "model": self.config.generation.model,
-            "model_revision": self.facts.model_revision or "",
-            "id": batch.candidates[index].id,
-        }
-
     # ---- what came back ----------------------------------------------------------------------
 
     def _generated(self, finished: Finished) -> None:
         batch: Batch = finished.job
         if finished.error is not None:
-            self.schedule.lost(batch.candidates)
+            self._lost(batch)
             return
-        batch.pixels, batch.flags = finished.refs
-        batch.generator = finished.actor.description or {}
+        batch.pixels = finished.refs[0]
+        made: Made = finished.value
+        batch.flags, batch.shape, self._batch_s = made
+        batch.device = described(finished.actor.description, "device")
+        if finished.actor.description is not None:
+            finished.actor.description["batch_size"] = batch.shape
         self._to_verify.append(batch)
 
     def _measured(self, finished: Finished) -> None:
         """Judge each image; rejected ones are settled here, accepted ones go on to a writer."""
         batch: Batch = finished.job
-        if finished.error is not None:
-            self._again(batch, finished, self._to_verify)
-            return
-        for index, measurement in enumerate(finished.value):
-            candidate, rung = batch.candidates[index], batch.rungs[index]
-            cell = candidate.slot.cell
-            nearest = self.references.nearest(measurement)
-            verdict = judge(measurement, cell, criteria_for(cell, rung.threshold, self.config), nearest)
-            judged = Judged(index, measurement, nearest, verdict)
-            if verdict.reason is None:
-                batch.accepted.append(judged)
-            else:
-                self._keep_example(batch, index, verdict.reason)
-                self._settle(batch, judged, None)
-        self._candidate_rate.add(len(batch.candidates))
-        if batch.accepted or batch.examples:
-            self._to_write.append(batch)
+        if is_lost_object(finished.error):
+            self._lost(batch)
+        elif finished.error is not None:
+            self._to_verify.appendleft(batch)
+        else:
+            files = {id(batch): Files(batch)}
+            for index, measurement in enumerate(finished.value):
+                cell, rung = batch.candidates[index].slot.cell, batch.rungs[index]
+                nearest = self.references.nearest(measurement)
+                verdict = judge(measurement, cell, criteria_for(cell, rung.threshold, self.config), nearest)
+                self._take_in(batch, Judged(index, measurement, nearest, verdict), files)
+            self._candidate_rate.add(len(batch.candidates))
+            self._to_write.extend(filter(None, files.values()))
 
-    def _keep_example(self, batch: Batch, index: int, reason: str) -> None:
-        """The first few rejected for a reason are shown in the report; no verdict waits for their files."""
-        if self.schedule.rejected_by_reason[reason] < self.config.output.rejected_per_reason:
-            mark = self._mark(batch, index) | {"rejected": reason}
-            batch.examples.append(RejectedItem(index, rejected_path(mark["id"], reason), mark))
+    def _take_in(self, batch: Batch, judged: Judged, files: dict[int, Files]) -> None:
+        """A verdict counts if it is its candidate's turn, and with it those that waited for it."""
+        candidate = batch.candidates[judged.index]
+        if candidate not in self.schedule.in_flight:
+            self.feed.ahead.hold(candidate, (batch, judged))
+            return
+        if self.feed.ahead.has_passed(candidate.slot):
+            return  # made twice, after it seemed lost
+        reason = judged.verdict.reason
+        chosen = files.setdefault(id(batch), Files(batch))
+        if reason is None:
+            self.feed.ahead.passed(candidate)
+            chosen.accepted.append(judged)
+            return
+        if self._is_example(candidate.slot.cell, reason):
+            chosen.examples.append(batch.example(judged, reason, self.facts))
+        self._committer.add(batch.row(judged, None, self.facts))
+        self._count_wording(batch, judged)
+        self.schedule.judged(Outcome(candidate, reason))  # at once: its retry need not wait for the commit
+        following = Candidate(candidate.slot, candidate.attempt + 1)
+        came = self.feed.ahead.take(following)
+        if came is not None and self.schedule.claim(following) and not isinstance(came, UnderWay):
+            self._take_in(*came, files)
+
+    def _is_example(self, cell: Cell, reason: str) -> bool:
+        """A few rejected for each reason are shown in the report, and of a cell in which nothing passes;
+        no verdict waits for their files."""
+        kept = self.config.output.rejected_per_reason
+        if self.schedule.rejected_by_reason[reason] < kept:
+            return True
+        tally = self.schedule.tally(cell)
+        return kept > 0 and not tally.accepted and 0 <= tally.candidates - DOUBTFUL_AFTER < EXAMPLES_OF_A_CELL
 
     def _written(self, finished: Finished) -> None:
-        batch: Batch = finished.job
+        files: Files = finished.job
+        batch = files.batch
         self._writing -= 1
-        if finished.error is not None:
-            self._again(batch, finished, self._to_write)
-            return
-        for judged, file in zip(batch.accepted, finished.value, strict=True):
-            self._settle(batch, judged, file)
-        self._accepted_rate.add(len(batch.accepted))
-
-    def _again(self, batch: Batch, finished: Finished, queue: deque[Batch]) -> None:
-        """The pixels outlive a verifier or writer that died; if they were lost, generate them again."""
         if is_lost_object(finished.error):
-            self.schedule.lost(batch.candidates)
+            self._lost(batch, files.accepted)
+        elif finished.error is not None:
+            self._to_write.appendleft(files)
+            if isinstance(finished.error, DiskFullError):
+                self._room.ran_out(finished.error)
         else:
-            queue.appendleft(batch)
+            self._room.wrote()
+            for judged, file in zip(files.accepted, finished.value, strict=True):
+                self._committer.add(
+                    batch.row(judged, file, self.facts), Outcome(batch.candidates[judged.index], None)
+                )
+                self._count_wording(batch, judged)
+            self._accepted_rate.add(len(files.accepted))
 
-    def _settle(self, batch: Batch, judged: Judged, file: ImageFile | None) -> None:
-        index, verdict = judged.index, judged.verdict
-        candidate = batch.candidates[index]
-        if not self._rows:
-            self._oldest_row_s = self.clock()
-        self._rows.append(
-            candidate_row(
-                candidate,
-                batch.rungs[index],
-                batch.requests[index],
-                judged.measurement,
-                verdict,
-                file,
-                nearest=judged.nearest,
-                device=str(batch.generator.get("device", "")),
-                facts=self.facts,
-            )
-        )
-        outcome = Outcome(candidate, verdict.reason)
-        if self.wording_counts is not None:
-            wording = batch.requests[index].wording
-            self.wording_counts.add(candidate.slot.cell.key, wording, verdict.accepted)
-        if verdict.accepted:
-            self._outcomes.append(outcome)
-        else:
-            self.schedule.judged(outcome)  # at once: its retry need not wait for the commit
+    def _lost(self, batch: Batch, only: Sequence[Judged] | None = None) -> None:
+        """The pixels are gone, with their actor or with a node: candidates that need them are made again."""
+        wanted = batch.candidates if only is None else [batch.candidates[judged.index] for judged in only]
+        self.feed.ahead.lost(wanted)
+        self.schedule.lost(wanted)
+
+    def _count_wording(self, batch: Batch, judged: Judged) -> None:
+        if self.feed.wording_counts is not None:
+            cell, wording = batch.candidates[judged.index].slot.cell, batch.requests[judged.index].wording
+            self.feed.wording_counts.add(cell.key, wording, judged.verdict.accepted)
 
     # ---- when all have been judged -----------------------------------------------------------
 
     def _revoke_copies(self) -> bool:
-        """Accepted images are compared with each other; the slot of one that copies another tries again.
-
-        Only at the end, and in the plan's order: as they come in, chance would say which of two is the copy.
-        True if there was any.
-        """
+        """True if accepted images turned out to copy others, so that there is more to do."""
+        self._acknowledge(self._committer.flush())
         if self.stop.number is not None or self._final_state() == "interrupted":
             return False  # there are more to come
-        offsets = self.facts.cell_offsets
-        candidates = [Candidate(slot, attempt) for slot, attempt in self.schedule.accepted.items()]
-        candidates.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
-        rows = self.log.rows([candidate.id for candidate in candidates], COMPARED)
-        copies = copies_among(known_images(rows), self.config.verification.copies)
-        if not copies:
-            return False
-        verdicts = [
-            revoked(row, copy_flaw(copies[row["id"]]), copies[row["id"]])
-            for row in self.log.rows(list(copies)).to_pylist()
-        ]
-        self.log.commit_verdicts(verdicts, {"reason": "copies of other accepted images"})
-        for candidate in candidates:
-            if candidate.id in copies:
-                self.schedule.reopen(candidate, copy_flaw(copies[candidate.id]))
-        self.note(f"{len(copies)} accepted images are copies of others and are made again")
-        return True
+        count = revoke_copies(self.schedule, self.log, self.facts)
+        if count:
+            self.note(f"{count} accepted images are copies of others and are made again")
+        return count > 0
 
     # ---- committing and reporting ------------------------------------------------------------
 
-    def _commit_is_due(self) -> bool:
-        output = self.config.output
-        waited_s = self.clock() - self._oldest_row_s
-        return len(self._rows) >= output.commit_rows or waited_s >= output.commit_seconds
-
     def _commit(self) -> None:
-        if not self._rows:
-            return
-        self.log.commit(self._rows)
-        for outcome in self._outcomes:
+        try:
+            self._acknowledge(self._committer.turn())
+        except DiskFullError as error:
+            self._room.ran_out(error)
+
+    def _acknowledge(self, committed: Sequence[Outcome]) -> None:
+        for outcome in committed:
             self.schedule.judged(outcome)
-        if self._outcomes:
+            self.feed.ahead.forget(outcome.candidate.slot)
+        if committed:
+            self._room.wrote()
             for pool in self._pools:
                 pool.progressed()
-        self._rows, self._outcomes = [], []
 
     def _tell_of_given_up_cells(self) -> None:
         for cell, tally in self.schedule.given_up.items():
@@ -415,10 +415,9 @@ class Driver:
             short=len(schedule.short),
             candidates=schedule.candidates,
             rejected_by_reason=dict(schedule.rejected_by_reason.most_common()),
-            by_class={
-                name: ClassProgress(wanted, schedule.accepted_by_class[name], schedule.short_by_class[name])
-                for name, wanted in schedule.wanted_by_class.items()
-            },
+            by_class=ClassCounts(
+                schedule.wanted_by_class, schedule.accepted_by_class, schedule.short_by_class
+            ),
             elapsed_s=self.clock() - self._started_s,
             accepted_per_s=accepted_per_s,
             candidates_per_s=self._candidate_rate.per_second(self._started_s),

@@ -9,7 +9,7 @@ from actors.cluster import Fleet, Resources
 from actors.pool import Limits, Pool, WorkerSpec
 from balancer.calibration import temperatures_of
 from balancer.config import Config
-from balancer.storage import Storage
+from balancer.storage import LocalStorage, Storage
 
 CPU_THREADS = 1
 """Threads of an actor on CPU. Several single-threaded generators make more images than one with several
@@ -31,9 +31,12 @@ def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storag
         *verifier_worker(config, on_gpu=fleet.gpus_per_verifier > 0),
         num_gpus=fleet.gpus_per_verifier,
     )
-    # The run folder is on the driver's disk: only there can it be written.
+    # A folder may be on the driver's disk, and be seen from there only; a bucket is seen from everywhere.
     writer = WorkerSpec(
-        "writer", "actors.writer:Writer", {"storage_uri": storage.uri}, node=resources.driver_node
+        "writer",
+        "actors.writer:Writer",
+        {"storage_uri": storage.uri, "image_format": config.output.image_format},
+        node=resources.driver_node if isinstance(storage, LocalStorage) else None,
     )
     return (
         Pool(generator, fleet.generators, limits),
@@ -54,16 +57,20 @@ def start_pools(generators: Pool, verifiers: Pool, writers: Pool) -> None:
 
 def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
     made = config.generation
-    sizes = {"width": made.width, "height": made.height, "batch_size": made.batch_size}
+    sizes: dict[str, Any] = {"width": made.width, "height": made.height}
     if config.actors.kind == "simulated":
-        service_s = (config.planning.seconds_per_candidate or 0.0) * made.batch_size
+        service_s = (config.planning.seconds_per_candidate or 0.0) * made.usual_batch
+        sizes["batch_size"] = made.usual_batch
         return "actors.simulated:SimulatedGenerator", sizes | {"service_s": service_s}
     return "actors.generator:Generator", sizes | {
+        "batch_size": made.batch_size,
         "model": _located(made.model),
         "revision": made.revision,
         "variant": made.variant,
         "steps": made.steps,
         "dtype": made.dtype,
+        "offload": made.offload,
+        "compiled": made.compile and on_gpu,
         "device": _device(config, on_gpu),
         "threads": CPU_THREADS,
     }

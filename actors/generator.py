@@ -8,32 +8,41 @@ its CPU generator with the low 32 bits of a seed.)
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")  # read once, when diffusers is imported
-
-import diffusers
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
 
 from actors import weights
 from actors.device import device_name, pick_device, pick_dtype, use_threads
-from balancer.errors import UnavailableError, WeightsError, first_line
+from actors.node_lock import one_at_a_time
+from actors.pipeline import Source, load_pipeline
+from actors.placement import largest_batch
+from balancer.errors import UnavailableError
 from balancer.prompts import Request
-from balancer.verdict import ImageFlags
+from balancer.verdict import ImageFlags, Made
+
+AUTO_BATCH_ON_CPU = 8
+
+LEFT_TO_OTHERS = 0.15
+"""Part of a GPU's memory that `auto` batches leave to the verifier and to whatever else is there."""
+
+WARM_UP_GUIDANCE = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class Generator:
-    """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` as in the config."""
+    """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` and `offload` as in the config.
+
+    A `batch_size` of `auto` takes what fits beside the weights, on a CPU 8.
+    """
 
     def __init__(
         self,
@@ -43,21 +52,32 @@ class Generator:
         width: int,
         height: int,
         steps: int,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         dtype: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        offload: str = "auto",
+        compiled: bool = False,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
         self.width, self.height, self.steps = width, height, steps
-        self.batch_size = batch_size
         self.model = model
-        folder = weights.resolve(model, revision, variant, "generator")
-        self.revision = weights.identity(model, revision, folder)
-        self._pipeline = _load(folder, model, variant, self.dtype, self.device)
+        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant)
+        self.revision = weights.identity(model, revision, source.folder)
+        pixels = width * height
+        self._loaded = load_pipeline(
+            source, self.dtype, self.device, pixels=pixels, offload=offload, compiled=compiled
+        )
+        self._pipeline = self._loaded.pipeline
         self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
+        self.batch_size = AUTO_BATCH_ON_CPU if batch_size == "auto" else batch_size
+        if batch_size == "auto" and self.device.type == "cuda":
+            self.batch_size = self._largest_batch()
+        if compiled:
+            with one_at_a_time("compile"):  # the first one fills a cache, the others read it
+                self._warm_up()
 
     def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
         """Make one image per request: uint8 (N, height, width, 3), and what is known of each.
@@ -65,6 +85,13 @@ class Generator:
         A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch
         shape is halved for good and the work done again with the same seeds.
         """
+        pixels, made = self.begin(requests, guidance)()
+        return pixels, made.flags
+
+    def begin(self, requests: Sequence[Request], guidance: float) -> Callable[[], tuple[np.ndarray, Made]]:
+        """As `generate`, but the images are still on their way from the device when it returns: the result
+        waits for them."""
+        began = time.perf_counter()
         while True:
             try:
                 parts = [self._generate_batch(part, guidance) for part in _parts(requests, self.batch_size)]
@@ -72,24 +99,46 @@ class Generator:
                 if self.batch_size == 1:
                     raise self._too_large() from error
             else:
-                pixels = np.concatenate([pixels for pixels, _ in parts])
-                return pixels, [flags for _, part in parts for flags in part]
+                flags = [flags for _, part in parts for flags in part]
+                made = Made(flags, self.batch_size, time.perf_counter() - began)
+                return functools.partial(_fetched, [copy for copy, _ in parts], made)
             # After the handler, whose traceback keeps the tensors of the failed batch alive.
             self._halve_batch()
 
     def describe(self) -> dict[str, str]:
-        """What made the images, for the manifest: model, revision, device, dtype and its reason, batch."""
+        """What made the images, for the manifest: model, revision, device, dtype, placement, batch."""
         return {
             "model": self.model,
             "revision": self.revision,
             "device": device_name(self.device),
             "dtype": f"{str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})",
+            "placement": self._loaded.placement.reason,
             "batch_size": str(self.batch_size),
         }
 
-    def _generate_batch(
-        self, requests: Sequence[Request], guidance: float
-    ) -> tuple[np.ndarray, list[ImageFlags]]:
+    def _largest_batch(self) -> int:
+        """By what batches of one and of two take; a part of the memory is left to others on the GPU."""
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
+        one, two = (self._memory_of_a_batch(size) for size in (1, 2))
+        torch.cuda.empty_cache()
+        return largest_batch(one, two, free_bytes - int(LEFT_TO_OTHERS * total_bytes))
+
+    def _memory_of_a_batch(self, size: int) -> int:
+        self.batch_size = size
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self._warm_up()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def _warm_up(self) -> None:
+        """A batch that nobody wants, of as few steps as it takes to run through every part."""
+        steps, self.steps = self.steps, 2
+        try:
+            self._generate_batch([Request("", "", 0)], WARM_UP_GUIDANCE)
+        finally:
+            self.steps = steps
+
+    def _generate_batch(self, requests: Sequence[Request], guidance: float) -> tuple[_Copy, list[ImageFlags]]:
         filled = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
         finite = _FiniteLatents()
         output = self._pipeline(**self._arguments(filled, guidance, finite))
@@ -100,16 +149,20 @@ class Generator:
             ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
             for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
         ]
-        return _to_pixels(images)[: len(requests)], flags[: len(requests)]
+        return _Copy.begin(_to_pixels(images)[: len(requests)]), flags[: len(requests)]
 
     def _arguments(
         self, requests: Sequence[Request], guidance: float, callback: _FiniteLatents
     ) -> dict[str, Any]:
-        arguments = {
-            "prompt": [request.prompt for request in requests],
-            # Always words, even empty ones: pipelines treat an absent negative prompt differently, and
-            # an image must not change with its neighbours.
-            "negative_prompt": [request.negative_prompt for request in requests],
+        prompts = [request.prompt for request in requests]
+        # Always words, even empty ones: pipelines treat an absent negative prompt differently, and an image
+        # must not change with its neighbours.
+        negative_prompts = [request.negative_prompt for request in requests]
+        words: dict[str, Any] = {"prompt": prompts, "negative_prompt": negative_prompts}
+        if self._loaded.embeddings is not None:
+            guided = guidance > 1
+            words = self._loaded.embeddings.arguments(prompts, negative_prompts, guided, self.device)
+        arguments = words | {
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             "guidance_scale": guidance,
             "num_inference_steps": self.steps,
@@ -155,46 +208,39 @@ def _nonfinite(values: torch.Tensor) -> list[int]:
     return counts
 
 
-def _load(folder: Path, model: str, variant: str | None, dtype: torch.dtype, device: torch.device) -> Any:
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()  # it remarks on every autoencoder but the usual one
-    try:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            variant=variant,
-            **_without_watermark(folder),
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        raise WeightsError(
-            f"{model}: the pipeline in {folder} does not load: {first_line(error)}",
-            hint="generation.model must name a text-to-image pipeline in diffusers layout",
-        ) from error
-    diffusers.utils.logging.set_verbosity_warning()  # such as of prompts that are too long
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    if getattr(pipeline, "unet", None) is not None:  # convolutions; transformers have none to speed up
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
-    return pipeline
-
-
-def _without_watermark(folder: Path) -> dict[str, bool]:
-    # SDXL would stamp an invisible watermark on the CPU if a package for it happens to be installed;
-    # provenance is written into the file instead. Other pipelines do not know the argument.
-    is_sdxl = weights.pipeline_class(folder).startswith("StableDiffusionXL")
-    return {"add_watermarker": False} if is_sdxl else {}
-
-
 def _parts(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     return (requests[start : start + size] for start in range(0, len(requests), size))
 
 
-def _to_pixels(images: torch.Tensor) -> np.ndarray:
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W) in 0..1 to uint8 (N, H, W, 3); converted on the device, a quarter of the bytes to move."""
     scaled = images.float().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels: np.ndarray = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return pixels
+    return scaled.permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Images on their way from the device to memory, while the device goes on with other work."""
+
+    pixels: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def begin(cls, pixels: torch.Tensor) -> _Copy:
+        if pixels.device.type != "cuda":
+            return cls(pixels, None)
+        here = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        here.copy_(pixels, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(here, arrived)
+
+    def wait(self) -> np.ndarray:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        there: np.ndarray = self.pixels.numpy()
+        return there
+
+
+def _fetched(copies: Sequence[_Copy], made: Made) -> tuple[np.ndarray, Made]:
+    return np.concatenate([copy.wait() for copy in copies]), made

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.nodes import Nodes
 from balancer.errors import BalancerError, StalledError, first_line
+from balancer.storage import DiskFullError
 
 CALLS_PER_ACTOR = 2
-"""One being worked on and one waiting, where many calls are made at once."""
+"""One being worked on and one waiting, or having its result fetched."""
+
+SPANS_KEPT = 10_000
 
 TURN_S = 0.25
 """`call_all` looks at deadlines, and lets its caller look at signals, this often."""
@@ -34,6 +39,9 @@ class Host:
 
     Construction happens in `start`, not in `__init__`: an actor whose `__init__` raises is dead, and its
     error reaches the driver as text only.
+
+    Calls are made one at a time. A call that returns a function has its result yet to be fetched: that is
+    done while the next call begins.
     """
 
     def __init__(self, worker: str, arguments: dict[str, Any], on_gpu: bool) -> None:
@@ -42,6 +50,8 @@ class Host:
         self._path = worker
         self._arguments = arguments
         self._worker: Any = None
+        self._one_at_a_time = threading.Lock()
+        self._spans: deque[tuple[float, float]] = deque(maxlen=SPANS_KEPT)
 
     def start(self) -> dict[str, Any]:
         module, _, name = self._path.partition(":")
@@ -55,7 +65,15 @@ class Host:
         }
 
     def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._worker, method)(*arguments)
+        with self._one_at_a_time:
+            began = time.time()
+            result = getattr(self._worker, method)(*arguments)
+            self._spans.append((began, time.time()))
+        return result() if callable(result) else result
+
+    def spans(self) -> list[tuple[float, float]]:
+        """When the last calls began and ended, in seconds since 1970: what idle gaps are told from."""
+        return list(self._spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +104,17 @@ class Actor:
     description: dict[str, Any] | None = None
     calls: int = 0
     dead: bool = False
+    leaving: bool = False
+    """Its node is being drained: what it does it may finish, and gets nothing more."""
 
     @property
     def ready(self) -> bool:
-        return self.description is not None and not self.dead
+        return self.description is not None and not self.dead and not self.leaving
+
+    @property
+    def node(self) -> str:
+        """Empty while it starts."""
+        return str((self.description or {}).get("node", ""))
 
 
 @dataclass(slots=True, eq=False)
@@ -113,20 +138,43 @@ class Finished:
     error: BaseException | None = None
 
 
+class ActorPool(Protocol):
+    """What the loop needs of a pool."""
+
+    size: int
+    actors: list[Actor]
+
+    @property
+    def spec(self) -> WorkerSpec: ...
+    @property
+    def busy(self) -> int: ...
+    def least_busy(self, max_calls: int) -> Actor | None: ...
+    def submit(self, actor: Actor, method: str, *arguments: Any, job: Any, num_returns: int = 1) -> None: ...
+    def finish(self, ref: Any) -> Finished | None: ...
+    def give_up_overdue(self) -> list[Finished]: ...
+    def progressed(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Pool:
     """A fixed number of actors of one kind; one that dies is replaced at once.
 
     `restarts` counts replacements since `progressed` was last called; the pool gives up with a
-    StalledError that carries the last cause when there were more than `limits.max_restarts`.
+    StalledError that carries the last cause when there were more than `limits.max_restarts`. Actors that were
+    preempted, or whose node was being drained, do not count, and those that went with one node count as one.
     """
 
     spec: WorkerSpec
     size: int
     limits: Limits
     clock: Callable[[], float] = time.monotonic
+    nodes: Nodes = field(default_factory=Nodes)
+    stopping: Callable[[], bool] = lambda: False
+    """Whether the run is about to end. Actors that die are then not replaced, and Ray is asked nothing that
+    it might never answer: whatever stops the driver may have stopped Ray, too."""
     restarts: int = 0
     actors: list[Actor] = field(default_factory=list)
+    _lost_nodes: set[str] = field(default_factory=set)
     _calls: dict[Any, Call] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -143,7 +191,11 @@ class Pool:
         options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
         if spec.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
-        actor_class = ray.remote(Host).options(max_restarts=0, max_task_retries=0, **options)
+        # Processes are listed under the name of their class.
+        named = type(spec.kind.title(), (Host,), {})
+        actor_class: Any = ray.remote(named).options(
+            max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
+        )
         actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
         self.actors.append(actor)
         self._track(Call(actor, None, [actor.handle.start.remote()], self.limits.start_timeout_s))
@@ -210,6 +262,8 @@ class Pool:
         return Finished(call.job, call.refs, call.actor, error=error)
 
     def _worker_raised(self, actor: Actor, cause: BaseException) -> BaseException:
+        if isinstance(cause, DiskFullError):
+            return cause  # trying again helps, once there is room
         if isinstance(cause, BalancerError):
             raise cause  # the worker's own clear word: trying again would not help
         if not isinstance(cause, RayError):  # a RayError: an argument was lost, the worker is well
@@ -217,7 +271,9 @@ class Pool:
         return cause
 
     def give_up_overdue(self) -> list[Finished]:
-        """Replace actors whose calls overran their deadline; hand their jobs back."""
+        """Replace actors whose calls overran their deadline; hand their jobs back. Actors on nodes that are
+        being drained are ready no more."""
+        self._notice_draining()
         now = self.clock()
         ended: list[Finished] = []
         for call in [call for call in self._calls.values() if call.deadline_s < now]:
@@ -226,6 +282,14 @@ class Pool:
             self._replace(call.actor, error)
             ended += self._abandon(call.actor, error)
         return ended
+
+    def _notice_draining(self) -> None:
+        draining = self.nodes.draining(ask=not self.stopping())
+        for actor in [*self.actors]:
+            if actor.node in draining:
+                actor.leaving = True
+            elif actor.leaving and self.nodes.is_gone(actor.node):
+                self._replace(actor, None)  # it may have been idle, so that no call of it tells
 
     def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
         calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}
@@ -243,7 +307,9 @@ class Pool:
         actor.dead = True
         ray.kill(actor.handle)
         self.actors.remove(actor)
-        if cause is not None:
+        if self.stopping():
+            return
+        if cause is not None and not actor.leaving and not self._was_lost_before(actor.node):
             self.restarts += 1
         if self.restarts > self.limits.max_restarts:
             raise StalledError(
@@ -252,6 +318,14 @@ class Pool:
                 hint="run `balancer doctor CONFIG`; actors.max_restarts sets the limit",
             )
         self._add_actor()
+
+    def _was_lost_before(self, node: str) -> bool:
+        """Whether a node is gone, and was gone when another of its actors was replaced."""
+        if node in self._lost_nodes:
+            return True
+        if node and self.nodes.is_gone(node):
+            self._lost_nodes.add(node)
+        return False
 
     def progressed(self) -> None:
         self.restarts = 0

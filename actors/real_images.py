@@ -33,14 +33,15 @@ from balancer.calibration import (
     temperatures_of,
 )
 from balancer.cells import CLASS_PROPERTY
-from balancer.copies import KnownImage
+from balancer.copies import KnownImage, copies_across
 from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, read_bytes
 from balancer.preflight import Preflight, preflight
+from balancer.splits import TRAIN
 
 if TYPE_CHECKING:
     from balancer.config import Config
-    from balancer.verdict import Measurement
+    from balancer.verdict import Measurement, Nearest
 
 REAL, HOLDOUT = "real", "holdout"
 
@@ -284,9 +285,13 @@ def preflight_of(measured: RealImages, config: Config) -> Preflight:
     return preflight(examples_of(measured, config), temperatures_of(config), len(measured.images), config)
 
 
-def real_facets(measured: RealImages, config: Config) -> dict[str, list[dict[str, str]]]:
-    """For each class the facet values of its real images: those that are known, and of the others the
-    likeliest if it reaches `verification.threshold`, unless the facet is in `verification.unjudged`."""
+def real_facets(
+    measured: RealImages, config: Config, splits: Mapping[str, str] | None = None
+) -> dict[str, list[dict[str, str]]]:
+    """For each class the facet values of its training images: those that are known, and of the others the
+    likeliest if it reaches `verification.threshold`, unless the facet is in `verification.unjudged`.
+
+    `splits` are by file name; an image that has none is a training image."""
     facets, temperatures = config.facet_axes(), temperatures_of(config)
     judged = [facet for facet in facets if facet.name not in config.verification.unjudged]
     likely = {
@@ -296,6 +301,8 @@ def real_facets(measured: RealImages, config: Config) -> dict[str, list[dict[str
     found: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
     for row, (name, image) in enumerate(zip(measured.ids, measured.images, strict=True)):
         if not name.startswith(f"{REAL}/") or image.class_name not in found:
+            continue
+        if splits is not None and splits.get(image.file_name, TRAIN) != TRAIN:
             continue
         values = known_values(image, facets)
         for facet in judged:
@@ -315,6 +322,15 @@ def references_of(measured: RealImages) -> list[KnownImage]:
         KnownImage(name, image.phash, image.pixel_sha256, row.tobytes())
         for name, image, row in zip(measured.ids, measured.images, measured.embeddings, strict=True)
     ]
+
+
+def copies_of_holdout(measured: RealImages, config: Config) -> dict[str, Nearest]:
+    """The real images that show what a hold-out image shows: id -> that image. What is trained on them has
+    seen the hold-out."""
+    known = references_of(measured)
+    held_out = [image for image in known if image.id.startswith(f"{HOLDOUT}/")]
+    real = [image for image in known if image.id.startswith(f"{REAL}/")]
+    return copies_across(real, held_out, config.verification.copies)
 
 
 def calibration_of(config: Config) -> Calibration | None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors import weights
-from actors.cluster import Fleet, connected, fit
+from actors.cluster import Fleet, connected, fit, refuse_silent
 from actors.driver import Driver, StopSignal
+from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
 from actors.pool import Pool, call_all
 from actors.real_images import (
@@ -21,6 +22,7 @@ from actors.real_images import (
     Measured,
     RealImages,
     calibration_of,
+    copies_of_holdout,
     measure_real_images,
     preflight_of,
     real_facets,
@@ -31,7 +33,7 @@ from balancer.adaptive import Tally
 from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.config import Config
 from balancer.copies import CopyIndex
-from balancer.errors import BalancerError, FencedError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, FencedError, InterruptedRun
 from balancer.manifest.compaction import compact_if_long
 from balancer.manifest.fragment import State
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
@@ -50,7 +52,8 @@ from balancer.resume import (
     wording_counts_of,
 )
 from balancer.schedule import Schedule
-from balancer.storage import Storage, open_storage
+from balancer.splits import splits_of, training_part
+from balancer.storage import Storage, open_storage, refuse_without_create_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +104,32 @@ def run(
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
             return done
     found = audit_dataset(config)
-    counts = match_classes(found, config)
+    splits = splits_of(found, config)
+    training = training_part(found, splits)
+    counts = match_classes(training, config)
     if found.unreadable:
         reporter.note(
             f"{len(found.unreadable)} images cannot be read and are not counted; "
             f"`balancer audit {found.path}` lists them"
         )
     holdout = audit_holdout(config)
-    plan = make_plan(config, counts, credited_facets(found, config))
+    plan = make_plan(config, counts, credited_facets(training, config))
     wanted = known.wanted if known else plan.total
+    refuse_silent(address)
+    storage = open_storage(out, create=True)
+    refuse_without_create_only(storage)
     with contextlib.ExitStack() as stack:
-        resources = stack.enter_context(connected(address))
+        resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
         stop = stack.enter_context(_stop_signals())
-        fleet = fit(resources, config.actors, -(-wanted // config.generation.batch_size))
-        storage = open_storage(out, create=True)
+        fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
+        for pool in pools:
+            pool.stopping = lambda: stop.number is not None
         measured = _measure(config, found, holdout, pools[1], stop, reporter)
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
-                plan = make_plan(config, counts, real_facets(measured, config))
+                plan = make_plan(config, counts, real_facets(measured, config, splits))
             for line in held_back(plan):
                 reporter.note(line)
             info = create_run(storage, describe_run(config, plan, models))
@@ -130,14 +139,21 @@ def run(
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
             schedule = schedule_of(info, config, log.table(KEPT), limit)
-            wordings = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
-            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of())
+            learned = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
+            copied = copies_of_holdout(measured, config)
+            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
+            if copied:
+                reporter.note(
+                    f"{len(copied)} real images show what hold-out images show, such as {next(iter(copied))};"
+                    " neither training nor validation and test get them"
+                )
             references = CopyIndex(references_of(measured), config.verification.copies)
-            driver = Driver(config, facts, schedule, log, *pools, stop, references=references)
+            feed = Feed(config, schedule, learned)
+            driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
-            driver.wording_counts = wordings
-            state = driver.run()
+            with _stopped_with_ray(stop):
+                state = driver.run()
             close(state)
     _compact(storage, reporter)
     return _result(info.run_id, state, schedule)
@@ -229,7 +245,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
             f"{schedule.open} to go"
         )
     reporter.note(
-        f"{schedule.open} images to make, batches of {config.generation.batch_size}, up to "
+        f"{schedule.open} images to make, batches of {config.generation.usual_batch}, up to "
         f"{schedule.attempts} attempts each"
     )
     if config.attempts.adaptive:
@@ -252,6 +268,22 @@ def _stop_signals() -> Iterator[StopSignal]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
+    """A signal to all processes of a job ends Ray while the driver still waits for what is under way: that is
+    an interruption as any other."""
+    try:
+        yield
+    except ClusterError as error:
+        if stop.number is None:
+            raise
+        raise InterruptedRun(
+            "interrupted, and Ray with it: what was accepted is committed",
+            signal_number=stop.number,
+            hint="the same command goes on from here",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from balancer.cells import Cell
 from balancer.images import UnreadableImage, decode_image, pixel_sha256
 from balancer.prompts import Request
-from balancer.verdict import ImageFlags, Measurement
+from balancer.verdict import ImageFlags, Made, Measurement
 
 EMBEDDING_DIM = 16
 BLOCK_PIXELS = 8
@@ -66,10 +66,16 @@ class SimulatedGenerator:
 
     def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
         """Noise of shape (N, height, width, 3); a short batch takes as long as a full one."""
+        pixels, made = self.begin(requests, guidance)
+        return pixels, made.flags
+
+    def begin(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, Made]:
+        """As `generate`, and how many images are made at a time, in how long."""
         self._trouble.strike()
-        self._sleep(self._service_s * -(-len(requests) // self.batch_size))
+        seconds = self._service_s * -(-len(requests) // self.batch_size)
+        self._sleep(seconds)
         pixels = np.stack([_noise(request, self.width, self.height) for request in requests])
-        return pixels, [ImageFlags() for _ in requests]
+        return pixels, Made([ImageFlags() for _ in requests], self.batch_size, seconds)
 
     def describe(self) -> dict[str, str]:
         return {

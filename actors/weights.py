@@ -29,6 +29,7 @@ from actors.model_files import (
     refuse_code,
     small_files,
 )
+from actors.weight_hashes import combined, weight_files, weights_sha256
 from balancer.config import EMBEDDED_MODEL, Config
 from balancer.errors import ConfigError, WeightsError, first_line
 
@@ -66,6 +67,14 @@ class Availability:
     missing_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """`sha256` is what the hub says of large files."""
+
+    num_bytes: int
+    sha256: str | None
+
+
 def wanted_models(config: Config) -> dict[Kind, tuple[str, str | None, str | None]]:
     """Model, revision and variant of every model that a config names, as `check` and the others take them."""
     made, judged = config.generation, config.verification
@@ -91,8 +100,8 @@ def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> 
     cached = _cached(model, commit, variant, kind)
     if cached is not None:
         return Availability("cache", cached)
-    sizes = _files_on_hub(model, commit, variant, kind)
-    return Availability("hub", None, sum(sizes.values()))
+    files = _files_on_hub(model, commit, variant, kind)
+    return Availability("hub", None, sum(file.num_bytes for file in files.values()))
 
 
 def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
@@ -102,20 +111,35 @@ def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -
         return found.folder
     commit = _commit(model, revision, kind)
     files = _files_on_hub(model, commit, variant, kind)
-    log.info("downloading %s, %.1f GB", model, sum(files.values()) / 1e9)
+    log.info("downloading %s, %.1f GB", model, sum(file.num_bytes for file in files.values()) / 1e9)
     return _download(model, commit, kind, list(files))
 
 
 def describe(model: str, revision: str | None, variant: str | None, kind: Kind) -> dict[str, Any]:
     """What a run records of a model before any is loaded: `model`, `revision` (None for a folder without
-    one) and, of a verifier, `embedding_dim`. Raises what `check` raises."""
+    one), the `sha256` of its weights, by what the hub says where they are not here yet (None if it does not)
+    and, of a verifier, `embedding_dim`. Raises what `check` raises."""
     folder = check(model, revision, variant, kind).folder
     if folder is None:
-        folder = _download(model, _commit(model, revision, kind), kind, [MARKER[kind]])
-    described: dict[str, Any] = {"model": model, "revision": identity(model, revision, folder) or None}
+        commit = _commit(model, revision, kind)
+        sha256 = _sha256_on_hub(_files_on_hub(model, commit, variant, kind))
+        folder = _download(model, commit, kind, [MARKER[kind]])
+    else:
+        sha256 = weights_sha256(folder, _needed_here(folder, model, variant, kind))
+    described: dict[str, Any] = {
+        "model": model,
+        "revision": identity(model, revision, folder) or None,
+        "sha256": sha256,
+    }
     if kind == "verifier":
         described["embedding_dim"] = _embedding_dim(_read_json(folder / MARKER[kind]), model)
     return described
+
+
+def _sha256_on_hub(files: Mapping[str, HubFile]) -> str | None:
+    hashes = {name: files[name].sha256 for name in weight_files(files)}
+    known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
+    return combined(known) if len(known) == len(hashes) else None
 
 
 def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
@@ -161,10 +185,17 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -
     if not marker.is_file():
         missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
         raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    needed_files(names, _read_json(marker), variant, kind, model)
-    _refuse_code(folder, names, kind, model)
+    _needed_here(folder, model, variant, kind)
+    _refuse_code(folder, _names(folder), kind, model)
     return folder.absolute()
+
+
+def _needed_here(folder: Path, model: str, variant: str | None, kind: Kind) -> list[str]:
+    return needed_files(_names(folder), _read_json(folder / MARKER[kind]), variant, kind, model)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _refuse_code(folder: Path, names: Iterable[str], kind: Kind, model: str) -> None:
@@ -220,8 +251,8 @@ def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | 
         return None  # an interrupted download
 
 
-def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, int]:
-    """The files to download and their sizes in bytes, from one metadata request and the main config."""
+def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, HubFile]:
+    """The files to download, from one metadata request and the main config."""
     import huggingface_hub as hub
 
     repository = _hub_id(model)
@@ -233,17 +264,20 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> d
         commit,
         kind,
     )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if MARKER[kind] not in sizes:
+    there = {
+        file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+    }
+    if MARKER[kind] not in there:
         raise WeightsError(
             f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
             hint=_place_hint(kind),
         )
-    first = [MARKER[kind]] if _LAYOUT[kind] != "transformers" else code_carriers(sizes)
+    first = [MARKER[kind]] if _LAYOUT[kind] != "transformers" else code_carriers(there)
     folder = _download(model, commit, kind, first)
     _refuse_code(folder, first, kind, model)
     marker = _read_json(folder / MARKER[kind])
-    return {name: sizes[name] for name in needed_files(sizes, marker, variant, kind, model)}
+    return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}
 
 
 def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:

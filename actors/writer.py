@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from balancer.errors import StorageError, UsageError
-from balancer.images import encode_png
+from balancer.images import encode_image
 from balancer.manifest.rows import ImageFile
 from balancer.storage import Storage, open_storage
 
@@ -34,15 +34,17 @@ class RejectedItem:
 
 
 class Writer:
-    """Writes into an existing run folder."""
+    """Writes into an existing run folder; `image_format` as in the config."""
 
-    def __init__(self, storage_uri: str) -> None:
+    def __init__(self, storage_uri: str, image_format: str = "png") -> None:
+        self._format = image_format
         try:
             self._storage = open_storage(storage_uri, create=False)
-        except UsageError as error:
+        except (UsageError, StorageError) as error:
+            shared = "put the run on a path that all machines of the cluster share"
             raise StorageError(
                 f"{error.message}, as seen from the machine of a writer",
-                hint="put the run on a path that all machines of the cluster share",
+                hint=error.hint if isinstance(error, StorageError) else shared,
             ) from error
 
     def write(
@@ -53,13 +55,13 @@ class Writer:
         The name holds part of the content's hash, so that writing the same image again changes nothing.
         """
         for example in rejected:
-            self._storage.publish(example.path, encode_png(pixels[example.index], example.mark))
-        return [_write_one(self._storage, pixels[item.index], item) for item in items]
+            self._storage.publish(example.path, encode_image(pixels[example.index], example.mark))
+        return [_write_one(self._storage, pixels[item.index], item, self._format) for item in items]
 
 
-def _write_one(storage: Storage, image: np.ndarray, item: WriteItem) -> ImageFile:
-    data = encode_png(image, item.mark)
+def _write_one(storage: Storage, image: np.ndarray, item: WriteItem, image_format: str) -> ImageFile:
+    data = encode_image(image, item.mark, image_format)
     sha256 = hashlib.sha256(data).hexdigest()
-    file_name = f"{item.stem}-{sha256[:12]}.png"
+    file_name = f"{item.stem}-{sha256[:12]}.{image_format}"
     storage.publish(file_name, data)
     return ImageFile(file_name, sha256, len(data))

@@ -1,11 +1,13 @@
 """Balance an image-classification dataset with generated images that proved they show what was asked.
 
-The command line's verbs for Python: `audit`, `plan`, `run` and `open_manifest`.
+The command line's verbs for Python: `audit`, `plan`, `run`, `open_manifest`, and `embed` for images that a
+classifier on stored embeddings is to judge.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 # Submodules named like a verb are imported here, first: importing one later would put the module in the
@@ -14,12 +16,15 @@ from balancer.audit import audit, audit_dataset, credited_facets, match_classes
 from balancer.plan import make_plan
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from actors.run import Reporter, RunResult
     from balancer.config import Config
     from balancer.manifest.query import Manifest
     from balancer.plan import Plan
 
-__all__ = ["audit", "open_manifest", "plan", "run"]
+__all__ = ["audit", "embed", "open_manifest", "plan", "run"]
 
 
 def plan(config: Config | str | os.PathLike[str]) -> Plan:
@@ -27,14 +32,17 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
+    from balancer.splits import splits_of, training_part
+
     loaded = _loaded(config)
     found = audit_dataset(loaded)
-    facets = credited_facets(found, loaded)
+    training = training_part(found, splits_of(found, loaded))
+    facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":
         from actors.real_images import measure_here, real_facets
 
-        facets = real_facets(measure_here(loaded, found, None), loaded)
-    return make_plan(loaded, match_classes(found, loaded), facets)
+        facets = real_facets(measure_here(loaded, training, None), loaded)
+    return make_plan(loaded, match_classes(training, loaded), facets)
 
 
 def run(
@@ -68,6 +76,19 @@ def open_manifest(run_folder: str | os.PathLike[str]) -> Manifest:
     from balancer.manifest.query import open_manifest as open_folder
 
     return open_folder(run_folder)
+
+
+def embed(
+    run_folder: str | os.PathLike[str], images: Iterable[str | os.PathLike[str]]
+) -> NDArray[np.float32]:
+    """Embeddings of image files, as the manifest of a run has them of its own: (images, dim), of length 1.
+
+    Loads the run's verifier, on the GPU if there is one. DatasetError for a file that is no image,
+    UnavailableError if the weights are missing or are not those of the run.
+    """
+    from actors.embedding import embed_files
+
+    return embed_files(open_manifest(run_folder).run, images)
 
 
 def _loaded(config: Config | str | os.PathLike[str]) -> Config:

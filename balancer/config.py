@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f]{1,100}$", strip
 Phrase = Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Split = Literal["train", "validation", "test"]
 
 # Columns of the manifest and keys of a plan, which a facet must not be named after.
 RESERVED_FACET_NAMES = frozenset(
@@ -42,7 +44,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "planning": True,
     "criteria": True,
     "output": True,
-    "generation": {"batch_size", "dtype"},
+    "generation": {"batch_size", "dtype", "compile", "offload"},
     # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
     # whether a run may start.
     "verification": {"calibration", "min_auc", "min_examples"},
@@ -67,11 +69,35 @@ class DatasetConfig(_Section):
     images too, and a candidate that copies one of them is rejected. `sample` is the hold-out of the
     sample dataset."""
 
+    splits: dict[Split, PositiveShare] | None = None
+    """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
+    to 1. By default all are `train`. Which image goes where follows from its pixels alone, so that copies of
+    a picture stay together and a further run puts it there again. A split that the metadata table gives in a
+    column `split` comes first, with or without shares. `target` counts training images only, and generated
+    ones are always training images; no image is ever generated from a validation or test image. As those of
+    `holdout`, these are looked at in two places: a candidate that copies one is rejected, and the verifier is
+    tested on their labels."""
+
     max_image_megabytes: float = Field(default=64, gt=0)
     """Larger files are reported unreadable, not opened."""
 
     max_image_megapixels: float = Field(default=64, gt=0)
     """Larger images are reported unreadable, not decoded."""
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_a_whole(cls, splits: dict[Split, float] | None) -> dict[Split, float] | None:
+        if splits is not None:
+            if "train" not in splits:
+                raise ValueError("train is missing; its images are those that `target` counts")
+            _check_sum(splits.values())
+        return splits
+
+    def split_shares(self) -> dict[str, Fraction] | None:
+        """Exact shares that sum to 1; None if images are not dealt out."""
+        if self.splits is None:
+            return None
+        return dict(zip(self.splits, _exact_shares([*self.splits.values()]), strict=True))
 
 
 class ClassConfig(_Section):
@@ -123,17 +149,17 @@ class FacetConfig(_Section):
         if given and len(given) < len(self.values):
             missing = ", ".join(name for name, value in self.values.items() if value.share is None)
             raise ValueError(f"share is missing for {missing}; give every value a share, or none")
-        total = sum((as_written(share) for share in given), Fraction(0))
-        if given and abs(total - 1) > Fraction(1, 1000):
-            raise ValueError(f"shares sum to {float(total):g}, not 1")
+        if given:
+            _check_sum(given)
         return self
 
 
 class TargetConfig(_Section):
-    """How many images there should be, by exactly one of `per_class`, `ratio_to_largest` and `total`."""
+    """How many training images there should be, by exactly one of `per_class`, `ratio_to_largest` and
+    `total`. Real images in a validation or test split (`dataset.splits`) count nowhere here."""
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
-    """Images every class should have, real and generated together."""
+    """Training images every class should have, real and generated together."""
 
     ratio_to_largest: float | None = Field(default=None, gt=0, le=1)
     """Images every class should have, as a part of what the largest class has; rounded up."""
@@ -183,15 +209,29 @@ class GenerationConfig(_Section):
     guidance: float = Field(default=7.5, ge=0, le=50)
     """Classifier-free guidance scale; 1 or less turns guidance off."""
 
-    batch_size: int = Field(default=8, ge=1, le=256)
-    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
+    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up. `auto`
+    takes as many as fit into the memory of the GPU. If memory runs out, the shape is halved."""
+
+    compile: bool = False
+    """Compile the model before the first batch: takes minutes once per machine, then each batch is faster,
+    the more so the smaller the images. On GPUs only."""
+
+    offload: Literal["auto", "none", "text_encoders", "model", "sequential"] = "auto"
+    """Which parts stay in host memory until they are needed; `auto` takes the fastest way that fits the free
+    memory of the GPU, and says which."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model; `auto` takes bfloat16 where the GPU has it, float16 on older GPUs, float32
-    on CPU."""
+    on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""
 
     negative_prompt: str = ""
     """What no image must show."""
+
+    @property
+    def usual_batch(self) -> int:
+        """The batch size, or a guess at it while it is not known."""
+        return 8 if self.batch_size == "auto" else self.batch_size
 
 
 class SafetyConfig(_Section):
@@ -390,6 +430,9 @@ class ActorsConfig(_Section):
     max_restarts: int = Field(default=5, ge=0)
     """Replaced actors of one kind without an image committed in between before the run stops."""
 
+    allow_open_cluster: bool = False
+    """Join a Ray cluster that asks nobody for a token: whoever can reach such a cluster runs code on it."""
+
 
 class PlanningConfig(_Section):
     """Assumptions behind the estimates of `plan`, used until a run has measured them."""
@@ -413,14 +456,24 @@ class OutputConfig(_Section):
     """`copy` puts the real images into the run folder too, which is then complete; `reference` records
     where they are."""
 
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
+    of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
+    changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
+    by it. (Measured: benchmarks/encode.json.)"""
+
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""
 
     commit_seconds: float = Field(default=1.0, gt=0)
     """Longest time a judged candidate waits for its commit."""
 
+    disk_full_wait_s: float = Field(default=600, ge=0)
+    """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
+
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
-    """Rejected images kept for each reason, under `rejected/`, for the report."""
+    """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
+    passes, a few besides."""
 
 
 class CriteriaConfig(_Section):
@@ -434,7 +487,10 @@ class CriteriaConfig(_Section):
 
 
 class Config(_Section):
-    """A balancing job: which classes and facets, how many images, how they are made and judged."""
+    """A balancing job: which classes and facets, how many images, how they are made and judged.
+
+    A file may begin from another one beside it, `extends: base.yaml`, and say only what differs.
+    """
 
     name: str = ""
     """A title for reports."""
@@ -531,7 +587,13 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _exact_shares(shares: list[float | None]) -> tuple[Fraction, ...]:
+def _check_sum(shares: Iterable[float]) -> None:
+    total = sum(map(as_written, shares), Fraction(0))
+    if abs(total - 1) > Fraction(1, 1000):
+        raise ValueError(f"shares sum to {float(total):g}, not 1")
+
+
+def _exact_shares(shares: Sequence[float | None]) -> tuple[Fraction, ...]:
     exact = [Fraction(1) if share is None else as_written(share) for share in shares]
     total = sum(exact)
     return tuple(share / total for share in exact)

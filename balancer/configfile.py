@@ -17,6 +17,11 @@ from balancer.yamltext import Document, Problem
 
 MAX_FILE_BYTES = 1_000_000
 
+EXTENDS = "extends"
+"""A config may begin from another one: `extends: base.yaml`, beside it. What it says itself goes before."""
+
+MAX_EXTENDS = 5
+
 log = logging.getLogger(__name__)
 
 
@@ -39,11 +44,47 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def read_config_file(path: str | os.PathLike[str]) -> Document:
-    """The values of a config file as they stand there; ConfigError if it cannot be read at all."""
-    document = yamltext.read_document(_read_text(Path(path)), lambda line: f"{path}:{line}")
+    """The values of a config file as they stand there, and in those that it extends; ConfigError if one
+    cannot be read at all."""
+    return _read_extended(Path(path), ())
+
+
+def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
+    document = yamltext.read_document(_read_text(path), lambda line: f"{path}:{line}")
     if document is None:
         raise ConfigError([f"{path} is empty"], hint="configs/demo.yaml is a commented example")
-    return document
+    if not isinstance(document.value, dict) or EXTENDS not in document.value:
+        return document
+    place = document.places[(EXTENDS,)]
+    base = document.value.pop(EXTENDS)
+    if not isinstance(base, str):
+        raise ConfigError(
+            [f"{place}: {EXTENDS}: should be the name of a config file, not {json.dumps(base)}"]
+        )
+    if len(before) == MAX_EXTENDS:
+        raise ConfigError([f"{place}: {EXTENDS}: more than {MAX_EXTENDS} files, or in a circle"])
+    return _over(_read_extended(path.parent / base, (*before, path)), document)
+
+
+def _over(base: Document, document: Document) -> Document:
+    """What both say, where they differ the second one. Sections are joined, lists are replaced."""
+
+    def joined(below: object, above: object, path: yamltext.Path) -> object:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            hidden.append(path)
+            return above
+        shared = {key: joined(below[key], above[key], (*path, key)) for key in below.keys() & above.keys()}
+        return below | above | shared
+
+    hidden: list[yamltext.Path] = []
+    value = joined(base.value, document.value, ())
+
+    def is_hidden(path: yamltext.Path) -> bool:
+        return any(path[: len(replaced)] == replaced for replaced in hidden)
+
+    places = {path: place for path, place in base.places.items() if not is_hidden(path)}
+    problems = [problem for problem in base.problems if not is_hidden(problem.path)]
+    return Document(value, places | document.places, [*problems, *document.problems])
 
 
 def validated(document: Document, overrides: Sequence[str] = ()) -> Config:

@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+ENCODINGS: Mapping[str, Mapping[str, Any]] = {
+    # Level 1 is three times as fast as the default, and a tenth larger.
+    "png": {"compress_level": 1},
+    # Lossless at its fastest.
+    "webp": {"lossless": True, "quality": 0, "method": 0},
+    # Without colour subsampling, which a classifier might learn to tell generated images by.
+    "jpeg": {"quality": 95, "subsampling": 0},
+}
 
 SYNTHETIC_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's term for a picture made by a trained model; written as `Iptc4xmpExt:DigitalSourceType`."""
@@ -142,21 +151,26 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
         raise UnreadableImage(_reason(error, data)) from error
 
 
-def encode_png(pixels: Pixels, prompt_mark: Mapping[str, str]) -> bytes:
-    """A PNG that says in its XMP packet that a model made it, and what `prompt_mark` adds.
+def encode_image(pixels: Pixels, prompt_mark: Mapping[str, str], image_format: str = "png") -> bytes:
+    """An image file that says in its XMP packet that a model made it, and what `prompt_mark` adds.
 
-    The same pixels and mark give the same bytes. Keys must be plain names: `prompt`, `model` and
-    `model_revision` are written as the IPTC's properties, others under the prefix `balancer:`.
+    `image_format` is one of ENCODINGS. The same pixels and mark give the same bytes. Keys must be plain
+    names: `prompt`, `model` and `model_revision` are written as the IPTC's properties, others under the
+    prefix `balancer:`.
     """
     from PIL.PngImagePlugin import PngInfo
 
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels must be uint8 of shape (H, W, 3), not {pixels.dtype} of {pixels.shape}")
-    info = PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", _xmp_packet(prompt_mark))
+    packet, options = _xmp_packet(prompt_mark), dict(ENCODINGS[image_format])
+    if image_format == "png":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet)
+        options["pnginfo"] = info
+    else:
+        options["xmp"] = packet.encode()
     buffer = io.BytesIO()
-    # Level 1 is three times as fast as the default, and 9 % larger.
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, pnginfo=info)
+    Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 RATE_WINDOW_S = 60.0
@@ -16,6 +16,22 @@ class ClassProgress:
     wanted: int
     accepted: int
     short: int = 0
+
+
+class ClassCounts(Mapping[str, ClassProgress]):
+    """Counts by class, put together when they are looked at: there may be thousands of classes."""
+
+    def __init__(self, wanted: Mapping[str, int], accepted: Counter[str], short: Counter[str]) -> None:
+        self._wanted, self._accepted, self._short = wanted, accepted, short
+
+    def __getitem__(self, name: str) -> ClassProgress:
+        return ClassProgress(self._wanted[name], self._accepted[name], self._short[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
 
 
 @dataclass(frozen=True, slots=True)

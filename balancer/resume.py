@@ -21,7 +21,7 @@ from balancer.manifest.runfile import RunInfo, read_run
 from balancer.plan import Plan, Priority
 from balancer.prompts import ladder
 from balancer.schedule import Outcome, Schedule
-from balancer.storage import open_storage
+from balancer.storage import MissingFolderError, is_temporary, open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,23 +32,23 @@ CALIBRATION = "calibration"
 
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
+WEIGHTS_HASH = "sha256"
 
 Models = Mapping[str, Mapping[str, Any]]
-"""`generator`, `verifier` and any other judge, each with its model and revision, the verifier with its
-embedding_dim and the hash of its `calibration`, None without one."""
+"""`generator`, `verifier` and any other judge, each with its model, revision and the sha256 of its weights
+(None if that cannot be told yet), the verifier with its embedding_dim and the hash of its `calibration`,
+None without one."""
 
 
 def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
     """The run in a folder, None if that is empty or not there; UsageError if it holds something else."""
     try:
         storage = open_storage(out, create=False)
-    except UsageError:
-        if os.path.lexists(out):
-            raise
+    except MissingFolderError:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    if found := storage.list(""):
+    if found := [path for path in storage.list("") if not is_temporary(path)]:
         raise UsageError(
             f"{out} holds files but no run, such as {found[0]}",
             hint="choose another --out, or empty the folder",
@@ -137,11 +137,13 @@ def check_unchanged(
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is recorded of a model: of a calibrated one also which temperatures."""
-    return {name: model[name] for name in ("model", "revision", CALIBRATION) if name in model}
+    return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if any(before.get(name) != now.get(name) for name in ("model", "revision")):
+    hashes = (before.get(WEIGHTS_HASH), now.get(WEIGHTS_HASH))
+    is_other = None not in hashes and hashes[0] != hashes[1]
+    if is_other or any(before.get(name) != now.get(name) for name in ("model", "revision")):
         yield "weights"
     if before.get(CALIBRATION) != now.get(CALIBRATION):
         yield CALIBRATION

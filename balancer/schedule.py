@@ -120,6 +120,20 @@ class Schedule:
         self.in_flight.update(batch)
         return batch
 
+    def can_fill(self, size: int) -> bool:
+        """Whether there are candidates for a whole batch."""
+        queue = self._queue_for(size)
+        return queue is not None and len(queue) >= size
+
+    def claim(self, candidate: Candidate) -> bool:
+        """Hand out this candidate, of a slot begun before, if it is waiting; False if it is not."""
+        queue = self._waiting.get(self._group_of(candidate))
+        if queue is None or candidate not in queue.again:
+            return False
+        queue.again.remove(candidate)
+        self.in_flight.add(candidate)
+        return True
+
     def reason_before(self, candidate: Candidate) -> str | None:
         """Why the attempt before was rejected; None for a first attempt."""
         return self._reasons.get(Candidate(candidate.slot, candidate.attempt - 1))
@@ -249,7 +263,7 @@ class Schedule:
     # ---- cells that are given up --------------------------------------------------------------
 
     def _reconsider(self, cell: Cell) -> None:
-        hopeless = self._tally(cell).is_below(self.give_up_below)
+        hopeless = self.tally(cell).is_below(self.give_up_below)
         if hopeless and cell not in self._given_up:
             self._give_up(cell)
         elif not hopeless and cell in self._given_up:
@@ -278,14 +292,15 @@ class Schedule:
     def _slots_of(self, cell: Cell) -> Iterator[Slot]:
         return (Slot(cell, index) for index in range(self._quota_of[cell]))
 
-    def _tally(self, cell: Cell) -> Tally:
+    def tally(self, cell: Cell) -> Tally:
+        """The candidates of a cell, and how many of them passed."""
         passing = self._void_in[cell]  # by now: so says the verdict that made them void
         return Tally(self._accepted_in[cell] + passing, self._judged_in[cell] + passing)
 
     @property
     def given_up(self) -> Mapping[Cell, Tally]:
         """Cells whose open slots are short because too few of their candidates pass."""
-        return {cell: self._tally(cell) for cell in self._given_up}
+        return {cell: self.tally(cell) for cell in self._given_up}
 
     # ---- where the run stands ----------------------------------------------------------------
 

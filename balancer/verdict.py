@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cells import CLASS_PROPERTY, Cell
 
@@ -40,6 +40,15 @@ class ImageFlags:
 
     nonfinite: int = 0
     unsafe: float | None = None
+
+
+class Made(NamedTuple):
+    """What a generator says of a batch besides its pixels: what it knows of each image, how many it makes at
+    a time, and how long that took."""
+
+    flags: list[ImageFlags]
+    batch_size: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.fault_proxy import ACCESS_KEY, LATE, SECRET_KEY, STALL, FaultProxy
 
 PROJECT = Path(__file__).parent.parent
 
@@ -20,11 +24,58 @@ hypothesis.settings.load_profile("balancer")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test finds the user's cache folder or Ray cluster; all share one rendered sample dataset."""
+    """No test finds the user's caches, Ray cluster or network; all share one rendered sample dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BALANCER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server with one bucket, `bucket`."""
+    script = PROJECT / "tests" / "s3_server.py"
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
+        yield url
+        process.stdin.close()
+
+
+@pytest.fixture
+def proxy(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FaultProxy]:
+    """All requests to S3, also those of processes that the test starts, go through this proxy.
+
+    Clients wait long for an answer, so that no test depends on speed, but for those whose parameter `fault`
+    is that none comes.
+    """
+    fault = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fault")
+    with FaultProxy(s3_server).running() as proxy:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        monkeypatch.setenv("AWS_REGION", "eu-west-3")
+        monkeypatch.setenv("AWS_TIMEOUT", "2s" if fault in (STALL, LATE) else "30s")
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield proxy
+
+
+@pytest.fixture
+def run_uri(proxy: FaultProxy) -> str:
+    """The address of a run that no other test uses."""
+    return f"s3://bucket/runs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

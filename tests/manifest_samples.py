@@ -12,6 +12,7 @@ from balancer.config import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
 from balancer.storage import FileInfo, MissingFileError, Storage
+from balancer.storage.contract import check_path
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 FACETS = ["lighting", "burn_level"]
@@ -151,9 +152,11 @@ class MemoryStorage:
     after_create: Callable[[], None] | None = None
 
     def publish(self, path: str, data: bytes) -> None:
+        check_path(path, self.uri)
         self.files[path] = data
 
     def create(self, path: str, data: bytes) -> bool:
+        check_path(path, self.uri)
         before, self.before_create = self.before_create, None
         if before:
             before()
@@ -164,6 +167,7 @@ class MemoryStorage:
         return created
 
     def read(self, path: str) -> bytes:
+        check_path(path, self.uri)
         if path not in self.files:
             raise MissingFileError(f"no {path}")
         return self.files[path]
@@ -175,12 +179,15 @@ class MemoryStorage:
         return FileInfo(len(self.read(path)), self.modified.get(path, NOON))
 
     def exists(self, path: str) -> bool:
+        check_path(path, self.uri)
         return path in self.files
 
     def list(self, prefix: str) -> list[str]:
+        check_path(prefix or "all", self.uri)
         return sorted(path for path in self.files if not prefix or path.startswith(f"{prefix}/"))
 
     def delete(self, path: str) -> None:
+        check_path(path, self.uri)
         self.files.pop(path, None)
 
 

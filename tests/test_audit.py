@@ -28,7 +28,7 @@ from balancer.audit import (
 from balancer.cli import main
 from balancer.config import Config, DatasetConfig
 from balancer.errors import DatasetError, StorageError
-from balancer.images import encode_png, perceptual_hash
+from balancer.images import encode_image, perceptual_hash
 
 Dataset = Callable[[Mapping[str, bytes]], Path]
 
@@ -140,7 +140,7 @@ def test_files_with_the_same_bytes_are_grouped_across_classes(dataset: Dataset):
 
 
 def test_images_that_carry_the_synthetic_mark_are_listed(dataset: Dataset):
-    generated = encode_png(np.zeros((8, 8, 3), np.uint8), {})
+    generated = encode_image(np.zeros((8, 8, 3), np.uint8), {})
     assert audit(dataset({"a/1.png": png(), "a/2.png": generated})).marked_synthetic == ("a/2.png",)
 
 
@@ -608,6 +608,7 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "facets": {
             "lighting": {"dim": {"images": 2, "share": 2 / 3}, "harsh": {"images": 1, "share": 1 / 3}}
         },
+        "splits": {},
         "unreadable": [{"file_name": "b/2.png", "reason": "the file is empty"}],
         "duplicates": [],
         "unlabelled": [],
@@ -617,6 +618,14 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "marked_synthetic": [],
         "ignored_files": 0,
     }
+
+
+def test_audit_counts_the_splits_that_the_metadata_gives(dataset: Dataset):
+    rows = [row | {"split": split} for row, split in zip(ROWS, ("train", "test", "train"), strict=False)]
+    root = dataset({**FILES, "metadata.jsonl": table(*rows)})
+    shown = "by split, as the metadata table gives it\n  split  images\n  test        1\n  train       2\n"
+    assert shown in invoke("audit", str(root))[1]
+    assert json.loads(invoke("audit", str(root), "--json")[1])["splits"] == {"test": 1, "train": 2}
 
 
 def test_a_dataset_without_readable_images_has_no_shares(dataset: Dataset):

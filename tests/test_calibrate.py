@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 import balancer
 from actors.run import describe_models
@@ -235,6 +237,22 @@ def test_plan_does_not_download_a_verifier(demo, monkeypatch):
     monkeypatch.setattr(weights, "check", lambda *model: weights.Availability("hub", None, 1_700_000_000))
     result = invoke("plan", demo, "--json")
     assert "the verifier is not on this machine (1.7 GB to download)" in result.stderr
+
+
+def test_a_run_with_a_verifier_whose_text_weights_are_shuffled_is_refused(demo, project, tmp_path):
+    folder = tmp_path / "verifier"
+    shutil.copytree(project / "balancer/embedded/verifier", folder)
+    tensors = load_file(folder / "open_clip_model.safetensors")
+    words = tensors["token_embedding.weight"]
+    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(0))
+    tensors["token_embedding.weight"] = words[order].contiguous()
+    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "run"
+    result = invoke("run", demo, "--out", out, *setting(verification__model=folder, actors__generators=1))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "labelled images do not show that the verifier can judge what it will be asked" in result.stderr
+    assert "class=" in result.stderr
+    assert not (out / "run.json").exists()
 
 
 # ---- reliability -------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ HEAVY = (
     "rich",
     "scipy",
     "duckdb",
+    "obstore",
+    "boto3",
 )
 
 
@@ -301,6 +303,13 @@ def test_plan_as_json_is_one_object(small_job: Path):
     assert (plan["estimate"]["candidates"], plan["estimate"]["hours"]) == (6, pytest.approx(1 / 120))
 
 
+def test_plan_says_how_many_images_are_kept_apart_and_does_not_count_them(small_job: Path):
+    shares = "dataset.splits={train: 0.5, test: 0.5}"
+    result = invoke(*PLAN, "--json", "--set", shares)
+    assert "1 real images are for validation or test (dataset.splits), and not counted" in result.stderr
+    assert json.loads(result.stdout)["total"] == 7
+
+
 def test_plan_takes_overrides(small_job: Path):
     plan = json.loads(invoke(*PLAN, "--json", "--set", "target.per_class=3").stdout)
     assert plan["total"] == 4
@@ -421,6 +430,29 @@ def lines_at(times: Sequence[float]) -> list[str]:
         display.update(snapshot(candidates=number, rejected_by_reason={}))
     display.close()
     return stream.getvalue().splitlines()
+
+
+def test_counts_are_told_every_ten_seconds(capsys):
+    clock = Clock()
+    count = console._counted_lines("images exported", 8, clock)
+    for done, passed_s in ((1, 0), (2, 9), (3, 1), (4, 5), (6, 5)):
+        clock.seconds += passed_s
+        count(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "3 of 8 images exported (38%)",
+        "6 of 8 images exported (75%)",
+    ]
+
+
+def test_on_a_terminal_counts_are_a_bar(monkeypatch):
+    monkeypatch.setattr("balancer.cli.console._is_terminal", lambda stream: True)
+    shown: list[int] = []
+    update = "rich.progress.Progress.update"
+    monkeypatch.setattr(update, lambda self, task, completed: shown.append(completed))
+    with console.counting("images exported", 2) as count:
+        count(1)
+        count(2)
+    assert shown == [1, 2]
 
 
 def test_progress_lines_are_ten_seconds_apart():

@@ -73,6 +73,59 @@ def test_a_byte_order_mark_is_passed_over():
     assert load("\ufeff" + GOOD).target.per_class == 50
 
 
+# A config that extends another
+
+
+def extended(above: str, below: str = GOOD) -> Config:
+    Path("base.yaml").write_text(below)
+    return load("extends: base.yaml\n" + above)
+
+
+def test_a_config_that_extends_another_says_only_what_differs():
+    config = extended("generation: {steps: 4}\nname: fast\n")
+    assert (config.target.per_class, config.generation.steps, config.name) == (50, 4, "fast")
+    assert list(config.classes) == ["basic"]
+
+
+def test_sections_are_joined_and_lists_are_replaced():
+    below = GOOD + "  burnt: {prompts: [a, b], labels: [c]}\n"
+    config = extended("classes: {burnt: {prompts: [z]}, mixed: {prompts: [y]}}\n", below)
+    assert list(config.classes) == ["basic", "burnt", "mixed"]
+    assert (config.classes["burnt"].prompts, config.classes["burnt"].labels) == (("z",), ("c",))
+
+
+def test_a_config_is_found_beside_the_one_that_extends_it():
+    Path("folder").mkdir()
+    Path("folder/base.yaml").write_text(GOOD)
+    Path("folder/job.yaml").write_text("extends: base.yaml\nseed: 7\n")
+    assert load_config("folder/job.yaml").seed == 7
+
+
+def test_problems_are_told_where_they_stand():
+    Path("base.yaml").write_text(GOOD + "generation: {steps: 0}\nreview: {fraction: 2}\n")
+    found = problems("extends: base.yaml\ngeneration: {guidance: -1}\nreview: {fraction: 0.5}\n")
+    assert found == [
+        "base.yaml:4: generation.steps: should be at least 1, not 0",
+        "job.yaml:2: generation.guidance: should be at least 0, not -1",
+    ]
+
+
+def test_a_base_that_is_not_there():
+    assert problems("extends: nothing.yaml\n") == ["config nothing.yaml does not exist"]
+
+
+def test_a_base_has_a_name():
+    assert problems("extends: [a, b]\n") == [
+        'job.yaml:1: extends: should be the name of a config file, not ["a", "b"]'
+    ]
+
+
+def test_configs_that_extend_each_other_are_refused():
+    Path("base.yaml").write_text("extends: job.yaml\n")
+    [problem] = problems("extends: base.yaml\n")
+    assert problem.endswith("extends: more than 5 files, or in a circle")
+
+
 # What cannot be read at all
 
 

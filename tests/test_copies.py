@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.config import CopiesConfig
-from balancer.copies import CopyIndex, KnownImage, copies_among
+from balancer.copies import CopyIndex, KnownImage, copies_across, copies_among, hash_numbers, near_any
 from balancer.verdict import Nearest, is_near_copy
 
 LIMITS = CopiesConfig(max_distance=6, min_similarity=0.95)
@@ -196,3 +196,49 @@ def test_a_set_without_its_copies_has_none():
     copies = copies_among(several, LIMITS)
     assert 0 < len(copies) < 300
     assert copies_among([one for one in several if one.id not in copies], LIMITS) == {}
+
+
+# ---- two sets of images ----------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 2**12 - 1), max_size=12),
+    st.lists(st.integers(0, 2**12 - 1), max_size=12),
+    st.sampled_from([0, 1, 4, 63, 64]),
+)
+def test_near_hashes_of_two_sets_are_those_a_search_through_all_pairs_finds(ones, others, distance):
+    spread = [[int("".join(bit * 5 for bit in f"{n:012b}"), 2) for n in of] for of in (ones, others)]
+    near, other_near = near_any(*(np.array(of, np.uint64) for of in spread), distance)
+    assert near.tolist() == [any((a ^ b).bit_count() <= distance for b in spread[1]) for a in spread[0]]
+    assert other_near.tolist() == [any((a ^ b).bit_count() <= distance for a in spread[0]) for b in spread[1]]
+
+
+def test_near_hashes_are_found_in_parts_too(monkeypatch):
+    monkeypatch.setattr("balancer.copies.PAIRS_AT_ONCE", 3)
+    ones, others = np.arange(20, dtype=np.uint64), np.arange(10, 30, dtype=np.uint64)
+    near, other_near = near_any(ones, others, 0)
+    assert (np.flatnonzero(near).tolist(), np.flatnonzero(other_near).tolist()) == (
+        list(range(10, 20)),
+        list(range(10)),
+    )
+
+
+def test_copies_across_two_sets_meet_both_limits():
+    held_out = [image("held out", 0, 0), image("other", bits(40), 90)]
+    images = [
+        image("copy", bits(3), 10),
+        image("hash only", bits(3), 40),
+        image("embedding only", bits(20), 0),
+        image("same pixels", 0, 0, pixels="held out"),
+    ]
+    found = copies_across(images, held_out, LIMITS)
+    assert {name: (near.id, near.same_pixels) for name, near in found.items()} == {
+        "copy": ("held out", False),
+        "same pixels": ("held out", True),
+    }
+
+
+def test_hashes_as_text_become_numbers():
+    texts = ["00000000000000ff", "ffffffffffffffff", "0000000000000000"]
+    assert hash_numbers(texts).tolist() == [255, 2**64 - 1, 0]
+    assert hash_numbers([]).tolist() == []

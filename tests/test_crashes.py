@@ -48,7 +48,8 @@ from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import ImageFile
 from balancer.resume import schedule_of
 from balancer.schedule import Outcome
-from balancer.storage import DiskFullError, LocalStorage, _translated
+from balancer.storage import DiskFullError, LocalStorage
+from balancer.storage.local import _translated
 from tests.file_system_model import Disk, Event, Folder, Killed, PowerLost, Process
 from tests.manifest_samples import FACETS, NOON, MemoryStorage, planned, rejected, row, run_info
 
@@ -745,6 +746,7 @@ WRONG_COPY = "compacted files|compacted rows|compacted copy|queries differ"
 
 FAULTS = {"crash", "sync_error", "another_driver_acts", "disk_fills"}
 WRITING = frozenset({"compact", "collect"})
+MAKING_FOLDERS = frozenset({*WRITING, "sync_error", "disk_fills", "another_driver_acts", "reject", "close"})
 COMPACTING = frozenset({"collect", "sync_error", "disk_fills", "close"})
 COLLECTING = frozenset({*FAULTS, "compact", "close", "reject"})
 
@@ -773,7 +775,7 @@ BROKEN = {
         f"{DAMAGED}|{DANGLING}",
     ),
     "folders that are found count as durable": (
-        Variant(TrustsFoldersItFinds, without=WRITING),
+        Variant(TrustsFoldersItFinds, without=MAKING_FOLDERS),
         f"{LOST}|{DAMAGED}|{DANGLING}",
     ),
     "the folders above the run are not synced": (Variant(NothingSyncedAboveTheRun, without=WRITING), LOST),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from actors.generator import Generator
+from actors.prompt_embeddings import PromptEmbeddings
 from balancer.errors import UnavailableError, WeightsError
 from balancer.prompts import Request
 from balancer.verdict import ImageFlags
@@ -216,7 +218,7 @@ def test_the_pipeline_always_sees_whole_batches(sdxl, monkeypatch):
     pipeline = sdxl._pipeline
 
     def seen(**arguments: Any) -> Any:
-        sizes.append(len(arguments["prompt"]))
+        sizes.append(len(arguments["generator"]))
         return pipeline(**arguments)
 
     monkeypatch.setattr(sdxl, "_pipeline", seen)
@@ -272,8 +274,89 @@ def test_a_model_from_the_hub_cache_is_loaded_at_its_commit(sdxl, sdxl_folder, t
         "revision": COMMIT,
         "device": "cpu",
         "dtype": "float32 (on a CPU)",
+        "placement": "",
         "batch_size": "4",
     }
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+def test_prompts_that_were_encoded_before_give_the_images_that_their_text_gives(name, guidance, request):
+    """Up to the low bits: a text that is encoded by itself is not computed in the shape of a batch."""
+    generator = request.getfixturevalue(name)
+    requests = [request_(1, "a burnt pizza", "basic"), request_(2, "a basic pizza")]
+    embedded, _ = generator.generate(requests, guidance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "_loaded", replace(generator._loaded, embeddings=None))
+        from_text, _ = generator.generate(requests, guidance)
+    np.testing.assert_allclose(embedded.astype(int), from_text, atol=1)
+
+
+def test_each_text_is_encoded_once(sdxl_folder, monkeypatch):
+    generator = load(sdxl_folder)
+    encode, texts = generator._pipeline.encode_prompt, []
+
+    def seen(*told: Any, **arguments: Any) -> Any:
+        texts.extend(told)  # none in a call of the pipeline itself, which has the embeddings by then
+        return encode(*told, **arguments)
+
+    monkeypatch.setattr(generator._loaded.embeddings._pipeline, "encode_prompt", seen)
+    for _ in range(2):
+        generator.generate([request_(1), request_(2), request_(3, "a basic pizza")], 5.0)
+    assert texts == ["a burnt pizza", "a basic pizza", ""]
+
+
+def test_texts_that_were_not_used_for_long_are_forgotten(sdxl_folder):
+    pipeline = load(sdxl_folder)._pipeline
+    one = PromptEmbeddings(pipeline, torch.device("cpu"))
+    one.arguments(["a basic pizza"], [""], False, torch.device("cpu"))
+    few = PromptEmbeddings(pipeline, torch.device("cpu"), max_bytes=2 * one._bytes)
+    for text in ("a", "b", "a", "c"):
+        few.arguments([text], [""], False, torch.device("cpu"))
+    assert list(few._known) == ["a", "c"]
+    assert few._bytes == 2 * one._bytes
+
+
+def test_a_pipeline_of_another_kind_gets_its_prompts_as_text(sdxl):
+    class Another(StableDiffusionXLPipeline):
+        pass
+
+    assert PromptEmbeddings.supports(sdxl._pipeline)
+    assert not PromptEmbeddings.supports(Another(**sdxl._pipeline.components, add_watermarker=False))
+
+
+def test_on_a_cpu_an_automatic_batch_is_the_usual_one(sdxl_folder):
+    assert load(sdxl_folder, batch_size="auto").describe()["batch_size"] == "8"
+
+
+def test_an_automatic_batch_is_what_fits_into_the_memory_of_the_gpu(sdxl, monkeypatch):
+    """Two images were seen to take 3 GB, one 2 GB, and 10 of 16 GB are free, 2.4 of them for others."""
+    gigabytes = 10**9
+    allocated = {1: 2 * gigabytes, 2: 3 * gigabytes}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * gigabytes, 16 * gigabytes))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: allocated[sdxl.batch_size])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(sdxl, "batch_size", 1)
+    assert sdxl._largest_batch() == 4
+    assert sdxl.steps == 2  # as configured: a warm-up does not change it
+
+
+def test_a_model_that_is_compiled_is_warmed_up_before_it_is_ready(sdxl_folder, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **told: compiled.append((type(module).__name__, told))
+    )
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **told: compiled.append(("decode", told)) or function
+    )
+    batches = []
+    monkeypatch.setattr(Generator, "_warm_up", lambda self: batches.append(self.batch_size))
+    load(sdxl_folder, compiled=True)
+    whole = {"fullgraph": True, "dynamic": False}
+    assert compiled == [("UNet2DConditionModel", whole), ("decode", whole)]
+    assert batches == [4]
 
 
 def test_a_configured_dtype_is_taken(sdxl_folder):
@@ -304,7 +387,7 @@ def test_a_batch_that_does_not_fit_into_gpu_memory_is_halved_for_good(sdxl, monk
     pipeline, sizes = sdxl._pipeline, []
 
     def of_two(**arguments: Any) -> Any:
-        sizes.append(len(arguments["prompt"]))
+        sizes.append(len(arguments["generator"]))
         if sizes[-1] > 2:
             raise torch.cuda.OutOfMemoryError
         return pipeline(**arguments)

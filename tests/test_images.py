@@ -23,10 +23,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from balancer.errors import BalancerError
 from balancer.images import (
+    ENCODINGS,
     SYNTHETIC_SOURCE,
     UnreadableImage,
     decode_image,
-    encode_png,
+    encode_image,
     is_marked_synthetic,
     luminance_stats,
     perceptual_hash,
@@ -298,22 +299,34 @@ def test_reading_from_many_threads_leaves_the_warning_filters_alone():
 # The synthetic mark
 
 
-def test_encoding_keeps_the_pixels():
-    assert np.array_equal(decode(encode_png(picture(), {})), picture())
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_encoding_without_loss_keeps_the_pixels(image_format: str):
+    assert np.array_equal(decode(encode_image(picture(), {}, image_format)), picture())
 
 
-def test_an_encoded_image_is_marked_synthetic():
-    assert is_marked_synthetic(encode_png(picture(), {}))
+def test_encoding_as_jpeg_changes_pixels_a_little():
+    smooth = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    found = decode(encode_image(smooth, {}, "jpeg"))
+    assert 0 < np.abs(found.astype(int) - smooth).max() <= 8
+
+
+@pytest.mark.parametrize("image_format", ENCODINGS)
+def test_an_encoded_image_is_marked_synthetic(image_format: str):
+    data = encode_image(picture(), {"prompt": "a pizza"}, image_format)
+    assert is_marked_synthetic(data)
+    assert b"a pizza" in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == image_format.upper()
 
 
 def test_the_mark_is_the_iptc_term_in_well_formed_xmp():
-    packet = ElementTree.fromstring(xmp_of(encode_png(picture(), {})))
+    packet = ElementTree.fromstring(xmp_of(encode_image(picture(), {})))
     assert [element.text for element in packet.iter(f"{IPTC}DigitalSourceType")] == [SYNTHETIC_SOURCE]
 
 
 def test_prompt_and_model_are_written_as_the_iptc_has_them():
     mark = {"prompt": "a pizza", "model": "embedded", "model_revision": "abc", "id": "basic/0001-1"}
-    packet = ElementTree.fromstring(xmp_of(encode_png(picture(), mark)))
+    packet = ElementTree.fromstring(xmp_of(encode_image(picture(), mark)))
     assert packet.findtext(f".//{IPTC}AIPromptInformation") == "a pizza"
     assert packet.findtext(f".//{IPTC}AISystemUsed") == "embedded"
     assert packet.findtext(f".//{IPTC}AISystemVersionUsed") == "abc"
@@ -322,7 +335,7 @@ def test_prompt_and_model_are_written_as_the_iptc_has_them():
 
 @given(prompt=st.text())
 def test_any_prompt_leaves_the_packet_well_formed(prompt: str):
-    packet = ElementTree.fromstring(xmp_of(encode_png(picture(8, 8), {"prompt": prompt})))
+    packet = ElementTree.fromstring(xmp_of(encode_image(picture(8, 8), {"prompt": prompt})))
     expected = re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", prompt)
     found = packet.findtext(f".//{IPTC}AIPromptInformation")
     assert found == re.sub("\r\n?", "\n", expected)  # as XML reads line ends
@@ -331,11 +344,13 @@ def test_any_prompt_leaves_the_packet_well_formed(prompt: str):
 @pytest.mark.parametrize("name", ["Prompt", "a b", "", "x:y", "a>"])
 def test_a_property_that_is_no_plain_name_is_refused(name: str):
     with pytest.raises(ValueError, match="cannot be the name of a property"):
-        encode_png(picture(), {name: "x"})
+        encode_image(picture(), {name: "x"})
 
 
-def test_the_same_pixels_and_mark_give_the_same_bytes():
-    assert encode_png(picture(), {"prompt": "p"}) == encode_png(picture(), {"prompt": "p"})
+@pytest.mark.parametrize("image_format", ENCODINGS)
+def test_the_same_pixels_and_mark_give_the_same_bytes(image_format: str):
+    one, other = (encode_image(picture(), {"prompt": "p"}, image_format) for _ in range(2))
+    assert one == other
 
 
 @pytest.mark.parametrize(
@@ -344,12 +359,12 @@ def test_the_same_pixels_and_mark_give_the_same_bytes():
 )
 def test_only_uint8_rgb_is_encoded(pixels: np.ndarray):
     with pytest.raises(ValueError, match="uint8 of shape"):
-        encode_png(pixels, {})
+        encode_image(pixels, {})
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_the_mark_is_found_in_every_format(image_format: str):
-    packet = xmp_of(encode_png(picture(), {}))
+    packet = xmp_of(encode_image(picture(), {}))
     options: dict[str, Any] = {"xmp": packet.encode()}
     if image_format == "PNG":
         info = PngInfo()
@@ -378,7 +393,7 @@ def test_a_photograph_from_a_camera_is_not_marked():
 
 
 def test_a_prompt_that_quotes_the_mark_is_not_taken_for_it():
-    quoting = xmp_of(encode_png(picture(), {"prompt": f'DigitalSourceType="{SYNTHETIC_SOURCE}"'}))
+    quoting = xmp_of(encode_image(picture(), {"prompt": f'DigitalSourceType="{SYNTHETIC_SOURCE}"'}))
     without_mark = re.sub(r"<Iptc4xmpExt:DigitalSourceType>.*</Iptc4xmpExt:DigitalSourceType>", "", quoting)
     assert is_marked_synthetic(quoting.encode())
     assert not is_marked_synthetic(without_mark.encode())
@@ -386,7 +401,7 @@ def test_a_prompt_that_quotes_the_mark_is_not_taken_for_it():
 
 def test_saving_again_loses_the_mark():
     # Why an exporter has to copy bytes, or mark anew.
-    with Image.open(io.BytesIO(encode_png(picture(), {}))) as image:
+    with Image.open(io.BytesIO(encode_image(picture(), {}))) as image:
         assert not is_marked_synthetic(encoded(image.copy(), "JPEG"))
 
 

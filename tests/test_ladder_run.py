@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import actors.fleet
+from actors.driver import EXAMPLES_OF_A_CELL
 from actors.pool import Pool
 from actors.run import Reporter, run
 from balancer.cli.run import _tell
@@ -95,14 +96,15 @@ def test_a_call_of_the_generator_has_one_guidance_and_that_of_its_rows(make_conf
     submit = Pool.submit
 
     def look(pool, actor, method, *arguments, job, **settings):
-        if method == "generate":
+        if method == "begin":
             calls.append((job.candidates, arguments[1]))
         return submit(pool, actor, method, *arguments, job=job, **settings)
 
     monkeypatch.setattr(Pool, "submit", look)
     run(make_config(attempts={"max": 3, "rungs": RUNGS}), tmp_path / "run")
     asked = {candidate.id: guidance for candidates, guidance in calls for candidate in candidates}
-    assert asked == {id: row["guidance"] for id, row in rows_of(tmp_path / "run").items()}
+    rows = rows_of(tmp_path / "run")
+    assert {id: asked[id] for id in rows} == {id: row["guidance"] for id, row in rows.items()}
     assert set(asked.values()) == {7.5, 9.0}
 
 
@@ -134,6 +136,18 @@ def test_a_cell_of_which_nothing_passes_is_given_up_and_the_run_ends_short(make_
     assert (status["state"], status["short"]) == ("short", 90)
     assert status["given_up"] == {"cat/day": {"accepted": 0, "candidates": result.candidates}}
     assert run(config, out) == result
+
+
+def test_of_a_cell_in_which_nothing_passes_examples_of_its_own_are_kept(make_config, tmp_path):
+    few = {"commit_seconds": 0.01, "rejected_per_reason": 1}
+    attempts = {"max": 99, "give_up_below": 0.05}
+    run(make_config(acceptance=1e-9, wanted=90, attempts=attempts, output=few), tmp_path / "run")
+    kept = open_storage(tmp_path / "run", create=False).list("rejected")
+    reasons = {row["reason"] for row in rows_of(tmp_path / "run").values()}
+    assert len(kept) == len(reasons) + EXAMPLES_OF_A_CELL
+    none = {"commit_seconds": 0.01, "rejected_per_reason": 0}
+    run(make_config(acceptance=1e-9, wanted=90, attempts=attempts, output=none), tmp_path / "none")
+    assert open_storage(tmp_path / "none", create=False).list("rejected") == []
 
 
 def test_a_lower_floor_takes_a_cell_up_again(make_config, tmp_path):

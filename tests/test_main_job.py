@@ -21,8 +21,13 @@ from balancer.errors import BalancerError
 from balancer.manifest.log import read_log
 from balancer.sample import write_dataset
 from balancer.storage import open_storage
+from tests.fault_proxy import CONFLICT, LATE, LOST, RESET, SLOW, STALL, UNAVAILABLE
 
 START_LIMIT_S = 300
+STORE_SEEDS = int(os.environ.get("BALANCER_STORE_SEEDS", "1"))
+FAULT_RATE = float(os.environ.get("BALANCER_STORE_FAULTS", "0.05"))
+"""How often the run in a bucket is made, each time with other faults, and how many requests meet with one."""
+
 NEAR_THRESHOLD = 0.01
 """Batch shape moves the low bits of an image: verdicts this close to their threshold may turn."""
 
@@ -222,3 +227,51 @@ def test_the_generated_images_are_marked_as_synthetic(small_reference):
 
     for name in synthetic(small_reference)["file_name"].to_pylist():
         assert is_marked_synthetic((small_reference / name).read_bytes()), name
+
+
+# ---- the same in a bucket ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_in_bucket(small_overrides, project, run_uri):
+    def start(*arguments):
+        options = [part for override in small_overrides for part in ("--set", override)]
+        return balancer(
+            "run",
+            "configs/demo.yaml",
+            "--out",
+            run_uri,
+            *options,
+            *arguments,
+            cwd=project,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("seed", range(STORE_SEEDS))
+def test_a_run_in_a_bucket_whose_store_fails_again_and_again_ends_with_the_same_images(
+    run_in_bucket, run_uri, small_reference, proxy, monkeypatch, seed
+):
+    monkeypatch.setenv("AWS_TIMEOUT", "3s")
+    proxy.fail_at_random(FAULT_RATE, seed, UNAVAILABLE, CONFLICT, RESET, STALL, LOST, LATE, SLOW)
+    for key in ("run.json", "log/00000000000000000001", "log/00000000000000000003", "images/"):
+        proxy.fail(LOST, "PUT", key)  # whatever chance brings
+    part = run_in_bucket("--limit", "16")
+    assert part.returncode == 0, part.stderr
+    assert len(accepted_ids(run_uri)) == 16
+    again = run_in_bucket()
+    assert again.returncode == 0, again.stderr
+    assert accepted_ids(run_uri) == accepted_ids(small_reference)
+    rows = open_manifest(run_uri).to_table(status="all").to_pylist()
+    slots = [row["slot"] for row in rows if row["status"] == "accepted" and row["slot"] is not None]
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert len(slots) == len(set(slots)) == 47
+    named = {row["file_name"] for row in rows if row["file_name"] is not None}
+    assert named <= set(open_storage(run_uri, create=False).list("images"))
+    assert len(named) == 47 + 1  # and the real one
+    checked = balancer("fsck", run_uri)
+    assert (checked.returncode, checked.stdout.endswith("no problems\n")) == (0, True), checked.stdout
+    assert proxy.faults()[LOST] >= 4
+    print(f"{len(proxy.seen)} requests, {dict(proxy.faults())}")  # with -s, the figures

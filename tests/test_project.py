@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_the_readme_opens_with_exactly_two_commands(readme, project):
 
 def test_every_path_the_readme_names_is_there(readme, project):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", readme)
-    configs = re.findall(r"\bconfigs/[\w.]+", readme)
+    configs = re.findall(r"\bconfigs/[\w.-]+", readme)
     assert len(links) > 5
     assert [path for path in [*links, *configs] if not (project / path).exists()] == []
 
@@ -79,7 +80,8 @@ def test_constraints_are_plain_pins(project):
 
 def test_every_dependency_is_pinned(pyproject, project):
     pinned = {_normal(line.split("==")[0]) for line in (project / "constraints.txt").read_text().splitlines()}
-    asked = [*pyproject["project"]["dependencies"], *pyproject["project"]["optional-dependencies"]["test"]]
+    extras = pyproject["project"]["optional-dependencies"].values()
+    asked = [*pyproject["project"]["dependencies"], *itertools.chain.from_iterable(extras)]
     assert {_normal(re.split(r"[\[<>=]", requirement)[0]) for requirement in asked} <= pinned
 
 

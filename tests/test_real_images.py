@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pickle
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from actors.real_images import (
     Measured,
     RealImages,
     calibration_of,
+    copies_of_holdout,
     examples_of,
     measure_here,
     measure_real_images,
@@ -353,6 +355,20 @@ def test_facets_are_those_known_or_seen_surely_enough_and_of_the_dataset_alone(c
     }
     unsure = measured(make_config_like(config, threshold=0.95), never)
     assert real_facets(unsure, make_config_like(config, threshold=0.95))["cat"][1] == {}
+
+
+def test_facets_of_validation_and_test_images_are_not_counted(config):
+    found = measured(config, Eye(lambda pixels: 0.1))
+    splits = {"cat/0.png": "test", "cat/1.png": "validation", "cat/2.png": "train", "dog/1.png": "test"}
+    assert real_facets(found, config, splits) == {"cat": [{}], "dog": [{}]}
+
+
+def test_real_images_that_the_hold_out_shows_are_found_with_what_they_copy(config, tmp_path):
+    shutil.copy(tmp_path / "holdout" / "dog" / "0.png", tmp_path / "train" / "cat" / "7.png")
+    found = copies_of_holdout(measured(config, Eye()), config)
+    assert {name: (near.id, near.same_pixels) for name, near in found.items()} == {
+        "real/cat/7.png": ("holdout/dog/0.png", True)
+    }
 
 
 def make_config_like(config: Config, **verification) -> Config:

@@ -16,6 +16,7 @@ from PIL import Image
 from balancer.cli import main
 from balancer.config import Config
 from balancer.errors import UsageError
+from balancer.manifest.layout import rejected_path
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.query import open_manifest
 from balancer.manifest.runfile import RunInfo, create_run
@@ -24,7 +25,7 @@ from balancer.report import render_report
 from balancer.report.criteria import Criterion, check_criteria
 from balancer.report.facts import CellCount, Facts, cell_table, gather_facts
 from balancer.report.scores import BINS, score_histograms
-from balancer.report.sheets import evenly_spaced, thumbnail_uri
+from balancer.report.sheets import Sheet, evenly_spaced, rejected_sheets, thumbnail_uri
 from balancer.storage import Storage, open_storage
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
@@ -109,6 +110,9 @@ class Run:
 
     def criteria(self) -> list[Criterion]:
         return list(check_criteria(self.facts(), open_manifest(self.uri)))
+
+    def rejected_sheets(self) -> tuple[tuple[Sheet, ...], tuple[Sheet, ...]]:
+        return rejected_sheets(self.facts(), open_manifest(self.uri), self.storage)
 
     def _real_row(self, class_name: str, index: int) -> dict[str, Any]:
         return {
@@ -358,6 +362,36 @@ def test_a_damaged_image_costs_its_thumbnail_not_the_report(run):
     run.storage.publish(damaged, _png(1)[:50])
     page = render_report(run.uri, now=NOW)
     assert page.count("unreadable</span>") == 1
+
+
+def test_rejected_images_that_were_kept_are_shown_by_reason_with_what_they_scored(run):
+    rows = [run._made(PLAN[0], 0.2) for _ in range(3)] + [run._made(PLAN[4], 0.3) | {"reason": "near_copy"}]
+    rows[3]["nearest_id"] = "real/basic/0.png"
+    run.log.commit(rows)
+    for row in rows[1:]:
+        run.storage.publish(rejected_path(row["id"], row["reason"]), _png(1))
+    by_reason, by_cell = run.rejected_sheets()
+    assert {sheet.title: (sheet.images, len(sheet.thumbnails)) for sheet in by_reason} == {
+        "lighting": (3, 2),
+        "near_copy": (1, 1),
+    }
+    assert by_cell == ()
+    cell = PLAN[4]["cell"]
+    assert by_reason[1].thumbnails[0].caption == (
+        f"{cell}, near_copy, score 0.30 of 0.6, nearest real/basic/0.png"
+    )
+    page = render_report(run.uri, now=NOW)
+    assert page.count("data:image/jpeg") == 3
+    assert re.findall(r'href="\./(rejected/[^"]*)"', page)
+
+
+def test_cells_that_were_given_up_are_shown_with_examples_of_their_own(run):
+    failed = [run._made(PLAN[5], 0.2) for _ in range(299)]
+    run.log.commit(failed)
+    run.storage.publish(rejected_path(failed[20]["id"], "lighting"), _png(1))
+    _, [sheet] = run.rejected_sheets()
+    assert (sheet.title, sheet.images, len(sheet.thumbnails)) == (PLAN[5]["cell"], 299, 1)
+    assert f"given up: {html.escape(PLAN[5]['cell'])}" in render_report(run.uri, now=NOW)
 
 
 def test_a_run_without_any_candidate_still_has_a_report(run):

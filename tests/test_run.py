@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
+import shutil
 import signal
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +17,15 @@ from PIL import Image
 import actors.fleet
 import actors.run as job
 from actors.run import Reporter, run
-from actors.simulated import Fault
+from actors.simulated import Fault, SimulatedGenerator, SimulatedVerifier
+from actors.writer import Writer
 from balancer import open_manifest
 from balancer.config import Config
-from balancer.errors import FencedError, InterruptedRun, StalledError, UsageError
-from balancer.manifest.log import ManifestLog
+from balancer.errors import FencedError, InterruptedRun, StalledError, StorageError, UsageError
+from balancer.manifest.check import fsck
+from balancer.manifest.log import ManifestLog, read_log
 from balancer.manifest.runfile import read_run
-from balancer.storage import open_storage
+from balancer.storage import LocalStorage, open_storage
 
 PER_CLASS = 12
 REAL = {"cat": 3, "dog": 0}
@@ -71,6 +78,100 @@ def with_faults(monkeypatch):
         monkeypatch.setattr(actors.fleet, f"{kind}_worker", worker)
 
     return plant
+
+
+@pytest.fixture
+def with_worker(monkeypatch):
+    """Runs in which another worker of this file takes the place of one kind's."""
+    original = job.pools_of
+
+    def plant(kind, worker, **arguments):
+        def pools_of(*told):
+            pools = original(*told)
+            for pool in pools:
+                if pool.spec.kind == kind:
+                    name = f"tests.test_run:{worker.__name__}"
+                    told_too = pool.spec.arguments | arguments
+                    pool.spec = dataclasses.replace(pool.spec, worker=name, arguments=told_too)
+            return pools
+
+        monkeypatch.setattr(job, "pools_of", pools_of)
+
+    return plant
+
+
+def first_time(marker):
+    try:
+        Path(marker).open("x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
+class DyingWriter(Writer):
+    """Is gone at its first call, before or after the files are written."""
+
+    def __init__(self, struck, when, **arguments):
+        super().__init__(**arguments)
+        self.struck, self.when = struck, when
+
+    def write(self, *told):
+        dies = first_time(self.struck)
+        if dies and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        written = super().write(*told)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+
+class SyncFails:
+    """A disk that writes and cannot sync, from the third time on."""
+
+    syncs = 0
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def fsync(self, fd):
+        self.syncs += 1
+        if self.syncs > 2:
+            raise OSError(errno.EIO, "Input/output error")
+        os.fsync(fd)
+
+
+class UnsyncedWriter(Writer):
+    def __init__(self, storage_uri, **arguments):
+        super().__init__(storage_uri, **arguments)
+        self._storage = LocalStorage(storage_uri, SyncFails())
+
+
+class Poisoned:
+    """Once a CUDA error struck, every later call of the same process fails as well."""
+
+    struck = ""
+
+    def __init__(self, struck, **arguments):
+        super().__init__(**arguments)
+        self.struck = struck
+
+    def fail_if_poisoned(self):
+        if first_time(self.struck):
+            Path(self.struck).write_text(str(os.getpid()))
+        if Path(self.struck).read_text() == str(os.getpid()):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class PoisonedGenerator(Poisoned, SimulatedGenerator):
+    def begin(self, *told):
+        self.fail_if_poisoned()
+        return super().begin(*told)
+
+
+class PoisonedVerifier(Poisoned, SimulatedVerifier):
+    def measure(self, *told):
+        self.fail_if_poisoned()
+        return super().measure(*told)
 
 
 def accepted_ids(out):
@@ -147,19 +248,69 @@ def test_a_failing_actor_changes_nothing_in_the_result(
     assert accepted_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_writer_that_is_killed_changes_nothing_in_the_result(
+    make_config, tmp_path, reference, with_worker, when
+):
+    with_worker("writer", DyingWriter, struck=str(tmp_path / "struck"), when=when)
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+    assert fsck(open_storage(tmp_path / "run", create=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "worker"), [("generator", PoisonedGenerator), ("verifier", PoisonedVerifier)]
+)
+def test_a_process_that_a_cuda_error_poisoned_is_replaced(
+    make_config, tmp_path, reference, with_worker, kind, worker
+):
+    with_worker(kind, worker, struck=str(tmp_path / "struck"))
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+
+
 def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, reference, with_faults):
     with_faults("generator", Fault(call=2, kind="hang", once=str(tmp_path / "struck")))
     run(make_config(actors={"call_timeout_s": 1.0}), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.parametrize(("fault", "cause"), [("raise", "simulated fault"), ("die", "ActorDiedError")])
 def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_is_committed(
-    make_config, tmp_path, with_faults
+    make_config, tmp_path, with_faults, fault, cause
 ):
-    with_faults("generator", Fault(call=1, kind="raise"))
-    with pytest.raises(StalledError, match="simulated fault"):
+    with_faults("generator", Fault(call=1, kind=fault))
+    with pytest.raises(StalledError, match=cause):
         run(make_config(actors={"max_restarts": 1}), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == []
+    assert read_log(open_storage(tmp_path / "run", create=False)).state == "failed"
+
+
+def test_a_writer_whose_disk_cannot_sync_stops_the_run_and_the_same_command_goes_on(
+    make_config, tmp_path, reference, with_worker, monkeypatch
+):
+    with_worker("writer", UnsyncedWriter)
+    with pytest.raises(StorageError, match=r"cannot sync .*nothing more is written to this run") as caught:
+        run(make_config(), tmp_path / "run")
+    assert caught.value.exit_code == 4
+    monkeypatch.undo()
+    assert accepted_ids(tmp_path / "run") != reference
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_driver_whose_disk_cannot_sync_commits_nothing_more(make_config, tmp_path, reference, monkeypatch):
+    def break_disk():
+        monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+
+    with pytest.raises(StorageError, match="cannot sync"):
+        run(make_config(), tmp_path / "run", reporter=after(1, break_disk))
+    monkeypatch.undo()
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+    assert fsck(open_storage(tmp_path / "run", create=False)) == []
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -246,6 +397,22 @@ def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_conf
         run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
 
 
+def test_weights_that_changed_under_the_same_name_are_refused(make_config, tmp_path, monkeypatch):
+    def models(sha256):
+        original = vars(job)["describe_models"](make_config())
+        return lambda config: {kind: told | {"sha256": sha256} for kind, told in original.items()}
+
+    unknown, one, other = models(None), models("1" * 64), models("2" * 64)
+    for describe in (one, unknown, one):
+        monkeypatch.setattr(job, "describe_models", describe)
+        run(make_config(), tmp_path / "run", limit=1)
+    assert read_run(open_storage(tmp_path / "run", create=False)).models["generator"]["sha256"] == "1" * 64
+    monkeypatch.setattr(job, "describe_models", other)
+    with pytest.raises(UsageError, match="weights of the generator, weights of the verifier"):
+        run(make_config(), tmp_path / "run", limit=1)
+    run(make_config(), tmp_path / "run", limit=1, allow_config_change=True)
+
+
 def test_how_a_run_is_made_may_change_between_starts(make_config, tmp_path, reference):
     run(make_config(), tmp_path / "run", limit=4)
     run(make_config(actors={"generators": 1}, generation={"batch_size": 8}), tmp_path / "run")
@@ -303,6 +470,39 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
     run(config, tmp_path / "run", reporter=Reporter(progress=look))
     assert sorted(seen["generator"].values()) == [["0"], ["1"]]
     assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
+
+
+def test_a_run_with_splits_fills_up_what_is_trained_on(make_config, tmp_path, dataset):
+    shutil.copy(dataset / "cat" / "0.png", dataset / "cat" / "copy.png")
+    shares = {"path": str(dataset), "splits": {"train": 0.5, "validation": 0.5}}
+    result = run(make_config(dataset=shares), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(["id", "class", "source", "split"]).to_pylist()
+    splits = {one["id"]: one["split"] for one in rows if one["source"] == "real"}
+    assert set(splits.values()) == {"train", "validation"}
+    assert splits["real/cat/0.png"] == splits["real/cat/copy.png"]
+    trained_on = Counter(one["class"] for one in rows if one["split"] == "train")
+    assert trained_on == {"cat": PER_CLASS, "dog": PER_CLASS}
+    assert {one["split"] for one in rows if one["source"] == "synthetic"} == {"train"}
+    assert result.wanted == 2 * PER_CLASS - Counter(splits.values())["train"]
+    run(make_config(dataset=shares), tmp_path / "again")
+    again = open_manifest(tmp_path / "again").to_table(["id", "split"], "source = 'real'").to_pylist()
+    assert {one["id"]: one["split"] for one in again} == splits
+
+
+def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_path, dataset):
+    (tmp_path / "holdout" / "cat").mkdir(parents=True)
+    shutil.copy(dataset / "cat" / "1.png", tmp_path / "holdout" / "cat")
+    places = {"path": str(dataset), "holdout": str(tmp_path / "holdout")}
+    notes = []
+    run(make_config(dataset=places), tmp_path / "run", reporter=Reporter(note=notes.append))
+    assert any(
+        "1 real images show what hold-out images show, such as real/cat/1.png" in note for note in notes
+    )
+    manifest = open_manifest(tmp_path / "run")
+    (marked,) = manifest.to_table(filter="source = 'real' and nearest_id is not null").to_pylist()
+    assert (marked["id"], marked["nearest_id"]) == ("real/cat/1.png", "holdout/cat/1.png")
+    with pytest.warns(UserWarning, match="left out"):
+        assert "real/cat/1.png" not in {image.id for image in manifest.images()}
 
 
 def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, dataset):

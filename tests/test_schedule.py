@@ -109,6 +109,19 @@ def test_a_limit_bounds_the_slots_not_their_attempts():
     assert ids(schedule.next_batch(8)) == ["cat/day/0000-2"]
 
 
+def test_a_candidate_that_waits_can_be_claimed_out_of_turn():
+    schedule = make()
+    first, second = schedule.next_batch(2)
+    schedule.judged(reject(first))
+    schedule.judged(reject(second))
+    following = Candidate(second.slot, 2)
+    assert schedule.claim(following)
+    assert following in schedule.in_flight
+    assert not schedule.claim(following)
+    assert not schedule.claim(Candidate(first.slot, 3))
+    assert ids(schedule.next_batch(8)) == [f"{first.slot.key}-2"]
+
+
 def test_the_same_verdict_twice_counts_once():
     schedule = make()
     [candidate] = schedule.next_batch(1)

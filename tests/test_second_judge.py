@@ -141,6 +141,7 @@ def test_the_lower_of_two_judges_decides_and_its_score_is_in_the_row(measured):
         verdict,
         None,
         device="cpu",
+        batch_size=1,
         facts=facts(),
     )
     assert row["second_scores"] == {"class": 1.0, "lighting": second}

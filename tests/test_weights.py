@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,8 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from actors import weights
+from actors import weight_hashes, weights
 from actors.model_files import Kind, needed_files
+from actors.weight_hashes import combined
 from balancer.config import Config
 from balancer.errors import ConfigError, WeightsError
 
@@ -279,8 +282,40 @@ def test_a_description_tells_what_a_run_must_know_before_loading(tmp_path):
     assert weights.describe(folder, None, None, "verifier") == {
         "model": folder,
         "revision": None,
+        "sha256": combined({"open_clip_model.safetensors": hashlib.sha256(b"weights").hexdigest()}),
         "embedding_dim": 8,
     }
+
+
+def test_the_hash_of_weights_is_of_those_that_are_loaded_and_of_their_names(tmp_path):
+    def sha256(files):
+        folder = write(tmp_path / str(len(list(tmp_path.iterdir()))), files)
+        return weights.describe(str(folder), None, None, "generator")["sha256"]
+
+    plain = sha256(pipeline_files())
+    assert sha256(pipeline_files() | {"other.safetensors": b"not loaded", "README.md": b"text"}) == plain
+    changed = pipeline_files() | {"unet/diffusion_pytorch_model.safetensors": b"others"}
+    assert sha256(changed) != plain
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_hashes, "REMEMBERED_FROM_BYTES", 0)
+    read = []
+    original = weight_hashes._read_sha256
+    monkeypatch.setattr(weight_hashes, "_read_sha256", lambda path: read.append(path) or original(path))
+    monkeypatch.setenv("BALANCER_CACHE", str(tmp_path / "cache"))
+    folder = write(tmp_path / "model", {"a.safetensors": b"one"})
+    before = (folder / "a.safetensors").stat()
+    first = weight_hashes.weights_sha256(folder, ["a.safetensors"])
+    assert weight_hashes.weights_sha256(folder, ["a.safetensors"]) == first
+    assert len(read) == 1
+    (folder / "a.safetensors").write_bytes(b"two")
+    os.utime(folder / "a.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if untouched
+    assert weight_hashes.weights_sha256(folder, ["a.safetensors"]) != first
+    for note in (tmp_path / "cache" / "weights").iterdir():
+        note.write_bytes(b"[damaged")
+    assert weight_hashes.weights_sha256(folder, ["a.safetensors"]) != first
+    assert len(read) == 3
 
 
 def test_no_model_library_is_imported_to_look_for_weights():
@@ -297,12 +332,18 @@ class Hub:
         self.requests: list[str] = []
         self.status = 200
 
+    def sibling(self, name: str, data: bytes) -> dict[str, Any]:
+        told: dict[str, Any] = {"rfilename": name, "size": len(data)}
+        if name.endswith(".safetensors"):
+            told["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 1}
+        return told
+
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         self.requests.append(path)
         if self.status != 200:
             return self.status, b"{}", {"X-Error-Code": "RepoNotFound"}
         if path == f"/api/models/org/model/revision/{COMMIT}":
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
+            siblings = [self.sibling(name, data) for name, data in self.files.items()]
             return 200, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode(), {}
         if path == f"/api/models/org/model/tree/{COMMIT}":
             tree = [
@@ -400,6 +441,18 @@ def test_checking_downloads_no_weights_and_tells_their_size(hub):
     assert found.place == "hub"
     assert found.missing_bytes == sum(map(len, pipeline_files().values()))
     assert not [path for path in hub.requests if path.endswith(".safetensors")]
+
+
+def test_the_hash_of_weights_is_known_before_they_are_downloaded_and_is_that_of_what_came(hub):
+    hub.files = pipeline_files()
+    told = weights.describe("org/model", COMMIT, None, "generator")
+    assert not [path for path in hub.requests if path.endswith(".safetensors")]
+    folder = weights.resolve("org/model", COMMIT, None, "generator")
+    assert weights.describe("org/model", COMMIT, None, "generator") == told
+    target = (folder / "unet/diffusion_pytorch_model.safetensors").resolve()
+    target.chmod(0o644)
+    target.write_bytes(b"tampered")
+    assert weights.describe("org/model", COMMIT, None, "generator")["sha256"] != told["sha256"]
 
 
 def test_an_interrupted_download_is_completed(hub):

@@ -32,6 +32,14 @@ def test_a_name_is_the_stem_and_twelve_digits_of_the_hash(tmp_path):
     assert written == ImageFile(f"images/burnt/dim/-/0003-1-{digest[:12]}.png", digest, len(data))
 
 
+@pytest.mark.parametrize("image_format", ["webp", "jpeg"])
+def test_images_are_written_in_the_format_of_the_config(tmp_path, image_format):
+    [written] = Writer(str(tmp_path), image_format).write(PIXELS, [item(1)])
+    assert written.file_name.endswith(f".{image_format}")
+    with Image.open(tmp_path / written.file_name) as image:
+        assert image.format == image_format.upper()
+
+
 def test_written_images_say_that_a_model_made_them(tmp_path):
     [written] = Writer(str(tmp_path)).write(PIXELS, [item(1)])
     data = (tmp_path / written.file_name).read_bytes()

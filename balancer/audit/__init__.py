@@ -8,11 +8,9 @@ and images nested deeper than their class folder belong to it all the same.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from balancer.audit.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
 
 if TYPE_CHECKING:
+    from balancer.audit.picture import Picture
     from balancer.cells import Facet
     from balancer.config import Config
 
@@ -42,13 +41,11 @@ __all__ = [
 MAX_IMAGE_BYTES = 64_000_000
 MAX_IMAGE_PIXELS = 64_000_000
 
-DECODING_THREADS = 8
-"""Enough for a fast disk; each may hold a picture of the largest size several times over."""
-
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives."""
+    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives, and
+    `split` what its column of that name says, "" if nothing."""
 
     file_name: str
     class_name: str
@@ -60,6 +57,7 @@ class RealImage:
     phash: str
     pixel_sha256: str = ""
     marked_synthetic: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,41 +196,36 @@ def _measure_all(
     root: Path, files: Iterable[str], max_bytes: int, max_pixels: int
 ) -> list[RealImage | tuple[str, str]]:
     """An image, or its name and why it is not used, for each file."""
-    from balancer.images import UnreadableImage
+    from balancer.audit.lanes import look_at_all
+    from balancer.audit.picture import Limits
 
-    def measure(name: str) -> RealImage | tuple[str, str]:
-        try:
-            return _measure(root, name, max_bytes, max_pixels)
-        except UnreadableImage as error:
-            return name, error.reason
-
-    # Decoders release the interpreter's lock, so that threads are enough.
-    with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as threads:
-        return list(threads.map(measure, sorted(files)))
+    names = sorted(files)
+    seen = look_at_all(root, names, Limits(max_bytes, max_pixels))
+    return [
+        (name, each) if isinstance(each, str) else _image(name, each)
+        for name, each in zip(names, seen, strict=True)
+    ]
 
 
-def _measure(root: Path, name: str, max_bytes: int, max_pixels: int) -> RealImage:
-    from balancer.images import decode_image, is_marked_synthetic, perceptual_hash, pixel_sha256, read_bytes
-
-    data = read_bytes(root / name, max_bytes=max_bytes)
-    pixels = decode_image(data, max_pixels=max_pixels)
+def _image(name: str, picture: Picture) -> RealImage:
     return RealImage(
         file_name=name,
         class_name=name.partition("/")[0],
         facets={},
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        phash=perceptual_hash(pixels),
-        pixel_sha256=pixel_sha256(pixels),
-        marked_synthetic=is_marked_synthetic(data),
+        width=picture.width,
+        height=picture.height,
+        num_bytes=picture.num_bytes,
+        sha256=picture.sha256,
+        phash=picture.phash,
+        pixel_sha256=picture.pixel_sha256,
+        marked_synthetic=picture.marked_synthetic,
     )
 
 
 def _with_facets(image: RealImage, table: Table, names: Sequence[str]) -> RealImage:
     row = row_of(table, image.file_name)
-    return replace(image, facets={name: row[name] for name in names if name in row})
+    facets = {name: row[name] for name in names if name in row}
+    return replace(image, facets=facets, split=row.get("split", ""))
 
 
 def _is_misfiled(image: RealImage, table: Table) -> bool:

@@ -25,6 +25,9 @@ METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
 MAX_FACET_VALUES = 20
 """A column with more values than this is a description, not a facet."""
 
+NO_FACETS = ("file_name", "class", "split")
+"""Columns that say something else of an image."""
+
 Table = Mapping[str, Mapping[str, str]]
 """Rows by `table_key` of their file name; a row has no entry where a value is missing."""
 
@@ -69,7 +72,7 @@ def facet_columns(table: Table) -> tuple[str, ...]:
             values[column].add(value)
     most = min(MAX_FACET_VALUES, len(table) // 2)
     names = (column for column, seen in values.items() if len(seen) <= most)
-    return tuple(name for name in names if name not in ("file_name", "class"))
+    return tuple(name for name in names if name not in NO_FACETS)
 
 
 def _table_path(root: Path, metadata: str | os.PathLike[str] | None) -> Path | None:

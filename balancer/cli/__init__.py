@@ -33,6 +33,8 @@ COMMANDS = {
     "query": "Select rows of a run's manifest.",
     "report": "Write a run's report, one HTML file.",
     "compact": "Make queries of a long run fast.",
+    "export": "Write a run's images for other tools.",
+    "reproduce": "Make a run's images again and compare.",
     "fsck": "Check a run's manifest and every image it names.",
     "repair": "Save what can be saved of a damaged manifest.",
     "gc": "List files of a run that nothing needs, or delete them.",

@@ -41,6 +41,9 @@ def _print(found: Audit) -> None:
     for facet in found.facet_names:
         click.echo()
         console.table(f"by {console.printable(facet)}", *_facet_table(found, facet))
+    if splits := _split_counts(found):
+        click.echo()
+        console.table("by split, as the metadata table gives it", ["split", "images"], list(splits.items()))
     for title, lines in _remarks(found).items():
         _print_remarks(title, lines)
     if found.ignored_files:
@@ -102,6 +105,7 @@ def _as_json(found: Audit) -> dict[str, object]:
             for name, count in found.counts.items()
         },
         "facets": {facet: _value_counts(found, facet) for facet in found.facet_names},
+        "splits": _split_counts(found),
         "unreadable": [{"file_name": name, "reason": reason} for name, reason in found.unreadable],
         "duplicates": [list(names) for names in found.duplicates],
         "unlabelled": list(found.unlabelled),
@@ -121,6 +125,11 @@ def _value_counts(found: Audit, facet: str) -> dict[str, object]:
         value: {"images": counts[value], "share": _share(counts[value], total)}
         for value in _values_of(found, facet)
     }
+
+
+def _split_counts(found: Audit) -> dict[str, int]:
+    """Images whose split the table gives; empty if it gives none."""
+    return dict(sorted(Counter(image.split for image in found.images if image.split).items()))
 
 
 def _facet_counts(found: Audit, class_name: str) -> dict[str, dict[str, int]]:

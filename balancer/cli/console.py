@@ -73,6 +73,37 @@ def progress_display(title: str) -> Iterator[ProgressDisplay]:
         lines.close()
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of something countable: a bar where stderr is a terminal, else one line every 10 s.
+
+    Gives a function to call with how many are done.
+    """
+    if not _is_terminal(sys.stderr):
+        yield _counted_lines(what, total)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _counted_lines(
+    what: str, total: int, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int], None]:
+    printed_s = clock()
+
+    def count(done: int) -> None:
+        nonlocal printed_s
+        if clock() - printed_s >= LINE_INTERVAL_S:
+            printed_s = clock()
+            note(f"{done} of {total} {what} ({_percent(done, total)})")
+
+    return count
+
+
 class LineDisplay:
     """Progress as plain lines, at most one every `LINE_INTERVAL_S`, the last snapshot always.
 

@@ -66,6 +66,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
     """Every finding, in the order a run would trip over them."""
     yield Finding("python", OK, sys.version.split()[0])
     yield from map(_package, PACKAGES)
+    yield _object_stores()
     yield _gpus(config)
     yield _shared_memory()
     yield _ray_address()
@@ -90,6 +91,16 @@ def _package(name: str) -> Finding:
         return Finding(name, OK, metadata.version(name))
     except metadata.PackageNotFoundError:
         return Finding(name, MISSING, f"not installed; `pip install {name}`")
+
+
+def _object_stores() -> Finding:
+    """What only runs in a bucket need."""
+    try:
+        versions = [f"{name} {metadata.version(name)}" for name in ("obstore", "boto3")]
+        return Finding("object stores", OK, ", ".join(versions))
+    except metadata.PackageNotFoundError as error:
+        detail = f"{error.name} is not installed; runs in a bucket need `pip install 'balancer[s3]'`"
+        return Finding("object stores", OK, detail)
 
 
 def _gpus(config: Config | None) -> Finding:

@@ -36,22 +36,27 @@ def command(
     from balancer.audit import audit_dataset, credited_facets, match_classes
     from balancer.configfile import load_config
     from balancer.plan import estimate, held_back, make_plan
+    from balancer.splits import splits_of, training_part
 
     loaded = load_config(config, overrides)
     audit = audit_dataset(loaded)
-    counts = match_classes(audit, loaded)
-    facets, images = credited_facets(audit, loaded), None
+    splits = splits_of(audit, loaded)
+    training = training_part(audit, splits)
+    counts = match_classes(training, loaded)
+    facets, images = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
         if not no_preflight and (images := _measure(loaded, audit)) is not None:
             from actors.real_images import real_facets
 
-            facets = real_facets(images, loaded)
+            facets = real_facets(images, loaded, splits)
         else:
             console.warn("target.count_real_facets: only values in the metadata are counted here")
     plan = make_plan(loaded, counts, facets)
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_of_faults(audit)
+    if kept_apart := len(audit.images) - len(training.images):
+        console.note(f"{kept_apart} real images are for validation or test (dataset.splits), and not counted")
     for line in held_back(plan):
         console.warn(line)
     if not as_json:

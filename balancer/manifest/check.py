@@ -7,18 +7,21 @@ for the rows that stand, which are what readers see.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from balancer.config import CopiesConfig
+from balancer.copies import COMPARED, KnownImage, known_images
 from balancer.errors import ManifestError, StorageError
+from balancer.leaks import Leak, find_leaks
 from balancer.manifest.chain import Entry, last_seq, load_fragment
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.copycheck import check_files, check_rows
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
+from balancer.manifest.image_files import read_image_file
 from balancer.manifest.layout import (
     DATA_DIR,
     IMAGES_DIR,
@@ -28,9 +31,10 @@ from balancer.manifest.layout import (
     fragment_path,
     fragment_seq,
 )
+from balancer.manifest.log import rows_in
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.storage import MissingFileError, Storage
+from balancer.storage import MissingFileError, Storage, is_temporary
 
 READERS = 8
 """Images hashed at once."""
@@ -40,7 +44,7 @@ _READABLE = "images can be read"
 
 _COLUMNS = (
     "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "threshold", "seed",
-    "sha256", "num_bytes", "run_id",
+    "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
 )  # fmt: skip
 
 _FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
@@ -117,13 +121,16 @@ def check_run(storage: Storage) -> Findings:
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))
+    listed: list[Problem] = []
+    for leak, problem in _leaks(standing, storage, fragments, info):
+        (listed if leak.listed else problems).append(problem)
     images = [row for row in standing if row["file_name"] is not None]
-    by_reference = info.config.get("output", {}).get("real_images") == "reference"
+    by_reference = info.real_images_by_reference
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
     compacted = {file.path for file in index.files} if index else None
-    notes = _leftovers(storage, {row["file_name"] for row in images}, compacted)
+    notes = [*listed, *_leftovers(storage, {row["file_name"] for row in images}, compacted)]
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(
         problems=(*problems, *of_copy),
@@ -287,13 +294,24 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
             yield Problem("no more images than planned", RUN_FILE, detail)
 
 
+def _leaks(
+    rows: Sequence[_Row], storage: Storage, fragments: Sequence[Fragment], info: RunInfo
+) -> Iterator[tuple[Leak, Problem]]:
+    limits = CopiesConfig.model_validate(info.config.get("verification", {}).get("copies", {}))
+
+    def load(ids: Sequence[str]) -> list[KnownImage]:
+        entries = [Entry.of(fragment) for fragment in fragments]
+        return known_images(rows_in(entries, storage, info.schema(), ids, COMPARED))
+
+    by_id = {row["id"]: row for row in rows}
+    for leak in find_leaks(rows, load, limits):
+        yield leak, by_id[leak.row_id].breaks(leak.rule, leak.detail)
+
+
 def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Problem]:
     name: str = row["file_name"]
     try:
-        if by_reference and row["source"] == REAL and os.path.isabs(name):
-            data = _read_referenced(name)
-        else:
-            data = storage.read(name)
+        data = read_image_file(storage, name, row["source"], by_reference)
     except MissingFileError:
         return [Problem(_THERE, name, f"row {row['id']!r} names it, it is missing")]
     except StorageError as error:
@@ -308,20 +326,9 @@ def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Proble
     return problems
 
 
-def _read_referenced(name: str) -> bytes:
-    try:
-        with open(name, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{name} is missing") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {name}: {error.strerror}") from error
-
-
 def _leftovers(storage: Storage, referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
     for path in storage.list(""):
-        name = path.rpartition("/")[2]
-        if name.startswith(".") and name.endswith(".tmp"):
+        if is_temporary(path):
             yield Problem(
                 "no temporary files", path, "a writer was stopped before it was done, or is at work"
             )

@@ -34,7 +34,7 @@ def fragment_seq(path: str) -> int | None:
 
 
 def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:
-    """`images/<class>/<value of each facet, or ->/0003-1`: the writer adds the hash and `.png`."""
+    """`images/<class>/<value of each facet, or ->/0003-1`: the writer adds hash and suffix."""
     cell = candidate.slot.cell
     values = [cell.value(name) for name in facet_names]
     folders = [DOES_NOT_APPLY if value is None else slug(value) for value in values]

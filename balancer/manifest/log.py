@@ -55,7 +55,7 @@ from balancer.storage import Storage
 if TYPE_CHECKING:
     Clock = Callable[[], datetime.datetime]
 
-KEPT = ("id", "source", "cell", "slot", "attempt", "status", "reason", "wording")
+KEPT = ("id", "source", "cell", "slot", "attempt", "status", "reason", "wording", "split")
 """What a driver goes on from."""
 
 
@@ -97,7 +97,7 @@ def rows_of(storage: Storage, ids: Sequence[str], columns: Sequence[str]) -> pa.
     """Some columns of the rows with these ids, in this order; each must be there."""
     info = read_run(storage)
     chain = read_chain(storage, info.schema(), info.run_id, [ID])
-    return _rows_in(chain.entries, storage, info.schema(), ids, columns)
+    return rows_in(chain.entries, storage, info.schema(), ids, columns)
 
 
 class ManifestLog:
@@ -170,7 +170,7 @@ class ManifestLog:
     def rows(self, ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these ids, in this order; of them all columns, or these. Each must be there."""
         names = self._schema.names if columns is None else columns
-        return _rows_in(self._entries, self._storage, self._schema, ids, names)
+        return rows_in(self._entries, self._storage, self._schema, ids, names)
 
     def free_name(self, stem: str) -> str:
         """The beginning of a file name: `stem`, or one like it where an unfinished gc may still delete files
@@ -331,7 +331,7 @@ def latest(table: pa.Table) -> pa.Table:
     return table.take(last)
 
 
-def _rows_in(
+def rows_in(
     entries: Sequence[Entry],
     storage: Storage,
     schema: pa.Schema,

@@ -28,7 +28,16 @@ from balancer.manifest.schema import EMBEDDING
 from balancer.storage import Storage, open_storage
 
 if TYPE_CHECKING:
+    import datasets
     import duckdb
+    import numpy as np
+    import ray.data
+    from numpy.typing import NDArray
+    from torch.utils.data import WeightedRandomSampler
+
+    from balancer.lineage import Lineage
+    from balancer.training.images import ManifestImages
+    from balancer.training.torch_dataset import ImageDataset, Transform
 
 Status = Literal["accepted", "rejected", "void", "all"]
 Filter: TypeAlias = "str | pc.Expression"
@@ -48,6 +57,8 @@ class Manifest:
     """
 
     run: RunInfo
+    uri: str
+    """The run folder."""
     _source: Source
 
     @property
@@ -179,6 +190,126 @@ class Manifest:
         hint = f"the columns are {', '.join(self.schema.names)}"
         return UsageError(f"the filter cannot be applied: {first_line(ValueError(what))}", hint=hint)
 
+    def lineage(self, image_id: str) -> Lineage:
+        """Where an image comes from: model, words, seed, scores, run, and what it was generated from.
+
+        Of rejected candidates, too. UsageError if there is none of that id.
+        """
+        from balancer.lineage import lineage_of
+
+        return lineage_of(self, image_id)
+
+    # ---- for training: see balancer/training -----------------------------------------------------
+
+    def images(
+        self,
+        filter: Filter | None = None,
+        *,
+        split: str | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> ManifestImages:
+        """The accepted images that meet `filter`, a sequence; each is read and decoded when it is asked.
+
+        Of a `split`, or of all. As in everything below: UsageError if generated images would be in validation
+        or test, unless `allow_synthetic_eval`; images that a later split or the hold-out shows as well are
+        left out, with a warning.
+        """
+        from balancer.training.images import images_of
+
+        return images_of(self, filter, split, allow_synthetic_eval=allow_synthetic_eval)
+
+    def embeddings(
+        self,
+        split: str | None = "train",
+        *,
+        filter: Filter | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What the verifier made of the images: vectors (images, dim) and labels (images,), the place of each
+        class in the config. `balancer.embed` gives those of other images.
+
+        Images without an embedding are left out. UsageError if there are no rows.
+        """
+        from balancer.training.embeddings import embeddings_of
+
+        return embeddings_of(self, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+
+    def to_torch(
+        self,
+        split: str | None = "train",
+        transform: Transform | None = None,
+        facets: Sequence[str] = (),
+        *,
+        filter: Filter | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> ImageDataset:
+        """A map-style dataset for a DataLoader: (image, label), with `facets` (image, label, facet labels).
+
+        `transform` gets a Pillow image; without one an image is a float32 tensor (3, height, width) in 0..1.
+        `label` is an int, the place of the class in the dataset's `classes`; facet labels are a dict of ints,
+        -1 where a facet does not apply or is not known. UsageError if there are no rows.
+        """
+        from balancer.training.torch_dataset import dataset_of
+
+        return dataset_of(self, split, transform, facets, filter, allow_synthetic_eval=allow_synthetic_eval)
+
+    def sampler(
+        self,
+        by: Sequence[str] = ("class",),
+        real_weight: float = 1.0,
+        *,
+        split: str | None = "train",
+        filter: Filter | None = None,
+        seed: int | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> WeightedRandomSampler:
+        """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
+        replacement, each combination of values of `by` equally often.
+
+        Within one, a real image is drawn `real_weight` times as often as a generated one. `seed` makes the
+        draws repeatable; by default they follow torch's own generator.
+        """
+        from balancer.training.torch_dataset import sampler_of
+
+        return sampler_of(
+            self, by, real_weight, split, filter, seed, allow_synthetic_eval=allow_synthetic_eval
+        )
+
+    def to_hf(
+        self,
+        split: str | None = "train",
+        *,
+        filter: Filter | None = None,
+        columns: Sequence[str] | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> datasets.Dataset:
+        """A Hugging Face dataset: `image` (Image, decoded when asked for), `label` and facets (ClassLabel,
+        null where a facet has none), and `columns`, by default where each image comes from.
+
+        Needs the extra `hf`; UnavailableError without it.
+        """
+        from balancer.training.hugging_face import hugging_face_dataset
+
+        return hugging_face_dataset(self, split, filter, columns, allow_synthetic_eval=allow_synthetic_eval)
+
+    def to_ray(
+        self,
+        split: str | None = "train",
+        *,
+        filter: Filter | None = None,
+        columns: Sequence[str] | None = None,
+        allow_synthetic_eval: bool = False,
+    ) -> ray.data.Dataset:
+        """A Ray Data dataset: `image` (uint8, height x width x 3), `label` (int), class, facets and
+        `columns`, by default where each image comes from. Pixels are read as blocks are consumed, by Ray's
+        workers, which must reach the run folder by the same path.
+
+        Needs the extra `ray-data`; UnavailableError without it.
+        """
+        from balancer.training.ray_data import ray_dataset
+
+        return ray_dataset(self, split, filter, columns, allow_synthetic_eval=allow_synthetic_eval)
+
 
 def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
     """The manifest of a run folder. UsageError if it is none, ManifestError if it is damaged."""
@@ -187,7 +318,7 @@ def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
 
 def manifest_in(storage: Storage) -> Manifest:
     info = read_run(storage)
-    return Manifest(info, Source(storage, info))
+    return Manifest(info, storage.uri, Source(storage, info))
 
 
 def _of_status(rows: ds.Dataset, status: Status) -> ds.Dataset:

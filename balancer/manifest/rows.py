@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.cells import Candidate, Cell, Slot
 from balancer.prompts import Request, Rung
 from balancer.rounding import as_written
+from balancer.splits import TRAIN
 from balancer.verdict import Measurement, Nearest, Verdict
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def candidate_row(
     *,
     nearest: Nearest | None = None,
     device: str,
+    batch_size: int,
     facts: RunFacts,
 ) -> Row:
     """The row of a judged candidate; `file` is None for a rejected one, whose image is not kept."""
@@ -117,9 +119,9 @@ def candidate_row(
         "phash": measurement.phash,
         **(nearest_columns(nearest) if nearest else {}),
         "embedding": measurement.embedding,
-        "split": "train",
+        "split": TRAIN,
         "device": device,
-        "batch_size": generation.batch_size,
+        "batch_size": batch_size,
         "generated_at": facts.now(),
         "run_id": facts.run_id,
         **(_file_columns(file) if file else {}),
@@ -132,10 +134,23 @@ def revoked(row: Row, reason: str, nearest: Nearest | None = None) -> Row:
     return {**row, "status": REJECTED, "reason": reason, "review": False, **told}
 
 
-def real_row(image: RealImage, file: ImageFile, facts: RunFacts, embedding: bytes | None = None) -> Row:
-    """The row of a real image; facets the dataset does not state are null."""
+def real_id(image: RealImage) -> str:
+    return f"real/{image.file_name}"
+
+
+def real_row(
+    image: RealImage,
+    file: ImageFile,
+    facts: RunFacts,
+    *,
+    embedding: bytes | None = None,
+    split: str = TRAIN,
+    copied: Nearest | None = None,
+) -> Row:
+    """The row of a real image; facets the dataset does not state are null. `copied` is the hold-out image
+    that shows the same, if there is one."""
     return {
-        "id": f"real/{image.file_name}",
+        "id": real_id(image),
         "class": image.class_name,
         **{facet: image.facets.get(facet) for facet in facts.facets},
         "source": REAL,
@@ -146,7 +161,8 @@ def real_row(image: RealImage, file: ImageFile, facts: RunFacts, embedding: byte
         "pixel_sha256": image.pixel_sha256,
         "phash": image.phash,
         "embedding": embedding,
-        "split": "train",
+        **(nearest_columns(copied) if copied else {}),
+        "split": split,
         "run_id": facts.run_id,
         **_file_columns(file),
     }

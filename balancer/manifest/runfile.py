@@ -54,6 +54,11 @@ class RunInfo:
         attempts = self.config["attempts"]
         return int(attempts["max"]) + (attempts.get("fallback") is not None)
 
+    @property
+    def real_images_by_reference(self) -> bool:
+        """Whether rows of real images name files outside the run folder."""
+        return bool(self.config.get("output", {}).get("real_images") == "reference")
+
     def schema(self) -> pa.Schema:
         from balancer.manifest.schema import manifest_schema
 

@@ -10,7 +10,7 @@ from balancer.manifest.status import status_of
 from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
-from balancer.report.sheets import contact_sheets
+from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.storage import open_storage
 
 REPORT_FILE = "report.html"
@@ -25,11 +25,14 @@ def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = Non
     manifest = open_manifest(run_uri)
     made_at = now or dt.datetime.now(dt.UTC)
     facts = gather_facts(manifest, status_of(storage, made_at))
+    rejected, given_up = rejected_sheets(facts, manifest, storage)
     page = _page(
         facts=facts,
         criteria=check_criteria(facts, manifest),
         histograms=score_histograms(facts, manifest),
         sheets=contact_sheets(facts, manifest, storage),
+        rejected=rejected,
+        given_up=given_up,
         state=facts.status["state"],
         table=facts.table,
         budget=_budget(facts),

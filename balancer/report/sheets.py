@@ -1,15 +1,18 @@
-"""Contact sheets: a few of each class's accepted images, small enough to live inside the page."""
+"""Contact sheets: a few of each class's accepted images, and of those rejected for each reason, small enough
+to live inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from balancer.errors import BalancerError
+from balancer.manifest.layout import REJECTED_DIR, rejected_path
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from balancer.storage import Storage
 
 PER_CLASS = 12
+PER_REASON = 12
+PER_CELL = 6
 SIDE_PIXELS = 96
 MAX_PIXELS = 64_000_000
 
@@ -34,7 +39,9 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    class_name: str
+    """`title` is a class, a reason or a cell; `images` how many there are of it."""
+
+    title: str
     images: int
     thumbnails: tuple[Thumbnail, ...]
 
@@ -53,7 +60,10 @@ def _sheet(class_name: str, rows: pa.Table, storage: Storage) -> Sheet:
 
     of_class = rows.filter(pc.equal(rows["class"], class_name)).sort_by("id")
     chosen = of_class.take(evenly_spaced(of_class.num_rows, PER_CLASS)).to_pylist()
-    return Sheet(class_name, of_class.num_rows, tuple(_thumbnail(row, storage) for row in chosen))
+    thumbnails = (
+        _thumbnail(row["file_name"], f"{row['cell']}, score {row['score']:.2f}", storage) for row in chosen
+    )
+    return Sheet(class_name, of_class.num_rows, tuple(thumbnails))
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -62,23 +72,76 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _thumbnail(row: dict[str, Any], storage: Storage) -> Thumbnail:
+def rejected_sheets(
+    facts: Facts, manifest: Manifest, storage: Storage
+) -> tuple[tuple[Sheet, ...], tuple[Sheet, ...]]:
+    """Of the rejected images that were kept: by reason, the most frequent first, and by cell given up."""
+    kept = list(_kept(manifest, storage))
+    by_reason = [
+        _rejected_sheet(
+            reason, count, [item for item in kept if item[1]["reason"] == reason], PER_REASON, storage
+        )
+        for reason, count in facts.status["rejected_by_reason"].items()
+    ]
+    by_cell = [
+        _rejected_sheet(
+            given_up.cell.key,
+            given_up.cell.candidates - given_up.cell.accepted,
+            [item for item in kept if item[1]["cell"] == given_up.cell.key],
+            PER_CELL,
+            storage,
+        )
+        for given_up in facts.given_up
+    ]
+    return tuple(filter(_shows, by_reason)), tuple(filter(_shows, by_cell))
+
+
+def _shows(sheet: Sheet) -> bool:
+    return bool(sheet.thumbnails)
+
+
+def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file and the row of each rejected image that was kept."""
+    files = set(storage.list(REJECTED_DIR))
+    if not files:
+        return
+    columns = ["id", "cell", "reason", "score", "threshold", "nearest_id"]
+    for row in manifest.to_table(columns, status="rejected").to_pylist():
+        if (path := rejected_path(row["id"], row["reason"])) in files:
+            files.discard(path)
+            yield path, row
+        if not files:  # those kept are mostly the first ones
+            return
+
+
+def _rejected_sheet(
+    title: str, images: int, kept: Sequence[tuple[str, dict[str, Any]]], most: int, storage: Storage
+) -> Sheet:
+    chosen = [kept[index] for index in evenly_spaced(len(kept), most)]
+    thumbnails = (_thumbnail(path, _why(row), storage) for path, row in chosen)
+    return Sheet(title, images, tuple(thumbnails))
+
+
+def _why(row: dict[str, Any]) -> str:
+    told = f"{row['cell']}, {row['reason']}, score {row['score']:.2f} of {row['threshold']:g}"
+    return told + (f", nearest {row['nearest_id']}" if row["nearest_id"] else "")
+
+
+def _thumbnail(path: str, caption: str, storage: Storage) -> Thumbnail:
     try:
-        data_uri = thumbnail_uri(storage.read(row["file_name"]))
+        data_uri = thumbnail_uri(storage.read(path))
     except (BalancerError, OSError):  # a damaged image costs its thumbnail, not the report
         data_uri = None
-    return Thumbnail(
-        caption=f"{row['cell']}, score {row['score']:.2f}",
-        link="./" + quote(str(PurePosixPath(row["file_name"]))),
-        data_uri=data_uri,
-    )
+    return Thumbnail(caption=caption, link="./" + quote(str(PurePosixPath(path))), data_uri=data_uri)
 
 
 def thumbnail_uri(data: bytes) -> str:
-    """A JPEG of at most 96 x 96 pixels as a data URI. Raises OSError for what is no PNG or JPEG."""
+    """A JPEG of at most 96 x 96 pixels as a data URI. Raises OSError for what is no PNG, JPEG or WebP."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+    from balancer.images import FORMATS
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise OSError(f"{image.width} x {image.height} pixels are too many for a thumbnail")
         small = image.convert("RGB")

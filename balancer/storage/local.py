@@ -1,85 +1,31 @@
-"""The one door to a run folder: publish a file whole, commit create-only, read, list, delete.
+"""A run folder on a file system.
 
 Whatever `publish` and `create` acknowledge survives a power loss: the data is synced before the name
-appears, and the name (with every folder above it) before the call returns. What they do not
-acknowledge is never visible in part.
+appears, and the name (with every folder above it) before the call returns.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import errno
-import hashlib
 import os
-import re
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
-from balancer.errors import StorageError, UsageError
+from balancer.errors import StorageError
+from balancer.storage.contract import (
+    DiskFullError,
+    FileInfo,
+    MissingFileError,
+    NoCreateOnlyError,
+    Paths,
+    check_path,
+)
 
-_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_HASHED_NAME = re.compile(r".*-[0-9a-f]{6}")
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _READ_BYTES = 1 << 22
-
-Paths = list[str]  # by its own name, because storages have a method called `list`
-
-
-class MissingFileError(StorageError):
-    """There is no file of that name."""
-
-
-class DiskFullError(StorageError):
-    """No space or quota left. Nothing was written: the same call can be made again once there is room."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """`modified_at` is UTC: when the file got the content it has."""
-
-    num_bytes: int
-    modified_at: dt.datetime
-
-
-class Storage(Protocol):
-    """A run folder. Paths are relative to it, with `/` between their parts.
-
-    Every method raises StorageError with the file and the cause.
-    """
-
-    uri: str
-
-    def publish(self, path: str, data: bytes) -> None:
-        """Write a file, replacing one of that name; readers see all of it or none."""
-
-    def create(self, path: str, data: bytes) -> bool:
-        """Write a file unless there is one of that name; of several who try, exactly one gets True.
-
-        After an error it may or may not be there; False can mean that an earlier try of one's own won.
-        """
-
-    def read(self, path: str) -> bytes:
-        """The whole file; MissingFileError if there is none."""
-
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        """A part of a file, shorter where the file ends; MissingFileError if there is none."""
-
-    def info(self, path: str) -> FileInfo:
-        """How large a file is, and how old; MissingFileError if there is none."""
-
-    def exists(self, path: str) -> bool: ...
-
-    def list(self, prefix: str) -> Paths:
-        """Paths of all files in the folder `prefix` ("" for all) and below it, sorted, temporary ones
-        (their names begin with a dot) included. Links are listed, not followed."""
-
-    def delete(self, path: str) -> None:
-        """Remove a file; one that is not there is no error."""
 
 
 class System(Protocol):
@@ -98,51 +44,6 @@ class System(Protocol):
     def listdir(self, path: str, /) -> list[str]: ...
     def lstat(self, path: str, /) -> os.stat_result: ...
     def fstat(self, fd: int, /) -> os.stat_result: ...
-
-
-def slug(name: str) -> str:
-    """A file name for any name: `[a-z0-9_-]{1,64}`, the name itself if it already is one.
-
-    A changed name gets a hash of the original appended, so that different names stay different;
-    "-" alone is never returned, it stands for a facet that does not apply.
-    """
-    if _PLAIN_NAME.fullmatch(name) and not _HASHED_NAME.fullmatch(name):
-        return name
-    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:57]
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
-    return f"{plain or 'name'}-{digest}"
-
-
-def open_storage(uri: str | os.PathLike[str], create: bool) -> Storage:
-    """A run folder by local path or `file://` URI; with `create` it is made if need be.
-
-    Raises UsageError if there is no such folder, StorageError if it cannot be used.
-    """
-    root = _local_path(os.fspath(uri))
-    if create:
-        return LocalStorage.make(root)
-    if not os.path.isdir(root):
-        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
-        raise UsageError(f"run folder {root} {what}", hint="give the folder that `balancer run` wrote")
-    return LocalStorage(root)
-
-
-def _local_path(uri: str) -> str:
-    if not uri or "\0" in uri:
-        raise UsageError(f"{uri!r} is not the path of a run folder")
-    if uri.startswith("file://"):
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost"):
-            raise UsageError(
-                f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
-            )
-        return os.path.abspath(unquote(parts.path))
-    if _SCHEME.match(uri):
-        raise StorageError(
-            f"{uri}: object stores are not supported yet",
-            hint="use a local path, or one on a file system that all nodes share",
-        )
-    return os.path.abspath(uri)
 
 
 class LocalStorage:
@@ -237,9 +138,7 @@ class LocalStorage:
         return target
 
     def _locate(self, path: str) -> str:
-        parts = path.split("/")
-        if "\0" in path or any(part in ("", ".", "..") for part in parts):
-            raise StorageError(f"{path!r} is not a path inside the run folder {self.uri}")
+        parts = check_path(path, self.uri)
         folder = os.path.join(self._root, *parts[:-1])
         if os.path.commonpath([self._root, os.path.realpath(folder)]) != self._root:
             raise StorageError(f"{path!r} leads out of the run folder {self.uri} by a symbolic link")
@@ -375,8 +274,12 @@ _HINTS = {
     errno.EPERM: "check permissions, and that the file system supports hard links",
     errno.ELOOP: "symbolic links inside a run folder are not followed",
     errno.EOPNOTSUPP: "put the run on a file system that supports hard links",
+    errno.ENOSYS: "put the run on a file system that supports hard links",
     errno.EROFS: "the file system is mounted read-only; choose another folder",
 }
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What link(2) says where a file system has no hard links."""
 
 
 @contextmanager
@@ -395,7 +298,10 @@ def _storage_error(action: str, path: str, error: OSError) -> StorageError:
         )
     if error.errno == errno.ENOENT:
         return MissingFileError(message)
-    return StorageError(message, hint=_HINTS.get(error.errno or 0, ""))
+    hint = _HINTS.get(error.errno or 0, "")
+    if action == "create" and error.errno in _NO_LINKS:
+        return NoCreateOnlyError(message, hint=hint)
+    return StorageError(message, hint=hint)
 
 
 def _is_full(error: OSError) -> bool:

@@ -1,0 +1,60 @@
+"""Embeddings of any image files by a run's verifier, for what was trained on the stored ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from balancer.config import Config
+from balancer.errors import DatasetError, UnavailableError, UsageError
+from balancer.images import read_bytes
+from balancer.manifest.runfile import RunInfo
+from balancer.verdict import Measurement
+
+if TYPE_CHECKING:
+    from actors.verifier import Verifier
+
+BATCH_IMAGES = 64
+
+Path = str | os.PathLike[str]
+
+
+def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
+    """(files, dim). UsageError for a run of simulated actors, whose embeddings mean nothing."""
+    config = Config.model_validate(run.config)
+    if config.actors.kind == "simulated":
+        raise UsageError("the embeddings of this run are simulated, and mean nothing")
+    from actors.verifier import Verifier
+
+    judged = config.verification
+    verifier = Verifier(judged.model, judged.revision, config.properties())
+    kept = run.models["verifier"]["revision"]
+    if (verifier.revision or None) != kept:
+        raise UnavailableError(
+            f"the weights of {judged.model} are {verifier.revision or 'unnamed'}, and those of the run were"
+            f" {kept or 'unnamed'}: their embeddings cannot be compared",
+            hint="install the version of balancer that made the run, or name its verification.revision",
+        )
+    found = [embedding for batch in _batches(files) for embedding in _embedded(verifier, batch, config)]
+    return np.stack(found) if found else np.empty((0, verifier.embedding_dim), np.float32)
+
+
+def _batches(files: Iterable[Path]) -> Iterator[tuple[Path, ...]]:
+    rest = iter(files)
+    while batch := tuple(itertools.islice(rest, BATCH_IMAGES)):
+        yield batch
+
+
+def _embedded(verifier: Verifier, files: tuple[Path, ...], config: Config) -> Iterator[NDArray[np.float32]]:
+    limits = config.dataset
+    data = [read_bytes(file, max_bytes=round(limits.max_image_megabytes * 1e6)) for file in files]
+    measured = verifier.measure_files(data, round(limits.max_image_megapixels * 1e6))
+    for file, found in zip(files, measured, strict=True):
+        if not isinstance(found, Measurement):
+            raise DatasetError(f"{os.fspath(file)}: {found}")
+        yield np.frombuffer(found.embedding, "<f2").astype(np.float32)

@@ -1,0 +1,74 @@
+"""Prompts as a pipeline's text encoders see them, worked out once for each text.
+
+Runs ask for the same few hundred wordings again and again. Each text is encoded by itself, so that what
+comes out does not depend on its neighbours in a batch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+
+MAX_BYTES = 256_000_000
+"""About 800 texts of SDXL in half precision. Kept in host memory: they are moved to a GPU in no time."""
+
+_Embedded = tuple[torch.Tensor, ...]
+"""Hidden states (1, tokens, width) and, for SDXL, the pooled embedding (1, width)."""
+
+_PIPELINES = (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline)
+
+
+class PromptEmbeddings:
+    """The embeddings of a pipeline's texts. `device` is where its text encoders compute."""
+
+    def __init__(self, pipeline: Any, device: torch.device, max_bytes: int = MAX_BYTES) -> None:
+        self._pipeline, self._device, self._max_bytes = pipeline, device, max_bytes
+        self._known: OrderedDict[str, _Embedded] = OrderedDict()
+        self._bytes = 0
+
+    @classmethod
+    def supports(cls, pipeline: Any) -> bool:
+        """Other pipelines are given their prompts as text."""
+        return type(pipeline) in _PIPELINES
+
+    def arguments(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], guided: bool, device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """Arguments for the pipeline's call in the place of its prompts, on `device`."""
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        found = self._named(names, prompts, device)
+        if guided:
+            found |= self._named([f"negative_{name}" for name in names], negative_prompts, device)
+        return found
+
+    def _named(
+        self, names: Sequence[str], texts: Sequence[str], device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        parts = zip(*map(self._embedded, texts), strict=True)
+        return {name: torch.cat(part).to(device) for name, part in zip(names, parts, strict=False)}
+
+    def _embedded(self, text: str) -> _Embedded:
+        if text in self._known:
+            self._known.move_to_end(text)
+            return self._known[text]
+        found = self._encode(text)
+        self._known[text] = found
+        self._bytes += _size(found)
+        while self._bytes > self._max_bytes and len(self._known) > 1:
+            self._bytes -= _size(self._known.popitem(last=False)[1])
+        return found
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> _Embedded:
+        encoded = self._pipeline.encode_prompt(
+            text, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return tuple(part.cpu() for part in encoded[::2])  # without the negative ones, which are None
+
+
+def _size(embedded: _Embedded) -> int:
+    return sum(part.numel() * part.element_size() for part in embedded)

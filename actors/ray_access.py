@@ -1,0 +1,109 @@
+"""Who may reach Ray. What is sent to Ray is run: whoever can talk to it is master of its user's account.
+
+A Ray that is started here belongs to this user alone: it listens on the loopback interface only, asks for a
+token, and keeps its files in a folder that others cannot enter. A cluster elsewhere has to ask for a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray import _raylet
+from ray._private import ray_constants
+
+from balancer.errors import ClusterError
+
+FOLDER = "/tmp/balancer-ray"
+"""Where Ray's own is. A longer path would not leave room for the names of its sockets."""
+
+PROBE_TIMEOUT_S = 5.0
+
+# Any call that tells something of the cluster would do. An empty message is a valid request.
+_PROBE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+
+
+@contextlib.contextmanager
+def to_oneself() -> Iterator[str]:
+    """For the time in which Ray is started on this machine: the folder for its files. ClusterError if that
+    is not this user's own."""
+    folder = private_folder()
+    ask_for_token()
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    # What Ray does by itself on systems where it starts no clusters: it takes the address 127.0.0.1, and
+    # then all of its processes listen there and nowhere else.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield folder
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_folder() -> str:
+    """`RAY_TMPDIR`, or else a folder of this user's that nobody else can enter."""
+    if chosen := os.environ.get("RAY_TMPDIR"):
+        return chosen
+    folder = f"{FOLDER}-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ClusterError(
+            f"{folder} is no folder of this user's alone, and Ray's files are put there",
+            hint="remove it, or set RAY_TMPDIR to another folder",
+        )
+    return f"{folder}/ray"  # one below, because Ray opens its own folder to everyone
+
+
+def ask_for_token() -> None:
+    """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        vars(_raylet)["Config"].initialize("")  # it has been read from the environment before
+    if "RAY_AUTH_TOKEN" in os.environ or os.environ["RAY_AUTH_MODE"] != "token":
+        return
+    try:
+        _own_token_file(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+    except OSError:  # no home to write to: a token that ends with this process
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+
+
+def _own_token_file(path: Path) -> None:
+    """Ray would make it readable for everyone."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        found = path.stat()
+        if found.st_uid == os.getuid() and found.st_mode & 0o077:
+            path.chmod(0o600)
+        return
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def refuse_open_cluster(address: str, allowed: bool) -> None:
+    """ClusterError if the cluster at host:port answers whoever asks, unless that is `allowed`."""
+    if not allowed and "RAY_USE_TLS" not in os.environ and _is_open(address):
+        raise ClusterError(
+            f"Ray at {address} asks nobody for a token: whoever reaches it can run code there, and here",
+            hint="start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes a token); "
+            "or, on a network that you trust, set actors.allow_open_cluster",
+        )
+
+
+def _is_open(address: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(_PROBE, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            call(b"", timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError:
+            return False  # it asks for a token, or something else is wrong, which Ray will tell
+    return True

@@ -1,0 +1,165 @@
+"""Images of a run made again on this machine, as their rows say they were made, and compared.
+
+What a row records is all that goes in: words, seed, guidance, steps, size, and how many images went through
+the pipeline together. With whom does not matter: images of a batch do not touch each other, and a batch
+always has its full shape. So many rows are made again in one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from actors.fleet import generator_worker
+from balancer.config import Config
+from balancer.errors import BalancerError, UsageError
+from balancer.manifest.query import Manifest
+from balancer.manifest.rows import SYNTHETIC
+from balancer.prompts import Request
+from balancer.reproduction import Outcome, Reproduction, compare, excused
+from balancer.training.images import Decoder
+
+Row = dict[str, Any]
+
+NO_GPU = ("cpu", "none")
+"""Devices in rows that are no GPU; simulated actors have none."""
+
+LOSSY = ".jpeg"
+"""Of such a file only the hash of the pixels before it was encoded can be compared."""
+
+_COLUMNS = (
+    "id", "source", "status", "file_name", "pixel_sha256", "prompt", "negative_prompt", "seed", "wording",
+    "changes", "guidance", "steps", "width", "height", "batch_size", "device", "model", "model_revision",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What a generator is made for: rows with the same one are made again by the same generator."""
+
+    device: str
+    model: str
+    model_revision: str | None
+    width: int
+    height: int
+    steps: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, row: Row) -> Maker:
+        return cls(*(row[field.name] for field in dataclasses.fields(cls)))
+
+
+def rows_to_reproduce(manifest: Manifest, ids: Sequence[str] | None) -> list[Row]:
+    """Rows of generated candidates: with these ids, accepted or not, or all that are accepted.
+
+    UsageError for an id that is not there, or is of a real image.
+    """
+    if ids is None:
+        return list(manifest.to_table(list(_COLUMNS), pc.field("source") == SYNTHETIC).to_pylist())
+    wanted = pc.field("id").isin(list(ids))
+    rows = {row["id"]: row for row in manifest.to_table(list(_COLUMNS), wanted, status="all").to_pylist()}
+    for image_id in ids:
+        if image_id not in rows:
+            raise UsageError(
+                f"no image {image_id!r} in {manifest.uri}",
+                hint="`balancer query RUN --columns id` lists them",
+            )
+        if rows[image_id]["source"] != SYNTHETIC:
+            raise UsageError(f"{image_id!r} is a real image, which nothing has generated")
+    return list({image_id: rows[image_id] for image_id in ids}.values())
+
+
+def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]:
+    """Make the images of these rows again, and say of each how it compares, in no particular order.
+
+    WeightsError if the weights are not there. On CPU one thread computes, as in a run.
+    """
+    config = Config.model_validate(manifest.run.config)
+    decoder = Decoder.of(manifest.uri, manifest.run)
+    makers: dict[Maker, list[Row]] = {}
+    for row in rows:
+        makers.setdefault(Maker.of(row), []).append(row)
+    for maker, made_by_it in makers.items():
+        generator, problem = _generator(maker, config)
+        if generator is None:
+            yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
+            continue
+        for batch in _batches(made_by_it, maker.batch_size):
+            for found in _made_again(generator, maker.batch_size, batch, decoder):
+                yield excused(found, manifest.run.versions)
+
+
+def _made_again(
+    generator: Any, batch_size: int, rows: Sequence[Row], decoder: Decoder
+) -> Iterator[Reproduction]:
+    """`rows` have one guidance, and are one batch at most."""
+    pixels, _ = generator.generate([_request(row) for row in rows], rows[0]["guidance"])
+    for row, made in zip(rows, pixels, strict=True):
+        if generator.batch_size != batch_size:
+            problem = f"batches of {batch_size} do not fit into the memory of this GPU, as they did then"
+            yield Reproduction(row["id"], Outcome.INCOMPARABLE, problem)
+            continue
+        try:
+            kept = decoder.pixels(row["file_name"], row["source"]) if _keeps_every_pixel(row) else None
+        except BalancerError as error:
+            yield Reproduction(row["id"], Outcome.INCOMPARABLE, error.message)
+        else:
+            yield compare(row["id"], made, kept, row["pixel_sha256"])
+
+
+def _keeps_every_pixel(row: Row) -> bool:
+    """Whether the file, if there is one, has the pixels as they were made."""
+    return row["file_name"] is not None and not row["file_name"].endswith(LOSSY)
+
+
+def _request(row: Row) -> Request:
+    changes = tuple(row["changes"] or ())
+    return Request(row["prompt"], row["negative_prompt"], row["seed"], row["wording"] or 0, changes)
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    by_guidance: dict[float, list[Row]] = {}
+    for row in rows:
+        by_guidance.setdefault(row["guidance"], []).append(row)
+    for alike in by_guidance.values():
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _generator(maker: Maker, config: Config) -> tuple[Any, str]:
+    """The generator, or None and why images that it makes could not be compared."""
+    if maker.model != config.generation.model:
+        return None, f"it was made by {maker.model}, and run.json is about {config.generation.model}"
+    if problem := _missing_gpu(maker, config):
+        return None, problem
+    path, arguments = generator_worker(config, on_gpu=maker.device not in NO_GPU)
+    sizes = {"width": maker.width, "height": maker.height, "batch_size": maker.batch_size}
+    if "steps" in arguments:  # simulated ones take none
+        sizes["steps"] = maker.steps
+    module, _, name = path.partition(":")
+    generator = getattr(importlib.import_module(module), name)(**arguments | sizes)
+    told: Mapping[str, str] = generator.describe()
+    if told["device"] != maker.device:
+        return None, _other("device", maker.device, told["device"])
+    if (told["revision"] or None) != maker.model_revision:
+        return None, _other("revision of the weights", maker.model_revision, told["revision"])
+    return generator, ""
+
+
+def _missing_gpu(maker: Maker, config: Config) -> str:
+    """Looked at before anything is loaded, which without a GPU can take all memory there is."""
+    if maker.device in NO_GPU or config.actors.kind == "simulated":
+        return ""
+    from actors.device import device_name, pick_device
+
+    here = device_name(pick_device("auto"))
+    return "" if here == maker.device else _other("device", maker.device, here)
+
+
+def _other(what: str, then: str | None, now: str | None) -> str:
+    return f"the {what} was {then or 'none'}, and is {now or 'none'} here"

@@ -1,0 +1,194 @@
+"""The dataset card of an export: what is in it, how much of it was generated, by what, and its limits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.config import EMBEDDED_MODEL, Config
+from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
+from balancer.splits import EVALUATION
+
+if TYPE_CHECKING:
+    from balancer.export.job import Job
+
+SIZES = {
+    "n<1K": 10**3,
+    "1K<n<10K": 10**4,
+    "10K<n<100K": 10**5,
+    "100K<n<1M": 10**6,
+    "1M<n<10M": 10**7,
+}
+"""The hub's `size_categories`."""
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&-])")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """Images in the export, and candidates of the whole run."""
+
+    name: str
+    real: int
+    generated: int
+    accepted: int
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the template shows."""
+
+    title: str
+    run_id: str
+    config: Config
+    models: dict[str, dict[str, Any]]
+    classes: tuple[ClassFigures, ...]
+    splits: tuple[tuple[str, int, int], ...]
+    """Name, real and generated images."""
+    fallbacks: int
+    for_review: int
+    short: int
+    licence: str
+    generated_from: tuple[str, ...]
+    """Models that made images in the export, with their revisions."""
+
+    @property
+    def real(self) -> int:
+        return sum(figures.real for figures in self.classes)
+
+    @property
+    def generated(self) -> int:
+        return sum(figures.generated for figures in self.classes)
+
+    @property
+    def accepted(self) -> int:
+        return sum(figures.accepted for figures in self.classes)
+
+    @property
+    def candidates(self) -> int:
+        return sum(figures.candidates for figures in self.classes)
+
+    @property
+    def held_out(self) -> bool:
+        return any(name in EVALUATION for name, _, _ in self.splits)
+
+    @property
+    def embedded(self) -> bool:
+        return self.config.generation.model == EMBEDDED_MODEL
+
+
+def card_text(job: Job) -> str:
+    """README.md: YAML for the hub, then text for people."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("balancer.export", ""),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # it is no HTML; every value from outside goes through `md`
+    )
+    environment.filters["md"] = escaped
+    card = _card(job)
+    front = yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)
+    text = environment.get_template("card.md.j2").render(
+        card=card, percent=_percent, generated_evaluation=_tests_on_generated(card)
+    )
+    return f"---\n{front}---\n\n{text}"
+
+
+def escaped(text: object) -> str:
+    """Text from outside in one line of Markdown, where it means nothing but itself."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def size_category(images: int) -> str:
+    return next((name for name, below in SIZES.items() if images < below), "n>10M")
+
+
+def _front_matter(card: Card) -> dict[str, Any]:
+    images = card.real + card.generated
+    labels = ["machine-generated"] if card.generated else []
+    return {
+        "pretty_name": card.title,
+        "license": card.licence,
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(images)],
+        "annotations_creators": [*labels, *(["other"] if card.real else [])],
+        "source_datasets": ["original"],
+        "tags": [*(["synthetic"] if card.generated else []), "image-classification", "balancer"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"{name}/**"} for name, _, _ in card.splits],
+            }
+        ],
+    }
+
+
+def _card(job: Job) -> Card:
+    manifest, rows = job.manifest, job.rows
+    generated = rows.filter(pc.field("source") == SYNTHETIC)
+    here = _counts(rows, CLASS_PROPERTY, "source")
+    tried = _tried(job)
+    accepted = Counter({name: tried[name, ACCEPTED] for name in job.labels.classes})
+    return Card(
+        title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
+        run_id=manifest.run.run_id,
+        config=Config.model_validate(manifest.run.config),
+        models=manifest.run.models,
+        classes=tuple(
+            ClassFigures(
+                name=name,
+                real=here[name, REAL],
+                generated=here[name, SYNTHETIC],
+                accepted=accepted[name],
+                candidates=accepted[name] + tried[name, REJECTED],
+            )
+            for name in job.labels.classes
+        ),
+        splits=tuple(_split_figures(job, split) for split in job.splits),
+        fallbacks=pc.sum(generated["fallback"]).as_py() or 0,
+        for_review=pc.sum(generated["review"]).as_py() or 0,
+        short=max(0, manifest.run.wanted - accepted.total()),
+        licence=job.options.licence,
+        generated_from=tuple(_models(generated)),
+    )
+
+
+def _tried(job: Job) -> Counter[tuple[str, ...]]:
+    """Candidates of the run by class and status."""
+    columns = [CLASS_PROPERTY, "status"]
+    return _counts(job.manifest.to_table(columns, pc.field("source") == SYNTHETIC, status="all"), *columns)
+
+
+def _split_figures(job: Job, split: str) -> tuple[str, int, int]:
+    sources = _counts(job.of_split(split), "source")
+    return split, sources[(REAL,)], sources[(SYNTHETIC,)]
+
+
+def _counts(rows: pa.Table, *columns: str) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(rows[name].to_pylist() for name in columns), strict=True))
+
+
+def _models(generated: pa.Table) -> Sequence[str]:
+    pairs = _counts(generated, "model", "model_revision")
+    return [f"{model} at {revision}" if revision else model for model, revision in sorted(pairs, key=str)]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3g} %" if whole else "–"
+
+
+def _tests_on_generated(card: Card) -> bool:
+    """Whether generated images are in validation or test, which somebody has asked for."""
+    return any(generated for name, _, generated in card.splits if name in EVALUATION)

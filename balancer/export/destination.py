@@ -1,0 +1,65 @@
+"""Where an export goes: a path that nothing else uses, and what was done there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from balancer.errors import StorageError, UsageError
+
+
+class Destination:
+    """A local path outside the run folder. `identity` is what exports that may follow each other there have
+    in common; `written`, `kept` and `removed` count files."""
+
+    def __init__(self, path: str, identity: Mapping[str, Any], run: str) -> None:
+        if "://" in path:
+            raise UsageError(f"{path}: exports go to local paths", hint="export, then upload what is there")
+        self.path = Path(os.path.abspath(os.path.expanduser(path)))
+        self.identity = identity
+        self.written = self.kept = self.removed = 0
+        if "://" not in run:
+            inside, folder = self.path.resolve(), Path(run).resolve()
+            if inside.is_relative_to(folder) or folder.is_relative_to(inside):
+                raise UsageError(
+                    f"{path} and the run folder {run} contain each other", hint="choose another DEST"
+                )
+
+    @contextlib.contextmanager
+    def single_file(self, is_own: Callable[[Path], bool]) -> Iterator[Path]:
+        """A temporary file that takes the destination's place when the block ends well.
+
+        UsageError if something is there that is not of this export, as `is_own` says of a file.
+        """
+        if os.path.lexists(self.path) and not (_is_plain_file(self.path) and is_own(self.path)):
+            raise UsageError(
+                f"{self.path} is there, and not a file of this export",
+                hint="choose another DEST, or remove it",
+            )
+        if not self.path.parent.is_dir():
+            raise UsageError(f"{self.path}: no folder {self.path.parent}", hint="make the folder first")
+        temporary = self.path.with_name(f".{self.path.name[:100]}.{uuid.uuid4().hex}.tmp")
+        try:
+            with as_storage_errors(self.path):
+                yield temporary
+                os.replace(temporary, self.path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self.written += 1
+
+
+@contextlib.contextmanager
+def as_storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

@@ -1,0 +1,180 @@
+"""`fiftyone`: FiftyOne's own format on disk, read by
+
+    fiftyone.Dataset.from_dir(DEST, dataset_type=fiftyone.types.FiftyOneDataset)
+
+The class is in the field `ground_truth`, each facet in a field of its name, split and source are tags.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.export.folder import claimed
+from balancer.export.job import Job, Options, Row, rows_of
+from balancer.export.metadata import facet_columns, metadata_columns, metadata_table, recipe_of
+from balancer.export.names import folder_names, image_name
+from balancer.storage import slug
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OPTIONS: frozenset[str] = frozenset()
+
+VERSION = "1.0.0"
+"""Of FiftyOne, whose newer versions migrate what they read."""
+
+GROUND_TRUTH = "ground_truth"
+
+_TAKEN = frozenset(
+    "id filepath tags metadata media_type created_at last_modified_at ground_truth dataset_id rand".split()
+)
+"""Fields that FiftyOne or this export has already."""
+
+_PLAIN_TYPES = {
+    pa.string(): "StringField",
+    pa.bool_(): "BooleanField",
+    pa.float64(): "FloatField",
+    pa.int32(): "IntField",
+}
+
+
+def columns(options: Options, schema: pa.Schema) -> list[str]:
+    return metadata_columns(schema)
+
+
+def write(job: Job) -> None:
+    folders = folder_names(job.labels.classes)
+    names = [
+        f"data/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
+        for row in rows_of(job.rows.select(["id", "file_name", CLASS_PROPERTY]))
+    ]
+    table = metadata_table(job.rows, job.manifest.run, names).drop_columns(["generated_at"])
+    facets = facet_columns(job.manifest.run)
+    plain = [name for name in table.column_names if name not in {"file_name", "label", *facets.values()}]
+    with claimed(job.destination) as folder:
+        job.copy_images(folder, names)
+        make = functools.partial(_samples, table, plain, facets)
+        folder.put_made("samples.json", recipe_of(table), make)
+        folder.put("metadata.json", json.dumps(_metadata(job, table, plain, facets), indent=2).encode())
+
+
+def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> Iterator[bytes]:
+    yield b'{"samples": ['
+    for number, row in enumerate(rows_of(table)):
+        yield (b",\n" if number else b"\n") + json.dumps(_sample(row, plain, facets)).encode()
+    yield b"\n]}\n"
+
+
+def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
+    told = {_field_name(name): row[name] for name in plain}
+    labels = {GROUND_TRUTH: (row["label"], row[f"score_{CLASS_PROPERTY}"])}
+    labels |= {_field_name(column): (row[column], row[f"score_{facet}"]) for facet, column in facets.items()}
+    return {
+        "_id": {"$oid": _object_id(row["id"])},
+        "filepath": row["file_name"],
+        "tags": [row["split"], row["source"]],
+        "_media_type": "image",
+        "_rand": int(_object_id(row["id"])[:8], 16) / 2**32,
+        **{field: _classification(row["id"], field, *told_of) for field, told_of in labels.items()},
+        **told,
+    }
+
+
+def _classification(row_id: str, field: str, label: str | None, score: float | None) -> dict[str, Any] | None:
+    if label is None:
+        return None
+    found: dict[str, Any] = {
+        "_id": {"$oid": _object_id(f"{row_id}\n{field}")},
+        "_cls": "Classification",
+        "tags": [],
+        "label": label,
+    }
+    return found if score is None else found | {"confidence": score}
+
+
+def _metadata(job: Job, table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
+    run = job.manifest.run
+    name = run.name or f"balancer {run.run_id}"
+    fields = [
+        _field("id", "ObjectIdField", db_field="_id"),
+        _field("filepath", "StringField"),
+        _field("tags", "ListField", subfield="fiftyone.core.fields.StringField"),
+        _field("metadata", "EmbeddedDocumentField", document="fiftyone.core.metadata.ImageMetadata"),
+        *(_label_field(field) for field in (GROUND_TRUTH, *map(_field_name, facets.values()))),
+        *(_field(_field_name(name), _PLAIN_TYPES[table.schema.field(name).type]) for name in plain),
+    ]
+    classes = {_field_name(column): list(job.labels.facets[name]) for name, column in facets.items()}
+    return {
+        "_id": {"$oid": _object_id(run.run_id)},
+        "name": name,
+        "version": VERSION,
+        "media_type": "image",
+        "persistent": False,
+        "tags": [],
+        "info": {"balancer_run_id": run.run_id, "balancer_versions": dict(run.versions)},
+        "app_config": {},
+        "classes": {GROUND_TRUTH: list(job.labels.classes), **classes},
+        "default_classes": list(job.labels.classes),
+        "mask_targets": {},
+        "default_mask_targets": {},
+        "skeletons": {},
+        "sample_fields": fields,
+        "frame_fields": [],
+        "saved_views": [],
+        "annotation_runs": {},
+        "brain_methods": {},
+        "evaluations": {},
+        "runs": {},
+    }
+
+
+def _label_field(name: str) -> dict[str, Any]:
+    inner = [
+        _field("id", "ObjectIdField", db_field="_id"),
+        _field("tags", "ListField", subfield="fiftyone.core.fields.StringField"),
+        _field("label", "StringField"),
+        _field("confidence", "FloatField"),
+        _field("logits", "VectorField"),
+    ]
+    document = "fiftyone.core.labels.Classification"
+    return _field(name, "EmbeddedDocumentField", document=document, fields=inner)
+
+
+def _field(
+    name: str,
+    kind: str,
+    *,
+    subfield: str | None = None,
+    document: str | None = None,
+    db_field: str | None = None,
+    fields: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "ftype": f"fiftyone.core.fields.{kind}",
+        "subfield": subfield,
+        "embedded_doc_type": document,
+        "db_field": db_field or name,
+        "fields": fields or [],
+        "description": None,
+        "info": None,
+    }
+
+
+def _field_name(column: str) -> str:
+    """Fields are attributes of samples, too."""
+    if not column.isidentifier() or column.startswith("_"):
+        column = f"field_{slug(column).replace('-', '_')}"
+    return f"balancer_{column}" if column in _TAKEN else column
+
+
+def _object_id(text: str) -> str:
+    """24 hex digits that follow from a text."""
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

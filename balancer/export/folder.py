@@ -1,0 +1,239 @@
+"""A folder that belongs to one export, so that writing again is safe.
+
+The folder is claimed by a file in it that says which export it is of. Beside it a journal names every file
+before it is written; so an export that was cut short knows what is its own, completes it, and removes what
+has no row any more. What is neither its own nor empty is refused. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from balancer.errors import UsageError
+from balancer.export.destination import Destination, as_storage_errors
+
+CLAIM = ".balancer-export.json"
+JOURNAL = ".balancer-export.files"
+_OWN = ".balancer-export."
+
+Journal = dict[str, str | None]
+"""Paths that were, or are about to be, written. Of a file with a recipe also `path newline recipe`, with the
+sha256 of the whole file."""
+
+
+@contextlib.contextmanager
+def claimed(destination: Destination) -> Iterator[Folder]:
+    """The destination as a folder: new, empty, or of the same export; UsageError otherwise.
+
+    When the block ends well, files of earlier exports that were not put this time are removed.
+    """
+    before = _claim(destination)
+    with as_storage_errors(destination.path):
+        journal = (destination.path / JOURNAL).open("ab")
+    with journal:
+        folder = Folder(destination, before, journal)
+        yield folder
+    folder.forget_the_rest()
+
+
+class Folder:
+    """Made by `claimed`. Paths are relative, with slashes, and made of checked names."""
+
+    def __init__(self, destination: Destination, before: Journal, journal: IO[bytes]) -> None:
+        self.path = destination.path
+        self._counts = destination
+        self._before = before
+        self._now: Journal = {}
+        self._journal = journal
+        self._known_folders: set[Path] = set()
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file, unless it is there with this content."""
+        self._put(path, hashlib.sha256(data).hexdigest(), lambda: [data])
+
+    def put_image(self, path: str, sha256: str, load: Callable[[], bytes]) -> None:
+        """Write an image whose hash is known; it is loaded only if it is not there."""
+        self._put(path, sha256, lambda: [load()])
+
+    def put_made(self, path: str, recipe: str, make: Callable[[], Iterable[bytes]]) -> None:
+        """Write a large file that is made piece by piece, unless the one of this recipe is there, whole.
+
+        The same recipe always makes the same bytes.
+        """
+        known = self._before.get(f"{path}\n{recipe}")
+        sha256 = known and self._put(path, known, make)
+        self._note(f"{path}\n{recipe}", sha256 or self._replace(path, make()))
+
+    def link(self, path: str, target: Path) -> None:
+        """Make a relative link to `target`, unless it is there."""
+        at = self._located(path)
+        to = os.path.relpath(target, at.parent.resolve())
+        with as_storage_errors(at):
+            if at.is_symlink() and os.readlink(at) == to:
+                self._keep(path)
+                return
+            self._make_way(path, at)
+            at.symlink_to(to)
+        self._counts.written += 1
+
+    def forget_the_rest(self) -> None:
+        """Remove what earlier exports wrote and this one did not put."""
+        for path in self._before.keys() - self._now.keys():
+            if "\n" not in path:
+                self._remove(path)
+        _write_whole(self.path / JOURNAL, [_entry(path, sha256) for path, sha256 in self._now.items()])
+
+    def _put(self, path: str, sha256: str, make: Callable[[], Iterable[bytes]]) -> str:
+        at = self._located(path)
+        if self._is_own(path) and not at.is_symlink() and at.is_file() and _sha256(at) == sha256:
+            self._keep(path)
+            return sha256
+        return self._replace(path, make())
+
+    def _keep(self, path: str) -> None:
+        self._counts.kept += 1
+        self._note(path)
+
+    def _replace(self, path: str, parts: Iterable[bytes]) -> str:
+        at = self._located(path)
+        with as_storage_errors(at):
+            self._make_way(path, at)
+        sha256 = _write_whole(at, parts)
+        self._counts.written += 1
+        return sha256
+
+    def _make_way(self, path: str, at: Path) -> None:
+        """Note a file before it is written; one of the same name that is not ours is refused."""
+        if os.path.lexists(at):
+            if not self._is_own(path):
+                hint = "choose another DEST, or move it away"
+                raise UsageError(f"{at} is there, and not of this export", hint=hint)
+            at.unlink()
+        self._note(path)
+
+    def _is_own(self, path: str) -> bool:
+        return path in self._before or path in self._now
+
+    def _note(self, path: str, sha256: str | None = None) -> None:
+        if self._before.get(path, "") != sha256:
+            with as_storage_errors(self.path / JOURNAL):
+                self._journal.write(_entry(path, sha256))
+                self._journal.flush()
+        self._now[path] = sha256
+
+    def _located(self, path: str) -> Path:
+        """Where a file goes, in a folder that is there, and is no link that leads out."""
+        parts = path.split("/")
+        assert not any(part in ("", ".", "..") or "\0" in part for part in parts), path
+        at = self.path.joinpath(*parts)
+        if at.parent not in self._known_folders:
+            with as_storage_errors(at.parent):
+                at.parent.mkdir(parents=True, exist_ok=True)
+                if not at.parent.resolve().is_relative_to(self.path.resolve()):
+                    raise UsageError(f"{at.parent} is a link that leads out of {self.path}", hint="remove it")
+            self._known_folders.add(at.parent)
+        return at
+
+    def _remove(self, path: str) -> None:
+        at = self.path.joinpath(*path.split("/"))
+        if not os.path.lexists(at) or not at.parent.resolve().is_relative_to(self.path.resolve()):
+            return
+        with as_storage_errors(at):
+            at.unlink()
+        self._counts.removed += 1
+        with contextlib.suppress(OSError):  # folders that are not empty stay
+            for folder in at.relative_to(self.path).parents[:-1]:
+                (self.path / folder).rmdir()
+
+
+def _claim(destination: Destination) -> Journal:
+    """Claim the folder; returns its journal."""
+    path = destination.path
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, and this export a folder", hint="choose another DEST")
+    with as_storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        names = [name for name in os.listdir(path) if not name.startswith(_OWN)]
+    if (path / CLAIM).is_file():
+        _check_claim(destination)
+    elif names:
+        raise UsageError(
+            f"{path} holds something else than an export, such as {min(names)}",
+            hint="choose another DEST, or empty the folder",
+        )
+    before = _read_journal(path / JOURNAL)
+    _remove_temporary(path, before)
+    claim = json.dumps(destination.identity, indent=2, ensure_ascii=False).encode() + b"\n"
+    _write_whole(path / CLAIM, [claim])
+    return before
+
+
+def _check_claim(destination: Destination) -> None:
+    path = destination.path / CLAIM
+    try:
+        claim = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", hint="choose another DEST") from error
+    mine = json.loads(json.dumps(destination.identity))
+    for name in sorted(claim.keys() | mine.keys()):
+        if claim.get(name) != mine.get(name):
+            raise UsageError(
+                f"{destination.path} holds another export: its {name} is {claim.get(name)!r}, and this one's"
+                f" {mine.get(name)!r}",
+                hint="choose another DEST, or remove the folder",
+            )
+
+
+def _read_journal(path: Path) -> Journal:
+    if not path.is_file():
+        return {}
+    found: Journal = {}
+    with as_storage_errors(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
+        with contextlib.suppress(ValueError):  # cut off by a crash: its file was not begun
+            name, sha256 = json.loads(line)
+            found[name] = sha256
+    return found
+
+
+def _remove_temporary(path: Path, journal: Iterable[str]) -> None:
+    """What an export that was killed left half written."""
+    folders = {name.partition("\n")[0].rpartition("/")[0] for name in journal}
+    for folder in ("", *folders):
+        for temporary in (path / folder).glob(f"{_OWN}*.tmp"):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _write_whole(at: Path, parts: Iterable[bytes]) -> str:
+    """Returns the sha256 of what was written."""
+    temporary = at.with_name(f"{_OWN}{uuid.uuid4().hex}.tmp")
+    digest = hashlib.sha256()
+    try:
+        with as_storage_errors(at):
+            with temporary.open("xb") as file:
+                for part in parts:
+                    digest.update(part)
+                    file.write(part)
+            os.replace(temporary, at)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with as_storage_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry(path: str, sha256: str | None) -> bytes:
+    return json.dumps([path, sha256]).encode() + b"\n"

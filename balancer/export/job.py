@@ -1,0 +1,111 @@
+"""One export under way: what it writes, from where, to where."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from balancer.errors import ManifestError
+from balancer.export.destination import Destination
+from balancer.manifest.image_files import ImageFiles
+from balancer.splits import SPLITS
+from balancer.training.labels import Labels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from balancer.export.folder import Folder
+    from balancer.manifest.query import Manifest
+
+AT_ONCE = 256
+"""Rows as Python objects at one time."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a format may be told. `copy` makes copies instead of links; `embed` puts the image files into the
+    table; `shard_megabytes` caps a tar file; `licence` is an identifier of the Hugging Face hub."""
+
+    copy: bool = False
+    embed: bool = False
+    shard_megabytes: float = 500.0
+    licence: str = "unknown"
+    allow_synthetic_eval: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not as by default."""
+        usual = Options().as_dict()
+        return {name: value for name, value in self.as_dict().items() if value != usual[name]}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`rows` are in the order of the manifest; `progress` is told how many images are done."""
+
+    manifest: Manifest
+    rows: pa.Table
+    files: ImageFiles
+    labels: Labels
+    destination: Destination
+    options: Options
+    progress: Callable[[int], None]
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        rows: pa.Table,
+        path: str,
+        identity: Mapping[str, Any],
+        options: Options,
+        progress: Callable[[int], None],
+    ) -> Job:
+        return cls(
+            manifest=manifest,
+            rows=rows,
+            files=ImageFiles.of(manifest.uri, manifest.run),
+            labels=Labels.of(manifest.run),
+            destination=Destination(path, identity, manifest.uri),
+            options=options,
+            progress=progress,
+        )
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that have rows."""
+        there = set(pc.unique(self.rows["split"]).to_pylist())
+        return [split for split in SPLITS if split in there]
+
+    def of_split(self, split: str) -> pa.Table:
+        return self.rows.filter(pc.field("split") == split)
+
+    def image(self, row: Row) -> bytes:
+        """The image file as it was committed; ManifestError if it is another one by now."""
+        data = self.files.read(row["file_name"], row["source"])
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise ManifestError(
+                f"{row['file_name']} is not what row {row['id']!r} was written for",
+                hint="`balancer fsck` lists every image that is damaged",
+            )
+        return data
+
+    def copy_images(self, folder: Folder, names: Sequence[str]) -> None:
+        """The image of each row under its name."""
+        for done, (name, row) in enumerate(zip(names, rows_of(self.rows), strict=True), start=1):
+            folder.put_image(name, row["sha256"], functools.partial(self.image, row))
+            self.progress(done)
+
+
+def rows_of(table: pa.Table) -> Iterator[Row]:
+    for batch in table.to_batches(max_chunksize=AT_ONCE):
+        yield from batch.to_pylist()

@@ -1,0 +1,101 @@
+"""`labelstudio`: tasks with predictions, the images, and the labelling interface that goes with them.
+
+tasks.json          to import; each prediction is what the verifier, or the dataset, says
+label_config.xml    the labelling interface
+images/<class>/     served by Label Studio from DEST as LOCAL_FILES_DOCUMENT_ROOT, with the folder
+                    DEST/images as a local storage
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.export.folder import claimed
+from balancer.export.job import Job, Options, Row, rows_of
+from balancer.export.metadata import facet_columns, json_row, metadata_columns, metadata_table, recipe_of
+from balancer.export.names import folder_names, image_name
+from balancer.manifest.rows import REAL
+from balancer.storage import slug
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OPTIONS: frozenset[str] = frozenset()
+
+DATASET_LABELS = "dataset"
+"""Model version of predictions that are the labels of real images."""
+
+
+def columns(options: Options, schema: pa.Schema) -> list[str]:
+    return metadata_columns(schema)
+
+
+def write(job: Job) -> None:
+    folders = folder_names(job.labels.classes)
+    names = [
+        f"images/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
+        for row in rows_of(job.rows.select(["id", "file_name", CLASS_PROPERTY]))
+    ]
+    with claimed(job.destination) as folder:
+        job.copy_images(folder, names)
+        folder.put("label_config.xml", _interface(job).encode())
+        table = metadata_table(job.rows, job.manifest.run, names)
+        make = functools.partial(_document, table, job)
+        folder.put_made("tasks.json", recipe_of(table), make)
+
+
+def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
+    for number, row in enumerate(rows_of(table)):
+        yield (b",\n" if number else b"[\n") + json.dumps(_task(row, job), ensure_ascii=False).encode()
+    yield b"\n]\n"
+
+
+def _task(row: Row, job: Job) -> dict[str, Any]:
+    facets = facet_columns(job.manifest.run)
+    properties = [(CLASS_PROPERTY, row["label"]), *((name, row[column]) for name, column in facets.items())]
+    results = [
+        _choice(name, value, row[f"score_{name}"], row["id"])
+        for name, value in properties
+        if value is not None
+    ]
+    prediction: dict[str, Any] = {"model_version": _judge(row), "result": results}
+    if row["score"] is not None:
+        prediction["score"] = row["score"]
+    image = f"/data/local-files/?d={quote(row['file_name'])}"
+    return {"data": {"image": image, **json_row(row)}, "predictions": [prediction]}
+
+
+def _choice(name: str, value: str, score: float | None, row_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "id": hashlib.blake2b(f"{row_id}\n{name}".encode(), digest_size=5).hexdigest(),
+        "from_name": slug(name),
+        "to_name": "image",
+        "type": "choices",
+        "value": {"choices": [value]},
+    }
+    return found if score is None else found | {"score": score}
+
+
+def _judge(row: Mapping[str, Any]) -> str:
+    if row["source"] == REAL:
+        return DATASET_LABELS
+    revision = row["verifier_revision"]
+    return f"{row['verifier']} at {revision}" if revision else str(row["verifier"])
+
+
+def _interface(job: Job) -> str:
+    axes = {CLASS_PROPERTY: job.labels.classes, **job.labels.facets}
+    lines = ["<View>", '  <Image name="image" value="$image"/>']
+    for name, values in axes.items():
+        lines.append(f"  <Header value={quoteattr(name)}/>")
+        lines.append(f'  <Choices name={quoteattr(slug(name))} toName="image" choice="single">')
+        lines += [f"    <Choice value={quoteattr(value)}/>" for value in values]
+        lines.append("  </Choices>")
+    return "\n".join([*lines, "</View>", ""])

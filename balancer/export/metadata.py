@@ -1,0 +1,72 @@
+"""What an export says of each image: single values, under names that need no explaining."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.formats import arrow_bytes
+from balancer.training.labels import free_names, plain
+
+if TYPE_CHECKING:
+    from balancer.manifest.runfile import RunInfo
+
+LAYOUT = 1
+"""Version of what exports write and where; one of another version is another export."""
+
+SINGLE = (
+    "source", "split", "cell", "score", "threshold", "fallback", "review", "prompt", "negative_prompt",
+    "seed", "attempt", "model", "model_revision", "verifier", "verifier_revision", "steps", "guidance",
+    "width", "height", "sha256", "parent_id", "generated_at", "run_id",
+)  # fmt: skip
+
+NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores")
+"""Of the manifest, whatever is written."""
+
+
+def metadata_columns(run_schema: pa.Schema) -> list[str]:
+    """The columns of the manifest behind `metadata_table`."""
+    facets = [field.name for field in run_schema if pa.types.is_dictionary(field.type)]
+    return list(dict.fromkeys([*NEEDED, *facets, *SINGLE]))
+
+
+def facet_columns(run: RunInfo) -> dict[str, str]:
+    """The column of each facet: its name, unless that means something else."""
+    scores = [f"score_{name}" for name in run.properties]
+    return free_names(run.facets, ("image", "file_name", "id", "label", *SINGLE, *scores))
+
+
+def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> pa.Table:
+    """`file_name` as in the export, id, `label`, facets, single values, and `score_<property>` for each.
+
+    The seed is text: it has 64 bits without a sign, which not all readers have, and JSON even fewer.
+    """
+    columns: dict[str, Any] = {
+        "file_name": pa.array(file_names, pa.string()),
+        "id": plain(rows["id"]),
+        "label": plain(rows[CLASS_PROPERTY]),
+    }
+    columns |= {column: plain(rows[facet]) for facet, column in facet_columns(run).items()}
+    columns |= {name: plain(rows[name]) for name in SINGLE}
+    columns["seed"] = columns["seed"].cast(pa.string())
+    scores = rows["scores"].combine_chunks()
+    columns |= {f"score_{name}": pc.struct_field(scores, name) for name in run.properties}
+    return pa.table(columns)
+
+
+def json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a metadata table as JSON values without nulls."""
+    told = {name: value for name, value in row.items() if value is not None}
+    if "generated_at" in told:
+        told["generated_at"] = told["generated_at"].isoformat()
+    return told
+
+
+def recipe_of(table: pa.Table) -> str:
+    """What tells apart files that are made of different rows."""
+    return hashlib.sha256(arrow_bytes(table.combine_chunks())).hexdigest()

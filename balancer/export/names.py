@@ -1,0 +1,52 @@
+"""Names of files and folders in an export: what a config or a dataset calls things never becomes a path
+unchecked, and no two things get one name, also where upper and lower case are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from balancer.errors import ManifestError
+from balancer.storage import slug
+
+STEM_LENGTH = 80
+
+_PLAIN = re.compile(r"[^\W_][\w .()+&,-]{0,99}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|webp)")
+
+
+def folder_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A folder name for each name: itself where every file system takes it, else its slug.
+
+    `taken` are folder names that mean something else.
+    """
+    wanted = list(dict.fromkeys(names))
+    alike = Counter(name.casefold() for name in (*wanted, *taken))
+    return {name: name if _is_plain(name) and alike[name.casefold()] == 1 else _slug(name) for name in wanted}
+
+
+def image_name(row_id: str, file_name: str) -> str:
+    """`basic-dim_ambient-0003-1-4f2a90c1b7de.png`: readable, and by the hash of the id the only one.
+
+    ManifestError if the file is of a kind that no run writes.
+    """
+    suffix = _SUFFIX.search(file_name.lower(), pos=max(file_name.rfind("."), 0))
+    if suffix is None or not file_name.lower().endswith(suffix[0]):
+        raise ManifestError(f"row {row_id!r} names {file_name}, which is no PNG, JPEG or WebP by its name")
+    plain = re.sub(r"[^A-Za-z0-9_]+", "-", row_id).strip("-_")[:STEM_LENGTH] or "image"
+    return f"{plain}-{hashlib.blake2b(row_id.encode(), digest_size=6).hexdigest()}{suffix[0]}"
+
+
+def _is_plain(name: str) -> bool:
+    fits = _PLAIN.fullmatch(name) is not None and not _RESERVED.fullmatch(name)
+    return fits and not name.endswith((" ", ".")) and len(name.encode()) <= 200
+
+
+def _slug(name: str) -> str:
+    """With a hash in every case, because the plain one is taken."""
+    found = slug(name)
+    return found if found != name else f"{name}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"

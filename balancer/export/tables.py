@@ -1,0 +1,79 @@
+"""One table in one file: every column of the manifest, and the image files if that is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from balancer.export.job import Job, Options
+from balancer.export.names import image_name
+from balancer.manifest.schema import EMBEDDING
+from balancer.training.labels import plain
+
+OPTIONS = frozenset({"embed"})
+
+IDENTITY = b"balancer.export"
+IMAGE = "image"
+
+BATCH_ROWS = 65_536
+BATCH_ROWS_EMBEDDED = 256
+"""With images in them, few rows fit into memory."""
+
+
+def columns(options: Options, schema: pa.Schema) -> list[str]:
+    return list(schema.names)
+
+
+def identity_of(job: Job) -> bytes:
+    return json.dumps(job.destination.identity, sort_keys=True).encode()
+
+
+def exported_schema(job: Job) -> pa.Schema:
+    """Types that all readers know: no dictionaries, no 16-bit floats. With images, in the words of Hugging
+    Face's `datasets`, so that it sees them as such."""
+    empty = _plain(job.rows.schema.empty_table())
+    metadata = {IDENTITY: identity_of(job)}
+    if not job.options.embed:
+        return empty.schema.with_metadata(metadata)
+    image = pa.field(IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    metadata[b"huggingface"] = json.dumps({"info": {"features": {IMAGE: {"_type": "Image"}}}}).encode()
+    return pa.schema([image, *empty.schema], metadata=metadata)
+
+
+def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
+    done = 0
+    size = BATCH_ROWS_EMBEDDED if job.options.embed else BATCH_ROWS
+    for batch in job.rows.to_batches(max_chunksize=size):
+        table = _plain(pa.Table.from_batches([batch]))
+        if job.options.embed:
+            table = table.add_column(0, IMAGE, _images(job, batch))
+        done += table.num_rows
+        job.progress(done)
+        yield table.cast(schema)
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    told: dict[str, Any] = {name: plain(rows[name]) for name in rows.column_names}
+    size = rows.schema.field(EMBEDDING).type.list_size
+    told[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
+    return pa.table(told)
+
+
+def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:
+    rows = batch.select(["id", "file_name", "source", "sha256"]).to_pylist()
+    data = pa.array([job.image(row) for row in rows], pa.binary())
+    names = pa.array([image_name(row["id"], row["file_name"]) for row in rows], pa.string())
+    return pa.StructArray.from_arrays([data, names], names=["bytes", "path"])
+
+
+def is_own(path: Path, job: Job, read_schema: Callable[[Path], pa.Schema]) -> bool:
+    """Whether a file, which may be anything, is of this export."""
+    try:
+        metadata = read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return False
+    return bool(metadata.get(IDENTITY) == identity_of(job))

@@ -1,0 +1,116 @@
+"""Where an image of a run comes from."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from balancer.errors import ManifestError, UsageError
+
+if TYPE_CHECKING:
+    from balancer.manifest.query import Manifest
+
+_COLUMNS = (
+    "id", "source", "class", "split", "file_name", "sha256", "status", "reason", "score", "scores",
+    "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance", "width",
+    "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
+    "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """One image, the one it was generated from if there is one, and so on.
+
+    Of a real image everything from `score` to `generated_at` is None. `scores` are those of each property,
+    `nearest_id` is the known image most like it; `versions` are those of the libraries when the run began.
+    """
+
+    id: str
+    source: str
+    class_name: str
+    facets: Mapping[str, str | None]
+    split: str | None
+    file_name: str | None
+    sha256: str | None
+    status: str
+    reason: str | None
+    score: float | None
+    scores: Mapping[str, float | None]
+    threshold: float | None
+    attempt: int | None
+    prompt: str | None
+    negative_prompt: str | None
+    changes: tuple[str, ...]
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    width: int | None
+    height: int | None
+    model: str | None
+    model_revision: str | None
+    verifier: str | None
+    verifier_revision: str | None
+    device: str | None
+    batch_size: int | None
+    generated_at: dt.datetime | None
+    nearest_id: str | None
+    nearest_distance: int | None
+    nearest_similarity: float | None
+    run_id: str
+    run_name: str
+    versions: Mapping[str, str]
+    parent: Lineage | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, but for the time, which is a datetime."""
+        return asdict(self)
+
+
+def lineage_of(manifest: Manifest, image_id: str) -> Lineage:
+    """UsageError if the run has no such image, ManifestError if parents go in a circle or are missing."""
+    row = _row(manifest, image_id)
+    if row is None:
+        raise UsageError(
+            f"no image {image_id!r} in run {manifest.run.run_id}",
+            hint="`balancer query RUN --all --columns id` lists them; a real image is real/FILE",
+        )
+    chain = [row]
+    while (parent_id := chain[-1]["parent_id"]) is not None:
+        parent = _row(manifest, parent_id)
+        if parent is None or any(parent_id == earlier["id"] for earlier in chain):
+            what = "is not in the manifest" if parent is None else "was generated from it in turn"
+            raise ManifestError(
+                f"{chain[-1]['id']!r} was generated from {parent_id!r}, which {what}",
+                hint="`balancer fsck` lists everything that is wrong",
+            )
+        chain.append(parent)
+    found = None
+    for link in reversed(chain):
+        found = _lineage(link, manifest, found)
+    assert found is not None
+    return found
+
+
+def _row(manifest: Manifest, image_id: str) -> dict[str, Any] | None:
+    columns = [*_COLUMNS, *manifest.run.facets]
+    rows = manifest.to_table(columns, pc.field("id") == image_id, status="all").to_pylist()
+    return rows[0] if rows else None
+
+
+def _lineage(row: dict[str, Any], manifest: Manifest, parent: Lineage | None) -> Lineage:
+    told = {name: row[name] for name in _COLUMNS if name not in ("class", "parent_id", "scores", "changes")}
+    return Lineage(
+        **told,
+        class_name=row["class"],
+        facets={name: row[name] for name in manifest.run.facets},
+        scores=row["scores"] or {},
+        changes=tuple(row["changes"] or ()),
+        run_name=manifest.run.name,
+        versions=manifest.run.versions,
+        parent=parent,
+    )

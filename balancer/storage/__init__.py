@@ -1,0 +1,84 @@
+"""The one door to a run folder: publish a file whole, commit create-only, read, list, delete.
+
+A run folder is a local path (`local`) or a prefix in a bucket (`objects`); `contract` says what both do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+
+from balancer.errors import UsageError
+from balancer.storage.address import bucket_address, local_path
+from balancer.storage.contract import (
+    DiskFullError,
+    FileInfo,
+    MissingFileError,
+    NoCreateOnlyError,
+    Paths,
+    Storage,
+    is_temporary,
+)
+from balancer.storage.local import LocalStorage, System
+from balancer.storage.probe import refuse_without_create_only
+
+__all__ = [
+    "DiskFullError",
+    "FileInfo",
+    "LocalStorage",
+    "MissingFileError",
+    "MissingFolderError",
+    "NoCreateOnlyError",
+    "Paths",
+    "Storage",
+    "System",
+    "is_temporary",
+    "open_storage",
+    "refuse_without_create_only",
+    "slug",
+]
+
+_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HASHED_NAME = re.compile(r".*-[0-9a-f]{6}")
+
+
+class MissingFolderError(UsageError):
+    """There is nothing at the path of a run folder."""
+
+
+def slug(name: str) -> str:
+    """A file name for any name: `[a-z0-9_-]{1,64}`, the name itself if it already is one.
+
+    A changed name gets a hash of the original appended, so that different names stay different;
+    "-" alone is never returned, it stands for a facet that does not apply.
+    """
+    if _PLAIN_NAME.fullmatch(name) and not _HASHED_NAME.fullmatch(name):
+        return name
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:57]
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
+    return f"{plain or 'name'}-{digest}"
+
+
+def open_storage(uri: str | os.PathLike[str], create: bool) -> Storage:
+    """A run folder by local path, `file://`, `s3://`, `gs://` or `az://` address.
+
+    A local folder is made if need be with `create`; a bucket has none to make, and is not asked for anything
+    yet. Raises UsageError if there is no such folder, or no sense in the address, StorageError if it cannot
+    be used.
+    """
+    text = os.fspath(uri)
+    if (address := bucket_address(text)) is not None:
+        from balancer.storage.buckets import open_bucket
+
+        return open_bucket(address)
+    root = local_path(text)
+    if create:
+        return LocalStorage.make(root)
+    if os.path.isdir(root):
+        return LocalStorage(root)
+    hint = "give the folder that `balancer run` wrote"
+    if os.path.lexists(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "is a link to nothing"
+        raise UsageError(f"run folder {root} {what}", hint=hint)
+    raise MissingFolderError(f"run folder {root} does not exist", hint=hint)

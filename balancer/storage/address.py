@@ -1,0 +1,83 @@
+"""How run folders are named: a local path, or a bucket and a prefix in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from balancer.errors import UsageError
+
+STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_FLATTENED = re.compile(r"(s3|gs|az):/([^/].*)", re.DOTALL | re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
+_PREFIX_PART = re.compile(r"[\w .+=@,:()!'&$~*-]+")
+
+KEPT_OUT = "credentials and options come from the environment, never from the address of a run"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A run folder in a bucket: `s3://bucket/prefix`; the prefix may be empty."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def bucket_address(uri: str) -> Address | None:
+    """None for what is a path of this machine; UsageError for an address of neither kind."""
+    if flattened := _FLATTENED.fullmatch(uri):
+        scheme, rest = flattened.groups()
+        raise UsageError(
+            f"{uri}: one slash is missing, as a Path drops it", hint=f"write {scheme}://{rest} as text"
+        )
+    found = _SCHEME.fullmatch(uri)
+    if found is None or found[1].lower() == "file":
+        return None
+    scheme, rest = found[1].lower(), found[2]
+    if scheme not in STORES:
+        raise UsageError(
+            f"{scheme}://: no run can be kept there",
+            hint=f"use a path, or an address that begins with {', '.join(f'{name}://' for name in STORES)}",
+        )
+    return _bucket_address(scheme, rest)
+
+
+def _bucket_address(scheme: str, rest: str) -> Address:
+    bucket, _, prefix = rest.rstrip("/").partition("/")
+    if "@" in bucket or ":" in bucket:  # whatever this is may be a secret, and is not repeated
+        raise UsageError(f"this {scheme}:// address holds a user or a password", hint=KEPT_OUT)
+    if "?" in rest or "#" in rest:
+        shown = re.split("[?#]", rest)[0]
+        raise UsageError(f"{scheme}://{shown} is followed by a query or a fragment", hint=KEPT_OUT)
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{scheme}://{rest}: {bucket!r} is no name of a bucket")
+    for part in prefix.split("/") if prefix else ():
+        if part in (".", "..") or not _PREFIX_PART.fullmatch(part):
+            raise UsageError(
+                f"{scheme}://{rest}: {part!r} cannot be a part of the path of a run",
+                hint="use letters, digits, - and _",
+            )
+    return Address(scheme, bucket, prefix)
+
+
+def local_path(uri: str) -> str:
+    """The absolute path of a local path or a `file://` address."""
+    if not uri or "\0" in uri:
+        raise UsageError(f"{uri!r} is not the path of a run folder")
+    if uri.lower().startswith("file://"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(
+                f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
+            )
+        return os.path.abspath(unquote(parts.path))
+    return os.path.abspath(uri)

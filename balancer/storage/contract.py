@@ -1,0 +1,83 @@
+"""What a run folder can do, wherever it is, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Protocol
+
+from balancer.errors import StorageError
+
+Paths = list[str]  # by its own name, because storages have a method called `list`
+
+
+class MissingFileError(StorageError):
+    """There is no file of that name."""
+
+
+class DiskFullError(StorageError):
+    """No space or quota left. Nothing was written: the same call can be made again once there is room."""
+
+
+class NoCreateOnlyError(StorageError):
+    """The place has no way to write a file only if there is none of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """`modified_at` is UTC: when the file got the content it has."""
+
+    num_bytes: int
+    modified_at: dt.datetime
+
+
+class Storage(Protocol):
+    """A run folder. Paths are relative to it, with `/` between their parts.
+
+    What `publish` and `create` acknowledge is durable; what they do not is never visible in part.
+
+    Every method raises StorageError with the file and the cause.
+    """
+
+    uri: str
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Write a file, replacing one of that name; readers see all of it or none."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one of that name; of several who try, exactly one gets True.
+
+        After an error it may or may not be there; False can mean that an earlier try of one's own won.
+        """
+
+    def read(self, path: str) -> bytes:
+        """The whole file; MissingFileError if there is none."""
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """A part of a file, shorter where the file ends; MissingFileError if there is none."""
+
+    def info(self, path: str) -> FileInfo:
+        """How large a file is, and how old; MissingFileError if there is none."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str) -> Paths:
+        """Paths of all files in the folder `prefix` ("" for all) and below it, sorted, temporary ones
+        (their names begin with a dot) included. Links are listed, not followed."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+
+def check_path(path: str, uri: str) -> list[str]:
+    """The parts of a relative path; StorageError if it is none, or leads out of the run folder `uri`."""
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"{path!r} is not a path inside the run folder {uri}")
+    return parts
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a writer that was stopped, or is at work, left this file."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(".tmp")

@@ -1,0 +1,93 @@
+"""A manifest as a `datasets.Dataset` of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.image_files import ImageFiles
+from balancer.training.columns import plain_table, usual_columns
+from balancer.training.extras import need
+from balancer.training.labels import NO_LABEL, Labels, free_names
+from balancer.training.selection import select, warn_of_left_out
+
+if TYPE_CHECKING:
+    import datasets
+
+    from balancer.manifest.query import Filter, Manifest
+
+IMAGE, LABEL = "image", "label"
+
+
+def hugging_face_dataset(
+    manifest: Manifest,
+    split: str | None,
+    filter: Filter | None,
+    columns: Sequence[str] | None,
+    *,
+    allow_synthetic_eval: bool,
+) -> datasets.Dataset:
+    library = need("datasets", "hf")
+    names = usual_columns(manifest.run, columns)
+    wanted = [*names, "file_name", "source"]
+    selection = select(manifest, wanted, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    warn_of_left_out(selection)
+    rows, files = selection.rows, ImageFiles.of(manifest.uri, manifest.run)
+    labels = Labels.of(manifest.run)
+    table = labelled_table(rows, names, labels)
+    features = features_of(library, table.schema, labels)
+    paths = _local_paths(rows, files)
+    if paths is None:  # an object store: what `datasets` would open by path is read here
+        return library.Dataset.from_generator(
+            _examples, features=features, gen_kwargs={"rows": rows, "table": table, "files": files}
+        )
+    image = pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+    )
+    schema = features.arrow_schema
+    with_images = pa.table([image, *table.columns], names=[IMAGE, *table.column_names]).cast(schema)
+    return library.Dataset(
+        library.table.InMemoryTable(with_images), split=split and library.NamedSplit(split)
+    )
+
+
+def labelled_table(rows: pa.Table, names: Sequence[str], labels: Labels) -> pa.Table:
+    """The columns with class and facets as numbers; the class is called `label`, and facets may be null."""
+    columns: dict[str, Any] = {}
+    facets = free_names(list(labels.facets), (IMAGE, LABEL))
+    for name in names:
+        if name == CLASS_PROPERTY:
+            columns[LABEL] = pa.array(labels.numbers(rows, name))
+        elif name in labels.facets:
+            numbers = labels.numbers(rows, name)
+            columns[facets[name]] = pa.array(numbers, mask=numbers == NO_LABEL)
+        else:
+            columns[name] = plain_table(rows, [name])[name]
+    return pa.table(columns)
+
+
+def features_of(library: Any, schema: pa.Schema, labels: Labels) -> Any:
+    """The types that `datasets` has for a labelled table, with an image before its columns."""
+    told = library.Features.from_arrow_schema(schema)
+    told[LABEL] = library.ClassLabel(names=list(labels.classes))
+    for name, column in free_names(list(labels.facets), (IMAGE, LABEL)).items():
+        if column in told:
+            told[column] = library.ClassLabel(names=list(labels.facets[name]))
+    return library.Features({IMAGE: library.Image(), **told})
+
+
+def _local_paths(rows: pa.Table, files: ImageFiles) -> list[str] | None:
+    told = zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True)
+    paths = [files.local_path(name, source) for name, source in told]
+    return None if None in paths else [path for path in paths if path is not None]
+
+
+def _examples(rows: pa.Table, table: pa.Table, files: ImageFiles) -> Iterator[Mapping[str, Any]]:
+    told = rows.select(["file_name", "source"]).to_pylist()
+    for place, row in enumerate(told):
+        data = files.read(row["file_name"], row["source"])
+        example: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
+        yield {IMAGE: {"bytes": data, "path": None}, **example}

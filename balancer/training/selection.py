@@ -1,0 +1,164 @@
+"""Which rows a split gives: the one door to them for training, evaluation and exports.
+
+Three rules hold whatever the filter is. An image belongs where the image it was generated from belongs. A
+generated image never tests a classifier, unless the caller says so. And a picture that is in a later split
+too, or in the hold-out, is left out: what is tested on has not been trained on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.config import CopiesConfig
+from balancer.copies import KnownImage, known_images
+from balancer.errors import UsageError
+from balancer.leaks import LOOKS, copies_of_later_splits
+from balancer.manifest.rows import REAL, SYNTHETIC
+from balancer.splits import EVALUATION, SPLITS, followed
+
+if TYPE_CHECKING:
+    from balancer.manifest.query import Filter, Manifest
+
+_NEEDED = ("id", "source", "split", "parent_id", "nearest_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """`rows` in the order of the manifest; their `split` is the one they belong to. `left_out` are rows that
+    show what an image of a later split or of the hold-out shows: id -> that image."""
+
+    rows: pa.Table
+    left_out: Mapping[str, str]
+
+    @property
+    def remark(self) -> str:
+        """A line on what was left out; empty if nothing was."""
+        if not self.left_out:
+            return ""
+        one, other = next(iter(self.left_out.items()))
+        return (
+            f"{len(self.left_out)} images are left out, because a later split or the hold-out shows the"
+            f" same: {one} is {other} (`balancer fsck` lists copies across splits)"
+        )
+
+
+def select(
+    manifest: Manifest,
+    columns: Sequence[str],
+    split: str | None,
+    filter: Filter | None = None,
+    *,
+    allow_synthetic_eval: bool = False,
+    may_be_empty: bool = False,
+) -> Selection:
+    """The accepted rows of a split, or of all, that meet `filter`, with these columns and a few more.
+
+    Raises UsageError for a split that is none, for a filter that cannot be read, if generated images would be
+    in validation or test, and unless `may_be_empty` if there are no rows.
+    """
+    _check_split(split)
+    held_out = manifest.to_table(list(LOOKS), _is_held_out())
+    looks = ("phash",) if held_out.num_rows else ()
+    rows = manifest.to_table(list(dict.fromkeys([*columns, *_NEEDED, *looks])), filter)
+    rows = _followed(rows, manifest)
+    rows = rows.filter(pc.field("split").is_valid() if split is None else pc.field("split") == split)
+    if not allow_synthetic_eval:
+        _refuse_generated(rows)
+    left_out = _copies_of_holdout(rows)
+    if held_out.num_rows:
+        left_out |= _copies_of_later_splits(rows, held_out, manifest)
+    if left_out:
+        rows = rows.filter(~pc.field("id").isin(list(left_out)))
+    if not rows.num_rows and not may_be_empty:
+        raise _nothing(manifest, split, filter)
+    return Selection(rows, left_out)
+
+
+def warn_of_left_out(selection: Selection) -> None:
+    """For those who call from Python."""
+    if selection.remark:
+        warnings.warn(selection.remark, stacklevel=4)
+
+
+def _check_split(split: str | None) -> None:
+    if split is not None and split not in SPLITS:
+        near = difflib.get_close_matches(split, SPLITS, n=1)
+        question = f", did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"no split {split!r}{question}", hint=f"the splits are {', '.join(SPLITS)}")
+
+
+def _is_held_out() -> pc.Expression:
+    return (pc.field("source") == REAL) & pc.field("split").isin(list(EVALUATION))
+
+
+def _followed(rows: pa.Table, manifest: Manifest) -> pa.Table:
+    """Rows with the split they belong to; null where a parent is not to be found."""
+    has_parent = rows["parent_id"].is_valid()
+    if not pc.any(has_parent).as_py():
+        return rows
+    known = _ancestry(rows.filter(has_parent), manifest)
+    splits = rows["split"].to_pylist()
+    for place, row_id in enumerate(rows["id"].to_pylist()):
+        if row_id in known:
+            splits[place] = followed(row_id, known)
+    return rows.set_column(rows.column_names.index("split"), "split", pa.array(splits, pa.string()))
+
+
+def _ancestry(rows: pa.Table, manifest: Manifest) -> dict[str, tuple[str | None, str | None]]:
+    """Own split and parent of these rows and of all that they were made from."""
+    known: dict[str, tuple[str | None, str | None]] = {}
+    while rows.num_rows:
+        told = (rows[name].to_pylist() for name in ("id", "split", "parent_id"))
+        known |= {row_id: (split, parent) for row_id, split, parent in zip(*told, strict=True)}
+        parents = {parent for _, parent in known.values() if parent is not None and parent not in known}
+        is_parent = pc.field("id").isin(pa.array(sorted(parents), pa.string()))
+        rows = manifest.to_table(["id", "split", "parent_id"], is_parent, status="all")
+    return known
+
+
+def _refuse_generated(rows: pa.Table) -> None:
+    tested_on = pc.field("split").isin(list(EVALUATION))
+    found = rows.filter((pc.field("source") == SYNTHETIC) & tested_on)
+    if found.num_rows:
+        one = found.select(["id", "split"]).slice(0, 1).to_pylist()[0]
+        raise UsageError(
+            f"{found.num_rows} generated images would be in {one['split']!r}, such as {one['id']}: a"
+            " classifier is tested on real ones",
+            hint="leave them out by the filter source = 'real', or pass allow_synthetic_eval=True "
+            "(--allow-synthetic-eval)",
+        )
+
+
+def _copies_of_holdout(rows: pa.Table) -> dict[str, str]:
+    found = rows.filter((pc.field("source") == REAL) & pc.field("nearest_id").is_valid())
+    return dict(zip(found["id"].to_pylist(), found["nearest_id"].to_pylist(), strict=True))
+
+
+def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: Manifest) -> dict[str, str]:
+    limits = CopiesConfig.model_validate(manifest.run.config.get("verification", {}).get("copies", {}))
+
+    def load(ids: Sequence[str]) -> list[KnownImage]:
+        columns = ["id", "phash", "pixel_sha256", "embedding"]
+        return known_images(manifest.to_table(columns, pc.field("id").isin(list(ids))))
+
+    found = copies_of_later_splits(rows.select(list(LOOKS)), held_out, load, limits)
+    return {row_id: nearest.id for row_id, nearest in found.items()}
+
+
+def _nothing(manifest: Manifest, split: str | None, filter: Filter | None) -> UsageError:
+    counts = {row["split"]: row["count"] for row in manifest.count_by("split").to_pylist()}
+    there = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    wanted = " and ".join(
+        [f"split {split!r}"] * (split is not None) + [f"filter {str(filter)!r}"] * (filter is not None)
+    )
+    return UsageError(
+        f"no images of {wanted or 'this run'}",
+        hint=f"its images by split: {there or 'none at all'}; dataset.splits deals out the real ones",
+    )

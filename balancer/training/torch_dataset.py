@@ -1,0 +1,151 @@
+"""A manifest as a map-style dataset of PyTorch, and a sampler for it.
+
+torch is imported on use: the class is made a `torch.utils.data.Dataset` when the first one is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.rows import REAL, SYNTHETIC
+from balancer.training.images import Decoder
+from balancer.training.labels import Labels
+from balancer.training.sampling import sample_weights
+from balancer.training.selection import select, warn_of_left_out
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch.utils.data import Dataset, WeightedRandomSampler
+
+    from balancer.images import Pixels
+    from balancer.manifest.query import Filter, Manifest
+
+    _Dataset = Dataset[tuple[Any, ...]]
+else:
+    _Dataset = object
+
+Transform = Callable[[Any], Any]
+"""From a Pillow image, as torchvision's transforms take it, to what a batch is made of."""
+
+
+class ImageDataset(_Dataset):
+    """Images with their labels, by index: (image, label), or (image, label, facet labels) if facets were
+    asked for.
+
+    Without a transform an image is a float32 tensor (3, height, width) in 0..1. `label` is the place of the
+    class in `classes`; facet labels are a dict by facet of places in `facet_values`, -1 where there is none.
+    Decoding happens in whatever process asks, forked and spawned workers of a DataLoader included.
+    """
+
+    classes: tuple[str, ...]
+    facet_values: Mapping[str, tuple[str, ...]]
+    targets: NDArray[np.int64]
+    """The labels of all images."""
+
+    def __init__(
+        self,
+        rows: pa.Table,
+        labels: Labels,
+        decoder: Decoder,
+        transform: Transform | None,
+        facets: Sequence[str],
+    ) -> None:
+        self.classes = labels.classes
+        self.facet_values = {name: labels.facets[name] for name in facets}
+        self.targets = labels.numbers(rows, CLASS_PROPERTY)
+        self.transform = transform
+        self._decoder = decoder
+        # Arrow and numpy hold no Python object a row: forked workers go on sharing the memory.
+        self._ids, self._names = (rows[name].combine_chunks() for name in ("id", "file_name"))
+        self._is_real = np.asarray(rows["source"]) == REAL
+        self._facets = {name: labels.numbers(rows, name) for name in facets}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        label = int(self.targets[index])  # first, because it raises IndexError past the end
+        source = REAL if self._is_real[index] else SYNTHETIC
+        pixels = self._decoder.pixels(self._names[int(index)].as_py(), source)
+        image = _tensor(pixels) if self.transform is None else self.transform(_pillow(pixels))
+        if not self._facets:
+            return image, label
+        return image, label, {name: int(numbers[index]) for name, numbers in self._facets.items()}
+
+    def id(self, index: int) -> str:
+        """The manifest's id of an image."""
+        return str(self._ids[int(index)].as_py())
+
+
+def dataset_of(
+    manifest: Manifest,
+    split: str | None,
+    transform: Transform | None,
+    facets: Sequence[str],
+    filter: Filter | None,
+    *,
+    allow_synthetic_eval: bool,
+) -> ImageDataset:
+    labels = Labels.of(manifest.run)
+    labels.check(facets)
+    columns = ["id", "file_name", "source", CLASS_PROPERTY, *facets]
+    selection = select(manifest, columns, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    warn_of_left_out(selection)
+    decoder = Decoder.of(manifest.uri, manifest.run)
+    return _dataset_class()(selection.rows, labels, decoder, transform, facets)
+
+
+def sampler_of(
+    manifest: Manifest,
+    by: Sequence[str],
+    real_weight: float,
+    split: str | None,
+    filter: Filter | None,
+    seed: int | None,
+    *,
+    allow_synthetic_eval: bool,
+) -> WeightedRandomSampler:
+    import torch
+    from torch.utils.data import WeightedRandomSampler
+
+    selection = select(manifest, [*by], split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    weights = torch.from_numpy(sample_weights(selection.rows, by, real_weight))
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return WeightedRandomSampler(weights, len(weights), generator=generator)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _dataset_class() -> type[ImageDataset]:
+    from torch.utils.data import Dataset
+
+    class TorchImageDataset(ImageDataset, Dataset):  # type: ignore[type-arg]
+        __doc__ = ImageDataset.__doc__
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _unpickled, (self.__dict__,)  # a class made in a function is not found by its name
+
+    return TorchImageDataset
+
+
+def _unpickled(state: Mapping[str, Any]) -> ImageDataset:
+    dataset = object.__new__(_dataset_class())
+    dataset.__dict__.update(state)
+    return dataset
+
+
+def _tensor(pixels: Pixels) -> Any:
+    import torch
+
+    return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
+
+
+def _pillow(pixels: Pixels) -> Any:
+    from PIL.Image import fromarray
+
+    return fromarray(pixels)

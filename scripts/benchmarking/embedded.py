@@ -1,0 +1,133 @@
+"""The whole reference run on this machine against bare sampling, and where the time of sampling goes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+
+import balancer
+from actors.fleet import generator_worker
+from actors.generator import Generator
+from actors.run import run
+from balancer.cells import Candidate, Slot, cells_of
+from balancer.config import Config
+from balancer.configfile import load_config
+from balancer.manifest.query import open_manifest
+from balancer.prompts import Request, ladder, request_for
+from benchmarking.record import save
+from benchmarking.watch import Spans, watched
+
+DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
+
+
+@click.command("embedded")
+@click.option("--processes", default=2, show_default=True, help="As many as the run has generators.")
+@click.option("--repeats", default=3, show_default=True)
+def command(processes: int, repeats: int) -> None:
+    """Run the demo, then sample its candidates in bare loops, as many at once as there were generators."""
+    found = sorted((_compare(processes) for _ in range(repeats)), key=lambda case: case["run_over_bare"])
+    save("embedded", {"repeats": repeats, **found[len(found) // 2], "phases_of_sampling": _phases()})
+
+
+def _compare(processes: int) -> dict[str, Any]:
+    ran = _run(processes)
+    bare_s = _bare(ran["candidates"], processes)
+    return ran | {"bare_sampling_s": round(bare_s, 2), "run_over_bare": round(ran["run_s"] / bare_s, 3)}
+
+
+def _run(processes: int) -> dict[str, Any]:
+    """From the beginning of the first batch to the end of the last write; what comes before is the start."""
+    spans: Spans = {}
+    config = load_config(DEMO, [f"actors.generators={processes}"])
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.time()
+        with watched(spans):
+            result = run(config, Path(folder) / "run")
+        ended = time.time()
+        rows = open_manifest(Path(folder) / "run").count_by(status="all", filter="source = 'synthetic'")
+    first = min(span[0] for calls in spans["generator"] for span in calls)
+    last = max(span[1] for calls in spans["writer"] for span in calls)
+    return {
+        "generators": processes,
+        "accepted": result.accepted,
+        "candidates": rows["count"][0].as_py(),
+        "start_s": round(first - began, 2),
+        "run_s": round(last - first, 2),
+        "end_s": round(ended - last, 2),
+    }
+
+
+def _requests(config: Config, count: int) -> list[Request]:
+    rung = ladder(config)[0]
+    cells = [cell for name in config.classes for cell in cells_of(name, config.facet_axes())]
+    candidates = [Candidate(Slot(cells[i % len(cells)], i // len(cells)), 1) for i in range(count)]
+    return [request_for(candidate, rung, config) for candidate in candidates]
+
+
+def _bare(candidates: int, processes: int) -> float:
+    """Each process makes its share of the batches; the time is that of the slowest."""
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return max(pool.map(_sample, [-(-candidates // processes)] * processes))
+
+
+def _sample(candidates: int) -> float:
+    config = load_config(DEMO)
+    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    requests = _requests(config, candidates)
+    size, guidance = config.generation.usual_batch, config.generation.guidance
+    generator.generate(requests[:size], guidance)
+    began = time.perf_counter()
+    for start in range(0, candidates, size):
+        generator.generate(requests[start : start + size], guidance)
+    return time.perf_counter() - began
+
+
+def _phases(batches: int = 5) -> dict[str, float]:
+    """Parts of the time of sampling, in one process of one thread."""
+    config = load_config(DEMO)
+    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    requests, guidance = _requests(config, config.generation.usual_batch), config.generation.guidance
+    generator.generate(requests, guidance)
+    spent: dict[str, float] = {}
+    pipeline = generator._pipeline
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        for name, part, method in (
+            ("unet", pipeline.unet, "forward"),
+            ("vae", pipeline.vae, "decode"),
+            ("text", generator._loaded.embeddings, "arguments"),
+            ("scheduler", pipeline.scheduler, "step"),
+        ):
+            stack.enter_context(_timed(spent, name, part, method))
+        for _ in range(batches):
+            generator.generate(requests, guidance)
+    total = time.perf_counter() - began
+    shares = {name: round(seconds / total, 4) for name, seconds in spent.items()}
+    return shares | {
+        "else": round(1 - sum(spent.values()) / total, 4),
+        "s_per_candidate": round(total / batches / len(requests), 4),
+    }
+
+
+@contextlib.contextmanager
+def _timed(spent: dict[str, float], name: str, part: Any, method: str) -> Iterator[None]:
+    plain = getattr(part, method)
+
+    def timed(*told: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return plain(*told, **more)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+    with mock.patch.object(part, method, timed), torch.inference_mode():
+        yield

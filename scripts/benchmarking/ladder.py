@@ -1,0 +1,103 @@
+"""What strengthening and learning save: candidates per accepted image on simulated actors whose acceptance of
+every wording is known."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import actors.fleet
+from actors.run import run
+from balancer.config import Config
+from benchmarking.record import save
+
+PASS_RATES = (0.15, 0.35, 0.75)
+"""Of the three wordings of every class."""
+
+STRENGTHENED_GAIN = 0.2
+"""By which a request passes more often when it strengthens the property that was too weak."""
+
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "next wording at each attempt": {},
+    "and the weakest property strengthened": {"rungs": [{}, {"strengthen": True}]},
+    "adaptive: wordings that pass most often": {"adaptive": True},
+    "adaptive, and strengthened": {"adaptive": True, "rungs": [{}, {"strengthen": True}]},
+}
+ATTEMPTS = 12
+CLASSES, VALUES, IMAGES = 4, 2, 100
+
+
+@click.command("ladder")
+@click.option("--repeats", default=5, show_default=True, help="Runs of each mode, with seeds of their own.")
+def command(repeats: int) -> None:
+    """Compare the plain ladder with strengthening and with adaptive wordings, on real Ray."""
+    _let_wordings_pass()
+    modes = {mode: [_measure(settings, seed) for seed in range(repeats)] for mode, settings in MODES.items()}
+    plain = statistics.mean(modes[next(iter(MODES))])
+    save(
+        "ladder",
+        {
+            "pass_rates": PASS_RATES,
+            "strengthened_gain": STRENGTHENED_GAIN,
+            "images": CLASSES * IMAGES,
+            "cells": CLASSES * VALUES,
+            "repeats": repeats,
+            "modes": [
+                {
+                    "mode": mode,
+                    "candidates_per_image": round(statistics.mean(found), 3),
+                    "lowest": round(min(found), 3),
+                    "highest": round(max(found), 3),
+                    "of_plain": round(statistics.mean(found) / plain, 3),
+                }
+                for mode, found in modes.items()
+            ],
+        },
+    )
+
+
+def _let_wordings_pass() -> None:
+    plain_worker = actors.fleet.verifier_worker
+
+    def worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+        path, arguments = plain_worker(config, on_gpu)
+        rates = {"pass_rates": dict(enumerate(PASS_RATES)), "strengthened_gain": STRENGTHENED_GAIN}
+        return path, arguments | rates
+
+    actors.fleet.verifier_worker = worker
+
+
+def _measure(attempts: Mapping[str, Any], seed: int) -> float:
+    """Candidates per accepted image of one run, in which every image is accepted in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "dataset"
+        (dataset / "class0").mkdir(parents=True)
+        result = run(_config(attempts, seed, dataset), Path(folder) / "run")
+    if result.accepted != CLASSES * IMAGES:
+        raise click.ClickException(f"{result.short} slots ended short: raise ATTEMPTS")
+    return result.candidates / result.accepted
+
+
+def _config(attempts: Mapping[str, Any], seed: int, dataset: Path) -> Config:
+    wordings = [f"wording {number}" for number in range(len(PASS_RATES))]
+    return Config.model_validate(
+        {
+            "seed": seed,
+            "dataset": {"path": str(dataset)},
+            "classes": {f"class{number}": {"prompts": wordings} for number in range(CLASSES)},
+            "facets": {
+                "light": {
+                    "values": {f"light{number}": {"prompts": ["so", "or so"]} for number in range(VALUES)}
+                }
+            },
+            "target": {"per_class": IMAGES},
+            "generation": {"width": 64, "height": 64, "batch_size": 4},
+            "actors": {"kind": "simulated", "generators": 2},
+            "attempts": {"max": ATTEMPTS, "give_up_below": 0, **attempts},
+        }
+    )

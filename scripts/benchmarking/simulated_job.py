@@ -1,0 +1,81 @@
+"""One run on real Ray with simulated workers of fixed service times, and when each call began and ended."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from actors.fleet import verifier_worker
+from actors.run import run
+from actors.writer import RejectedItem, WriteItem
+from balancer.config import Config
+from balancer.manifest.rows import ImageFile
+from benchmarking.watch import Spans, watched
+
+SHAPE = 8
+PASS_RATE = 0.7
+SIDE = 64
+VERIFY_S = 0.05
+WRITE_S = 0.05
+
+
+class SimulatedWriter:
+    """Takes its time and writes nothing."""
+
+    def __init__(self, storage_uri: str, image_format: str) -> None:
+        del storage_uri, image_format
+
+    def write(
+        self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
+    ) -> list[ImageFile]:
+        time.sleep(WRITE_S)
+        return [ImageFile(f"{item.stem}.png", "0" * 64, 1) for item in items]
+
+
+@dataclass(slots=True)
+class Job:
+    """What a run made; times are in seconds since 1970."""
+
+    began: float
+    ended: float = 0.0
+    accepted: int = 0
+    candidates: int = 0
+    spans: Spans = field(default_factory=dict)
+
+
+def job_config(images: int, generators: int, service_s: float, pass_rate: float) -> dict[str, Any]:
+    """Images of ten classes and four lightings, up to four attempts each."""
+    return {
+        "classes": {f"class{n}": {"prompts": ["a picture", "one picture"]} for n in range(10)},
+        "facets": {"light": {"values": {f"light{n}": {"prompts": ["so"]} for n in range(4)}}},
+        "target": {"per_class": images // 10},
+        "generation": {"width": SIDE, "height": SIDE, "batch_size": SHAPE},
+        "attempts": {"max": 3, "fallback": {}},
+        "actors": {"kind": "simulated", "generators": generators, "start_timeout_s": 600},
+        "planning": {"acceptance": pass_rate, "seconds_per_candidate": service_s / SHAPE},
+        "output": {"rejected_per_reason": 0},
+    }
+
+
+def run_job(images: int, generators: int, service_s: float, pass_rate: float = PASS_RATE) -> Job:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "dataset"
+        (dataset / "class0").mkdir(parents=True)
+        wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
+        job = Job(time.time())
+        writer = {"writer": "benchmarking.simulated_job:SimulatedWriter"}
+        with watched(job.spans, writer), mock.patch("actors.fleet.verifier_worker", _slow_verifier):
+            result = run(Config.model_validate(wanted), Path(folder) / "run")
+        job.ended = time.time()
+        job.accepted, job.candidates = result.accepted, result.candidates
+        return job
+
+
+def _slow_verifier(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
+    path, arguments = verifier_worker(config, on_gpu)
+    return path, arguments | {"service_s": VERIFY_S}

@@ -1,0 +1,90 @@
+"""How far the embedded verifier's probabilities can be taken at their word, before and after calibration.
+
+Temperatures are fitted on the labelled images of a config, as `balancer calibrate` fits them; the expected
+calibration error is that of renders which neither training nor calibration saw. Prints one JSON object; its
+figures stand in the model card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from actors.fleet import verifier_worker
+from actors.real_images import examples_of, measure_here
+from actors.verifier import Verifier
+from balancer.audit import audit_dataset, audit_holdout
+from balancer.calibration import Examples, calibrated, calibration_error, fit_property, reliability
+from balancer.cells import Cell
+from balancer.config import Config
+from balancer.configfile import load_config
+from balancer.verdict import ImageFlags
+from embedded_training import data
+from embedded_training.data import CELLS, Renders
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+RENDERS_PER_CELL = 64
+BURNT_RENDERS_PER_CELL = 168
+BURNT_CELLS = tuple(cell for cell in CELLS if cell.burn_level is not None)
+
+
+@click.command()
+@click.option("--config", "config_path", type=click.Path(path_type=Path), default=DEMO, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(config_path: Path, threads: int) -> None:
+    """Expected calibration error per property on more than 2,000 fresh renders each."""
+    torch.set_num_threads(threads)
+    config = load_config(config_path)
+    labelled = examples_of(measure_here(config, audit_dataset(config), audit_holdout(config)), config)
+    every = data.render_set(data.MEASUREMENT_SEEDS, RENDERS_PER_CELL * len(CELLS))
+    burnt = data.render_set(
+        data.MEASUREMENT_SEEDS + len(every.pictures), BURNT_RENDERS_PER_CELL * len(BURNT_CELLS), BURNT_CELLS
+    )
+    verifier = Verifier(**verifier_worker(config, on_gpu=False)[1])
+    fresh = {
+        name: _examples(verifier, burnt if name == "burn_level" else every, name, config) for name in labelled
+    }
+    figures = {name: _errors(labelled[name], fresh[name], config) for name in labelled}
+    click.echo(json.dumps(figures, indent=2))
+
+
+def _examples(verifier: Verifier, renders: Renders, name: str, config: Config) -> Examples:
+    cells = [_cell(renders, index) for index in range(len(renders.pictures))]
+    found = verifier.measure(renders.pictures, [ImageFlags()] * len(cells), cells)
+    values = tuple(config.properties()[name])
+    probabilities = np.array([[*one.probabilities[name].values()] for one in found])
+    labels = np.array([values.index(dict(cell.properties)[name]) for cell in cells])
+    return Examples(values, np.log(np.maximum(probabilities, 1e-300)), labels)
+
+
+def _cell(renders: Renders, index: int) -> Cell:
+    drawn = renders.cell(index)
+    facets = [("lighting", drawn.lighting), ("burn_level", drawn.burn_level)]
+    return Cell(drawn.class_name, tuple((name, value) for name, value in facets if value is not None))
+
+
+def _errors(labelled: Examples, fresh: Examples, config: Config) -> dict[str, Any]:
+    fitted = fit_property(labelled, config.verification.min_examples)
+    return {
+        "labelled": len(labelled.labels),
+        "temperature": round(fitted.temperature, 4),
+        "renders": len(fresh.labels),
+        "top_1": round(float((fresh.log_probabilities.argmax(axis=1) == fresh.labels).mean()), 4),
+        "error_before": _error(fresh, 1.0),
+        "error_after": _error(fresh, fitted.temperature),
+    }
+
+
+def _error(fresh: Examples, temperature: float) -> float:
+    return round(
+        calibration_error(reliability(calibrated(fresh.log_probabilities, temperature), fresh.labels)), 4
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Who may reach the Ray that a run starts, and which clusters a run joins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors import ray_access
+from actors.cluster import connected
+from actors.ray_access import ask_for_token, private_folder
+from balancer.errors import ClusterError
+from chaos import Session
+
+SCRIPT = """
+import json, sys
+import ray
+from actors.cluster import start_here
+from actors.ray_access import _is_open
+
+start_here({"num_cpus": 1, "log_to_driver": False})
+
+
+@ray.remote
+class Actor:
+    def here(self):
+        return 1
+
+
+actor = Actor.remote()
+ray.get(actor.here.remote())
+address = ray.get_runtime_context().gcs_address
+print(json.dumps({"address": address, "is_open": _is_open(address)}), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def started(project, **environment):
+    """A Ray of this machine, as a run starts it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=project,
+        env={name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    session = Session(process)
+    try:
+        yield session, json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        session.end()
+        process.stdout.close()
+
+
+def listening(pids):
+    """Addresses on which these processes take TCP connections, as /proc has them: hex, v4 or v6."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.add(os.readlink(link))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {
+    "0100007F",
+    "0000000000000000FFFF00000100007F",  # 127.0.0.1 by way of IPv6
+    "00000000000000000000000001000000",
+}
+
+
+def test_rays_folder_stays_closed_while_it_runs(project):
+    with started(project) as (_, told):
+        assert stat.S_IMODE(os.stat(f"{ray_access.FOLDER}-{os.getuid()}").st_mode) == 0o700
+        assert told["address"].startswith("127.0.0.1:")
+
+
+def test_nothing_of_a_local_ray_listens_beyond_loopback_and_all_of_it_asks_for_a_token(project, tmp_path):
+    home = {"HOME": str(tmp_path)}
+    with started(project, **home) as (session, told):
+        addresses = listening(session.members())
+        assert addresses
+        assert addresses <= LOOPBACK
+        assert told["is_open"] is False
+        token = tmp_path / ".ray" / "auth_token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused_unless_the_config_allows_it(project, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    joined = []
+    monkeypatch.setattr("ray.init", lambda **options: joined.append(options["address"]))
+    monkeypatch.setattr("actors.cluster._resources", lambda: None)
+    with started(project, RAY_AUTH_MODE="disabled") as (_, told):
+        assert told["is_open"] is True
+        with (
+            pytest.raises(ClusterError, match="asks nobody for a token") as caught,
+            connected(told["address"]),
+        ):
+            pass
+        assert "actors.allow_open_cluster" in caught.value.hint
+        assert joined == []
+        with connected(told["address"], allow_open=True):
+            assert joined == [told["address"]]
+
+
+# ---- the folder --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prefix(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(ray_access, "FOLDER", str(tmp_path / "ray"))
+    return Path(f"{tmp_path / 'ray'}-{os.getuid()}")
+
+
+def test_rays_files_are_in_a_folder_that_nobody_else_enters(prefix):
+    assert private_folder() == private_folder() == str(prefix / "ray")
+    assert stat.S_IMODE(prefix.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_the_user_names_is_taken(prefix, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/ray")
+    assert private_folder() == "/scratch/ray"
+    assert not prefix.exists()
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_somebody_else_prepared_is_refused(prefix, tmp_path, kind):
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    {
+        "open": lambda: prefix.mkdir(mode=0o755),
+        "link": lambda: prefix.symlink_to(tmp_path / "theirs"),
+        "file": prefix.touch,
+    }[kind]()
+    with pytest.raises(ClusterError, match="no folder of this user's alone"):
+        private_folder()
+
+
+# ---- the token ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def token(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray" / "token"))
+    return tmp_path / "ray" / "token"
+
+
+def test_a_token_is_made_that_nobody_else_reads(token):
+    ask_for_token()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert len(bytes.fromhex(token.read_text())) == 32
+
+
+def test_a_token_that_is_there_stays_and_is_closed_to_others(token):
+    token.parent.mkdir()
+    token.write_text("known")
+    token.chmod(0o644)
+    ask_for_token()
+    assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == ("known", 0o600)
+
+
+def test_without_a_place_for_it_a_token_lasts_as_long_as_the_process(token, monkeypatch):
+    token.parent.touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    ask_for_token()
+    assert len(bytes.fromhex(os.environ["RAY_AUTH_TOKEN"])) == 32
+
+
+@pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_TOKEN", "mine"), ("RAY_AUTH_MODE", "disabled")])
+def test_what_the_user_says_about_tokens_holds(token, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    ask_for_token()
+    assert os.environ[name] == value
+    assert not token.exists()
