@@ -12,13 +12,13 @@ import importlib
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.nodes import Nodes
@@ -314,7 +314,7 @@ class Pool:
             return
         if cause is not None and not actor.leaving:
             self._failed_on.append(actor.node)
-        if self._has_failed_too_often(cause):
+        if self._has_failed_too_often():
             raise StalledError(
                 f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
                 f"the last one: {_named(cause)}",
@@ -328,10 +328,12 @@ class Pool:
         lost = {node for node in set(self._failed_on) if node and self.nodes.is_gone(node)}
         return sum(node not in lost for node in self._failed_on) + len(lost)
 
-    def _has_failed_too_often(self, cause: BaseException | None) -> bool:
-        """Actors that cannot be reached may be the first to tell of a node that is lost, and then only once:
-        the cluster takes a while to notice."""
-        give_up_s = time.monotonic() + (NODE_LOSS_S if isinstance(cause, ActorUnavailableError) else 0.0)
+    def _has_failed_too_often(self) -> bool:
+        """Actors that cannot be reached may tell of a node that is lost before the cluster notices: where
+        several failed on one, that is waited for."""
+        here = ray.get_runtime_context().get_node_id()
+        several = {node for node, count in Counter(self._failed_on).items() if count > 1}
+        give_up_s = time.monotonic() + (NODE_LOSS_S if several - {"", here} else 0.0)
         while self.restarts > self.limits.max_restarts:
             if time.monotonic() >= give_up_s:
                 return True
