@@ -12,7 +12,7 @@ import importlib
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +32,9 @@ SPANS_KEPT = 10_000
 
 TURN_S = 0.25
 """`call_all` looks at deadlines, and lets its caller look at signals, this often."""
+
+NODE_LOSS_S = 30.0
+"""Ray takes a node for lost that missed five health checks, 3 s apart."""
 
 
 class Host:
@@ -172,9 +175,9 @@ class Pool:
     stopping: Callable[[], bool] = lambda: False
     """Whether the run is about to end. Actors that die are then not replaced, and Ray is asked nothing that
     it might never answer: whatever stops the driver may have stopped Ray, too."""
-    restarts: int = 0
     actors: list[Actor] = field(default_factory=list)
-    _lost_nodes: set[str] = field(default_factory=set)
+    _failed_on: list[str] = field(default_factory=list)
+    """The node of each actor that was replaced since there was progress."""
     _calls: dict[Any, Call] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -309,9 +312,9 @@ class Pool:
         self.actors.remove(actor)
         if self.stopping():
             return
-        if cause is not None and not actor.leaving and not self._was_lost_before(actor.node):
-            self.restarts += 1
-        if self.restarts > self.limits.max_restarts:
+        if cause is not None and not actor.leaving:
+            self._failed_on.append(actor.node)
+        if self._has_failed_too_often():
             raise StalledError(
                 f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
                 f"the last one: {_named(cause)}",
@@ -319,16 +322,26 @@ class Pool:
             )
         self._add_actor()
 
-    def _was_lost_before(self, node: str) -> bool:
-        """Whether a node is gone, and was gone when another of its actors was replaced."""
-        if node in self._lost_nodes:
-            return True
-        if node and self.nodes.is_gone(node):
-            self._lost_nodes.add(node)
+    @property
+    def restarts(self) -> int:
+        """Replacements since there was progress."""
+        lost = {node for node in set(self._failed_on) if node and self.nodes.is_gone(node)}
+        return sum(node not in lost for node in self._failed_on) + len(lost)
+
+    def _has_failed_too_often(self) -> bool:
+        """Actors that cannot be reached may tell of a node that is lost before the cluster notices: where
+        several failed on one, that is waited for."""
+        here = ray.get_runtime_context().get_node_id()
+        several = {node for node, count in Counter(self._failed_on).items() if count > 1}
+        give_up_s = time.monotonic() + (NODE_LOSS_S if several - {"", here} else 0.0)
+        while self.restarts > self.limits.max_restarts:
+            if time.monotonic() >= give_up_s:
+                return True
+            time.sleep(TURN_S)
         return False
 
     def progressed(self) -> None:
-        self.restarts = 0
+        self._failed_on.clear()
 
     def close(self) -> None:
         for actor in self.actors:
