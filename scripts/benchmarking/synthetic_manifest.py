@@ -1,8 +1,8 @@
 """Manifests of any size in little time: valid fragments, as a driver writes them, of images nobody has made.
 
 Rows come from arrays instead of Python objects, and fragments are not synced one by one. Everything else is
-as in a run: the schema, the encoding, the chain of hashes, and rows that follow from a plan, slot after slot and
-attempt after attempt, behind those of real images in three splits. The same sizes give the same rows.
+as in a run: the schema, the encoding, the chain of hashes, and rows that follow from a plan, slot after slot
+and attempt after attempt, behind those of real images in three splits. The same sizes give the same rows.
 """
 
 from __future__ import annotations
