@@ -163,8 +163,11 @@ class Schedule:
         return self._waiting.setdefault(self._group_of(candidate), _Queue())
 
     def _next_attempt(self, slot: Slot) -> Candidate:
+        return Candidate(slot, self._next_number(slot))
+
+    def _next_number(self, slot: Slot) -> int:
         """The lowest attempt without a verdict that counts; one beyond the ladder if all have one."""
-        return Candidate(slot, min(self._void.get(slot, ()), default=self._tried.get(slot, 0) + 1))
+        return min(self._void.get(slot, ()), default=self._tried.get(slot, 0) + 1)
 
     def _fresh_slots(self, max_slots: int | None) -> Iterator[Slot]:
         taken = 0
@@ -223,10 +226,10 @@ class Schedule:
     def _count(self, outcome: Outcome) -> bool:
         """False if this very verdict was counted before."""
         slot, attempt = outcome.candidate.slot, outcome.candidate.attempt
-        void = self._void.get(slot, set())
-        if attempt <= self._tried.get(slot, 0) and attempt not in void:
+        tried, void = self._tried.get(slot, 0), self._void.get(slot, set())
+        if attempt <= tried and attempt not in void:
             return False
-        self._tried[slot] = max(attempt, self._tried.get(slot, 0))
+        self._tried[slot] = max(attempt, tried)
         if outcome.void:
             self._void.setdefault(slot, set()).add(attempt)
             self._void_in[slot.cell] += 1
@@ -247,7 +250,7 @@ class Schedule:
         return True
 
     def _settle_if_exhausted(self, slot: Slot) -> None:
-        if not self._is_settled(slot) and self._is_exhausted(slot):
+        if self._is_exhausted(slot) and not self._is_settled(slot):
             self._settle_short(slot)
 
     def _settle_short(self, slot: Slot) -> None:
@@ -255,7 +258,7 @@ class Schedule:
         self.short_by_class[slot.cell.class_name] += 1
 
     def _is_exhausted(self, slot: Slot) -> bool:
-        return self._next_attempt(slot).attempt > self.attempts
+        return self._next_number(slot) > self.attempts
 
     def _is_settled(self, slot: Slot) -> bool:
         return slot in self.accepted or slot in self.short

@@ -28,6 +28,7 @@ from balancer.manifest.log import KEPT
 from balancer.manifest.query import Manifest
 from balancer.manifest.schema import EMBEDDING
 from balancer.resume import config_of, schedule_of
+from balancer.splits import EVALUATION
 from balancer.storage import open_storage
 from benchmarking.record import save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest
@@ -50,8 +51,12 @@ Figures = dict[str, Any]
 @click.option("--large-embedding-dim", default=16, show_default=True, help="Of that log.")
 @click.option("--commit-rows", default="64,256,1024", show_default=True)
 @click.option("--commits", default=200, show_default=True, help="Of each size.")
-@click.option("--repeats", default=5, show_default=True)
-@click.option("--folder", type=click.Path(exists=True, file_okay=False), help="For about 40 GB, on a disk.")
+@click.option("--repeats", default=3, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False),
+    help="Where to write up to 15 GB; a temporary one otherwise.",
+)
 def command(
     rows: int,
     fragment_rows: int,
@@ -191,7 +196,8 @@ def _to_torch(folder: str, repeats: int) -> Figures:
         found.append(
             {"images": len(dataset), "open_s": round(seconds[0], 3), "seconds": round(sum(seconds), 3)}
         )
-    return _median(found, "seconds")
+    held_out = manifest.count_by(filter=pc.field("split").isin(EVALUATION))["count"][0].as_py()
+    return _median(found, "seconds") | {"held_out": held_out}
 
 
 def _asked(folder: str, kind: str, repeats: int) -> Figures:

@@ -216,7 +216,7 @@ def _real(numbers: Numbers, filler: _Filler) -> Columns:
             "source": _constant(REAL, rows),
             "status": _constant(ACCEPTED, rows),
             "review": _constant(False, rows),
-            "split": _texts([TRAIN, VALIDATION, TEST]).take(pa.array(splits[numbers // CLASSES % 10])),
+            "split": _texts([TRAIN, VALIDATION, TEST]).take(pa.array(splits[(numbers + numbers // 10) % 10])),
         }
     )
 
