@@ -89,8 +89,8 @@ def test_the_benchmark_of_manifests_measures_every_case_on_whatever_sizes(tmp_pa
     assert (kept["compaction"]["rows"], kept["large_compaction"]["rows"]) == (2000, 3000)
     assert 0 < kept["to_torch"]["held_out"] < kept["to_torch"]["images"] < 2000
     rows = {case["query"]: case["rows"] for case in kept["queries"]}
-    everything, by_expression, by_sql, first_batch = (rows[kind] for kind in QUERIES)
-    assert 0 < first_batch <= by_expression == by_sql < everything == 3000
+    everything, high, high_in_sql, few, few_in_sql, first_batch = (rows[kind] for kind in QUERIES)
+    assert 0 < first_batch <= few == few_in_sql < high == high_in_sql < everything == 3000
     assert not list(tmp_path.glob("tmp*"))
 
 

@@ -76,15 +76,17 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
     chain = read_chain(storage, schema, info.run_id, LIGHT)
     if chain.last is None or (not rebuild and _is_up_to_date(storage, info, chain)):
         return None
-    layout = layout_of(info, sum(entry.rows for entry in chain.entries))
-    rows = RowsInOrder(storage, chain.entries, schema)
+    entries, last = chain.entries, chain.last
+    del chain  # it has the ids of all rows, which may be as large as what is held back below
+    layout = layout_of(info, sum(entry.rows for entry in entries))
+    rows = RowsInOrder(storage, entries, schema)
     files = Files(storage, layout, schema)
     dealt = deal(rows.blocks(layout.rows_in_block), layout, info)
     written = [files.write(values, table) for values, table in dealt]
     index = Index(
         run_id=info.run_id,
-        covers=chain.last.stamp.seq,
-        sha256=chain.last.known_as,
+        covers=last.stamp.seq,
+        sha256=last.known_as,
         rows=rows.count,
         layout=layout,
         files=tuple(written),

@@ -25,7 +25,7 @@ from balancer.manifest import ManifestLog, open_manifest, read_run
 from balancer.manifest.compaction import compact
 from balancer.manifest.layout import DATA_DIR, LOG_DIR
 from balancer.manifest.log import KEPT
-from balancer.manifest.query import Manifest
+from balancer.manifest.query import Filter, Manifest, Status
 from balancer.manifest.schema import EMBEDDING
 from balancer.resume import config_of, schedule_of
 from balancer.splits import EVALUATION
@@ -33,8 +33,9 @@ from balancer.storage import open_storage
 from benchmarking.record import save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest
 
-ASKED = (pc.field("class").isin(["class1", "class8"])) & (pc.field("score") >= 0.8)
-ASKED_IN_SQL = "class in ('class1', 'class8') and score >= 0.8"
+HIGH, HIGH_IN_SQL = pc.field("score") >= 0.8, "score >= 0.8"
+FEW = HIGH & pc.field("class").isin(["class1", "class8"])
+FEW_IN_SQL = f"{HIGH_IN_SQL} and class in ('class1', 'class8')"
 LOOKED_AT = ["id", "file_name", "class", "lighting", "score"]
 
 Figures = dict[str, Any]
@@ -219,29 +220,25 @@ def _asked(folder: str, kind: str, repeats: int) -> Figures:
     }
 
 
-def _count(manifest: Manifest) -> int:
-    return sum(manifest.count_by("class", "lighting", status="all")["count"].to_pylist())
-
-
-def _count_filtered(manifest: Manifest) -> int:
-    return sum(manifest.count_by("class", "lighting", filter=ASKED)["count"].to_pylist())
-
-
-def _count_in_sql(manifest: Manifest) -> int:
-    return sum(manifest.count_by("class", "lighting", filter=ASKED_IN_SQL)["count"].to_pylist())
+def _count(manifest: Manifest, condition: Filter | None, status: Status = "accepted") -> int:
+    counts = manifest.count_by("class", "lighting", filter=condition, status=status)
+    return int(pc.sum(counts["count"]).as_py())
 
 
 def _first_batch(manifest: Manifest) -> int:
-    batches = manifest.dataset().scanner(columns=LOOKED_AT, filter=ASKED).to_batches()
+    batches = manifest.dataset().scanner(columns=LOOKED_AT, filter=FEW).to_batches()
     return next(batch.num_rows for batch in batches if batch.num_rows)
 
 
 QUERIES: dict[str, Callable[[Manifest], int]] = {
-    "count by class and lighting": _count,
-    "the same, filtered by an expression": _count_filtered,
-    "the same, filtered by a SQL condition": _count_in_sql,
-    "first batch of a filtered scan": _first_batch,
+    "count of all": lambda manifest: _count(manifest, None, "all"),
+    "count where score >= 0.8, as an expression": lambda manifest: _count(manifest, HIGH),
+    "count where score >= 0.8, in SQL": lambda manifest: _count(manifest, HIGH_IN_SQL),
+    "count of the same in two classes, as an expression": lambda manifest: _count(manifest, FEW),
+    "count of the same in two classes, in SQL": lambda manifest: _count(manifest, FEW_IN_SQL),
+    "first batch of a scan of these": _first_batch,
 }
+"""By class and lighting; the scan reads five columns."""
 
 
 def _megabytes(folder: str, part: str) -> int:
