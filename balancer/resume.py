@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import importlib.metadata
 import os
 import shlex
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from balancer.adaptive import WordingCounts
@@ -193,15 +195,29 @@ def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None
         (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
     rungs = ladder(config)
-    return Schedule(
-        quotas,
-        attempts=len(rungs),
-        max_candidates=config.budget.max_candidates,
-        max_slots=limit,
-        history=_history(cells, rows),
-        group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
-        give_up_below=config.attempts.give_up_below,
-    )
+    with _no_garbage():
+        return Schedule(
+            quotas,
+            attempts=len(rungs),
+            max_candidates=config.budget.max_candidates,
+            max_slots=limit,
+            history=_history(cells, rows),
+            group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
+            give_up_below=config.attempts.give_up_below,
+        )
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """While millions of objects are made that all stay: Python would look through them for garbage again and
+    again, which takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def wording_counts_of(rows: pa.Table) -> WordingCounts:

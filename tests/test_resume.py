@@ -1,0 +1,52 @@
+"""Going on with a run: what the schedule is made of, and that the process is left as it was."""
+
+from __future__ import annotations
+
+import gc
+
+import pyarrow as pa
+import pytest
+
+from balancer.config import Config
+from balancer.manifest import ManifestLog
+from balancer.manifest.schema import rows_to_table
+from balancer.resume import schedule_of
+from tests.manifest_samples import MemoryStorage, rejected, row, run_info, start, void
+
+INFO = run_info()
+
+
+def resumed(rows: pa.Table):
+    return schedule_of(INFO, Config.model_validate(INFO.config), rows, None)
+
+
+def test_a_schedule_goes_on_where_the_committed_rows_left_it():
+    log: ManifestLog = start(MemoryStorage())
+    log.commit([rejected("basic/dim/0000"), row("basic/dim/0000", 2), void("basic/dim/0001")])
+    schedule = resumed(log.table())
+    assert (schedule.candidates, len(schedule.accepted), schedule.open) == (2, 1, 4)
+    batch = [candidate.id for candidate in schedule.next_batch(4)]
+    assert "basic/dim/0001-1" in batch
+    assert "basic/dim/0000-3" not in batch
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_is_collected_afterwards_if_it_was_before(was_on):
+    rows = rows_to_table([row("basic/dim/0000")], INFO.schema())
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_on else gc.disable)()
+        resumed(rows)
+        assert gc.isenabled() == was_on
+        with pytest.raises(KeyError):
+            resumed(rows.drop_columns(["slot"]))
+        assert gc.isenabled() == was_on
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_nothing_looks_for_garbage_while_a_history_is_taken_in(monkeypatch):
+    seen: list[bool] = []
+    monkeypatch.setattr("balancer.resume.Schedule", lambda *quotas, **how: seen.append(gc.isenabled()))
+    resumed(INFO.schema().empty_table())
+    assert seen == [False]
