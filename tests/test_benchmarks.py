@@ -25,8 +25,9 @@ from benchmarking.manifest import QUERIES, _with_memory
 from benchmarking.simulated_job import Job
 
 
-def test_the_page_of_figures_shows_the_results_that_are_kept():
-    assert page.PAGE.read_text() == page.page()
+@pytest.mark.parametrize("name", page.PAGES)
+def test_a_page_of_figures_shows_the_results_that_are_kept(name):
+    assert page.PAGES[name].read_text() == page.page(name)
 
 
 def test_every_result_says_where_it_was_measured(project):
@@ -45,7 +46,19 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
 
 @pytest.mark.parametrize(
     "benchmark",
-    ["driver", "embedded", "encode", "fleet", "ladder", "manifest", "peers", "plan", "sdxl", "verify"],
+    [
+        "crashes",
+        "driver",
+        "embedded",
+        "encode",
+        "fleet",
+        "ladder",
+        "manifest",
+        "peers",
+        "plan",
+        "sdxl",
+        "verify",
+    ],
 )
 def test_every_benchmark_can_be_asked_for_help(benchmark):
     assert CliRunner().invoke(main, [benchmark, "--help"]).exit_code == 0

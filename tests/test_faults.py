@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
@@ -207,3 +208,30 @@ def whole(path: Path) -> bool:
     with Image.open(path) as image:
         image.load()
     return True
+
+
+# ---- secrets ---------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_secrets_around_a_run_is_in_it_nor_in_what_it_says_or_logs(start, monkeypatch):
+    secrets = {
+        "HF_TOKEN": "hf_madeupmadeupmadeupmadeup",
+        "AWS_SECRET_ACCESS_KEY": "madeup/secret/of/a/store",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+    }
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:  # Ray's sockets want a short path
+        for name, value in {**secrets, "RAY_TMPDIR": folder}.items():
+            monkeypatch.setenv(name, value)
+        run = start(Path(folder) / "run")
+        assert run.end() == 3, run.said.read_text()
+        run.session.end()
+        files = [path for path in Path(folder).rglob("*") if path.is_file() and not path.is_symlink()]
+        assert run.said in files
+        assert any(path.name == "raylet.out" for path in files)
+        data = {path: path.read_bytes() for path in files}
+    assert [
+        (path.name, name)
+        for path, content in data.items()
+        for name, secret in secrets.items()
+        if secret.encode() in content
+    ] == []

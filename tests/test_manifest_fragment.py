@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.errors import ManifestError
-from balancer.manifest.fragment import Fragment, Stamp, check_successor, decode, encode
+from balancer.manifest.fragment import _MARKED, Fragment, Stamp, _digest, check_successor, decode, encode
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.schema import rows_to_table
 from tests.manifest_samples import NOON, row, run_info
@@ -116,6 +116,14 @@ def test_invalid_arrow_data_under_a_right_checksum_is_refused():
     table = table.set_column(SCHEMA.names.index("prompt"), "prompt", not_utf8)
     with pytest.raises(ManifestError, match=f"{fragment_path(3)}: fragment is valid Arrow"):
         decode(encode(table, STAMP), 3, SCHEMA)
+
+
+def test_names_that_are_no_text_under_a_right_checksum_are_refused():
+    data = encode(rows_to_table([row("basic/dim/0000")], SCHEMA), STAMP)
+    token = next(token for token in _MARKED.findall(data) if _digest(data, token) == token)
+    odd = data.replace(b"wording", b"wordin\x80")
+    with pytest.raises(ManifestError, match=f"{fragment_path(3)}: fragment is valid Arrow"):
+        decode(odd.replace(token, _digest(odd, token)), 3, SCHEMA)
 
 
 @pytest.mark.parametrize(

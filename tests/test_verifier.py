@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_weights_that_do_not_fit_their_config_are_a_weights_error(tmp_path):
     with pytest.raises(WeightsError, match="does not load") as caught:
         Verifier(str(tmp_path), None, PROPERTIES, device="cpu")
     assert "\n" not in caught.value.message
+
+
+def test_what_a_model_lacks_is_not_fetched_from_elsewhere(tmp_path, monkeypatch):
+    save_model(tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/words"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *asking, **_: asked.append(asking) or [])
+    with contextlib.suppress(WeightsError):
+        Verifier(str(tmp_path), None, {})
+    assert asked == []
 
 
 def test_the_embedded_verifier_measures_images():

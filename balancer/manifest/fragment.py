@@ -117,7 +117,7 @@ def decode(data: bytes, seq: int, schema: pa.Schema, columns: Sequence[str] | No
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise BrokenFragmentError(path, "fragment is valid Arrow", str(error)) from error
     check_version(table.schema, path)
     if wrong := difference(table.schema, schema):
@@ -137,7 +137,7 @@ def decode_part(data: bytes, sha256: str, seq: int, schema: pa.Schema, columns: 
     try:
         table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return decode(data, seq, schema, columns)  # which says what is wrong
     if not table.schema.equals(pa.schema([schema.field(index) for index in included])):
         return decode(data, seq, schema, columns)

@@ -1,4 +1,4 @@
-"""docs/performance.md, drawn from the results under benchmarks/."""
+"""The pages under docs/ that show figures, drawn from the results under benchmarks/."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ import jinja2
 
 from benchmarking.record import RESULTS
 
-PAGE = RESULTS.parent / "docs" / "performance.md"
+PAGES = {name: RESULTS.parent / "docs" / f"{name}.md" for name in ("performance", "reliability")}
+"""Each has its template beside this file."""
 
 
 @click.command("page")
 def command() -> None:
-    """Write docs/performance.md."""
-    PAGE.write_text(page())
-    click.echo(PAGE)
+    """Write docs/performance.md and docs/reliability.md."""
+    for name, path in PAGES.items():
+        path.write_text(page(name))
+        click.echo(path)
 
 
-def page() -> str:
-    """Its text, for the results as they are."""
+def page(name: str) -> str:
+    """The text of a page, for the results as they are."""
     results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("performance.md.j2").render({"sdxl": None} | results)
+    text = environment.get_template(f"{name}.md.j2").render({"sdxl": None} | results)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -1,0 +1,38 @@
+"""The search for a schedule of crashes and faults that breaks a promise (tests/test_crashes.py), made long."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from benchmarking.record import RESULTS, save
+
+SEARCH = ["tests/test_crashes.py", "-k", "schedule"]
+
+
+@click.command("crashes")
+@click.option("--schedules", default=3000, show_default=True)
+def command(schedules: int) -> None:
+    """Run so many schedules on the simulated disk; one that breaks a promise is an error, and printed."""
+    save("crashes", {"violations": 0, **_search(schedules)})
+
+
+def _search(schedules: int) -> dict[str, Any]:
+    """What happened in the schedules, how often; ClickException if a promise was broken."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", *SEARCH],
+        cwd=RESULTS.parent,
+        env=os.environ | {"BALANCER_CRASH_SCHEDULES": str(schedules)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise click.ClickException(done.stdout)
+    told = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    return dict(json.loads(told))
