@@ -25,8 +25,9 @@ from balancer.config import Config
 from balancer.configfile import load_config
 from balancer.errors import BalancerError, ConfigError, ManifestError
 from balancer.images import FORMATS, UnreadableImage, decode_image
+from balancer.manifest.chain import last_seq
 from balancer.manifest.fragment import _MARKED, _digest, decode
-from balancer.manifest.layout import RUN_FILE
+from balancer.manifest.layout import RUN_FILE, fragment_path
 from balancer.manifest.runfile import read_run
 from balancer.plan import make_plan
 from tests.manifest_samples import MemoryStorage, row, start
@@ -64,7 +65,9 @@ def damaged(data: bytes, cuts: list[tuple[float, int, bytes]]) -> bytes:
 def changed(document: Any, where: list[float], value: Any) -> Any:
     """A copy of a JSON document with one value replaced, as deep in it as `where` leads."""
     document = copy.deepcopy(document)
-    parent, key, node = None, None, document
+    parent: Any = None
+    key: Any = None
+    node = document
     for spot in where:
         if not isinstance(node, dict | list) or not node:
             break
@@ -116,8 +119,8 @@ def fragment(storage: MemoryStorage) -> tuple[bytes, int, Any]:
     """The bytes of the fragment with rows, its number and its schema."""
     log = start(storage)
     log.commit([row("burnt/dim/severe/0000"), row("basic/dim/0001")])
-    path = max(path for path in storage.files if path.endswith(".arrow"))
-    return storage.files[path], log._last.stamp.seq, read_run(storage).schema()
+    seq = last_seq(storage)
+    return storage.files[fragment_path(seq)], seq, read_run(storage).schema()
 
 
 def signed(data: bytes, token: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The search for a schedule of crashes and faults that breaks a promise (tests/test_crashes.py), made long."""
+"""The search for schedules of crashes and faults that break a promise (tests/test_crashes.py), made long."""
 
 from __future__ import annotations
 
