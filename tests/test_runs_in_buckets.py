@@ -17,11 +17,13 @@ from actors.writer import Writer
 from balancer.cli import main
 from balancer.config import Config
 from balancer.errors import StorageError, UsageError
+from balancer.manifest.layout import fragment_path
 from balancer.resume import find_run
 from balancer.storage import open_storage
 from tests.fault_proxy import FORBIDDEN, SECRET_KEY
 from tests.manifest_samples import CONFIG, image_bytes, rejected, row, start
 
+COMMANDS = ["status", "query", "fsck", "report", "rejudge", "compact", "repair", "gc"]
 ONE, TWO = "basic/dim/0000", "basic/dim/0001"
 
 
@@ -69,6 +71,40 @@ def test_verdicts_are_changed(run):
     assert balancer.open_manifest(run).to_table().num_rows == 0
 
 
+def test_a_compacted_copy_answers_as_the_log_does(run):
+    before = balancer.open_manifest(run).to_table(status="all")
+    result = invoke("compact", run)
+    assert (result.exit_code, result.stdout.startswith("3 rows of 3 fragments in ")) == (0, True), (
+        result.output
+    )
+    after = balancer.open_manifest(run).to_table(status="all")
+    assert sorted(after.to_pylist(), key=repr) == sorted(before.to_pylist(), key=repr)
+    assert "3 compacted rows as well: no problems" in invoke("fsck", run).stdout
+
+
+def test_what_nothing_needs_is_deleted_and_nothing_else(run):
+    storage = open_storage(run, create=False)
+    storage.publish("images/basic/dim/0009-1-abc.png", b"of a writer that was killed")
+    kept = storage.list("")
+    kept.remove("images/basic/dim/0009-1-abc.png")
+    assert "images/basic/dim/0009-1-abc.png" in invoke("gc", run, "--older-than", "0").stdout
+    assert invoke("gc", run, "--older-than", "0", "--delete").exit_code == 0
+    assert set(kept) <= set(storage.list(""))
+    assert not storage.exists("images/basic/dim/0009-1-abc.png")
+    assert invoke("fsck", run).exit_code == 0
+
+
+def test_a_damaged_fragment_is_repaired(run):
+    storage = open_storage(run, create=False)
+    data = storage.read(fragment_path(2))
+    storage.publish(fragment_path(2), data[: len(data) - 20])
+    assert invoke("fsck", run).exit_code == 1
+    result = invoke("repair", run, "--apply")
+    assert result.exit_code == 0, result.output
+    assert storage.read(fragment_path(2)) == data
+    assert invoke("fsck", run).exit_code == 0
+
+
 def test_the_report_is_written_beside_the_run_as_a_page_and_its_address_printed(run, proxy):
     result = invoke("report", f"{run}/")
     assert (result.exit_code, result.stdout) == (0, f"{run}/report.html\n"), result.stderr
@@ -84,14 +120,16 @@ def test_a_plan_is_estimated_from_what_it_measured(run, project):
     assert run in result.stdout
 
 
-@pytest.mark.parametrize("command", ["status", "query", "fsck", "report", "rejudge"])
+@pytest.mark.parametrize(
+    "command", ["status", "query", "fsck", "report", "rejudge", "compact", "repair", "gc"]
+)
 def test_an_address_without_a_run_is_a_usage_error(command, run_uri):
     result = invoke(command, run_uri)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"error: {run_uri} is not a run folder: it has no run.json" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["status", "query", "fsck", "report", "rejudge"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_an_address_with_a_password_is_a_usage_error_that_does_not_repeat_it(command):
     result = invoke(command, f"s3://user:{SECRET_KEY}@bucket/run")
     assert result.exit_code == 2
@@ -99,7 +137,7 @@ def test_an_address_with_a_password_is_a_usage_error_that_does_not_repeat_it(com
     assert SECRET_KEY not in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "query", "fsck", "report", "rejudge"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_store_that_does_not_let_one_in_ends_with_exit_code_4(command, run, proxy):
     proxy.fail(FORBIDDEN, times=20)
     result = invoke(command, run)
