@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -35,6 +36,9 @@ TURN_S = 0.25
 
 NODE_LOSS_S = 30.0
 """Ray takes a node for lost that missed five health checks, 3 s apart."""
+
+_NODE = re.compile(r"its node has died\. Node Id: ([0-9a-f]+)")
+"""In Ray's words, which are all that tells."""
 
 
 class Host:
@@ -313,7 +317,7 @@ class Pool:
         if self.stopping():
             return
         if cause is not None and not actor.leaving:
-            self._failed_on.append(actor.node)
+            self._failed_on.append(actor.node or _node_in(cause))
         if self._has_failed_too_often():
             raise StalledError(
                 f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
@@ -392,6 +396,12 @@ def call_all(
 def is_lost_object(error: BaseException | None) -> bool:
     """Whether a result went with the node that held it."""
     return isinstance(error, ObjectLostError)
+
+
+def _node_in(error: BaseException) -> str:
+    """The node of an actor that never came to tell where it is, if its node is what it died of."""
+    found = _NODE.search(str(error))
+    return found[1] if found else ""
 
 
 def _named(error: BaseException | None) -> str:

@@ -8,8 +8,9 @@ import time
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
-from actors.pool import Limits, Pool, WorkerSpec, wait
+from actors.pool import Limits, Pool, WorkerSpec, _node_in, wait
 from balancer.errors import StalledError, WeightsError
 
 LIMITS = Limits(start_timeout_s=60, call_timeout_s=60, max_restarts=2)
@@ -166,3 +167,12 @@ def test_a_clear_error_of_the_worker_is_raised_as_it_is(make_pool):
     with pytest.raises(WeightsError, match="no such model") as caught:
         started(pool)
     assert caught.value.hint == "name another"
+
+
+def test_an_actor_that_died_with_its_node_before_it_could_tell_where_it_is_counts_with_that_node():
+    """The words are those of Ray."""
+    error = RayActorError(
+        error_msg="The actor died because its node has died. Node Id: bbb5912124\n"
+    )
+    assert _node_in(error) == "bbb5912124"
+    assert _node_in(RayActorError(error_msg="The actor died because of an error: Node Id: none")) == ""

@@ -108,6 +108,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused_unless_the_config_allows_it
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     joined = []
     monkeypatch.setattr("ray.init", lambda **options: joined.append(options["address"]))
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # the Ray of other tests
     monkeypatch.setattr("actors.cluster._resources", lambda: None)
     with started(project, RAY_AUTH_MODE="disabled") as (_, told):
         assert told["is_open"] is True

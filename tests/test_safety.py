@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from actors.run import run
 from actors.safety import SafetyChecker
 from actors.verifier import Verifier
+from actors.weights import describe
 from balancer import open_manifest
 from balancer.cells import Cell
 from balancer.config import Config
@@ -142,7 +143,8 @@ def test_what_a_run_flags_is_in_its_rows_and_its_judges_are_in_run_json(
     assert all(0 < row["second_scores"]["class"] < 1 for row in rows)
     told = json.loads((tmp_path / "run/run.json").read_text())["models"]
     assert list(told) == ["generator", "verifier", "second judge", "safety checker"]
-    assert told["safety checker"] == {"model": str(folder), "revision": None}
+    assert told["safety checker"] == describe(str(folder), None, None, "safety checker")
+    assert told["safety checker"]["sha256"]
     without = configured.model_copy(
         update={"verification": configured.verification.model_copy(update={"safety": None})}
     )

@@ -21,7 +21,8 @@ def main(dashboard_port: int, agent_port: int) -> None:
         "dashboard_agent_listen_port": agent_port,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=1)
+    # Two nodes of one machine would unpack a job's files into one folder, one over those of the other.
+    cluster.add_node(num_cpus=1, runtime_env_dir_name="runtime_resources_of_the_other")
     cluster.wait_for_nodes()
     dashboard = f"http://127.0.0.1:{dashboard_port}"
     wait_until_jobs_are_taken(dashboard)
