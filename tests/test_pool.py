@@ -171,8 +171,6 @@ def test_a_clear_error_of_the_worker_is_raised_as_it_is(make_pool):
 
 def test_an_actor_that_died_with_its_node_before_it_could_tell_where_it_is_counts_with_that_node():
     """The words are those of Ray."""
-    error = RayActorError(
-        error_msg="The actor died because its node has died. Node Id: bbb5912124\n"
-    )
+    error = RayActorError(error_msg="The actor died because its node has died. Node Id: bbb5912124\n")
     assert _node_in(error) == "bbb5912124"
     assert _node_in(RayActorError(error_msg="The actor died because of an error: Node Id: none")) == ""
