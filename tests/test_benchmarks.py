@@ -20,6 +20,7 @@ from balancer.storage import open_storage
 from bench import main
 from benchmarking import page, record
 from benchmarking import synthetic_manifest as synthetic
+from benchmarking.driver import _whole_driver
 from benchmarking.fleet import _figures
 from benchmarking.manifest import QUERIES, _with_memory
 from benchmarking.simulated_job import Job
@@ -70,6 +71,12 @@ def test_a_benchmark_is_kept_with_the_machine_it_ran_on(tmp_path, monkeypatch):
     assert CliRunner().invoke(main, ["plan"]).exit_code == 0
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert (kept["benchmark"], [case["classes"] for case in kept["cases"]]) == ("plan", [6, 100, 1000])
+
+
+def test_the_whole_driver_is_measured_in_virtual_time():
+    found = _whole_driver(generators=4, images=40)
+    assert found["candidates"] >= found["images"] == 40
+    assert found["ms_per_candidate"] > 0
 
 
 def test_efficiency_is_what_was_made_over_what_was_possible():

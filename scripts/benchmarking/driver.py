@@ -110,6 +110,9 @@ class _TimedLog:
         self._log.commit(rows)
         self.seconds += time.perf_counter() - began
 
+    def free_name(self, stem: str) -> str:
+        return self._log.free_name(stem)
+
 
 def _whole_driver(generators: int, images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
