@@ -28,7 +28,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "adaptive: wordings that pass most often": {"adaptive": True},
     "adaptive, and strengthened": {"adaptive": True, "rungs": [{}, {"strengthen": True}]},
 }
-ATTEMPTS = 12
+ATTEMPTS = 20
 CLASSES, VALUES, IMAGES = 4, 2, 100
 
 
