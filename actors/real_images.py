@@ -6,24 +6,21 @@ wordings. Such a file can always be made again, so one that is damaged counts as
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors import weights
 from balancer.audit import Audit, RealImage, known_values
-from balancer.audit.location import cache_folder
+from balancer.cache import cache_folder, keep
 from balancer.calibration import (
     Calibration,
     Examples,
@@ -234,25 +231,18 @@ def _load(path: Path, values: int) -> dict[str, _Seen]:
 
 
 def _save(path: Path, seen: Mapping[str, _Seen]) -> None:
-    """Written aside and renamed; where that cannot be, the images are measured again next time."""
     if not seen:
         return
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            np.savez(
-                file,
-                sha256=np.array([name.encode() for name in seen], "S64"),
-                embeddings=np.stack([each.embedding for each in seen.values()]),
-                log_probabilities=np.stack([each.logs for each in seen.values()]),
-            )
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+
+    def write(file: IO[bytes]) -> None:
+        np.savez(
+            file,
+            sha256=np.array([name.encode() for name in seen], "S64"),
+            embeddings=np.stack([each.embedding for each in seen.values()]),
+            log_probabilities=np.stack([each.logs for each in seen.values()]),
+        )
+
+    keep(path, write)
 
 
 # ---- what is made of them ----------------------------------------------------------------------

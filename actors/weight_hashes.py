@@ -10,15 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from balancer.audit.location import cache_folder
+from balancer.cache import cache_folder, keep
 from balancer.errors import WeightsError
 
 REMEMBERED_FROM_BYTES = 64_000_000
-_READ_BYTES = 1 << 22
 
 
 def weights_sha256(folder: Path, names: Iterable[str]) -> str:
@@ -52,21 +50,11 @@ def _file_sha256(path: Path) -> str:
         if known["state"] == state:
             return str(known["sha256"])
     sha256 = _read_sha256(path)
-    _note(note, json.dumps({"state": state, "sha256": sha256}))
+    told = json.dumps({"state": state, "sha256": sha256}).encode()
+    keep(note, lambda file: file.write(told))
     return sha256
 
 
 def _read_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_READ_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _note(path: Path, text: str) -> None:
-    with contextlib.suppress(OSError):  # then it is hashed again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        return hashlib.file_digest(file, "sha256").hexdigest()

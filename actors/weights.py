@@ -125,7 +125,8 @@ def describe(model: str, revision: str | None, variant: str | None, kind: Kind) 
         sha256 = _sha256_on_hub(_files_on_hub(model, commit, variant, kind))
         folder = _download(model, commit, kind, [MARKER[kind]])
     else:
-        sha256 = weights_sha256(folder, _needed_here(folder, model, variant, kind))
+        marker = _read_json(folder / MARKER[kind])
+        sha256 = weights_sha256(folder, needed_files(_names(folder), marker, variant, kind, model))
     described: dict[str, Any] = {
         "model": model,
         "revision": identity(model, revision, folder) or None,
@@ -185,13 +186,10 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -
     if not marker.is_file():
         missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
         raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
-    _needed_here(folder, model, variant, kind)
-    _refuse_code(folder, _names(folder), kind, model)
+    names = _names(folder)
+    needed_files(names, _read_json(marker), variant, kind, model)
+    _refuse_code(folder, names, kind, model)
     return folder.absolute()
-
-
-def _needed_here(folder: Path, model: str, variant: str | None, kind: Kind) -> list[str]:
-    return needed_files(_names(folder), _read_json(folder / MARKER[kind]), variant, kind, model)
 
 
 def _names(folder: Path) -> list[str]:

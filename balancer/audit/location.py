@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balancer.cache import cache_folder
 from balancer.errors import DatasetError, StorageError
 
 if TYPE_CHECKING:
     from balancer.config import DatasetConfig
-
-DEFAULT_CACHE = "~/.cache/balancer"
 
 
 def dataset_folder(config: DatasetConfig) -> Path:
@@ -37,11 +35,6 @@ def find_dataset(path: str, split: str = "train") -> Path:
         hint = "copy the dataset to a local or shared folder"
         raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
     return Path(path).expanduser()
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again; it need not be there yet."""
-    return Path(os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE).expanduser()
 
 
 def _sample_folder() -> Path:
