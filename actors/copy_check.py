@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from balancer.cells import Candidate
 from balancer.copies import COMPARED, copies_among, copy_flaw, known_images
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.rows import RunFacts, revoked
+from balancer.resume import accepted_in_order
 from balancer.schedule import Schedule
 
 
@@ -15,9 +15,7 @@ def revoke_copies(schedule: Schedule, log: ManifestLog, facts: RunFacts) -> int:
     Only when all are there, and in the plan's order: as they come in, chance would say which of two is the
     copy.
     """
-    offsets = facts.cell_offsets
-    candidates = [Candidate(slot, attempt) for slot, attempt in schedule.accepted.items()]
-    candidates.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
+    candidates = accepted_in_order(schedule, facts)
     rows = log.rows([candidate.id for candidate in candidates], COMPARED)
     copies = copies_among(known_images(rows), facts.config.verification.copies)
     if not copies:

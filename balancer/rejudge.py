@@ -39,7 +39,14 @@ from balancer.manifest.rules import Rules, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
 from balancer.prompts import Rung, ladder
-from balancer.resume import candidate_of, cells_of_plan, config_of, facts_of, schedule_of
+from balancer.resume import (
+    accepted_in_order,
+    candidate_of,
+    cells_of_plan,
+    config_of,
+    facts_of,
+    schedule_of,
+)
 from balancer.schedule import Schedule
 from balancer.storage import Storage
 from balancer.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, criteria_for, judge
@@ -199,9 +206,7 @@ def _copies_among_accepted(
     after: Schedule, storage: Storage, info: RunInfo, config: Config
 ) -> dict[str, Nearest]:
     """In the plan's order, as at the end of a run."""
-    offsets = facts_of(info, config).cell_offsets
-    accepted = [Candidate(slot, attempt) for slot, attempt in after.accepted.items()]
-    accepted.sort(key=lambda one: offsets[one.slot.cell.key] + one.slot.index)
+    accepted = accepted_in_order(after, facts_of(info, config))
     images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
     return copies_among(images, config.verification.copies)
 

@@ -207,6 +207,12 @@ def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None
         )
 
 
+def accepted_in_order(schedule: Schedule, facts: RunFacts) -> list[Candidate]:
+    """In the plan's order, whichever came first."""
+    slots = sorted(schedule.accepted, key=facts.number)
+    return [Candidate(slot, schedule.accepted[slot]) for slot in slots]
+
+
 @contextmanager
 def _no_garbage() -> Iterator[None]:
     """While millions of objects are made that all stay: Python would look through them for garbage again and

@@ -21,7 +21,7 @@ from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
-from balancer.storage import MissingFileError, Paths, Storage
+from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 
 IMAGE, TEMPORARY, COMPACTED = "image", "temporary", "compacted"
 
@@ -112,8 +112,7 @@ def _compacted(storage: Storage) -> set[str] | None:
 
 
 def _kind(path: str, named: set[str], compacted: set[str] | None) -> str | None:
-    name = path.rpartition("/")[2]
-    if name.startswith(".") and name.endswith(".tmp"):
+    if is_temporary(path):
         return TEMPORARY
     if path.startswith(f"{IMAGES_DIR}/") and path not in named:
         return IMAGE

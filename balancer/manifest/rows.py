@@ -49,9 +49,13 @@ class RunFacts:
         }
         return [name for name in self.config.verification.unjudged if name in concerned]
 
+    def number(self, slot: Slot) -> int:
+        """Its place in the plan's order."""
+        return self.cell_offsets[slot.cell.key] + slot.index
+
     def is_for_review(self, slot: Slot) -> bool:
         """Every n-th slot in the plan's order, so that the sample is spread evenly over the cells."""
-        number = self.cell_offsets[slot.cell.key] + slot.index
+        number = self.number(slot)
         fraction = as_written(self.config.review.fraction)
         return int((number + 1) * fraction) > int(number * fraction)
 
