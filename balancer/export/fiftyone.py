@@ -19,7 +19,6 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
 from balancer.export.metadata import facet_columns, metadata_columns, metadata_table, recipe_of
-from balancer.export.names import folder_names, image_name
 from balancer.storage import slug
 
 if TYPE_CHECKING:
@@ -50,11 +49,7 @@ def columns(options: Options, schema: pa.Schema) -> list[str]:
 
 
 def write(job: Job) -> None:
-    folders = folder_names(job.labels.classes)
-    names = [
-        f"data/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
-        for row in rows_of(job.rows.select(["id", "file_name", CLASS_PROPERTY]))
-    ]
+    names = job.names_by_class("data")
     table = metadata_table(job.rows, job.manifest.run, names).drop_columns(["generated_at"])
     facets = facet_columns(job.manifest.run)
     plain = [name for name in table.column_names if name not in {"file_name", "label", *facets.values()}]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
 from balancer.export.destination import Destination
+from balancer.export.names import folder_names, image_name
 from balancer.manifest.image_files import ImageFiles
 from balancer.splits import SPLITS
 from balancer.training.labels import Labels
@@ -98,6 +100,14 @@ class Job:
                 hint="`balancer fsck` lists every image that is damaged",
             )
         return data
+
+    def names_by_class(self, top: str) -> list[str]:
+        """A path for the image of each row, in a folder of its class in `top`."""
+        folders = folder_names(self.labels.classes)
+        return [
+            f"{top}/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
+            for row in rows_of(self.rows.select(["id", "file_name", CLASS_PROPERTY]))
+        ]
 
     def copy_images(self, folder: Folder, names: Sequence[str]) -> None:
         """The image of each row under its name."""

@@ -20,7 +20,6 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
 from balancer.export.metadata import facet_columns, json_row, metadata_columns, metadata_table, recipe_of
-from balancer.export.names import folder_names, image_name
 from balancer.manifest.rows import REAL
 from balancer.storage import slug
 
@@ -38,11 +37,7 @@ def columns(options: Options, schema: pa.Schema) -> list[str]:
 
 
 def write(job: Job) -> None:
-    folders = folder_names(job.labels.classes)
-    names = [
-        f"images/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
-        for row in rows_of(job.rows.select(["id", "file_name", CLASS_PROPERTY]))
-    ]
+    names = job.names_by_class("images")
     with claimed(job.destination) as folder:
         job.copy_images(folder, names)
         folder.put("label_config.xml", _interface(job).encode())
