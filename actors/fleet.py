@@ -46,13 +46,17 @@ def pools_of(config: Config, fleet: Fleet, resources: Resources, storage: Storag
 
 
 def start_pools(generators: Pool, verifiers: Pool, writers: Pool) -> None:
-    """Start all actors; each is ready when its model is loaded."""
-    generators.start()
+    """Start all actors; each is ready when its model is loaded. Those that many generators share come first,
+    or images would pile up before anyone is there to judge and write them."""
+    writers.start()
     if verifiers.spec.num_gpus:
         # Two verifiers on one GPU would take the room that a generator needs: it goes first.
+        generators.start()
         generators.wait_until_placed()
-    verifiers.start()
-    writers.start()
+        verifiers.start()
+    else:
+        verifiers.start()
+        generators.start()
 
 
 def generator_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:

@@ -80,18 +80,26 @@ def test_the_whole_driver_is_measured_in_virtual_time():
 
 
 def test_efficiency_is_what_was_made_over_what_was_possible():
-    """Two generators, batches of 8 in 2 s; one waits 2 s once."""
+    """Two generators that are ready at once, batches of 8 in 2 s; one waits 2 s once."""
     spans = {
         "generator": [[(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)], [(0.0, 2.0), (4.0, 6.0)]],
         "writer": [[(6.0, 6.1)]],
     }
-    job = Job(began=-5.0, accepted=30, candidates=38, spans=spans)
+    job = Job(began=-5.0, accepted=30, candidates=38, ready=[0.0, 0.0], spans=spans)
     found = _figures(job, generators=2, service_s=2.0)
     assert found["efficiency"] == pytest.approx(5 / 6, abs=1e-4)
     assert (found["start_s"], found["steady_s"]) == (5.0, 6.0)
     assert (found["idle_gap_ms_p50"], found["idle_gap_ms_p99"]) == (0.0, 2000.0)
     assert found["made_ahead_and_not_needed"] == 2
     assert found["last_image_over_bound"] == pytest.approx(6.1 / (3 * 2.0 + 0.1), abs=1e-4)
+
+
+def test_the_bound_takes_generators_from_when_they_were_ready():
+    """One is ready 3 s late: four batches of 2 s end at 6 s if the other makes three, not at 4 s."""
+    spans = {"generator": [[(0.5, 2.5), (2.5, 4.5), (4.5, 6.5)], [(3.0, 5.0)]], "writer": [[(6.6, 6.7)]]}
+    job = Job(began=-5.0, accepted=30, candidates=32, ready=[0.0, 3.0], spans=spans)
+    found = _figures(job, generators=2, service_s=2.0)
+    assert found["last_image_over_bound"] == pytest.approx(6.7 / 6.1, abs=1e-4)
 
 
 def test_the_benchmark_of_manifests_measures_every_case_on_whatever_sizes(tmp_path, monkeypatch):

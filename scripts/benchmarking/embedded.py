@@ -24,7 +24,7 @@ from balancer.configfile import load_config
 from balancer.manifest.query import open_manifest
 from balancer.prompts import Request, ladder, request_for
 from benchmarking.record import save
-from benchmarking.watch import Spans, watched
+from benchmarking.watch import watched
 
 DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -46,16 +46,15 @@ def _compare(processes: int) -> dict[str, Any]:
 
 def _run(processes: int) -> dict[str, Any]:
     """From the beginning of the first batch to the end of the last write; what comes before is the start."""
-    spans: Spans = {}
     config = load_config(DEMO, [f"actors.generators={processes}"])
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        with watched(spans):
+        with watched() as seen:
             result = run(config, Path(folder) / "run")
         ended = time.time()
         rows = open_manifest(Path(folder) / "run").count_by(status="all", filter="source = 'synthetic'")
-    first = min(span[0] for calls in spans["generator"] for span in calls)
-    last = max(span[1] for calls in spans["writer"] for span in calls)
+    first = min(span[0] for calls in seen.spans["generator"] for span in calls)
+    last = max(span[1] for calls in seen.spans["writer"] for span in calls)
     return {
         "generators": processes,
         "accepted": result.accepted,

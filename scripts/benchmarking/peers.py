@@ -22,7 +22,8 @@ import numpy as np
 import ray
 
 from benchmarking.record import save
-from benchmarking.simulated_job import SHAPE, SIDE, VERIFY_S, WRITE_S, run_job
+from benchmarking.simulated_job import SHAPE, SIDE, VERIFY_S, run_job
+from benchmarking.simulated_workers import WRITE_S
 
 ATTEMPTS = 4
 

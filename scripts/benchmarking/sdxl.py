@@ -27,7 +27,7 @@ from balancer.config import Config
 from balancer.prompts import Request
 from benchmarking.random_models import save_sdxl, save_verifier
 from benchmarking.record import median_s, save
-from benchmarking.watch import Spans, watched
+from benchmarking.watch import watched
 
 SIDE = 512
 UNET_TFLOP, DECODER_TFLOP, TEXT_TFLOP = 1.5888, 2.5145, 0.1112
@@ -149,15 +149,14 @@ class _Bench:
 
     def _whole_run(self, images: int, compiled: bool) -> dict[str, Any]:
         """Generator, verifier of full size on the same GPU, writer and log, one attempt an image."""
-        spans: Spans = {}
         dataset = self.folder / "dataset"
         (dataset / "pizza").mkdir(parents=True)
         config = Config.model_validate(self._run_config(images, compiled, dataset))
         began = time.time()
-        with watched(spans):
+        with watched() as seen:
             result = run(config, self.folder / "run")
-        [calls] = spans["generator"]
-        first, last = calls[0][0], max(span[1] for actor in spans["writer"] or [calls] for span in actor)
+        [calls] = seen.spans["generator"]
+        first, last = calls[0][0], max(span[1] for actor in seen.spans["writer"] or [calls] for span in actor)
         gaps = sorted(later[0] - earlier[1] for earlier, later in pairwise(calls))
         rate = result.candidates / (last - first)
         steps, guidance = SETTINGS["30 steps with guidance"]

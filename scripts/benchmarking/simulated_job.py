@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,18 @@ from unittest import mock
 
 from actors.fleet import verifier_worker
 from actors.run import run
-from actors.writer import RejectedItem, WriteItem
 from balancer.config import Config
-from balancer.manifest.rows import ImageFile
 from benchmarking.watch import Spans, watched
 
 SHAPE = 8
 PASS_RATE = 0.7
 SIDE = 64
 VERIFY_S = 0.05
-WRITE_S = 0.05
 
-
-class SimulatedWriter:
-    """Takes its time and writes nothing."""
-
-    def __init__(self, storage_uri: str, image_format: str) -> None:
-        del storage_uri, image_format
-
-    def write(
-        self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
-    ) -> list[ImageFile]:
-        time.sleep(WRITE_S)
-        return [ImageFile(f"{item.stem}.png", "0" * 64, 1) for item in items]
+WORKERS = {
+    "generator": "benchmarking.simulated_workers:Generator",
+    "writer": "benchmarking.simulated_workers:Writer",
+}
 
 
 @dataclass(slots=True)
@@ -45,6 +33,8 @@ class Job:
     ended: float = 0.0
     accepted: int = 0
     candidates: int = 0
+    ready: list[float] = field(default_factory=list)
+    """When each generator was ready to begin."""
     spans: Spans = field(default_factory=dict)
 
 
@@ -68,10 +58,11 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         (dataset / "class0").mkdir(parents=True)
         wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
-        writer = {"writer": "benchmarking.simulated_job:SimulatedWriter"}
-        with watched(job.spans, writer), mock.patch("actors.fleet.verifier_worker", _slow_verifier):
+        with watched(WORKERS) as seen, mock.patch("actors.fleet.verifier_worker", _slow_verifier):
             result = run(Config.model_validate(wanted), Path(folder) / "run")
         job.ended = time.time()
+        job.spans = seen.spans
+        job.ready = [told["ready_s"] for told in seen.described["generator"]]
         job.accepted, job.candidates = result.accepted, result.candidates
         return job
 

@@ -1,0 +1,35 @@
+"""Workers of fixed service times, in a module that many processes can import at once: it needs little."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from actors.simulated import SimulatedGenerator
+from balancer.manifest.rows import ImageFile
+
+if TYPE_CHECKING:
+    from actors.writer import RejectedItem, WriteItem
+
+WRITE_S = 0.05
+
+
+class Generator(SimulatedGenerator):
+    """Also tells when it was ready, in seconds since 1970."""
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"ready_s": time.time()}
+
+
+class Writer:
+    """Takes its time and writes nothing."""
+
+    def __init__(self, storage_uri: str, image_format: str) -> None:
+        del storage_uri, image_format
+
+    def write(
+        self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()
+    ) -> list[ImageFile]:
+        time.sleep(WRITE_S)
+        return [ImageFile(f"{item.stem}.png", "0" * 64, 1) for item in items]
