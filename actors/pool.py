@@ -69,6 +69,7 @@ class Host:
             "pid": os.getpid(),
             "node": context.get_node_id(),
             "gpu_ids": context.get_accelerator_ids().get("GPU", []),
+            "ready_s": time.time(),
         }
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -63,17 +63,19 @@ class RateMeter:
 
     clock: Callable[[], float] = time.monotonic
     _events: deque[tuple[float, int]] = field(default_factory=deque)
+    _in_window: int = 0
 
     def add(self, count: int) -> None:
         self._events.append((self.clock(), count))
+        self._in_window += count
 
     def per_second(self, since_s: float) -> float:
         """`since_s` is when counting began, on the same clock: a young run has a short window."""
         now = self.clock()
         while self._events and self._events[0][0] < now - RATE_WINDOW_S:
-            self._events.popleft()
+            self._in_window -= self._events.popleft()[1]
         window = min(RATE_WINDOW_S, now - since_s)
-        return sum(count for _, count in self._events) / window if window > 0 else 0.0
+        return self._in_window / window if window > 0 else 0.0
 
 
 def eta_s(slots_open: int, settled_per_s: float) -> float | None:

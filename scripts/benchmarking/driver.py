@@ -44,10 +44,15 @@ MODELS: dict[str, dict[str, Any]] = {
 @click.option("--slots", default="10000,100000,1000000", show_default=True, help="For the schedule alone.")
 @click.option("--generators", default="8,64,1000", show_default=True, help="For the whole driver.")
 @click.option("--images", default=100_000, show_default=True, help="For the whole driver.")
-def command(slots: str, generators: str, images: int) -> None:
+@click.option("--most-images", default=1_000_000, show_default=True, help="For the last of its cases again.")
+def command(slots: str, generators: str, images: int, most_images: int) -> None:
     """Time per candidate and memory of schedule and driver; each case in a process of its own."""
     alone = [_apart(_schedule_alone, int(count)) for count in slots.split(",")]
-    whole = [_apart(_whole_driver, int(count), images) for count in generators.split(",")]
+    fleets = [int(count) for count in generators.split(",")]
+    whole = [
+        _apart(_whole_driver, fleet, count)
+        for fleet, count in [*((fleet, images) for fleet in fleets), (fleets[-1], most_images)]
+    ]
     save("driver", {"pass_rate": PASS_RATE, "batch": SHAPE, "schedule_alone": alone, "whole_driver": whole})
 
 
@@ -158,6 +163,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
         "ms_per_candidate": round(1000 * own / schedule.candidates, 4),
         "commit_thread_ms_per_candidate": round(1000 * log.seconds / schedule.candidates, 4),
         "resident_mb_by_candidates": [[count, round(mb)] for count, mb in memory],
+        "bytes_per_slot": round((memory[-1][1] - memory[0][1]) * 2**20 / images),
     }
 
 

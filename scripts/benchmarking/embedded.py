@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import tempfile
 import time
@@ -24,7 +25,7 @@ from balancer.configfile import load_config
 from balancer.manifest.query import open_manifest
 from balancer.prompts import Request, ladder, request_for
 from benchmarking.record import save
-from benchmarking.watch import watched
+from benchmarking.watch import earliest_end, watched
 
 DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -33,19 +34,25 @@ DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
 @click.option("--processes", default=2, show_default=True, help="As many as the run has generators.")
 @click.option("--repeats", default=3, show_default=True)
 def command(processes: int, repeats: int) -> None:
-    """Run the demo, then sample its candidates in bare loops, as many at once as there were generators."""
+    """Run the demo, then sample its candidates in bare loops, as many at once as there were generators.
+
+    The bare time is for generators that begin when those of the run were ready, which is one after the other.
+    """
     found = sorted((_compare(processes) for _ in range(repeats)), key=lambda case: case["run_over_bare"])
     save("embedded", {"repeats": repeats, **found[len(found) // 2], "phases_of_sampling": _phases()})
 
 
 def _compare(processes: int) -> dict[str, Any]:
     ran = _run(processes)
-    bare_s = _bare(ran["candidates"], processes)
+    batches = math.ceil(ran["candidates"] / load_config(DEMO).generation.usual_batch)
+    batch_s = _bare_batch_s(math.ceil(batches / processes), processes)
+    bare_s = earliest_end(ran["ready_s"], batches, batch_s)
     return ran | {"bare_sampling_s": round(bare_s, 2), "run_over_bare": round(ran["run_s"] / bare_s, 3)}
 
 
 def _run(processes: int) -> dict[str, Any]:
-    """From the beginning of the first batch to the end of the last write; what comes before is the start."""
+    """From when the first generator was ready to the end of the last write; what comes before is
+    the start."""
     config = load_config(DEMO, [f"actors.generators={processes}"])
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
@@ -53,13 +60,15 @@ def _run(processes: int) -> dict[str, Any]:
             result = run(config, Path(folder) / "run")
         ended = time.time()
         rows = open_manifest(Path(folder) / "run").count_by(status="all", filter="source = 'synthetic'")
-    first = min(span[0] for calls in seen.spans["generator"] for span in calls)
+    ready = sorted(seen.ready["generator"])
+    first = ready[0]
     last = max(span[1] for calls in seen.spans["writer"] for span in calls)
     return {
         "generators": processes,
         "accepted": result.accepted,
         "candidates": rows["count"][0].as_py(),
         "start_s": round(first - began, 2),
+        "ready_s": [round(one - first, 2) for one in ready],
         "run_s": round(last - first, 2),
         "end_s": round(ended - last, 2),
     }
@@ -72,22 +81,21 @@ def _requests(config: Config, count: int) -> list[Request]:
     return [request_for(candidate, rung, config) for candidate in candidates]
 
 
-def _bare(candidates: int, processes: int) -> float:
-    """Each process makes its share of the batches; the time is that of the slowest."""
+def _bare_batch_s(batches: int, processes: int) -> float:
+    """Seconds a batch takes where as many processes make nothing but batches; of the slowest of them."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return max(pool.map(_sample, [-(-candidates // processes)] * processes))
+        return max(pool.map(_sample, [batches] * processes))
 
 
-def _sample(candidates: int) -> float:
+def _sample(batches: int) -> float:
     config = load_config(DEMO)
     generator = Generator(**generator_worker(config, on_gpu=False)[1])
-    requests = _requests(config, candidates)
-    size, guidance = config.generation.usual_batch, config.generation.guidance
-    generator.generate(requests[:size], guidance)
+    requests = _requests(config, config.generation.usual_batch)
+    generator.generate(requests, config.generation.guidance)
     began = time.perf_counter()
-    for start in range(0, candidates, size):
-        generator.generate(requests[start : start + size], guidance)
-    return time.perf_counter() - began
+    for _ in range(batches):
+        generator.generate(requests, config.generation.guidance)
+    return (time.perf_counter() - began) / batches
 
 
 def _phases(batches: int = 5) -> dict[str, float]:

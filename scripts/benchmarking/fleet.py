@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +13,7 @@ import click
 from benchmarking.record import save
 from benchmarking.simulated_job import PASS_RATE, SHAPE, VERIFY_S, Job, run_job
 from benchmarking.simulated_workers import WRITE_S
-from benchmarking.watch import Span
+from benchmarking.watch import Span, earliest_end
 
 BATCHES_EACH = 60
 """Batches that every generator makes on average."""
@@ -60,7 +58,7 @@ def _figures(job: Job, generators: int, service_s: float) -> dict[str, Any]:
     made = sum(end > steady_from for calls in work for _, end in calls) * SHAPE
     rate = SHAPE / service_s
     gaps = [later[0] - earlier[1] for calls in work for earlier, later in pairwise(calls)]
-    bound = _earliest_end(job.ready, math.ceil(job.candidates / SHAPE), service_s) + VERIFY_S + WRITE_S
+    bound = earliest_end(job.ready, math.ceil(job.candidates / SHAPE), service_s) + VERIFY_S + WRITE_S
     first = min(job.ready)
     waste = sum(map(len, work)) * SHAPE - job.candidates
     return {
@@ -74,14 +72,6 @@ def _figures(job: Job, generators: int, service_s: float) -> dict[str, Any]:
         "idle_gap_ms_p99": round(1000 * _percentile(gaps, 0.99), 2),
         "last_image_over_bound": round((written - first) / (bound - first), 4),
     }
-
-
-def _earliest_end(ready: Sequence[float], batches: int, service_s: float) -> float:
-    """Of that many batches, each of which goes to the generator that is free first."""
-    free = sorted(ready)
-    for _ in range(batches):
-        end = heapq.heapreplace(free, free[0] + service_s) + service_s
-    return end
 
 
 def _calls(spans: list[Span], service_s: float) -> list[Span]:

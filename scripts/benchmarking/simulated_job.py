@@ -19,11 +19,6 @@ PASS_RATE = 0.7
 SIDE = 64
 VERIFY_S = 0.05
 
-WORKERS = {
-    "generator": "benchmarking.simulated_workers:Generator",
-    "writer": "benchmarking.simulated_workers:Writer",
-}
-
 
 @dataclass(slots=True)
 class Job:
@@ -58,11 +53,12 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         (dataset / "class0").mkdir(parents=True)
         wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
-        with watched(WORKERS) as seen, mock.patch("actors.fleet.verifier_worker", _slow_verifier):
+        writer = {"writer": "benchmarking.simulated_workers:Writer"}
+        with watched(writer) as seen, mock.patch("actors.fleet.verifier_worker", _slow_verifier):
             result = run(Config.model_validate(wanted), Path(folder) / "run")
         job.ended = time.time()
         job.spans = seen.spans
-        job.ready = [told["ready_s"] for told in seen.described["generator"]]
+        job.ready = seen.ready["generator"]
         job.accepted, job.candidates = result.accepted, result.candidates
         return job
 

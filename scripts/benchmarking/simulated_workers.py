@@ -1,4 +1,4 @@
-"""Workers of fixed service times, in a module that many processes can import at once: it needs little."""
+"""Workers of fixed service times."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.simulated import SimulatedGenerator
 from balancer.manifest.rows import ImageFile
 
 if TYPE_CHECKING:
     from actors.writer import RejectedItem, WriteItem
 
 WRITE_S = 0.05
-
-
-class Generator(SimulatedGenerator):
-    """Also tells when it was ready, in seconds since 1970."""
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"ready_s": time.time()}
 
 
 class Writer:

@@ -1,12 +1,12 @@
-"""When each call of each actor of a run began and ended."""
+"""When each actor of a run was ready, and when each of its calls began and ended."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from unittest import mock
 
 import ray
@@ -22,10 +22,10 @@ Spans = dict[str, list[list[Span]]]
 
 @dataclass(slots=True)
 class Seen:
-    """`described` holds, by kind, what each actor told of itself when it was ready."""
+    """`ready` holds, by kind, when each actor was ready for its first call, in seconds since 1970."""
 
     spans: Spans = field(default_factory=dict)
-    described: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    ready: dict[str, list[float]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -43,8 +43,16 @@ def watched(replaced: dict[str, str] | None = None) -> Iterator[Seen]:
         def close(self) -> None:
             ready = [actor for actor in self.actors if actor.ready]
             seen.spans[self.spec.kind] = ray.get([actor.handle.spans.remote() for actor in ready])
-            seen.described[self.spec.kind] = [actor.description or {} for actor in ready]
+            seen.ready[self.spec.kind] = [(actor.description or {})["ready_s"] for actor in ready]
             super().close()
 
     with mock.patch("actors.fleet.Pool", Watched):
         yield seen
+
+
+def earliest_end(ready: Sequence[float], batches: int, batch_s: float) -> float:
+    """Of that many batches by generators without a gap: each batch goes to the one that is free first."""
+    free = sorted(ready)
+    for _ in range(batches):
+        end = heapq.heapreplace(free, free[0] + batch_s) + batch_s
+    return end
