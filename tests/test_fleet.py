@@ -26,7 +26,7 @@ def start(verifier_gpus):
 
 
 def test_those_that_generators_share_are_started_before_them(started):
-    """Or 64 generators make images for seconds that nobody is there to judge, until all of them must pause."""
+    """Or many generators make images for seconds that nobody is there to judge, until all must pause."""
     start(verifier_gpus=0)
     assert started[-1] == "generator"
 
