@@ -257,6 +257,23 @@ def test_only_a_create_is_conditional(proxy, storage):
     assert [put.headers.get("if-none-match") for put in proxy.requests("PUT")] == ["*", None]
 
 
+def test_a_part_of_a_file_is_one_request(proxy, storage):
+    storage.publish("a", b"0123456789")
+    assert storage.read_range("a", 2, 3) == b"234"
+    [get] = proxy.requests("GET")
+    assert get.headers["range"] == "bytes=2-4"
+    assert not proxy.requests("HEAD")
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "part"), [(8, 9, b"89"), (10, 1, b""), (20, 1, b""), (4, 0, b"")]
+)
+def test_a_part_of_a_file_is_as_long_as_the_file_has_it(storage, clock, unhurried, start, length, part):
+    storage.publish("a", b"0123456789")
+    assert unhurried.read_range("a", start, length) == part
+    assert not clock.pauses
+
+
 def test_azure_is_asked_for_the_same_condition(proxy, run_uri, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")

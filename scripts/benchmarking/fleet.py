@@ -12,7 +12,7 @@ import click
 
 from benchmarking.record import save
 from benchmarking.simulated_job import PASS_RATE, SHAPE, VERIFY_S, Job, run_job
-from benchmarking.simulated_workers import WRITE_S
+from benchmarking.simulated_writer import WRITE_S
 from benchmarking.watch import Span, earliest_end
 
 BATCHES_EACH = 60

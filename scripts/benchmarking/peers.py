@@ -23,7 +23,7 @@ import ray
 
 from benchmarking.record import save
 from benchmarking.simulated_job import SHAPE, SIDE, VERIFY_S, run_job
-from benchmarking.simulated_workers import WRITE_S
+from benchmarking.simulated_writer import WRITE_S
 
 ATTEMPTS = 4
 

@@ -53,7 +53,7 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         (dataset / "class0").mkdir(parents=True)
         wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
-        writer = {"writer": "benchmarking.simulated_workers:Writer"}
+        writer = {"writer": "benchmarking.simulated_writer:Writer"}
         with watched(writer) as seen, mock.patch("actors.fleet.verifier_worker", _slow_verifier):
             result = run(Config.model_validate(wanted), Path(folder) / "run")
         job.ended = time.time()

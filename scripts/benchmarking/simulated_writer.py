@@ -1,4 +1,4 @@
-"""Workers of fixed service times."""
+"""A writer of a fixed service time, in a module of its own that imports little."""
 
 from __future__ import annotations
 
