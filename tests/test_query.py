@@ -339,3 +339,14 @@ def test_a_reader_that_goes_away_is_no_error(run):
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_process_that_has_read_rows_ends_well(tmp_path, project):
+    """Threads of Arrow let go of what they read when they come to it, be it while the interpreter ends."""
+    log = start(open_storage(tmp_path / "run", create=True))
+    for number in range(12):
+        log.commit([row(f"basic/dim/{12 * index + number:04d}") for index in range(12)])
+    read = "import sys, balancer; balancer.open_manifest(sys.argv[1]).to_table(['id'], 'score >= 0')"
+    command = [sys.executable, "-c", read, str(tmp_path / "run")]
+    ended = [subprocess.run(command, cwd=project, capture_output=True, check=False) for _ in range(6)]
+    assert {(one.returncode, one.stderr) for one in ended} == {(0, b"")}
