@@ -18,12 +18,7 @@ from tests.fault_proxy import ACCESS_KEY, LATE, SECRET_KEY, STALL, FaultProxy
 PROJECT = Path(__file__).parent.parent
 
 # How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile(
-    "balancer",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize="CI" in os.environ,
-)
+hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("balancer")
 
 
