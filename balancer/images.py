@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from balancer.errors import DatasetError
+from balancer.regular_files import TooLargeError, read_regular
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -79,12 +79,9 @@ _UPRIGHT = {
 }
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _OPEN_FAILURES = {
-    errno.ELOOP: "a symbolic link, which is not followed",
     errno.ENOENT: "no such file",
     errno.EACCES: "no permission to read it",
     errno.EPERM: "no permission to read it",
-    errno.EISDIR: "a folder, not a file",
-    errno.ENXIO: "not a regular file",
 }
 
 Pixels = NDArray[np.uint8]
@@ -110,18 +107,12 @@ def read_image(path: str | os.PathLike[str], *, max_bytes: int, max_pixels: int)
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
     """The content of a regular file of at most `max_bytes`; raises UnreadableImage."""
     try:
-        with open(path, "rb", opener=_open_strictly) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableImage("not a regular file", path)
-            data = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+        data = read_regular(path, max_bytes=max_bytes, follow_links=False)
+    except TooLargeError as error:
+        raise UnreadableImage(f"{error.strerror} (dataset.max_image_megabytes)", path) from error
     except OSError as error:
         reason = _OPEN_FAILURES.get(error.errno or 0, error.strerror or str(error))
         raise UnreadableImage(reason, path) from error
-    size = max(status.st_size, len(data))
-    if size > max_bytes:
-        limit = f"limit of {max_bytes / 1e6:g} (dataset.max_image_megabytes)"
-        raise UnreadableImage(f"{size / 1e6:.1f} megabytes, over the {limit}", path)
     if not data:
         raise UnreadableImage("the file is empty", path)
     return data
@@ -197,11 +188,6 @@ def perceptual_hash(pixels: Pixels) -> str:
     import imagehash
 
     return str(imagehash.phash(Image.fromarray(pixels)))
-
-
-def _open_strictly(path: str, flags: int) -> int:
-    # Not blocking, or opening a named pipe would wait for its writer.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 _warnings_lock = threading.Lock()

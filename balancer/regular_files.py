@@ -1,0 +1,62 @@
+"""The one door to files that somebody else wrote: regular, opened without waiting, read up to a limit.
+
+A pipe would wait for ever, a device may never end, and a link may lead to either.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+OpenPath = str | os.PathLike[str]
+
+
+class NotRegularError(OSError):
+    """A pipe, a device, a socket, a folder, or a link where links are not followed; `strerror` says which."""
+
+    def __init__(self, path: OpenPath, reason: str = "not a regular file") -> None:
+        super().__init__(errno.EINVAL, reason, os.fspath(path))
+
+
+class TooLargeError(OSError):
+    """`num_bytes` is the size that the file claims, or more than `max_bytes` if it claims less."""
+
+    def __init__(self, path: OpenPath, num_bytes: int, max_bytes: int) -> None:
+        reason = f"{num_bytes / 1e6:.1f} megabytes, over the limit of {max_bytes / 1e6:g}"
+        super().__init__(errno.EFBIG, reason, os.fspath(path))
+        self.num_bytes = num_bytes
+        self.max_bytes = max_bytes
+
+
+def open_regular(path: OpenPath, *, follow_links: bool) -> BinaryIO:
+    """Open for reading; NotRegularError, or whatever OSError the system has.
+
+    `follow_links` is about the last part of the path only; what a link leads to must be regular, too.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegularError(path, "a symbolic link, which is not followed") from error
+        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+            raise NotRegularError(path) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotRegularError(path, *(["a folder, not a file"] if stat.S_ISDIR(mode) else []))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: OpenPath, *, max_bytes: int, follow_links: bool) -> bytes:
+    """The whole content; TooLargeError before more than `max_bytes` are read, and as `open_regular`."""
+    with open_regular(path, follow_links=follow_links) as file:
+        claimed = os.fstat(file.fileno()).st_size
+        data = b"" if claimed > max_bytes else file.read(max_bytes + 1)
+    size = max(claimed, len(data))
+    if size > max_bytes:
+        raise TooLargeError(path, size, max_bytes)
+    return data
