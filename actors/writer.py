@@ -55,7 +55,7 @@ class Writer:
         The name holds part of the content's hash, so that writing the same image again changes nothing.
         """
         for example in rejected:
-            self._storage.publish(example.path, encode_image(pixels[example.index], example.mark))
+            self._storage.replace(example.path, encode_image(pixels[example.index], example.mark))
         return [_write_one(self._storage, pixels[item.index], item, self._format) for item in items]
 
 

@@ -277,7 +277,7 @@ def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any])
 
     folder, name = os.path.split(os.path.abspath(path))
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    open_storage(folder, create=True).publish(name, data + b"\n")
+    open_storage(folder, create=True).replace(name, data + b"\n")
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:

@@ -11,7 +11,7 @@ from typing import Any
 from balancer.config import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
-from balancer.storage import FileInfo, MissingFileError, Storage
+from balancer.storage import FileInfo, MissingFileError, OtherContentError, Storage
 from balancer.storage.contract import check_path
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = Config.model_validate(
         },
         "target": {"per_class": 3},
         "attempts": {"max": 3, "fallback": {"threshold": 0.5}},
+        "output": {"rejected_per_reason": 0},
     }
 ).model_dump(mode="json")
 
@@ -152,6 +153,11 @@ class MemoryStorage:
     after_create: Callable[[], None] | None = None
 
     def publish(self, path: str, data: bytes) -> None:
+        check_path(path, self.uri)
+        if self.files.setdefault(path, data) != data:
+            raise OtherContentError(f"{path} holds other bytes")
+
+    def replace(self, path: str, data: bytes) -> None:
         check_path(path, self.uri)
         self.files[path] = data
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from balancer import open_manifest
 from balancer.errors import ManifestError, UsageError
-from balancer.manifest import Manifest, compacted, compaction, read_log
+from balancer.manifest import Manifest, check_run, compacted, compaction, create_run, read_log
 from balancer.manifest.compacted import DamagedCopyError, read_index
 from balancer.manifest.compaction import compact
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, fragment_path
 from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import MemoryStorage, real, rejected, row, start, void
+from tests.manifest_samples import MemoryStorage, image_bytes, real, rejected, row, run_info, start, void
 
 SLOTS = [f"{cell}/{index:04d}" for cell in ("basic/dim", "burnt/dim/severe") for index in range(4)]
 
@@ -124,8 +124,7 @@ def test_a_log_without_rows_can_be_compacted():
 
 def test_a_log_that_no_driver_opened_is_not_compacted():
     storage = MemoryStorage()
-    start(storage)
-    storage.files.pop(fragment_path(1))
+    create_run(storage, run_info())
     assert compact(storage) is None
     assert INDEX_FILE not in storage.files
 
@@ -231,11 +230,26 @@ def test_row_groups_have_statistics_and_pages_checksums():
     assert columns["prompt"].compression == "ZSTD"
 
 
+def test_classes_whose_folders_have_one_name_are_told_apart(monkeypatch):
+    for module in (compacted, compaction):
+        monkeypatch.setattr(module, "slug", lambda name: "same")
+    storage = committed(*(row(slot) for slot in SLOTS))
+    for slot in SLOTS:
+        storage.publish(f"images/{slot}-1.png", image_bytes(f"{slot}-1"))
+    index = compact(storage)
+    assert index is not None
+    assert len({file.path for file in index.files}) == len(index.files) == 2
+    assert manifest_in(storage).to_table().equals(read_log(storage).table)
+    assert manifest_in(storage).count_by("class")["count"].to_pylist() == [4, 4]
+    assert [problem.rule for problem in check_run(storage).problems] == ["no more images than planned"] * 2
+
+
 def test_the_index_is_published_last():
     storage = committed(row(SLOTS[0]), row(SLOTS[4]))
     written: list[str] = []
-    publish = storage.publish
+    publish, replace = storage.publish, storage.replace
     storage.publish = lambda path, data: (written.append(path), publish(path, data))[1]
+    storage.replace = lambda path, data: (written.append(path), replace(path, data))[1]
     compact(storage)
     assert written[-1] == INDEX_FILE
     assert len(written) == 3

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.cells import Candidate, Cell, Slot
-from balancer.manifest.layout import fragment_path, fragment_seq, image_stem
-from balancer.storage import open_storage
+from balancer.manifest.layout import fragment_path, fragment_seq, image_stem, rejected_path, rejected_paths
+from balancer.storage import open_storage, slug, slug_of_before
 
 FACETS = ("lighting", "burn_level")
 HOSTILE = [
@@ -78,3 +78,11 @@ def test_a_fragment_knows_its_number():
 )
 def test_other_files_are_no_fragments(path):
     assert fragment_seq(path) is None
+
+
+def test_a_rejected_image_is_found_under_the_name_of_an_earlier_version_too():
+    now, before = rejected_paths("Burnt/dim/0003-1", "A Facet")
+    assert now == rejected_path("Burnt/dim/0003-1", "A Facet")
+    names = ("A Facet", "Burnt")
+    assert before == "rejected/{}/{}/dim/0003-1.png".format(*map(slug_of_before, names))
+    assert now == "rejected/{}/{}/dim/0003-1.png".format(*map(slug, names))

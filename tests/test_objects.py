@@ -241,7 +241,7 @@ def test_a_setting_of_the_library_that_makes_no_sense_is_a_storage_error(proxy, 
 # ---- what is sent ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["publish", "create"])
+@pytest.mark.parametrize("method", ["publish", "replace", "create"])
 def test_a_file_of_any_size_is_one_put_with_its_checksum(proxy, storage, method):
     data = b"\0" * 6_000_000
     getattr(storage, method)("images/a.png", data)
@@ -251,10 +251,11 @@ def test_a_file_of_any_size_is_one_put_with_its_checksum(proxy, storage, method)
     assert put.headers["content-type"] == "image/png"
 
 
-def test_only_a_create_is_conditional(proxy, storage):
+def test_a_replace_alone_is_unconditional(proxy, storage):
     storage.create("a", b"")
     storage.publish("b", b"")
-    assert [put.headers.get("if-none-match") for put in proxy.requests("PUT")] == ["*", None]
+    storage.replace("c", b"")
+    assert [put.headers.get("if-none-match") for put in proxy.requests("PUT")] == ["*", "*", None]
 
 
 def test_a_part_of_a_file_is_one_request(proxy, storage):
@@ -323,6 +324,15 @@ def test_a_publish_whose_answer_got_lost_is_made_once_more_and_does_no_harm(prox
     proxy.fail(fault)
     storage.publish("a", b"mine")
     assert (storage.read("a"), len(proxy.requests("PUT"))) == (b"mine", 2)
+
+
+@pytest.mark.parametrize("fault", DONE_UNSEEN)
+def test_a_replace_whose_answer_got_lost_is_made_once_more(proxy, storage, fault):
+    storage.create("a", b"before")
+    proxy.seen.clear()
+    proxy.fail(fault)
+    storage.replace("a", b"after")
+    assert (storage.read("a"), len(proxy.requests("PUT"))) == (b"after", 2)
 
 
 def test_a_conflict_is_no_lost_race_while_nobody_has_the_name(proxy, storage):

@@ -97,7 +97,7 @@ def test_what_nothing_needs_is_deleted_and_nothing_else(run):
 def test_a_damaged_fragment_is_repaired(run):
     storage = open_storage(run, create=False)
     data = storage.read(fragment_path(2))
-    storage.publish(fragment_path(2), data[: len(data) - 20])
+    storage.replace(fragment_path(2), data[: len(data) - 20])
     assert invoke("fsck", run).exit_code == 1
     result = invoke("repair", run, "--apply")
     assert result.exit_code == 0, result.output

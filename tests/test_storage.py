@@ -22,11 +22,12 @@ from balancer.storage import (
     System,
     open_storage,
     slug,
+    slug_of_before,
 )
 
 NOT_INSIDE = ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a//b", "a/./b", "./a", "a/", "a\0b"]
 
-ARGUMENTS = {"publish": (b"data",), "create": (b"data",), "read_range": (0, 1)}
+ARGUMENTS = {**dict.fromkeys(("publish", "replace", "create"), (b"data",)), "read_range": (0, 1)}
 
 
 class Spy:
@@ -97,6 +98,41 @@ def test_a_name_cannot_pass_for_the_slug_of_another():
     assert slug(slug("Foo")) != slug("Foo")
 
 
+COLLIDED = [
+    (f"basic/{folder}/IMG_{one}.png", f"basic/{folder}/IMG_{other}.png")
+    for folder, one, other in (
+        ("holiday-in-naples-2019-pizzeria-da-michele-wood-fired-oven-originals", "01379", "08674"),
+        ("kitchen-tests-of-the-wood-fired-oven-with-tomatoes-and-basil", "00073", "09316"),
+        ("photographs-of-the-spring-menu-before-and-after-the-oven-change", "05955", "06108"),
+    )
+]
+"""Names that 24 bits did not tell apart."""
+
+
+@pytest.mark.parametrize(("one", "other"), COLLIDED)
+def test_names_of_a_camera_in_one_long_folder_keep_apart(one, other):
+    assert slug_of_before(one) == slug_of_before(other)
+    assert slug(one) != slug(other)
+
+
+def test_a_changed_name_ends_in_64_bits():
+    assert re.fullmatch(r"foo-[0-9a-f]{16}", slug("Foo"))
+    assert len(slug("Foo" * 99)) == 64
+
+
+@pytest.mark.parametrize("name", ["x-0123ab", "x-0123456789abcdef"])
+def test_a_name_that_looks_hashed_is_hashed(name):
+    assert slug(name) != name
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("basic", "basic"), ("Foo", "foo-6ab0e1"), ("x-0123ab", "x-0123ab-e2a714"), ("x-" + "a" * 16,) * 2],
+)
+def test_slugs_of_earlier_versions_are_known(name, before):
+    assert slug_of_before(name) == before
+
+
 @pytest.mark.parametrize("name", ["basic", "dim_ambient", "0003-1", "x" * 64])
 def test_a_plain_name_is_its_own_slug(name):
     assert slug(name) == name
@@ -112,7 +148,9 @@ def test_a_dangerous_name_is_changed(name):
 
 
 @pytest.mark.parametrize("path", NOT_INSIDE)
-@pytest.mark.parametrize("method", ["publish", "create", "read", "read_range", "info", "exists", "delete"])
+@pytest.mark.parametrize(
+    "method", ["publish", "replace", "create", "read", "read_range", "info", "exists", "delete"]
+)
 def test_no_path_leads_out_of_the_run_folder(tmp_path, method, path):
     storage = open_storage(tmp_path / "run", create=True)
     with pytest.raises(StorageError, match="is not a path inside the run folder"):
@@ -120,7 +158,7 @@ def test_no_path_leads_out_of_the_run_folder(tmp_path, method, path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("method", ["publish", "create", "read", "read_range", "info", "delete"])
+@pytest.mark.parametrize("method", ["publish", "replace", "create", "read", "read_range", "info", "delete"])
 def test_a_linked_folder_outside_is_refused(tmp_path, method):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -144,11 +182,19 @@ def test_a_linked_file_is_not_read(tmp_path):
         storage.info("a")
 
 
-def test_publishing_replaces_a_link_and_not_what_it_points_to(tmp_path):
+def test_nothing_is_published_where_a_link_is(tmp_path):
+    (tmp_path / "secret").write_bytes(b"mine")
+    storage = open_storage(tmp_path / "run", create=True)
+    (tmp_path / "run" / "a").symlink_to(tmp_path / "secret")
+    with pytest.raises(StorageError):
+        storage.publish("a", b"mine")
+
+
+def test_replacing_a_link_leaves_what_it_points_to(tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     storage = open_storage(tmp_path / "run", create=True)
     (tmp_path / "run" / "a").symlink_to(tmp_path / "secret")
-    storage.publish("a", b"mine")
+    storage.replace("a", b"mine")
     assert (storage.read("a"), (tmp_path / "secret").read_bytes()) == (b"mine", b"secret")
 
 
@@ -252,7 +298,9 @@ def test_listing_is_sorted_deep_and_follows_no_link(tmp_path):
 # ---- what survives a power loss ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "naming"), [("publish", "rename"), ("create", "link")])
+@pytest.mark.parametrize(
+    ("method", "naming"), [("replace", "rename"), ("publish", "link"), ("create", "link")]
+)
 def test_data_is_synced_before_its_name_and_the_name_before_the_return(tmp_path, method, naming):
     spy = Spy()
     storage = storage_with(spy, tmp_path / "run")
@@ -320,7 +368,7 @@ def test_a_folder_above_the_run_that_may_not_be_read_is_passed_through(tmp_path)
 # ---- disks that fail ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["publish", "create"])
+@pytest.mark.parametrize("method", ["publish", "replace", "create"])
 @pytest.mark.parametrize("call", ["open", "write", "fsync"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_nothing_and_the_same_call_works_later(tmp_path, method, call, number):
@@ -359,7 +407,7 @@ def test_a_failed_sync_is_fatal_and_never_tried_again(tmp_path, where):
     with pytest.raises(StorageError, match="cannot sync"):
         storage.create("name", b"data")
     calls = len(spy.calls)
-    for method in (storage.create, storage.publish):
+    for method in (storage.create, storage.publish, storage.replace):
         with pytest.raises(StorageError, match="nothing more is written to this run"):
             method("other", b"data")
     assert len(spy.calls) == calls
@@ -393,6 +441,16 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot make the folder"):
         open_storage(tmp_path / "file" / "run", create=True)
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("path", ["run", ".", "file:run"])
+def test_a_path_in_a_working_folder_that_was_deleted_is_told(tmp_path, monkeypatch, path, create):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="working folder, which was deleted"):
+        open_storage(path, create=create)
 
 
 def test_a_file_uri_is_a_local_path(tmp_path):

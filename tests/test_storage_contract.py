@@ -13,7 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import StorageError
-from balancer.storage import MissingFileError, Storage, open_storage, refuse_without_create_only
+from balancer.storage import (
+    MissingFileError,
+    OtherContentError,
+    Storage,
+    open_storage,
+    refuse_without_create_only,
+)
 from tests.fault_proxy import CONFLICT, LOST, RESET, UNAVAILABLE
 from tests.manifest_samples import MemoryStorage
 
@@ -61,9 +67,12 @@ def another(storage: Storage) -> Storage:
 
 
 @pytest.mark.parametrize("path", NOT_INSIDE)
-@pytest.mark.parametrize("method", ["publish", "create", "read", "read_range", "info", "exists", "delete"])
+@pytest.mark.parametrize(
+    "method", ["publish", "replace", "create", "read", "read_range", "info", "exists", "delete"]
+)
 def test_no_path_leads_out_of_the_run_folder(storage, method, path):
-    arguments = {"publish": (b"data",), "create": (b"data",), "read_range": (0, 1)}.get(method, ())
+    writing = dict.fromkeys(("publish", "replace", "create"), (b"data",))
+    arguments = {**writing, "read_range": (0, 1)}.get(method, ())
     with pytest.raises(StorageError, match="is not a path inside the run folder"):
         getattr(storage, method)(path, *arguments)
     assert storage.list("") == []
@@ -78,9 +87,47 @@ def test_nothing_outside_the_run_folder_is_listed(storage, prefix):
 # ---- reading and writing -----------------------------------------------------------------------
 
 
-def test_what_is_published_is_read_back_and_replaced(storage):
-    storage.publish("a/b/c", b"1")
-    storage.publish("a/b/c", b"2")
+def test_a_published_file_never_changes(storage):
+    storage.publish("a", b"first")
+    another(storage).publish("a", b"first")
+    for data in (b"other", b"", b"firs", b"first "):
+        with pytest.raises(OtherContentError, match="a"):
+            another(storage).publish("a", data)
+    assert (storage.read("a"), storage.list("")) == (b"first", ["a"])
+
+
+@pytest.mark.parametrize("method", ["create", "replace"])
+def test_nothing_that_is_there_is_published_over(storage, method):
+    getattr(storage, method)("a", b"first")
+    with pytest.raises(OtherContentError):
+        storage.publish("a", b"second")
+    assert storage.read("a") == b"first"
+
+
+def test_of_many_who_publish_different_bytes_one_is_heard_and_the_others_are_told(storage):
+    results: dict[bytes, bool] = {}
+    barrier = threading.Barrier(8)
+
+    def attempt(number: int) -> None:
+        mine, data = another(storage), str(number % 2).encode()
+        barrier.wait()
+        try:
+            mine.publish("images/1", data)
+            results[data] = True
+        except OtherContentError:
+            results.setdefault(data, False)
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {data: data == storage.read("images/1") for data in (b"0", b"1")}
+
+
+def test_what_is_replaced_is_read_back(storage):
+    storage.replace("a/b/c", b"1")
+    storage.replace("a/b/c", b"2")
     assert another(storage).read("a/b/c") == b"2"
     assert another(storage).list("") == ["a/b/c"]
 
@@ -197,7 +244,9 @@ def test_the_probe_passes_and_leaves_nothing_behind(storage):
 
 PATHS = [f"{folder}/{name}" for folder in FOLDERS for name in NAMES]
 CALLS = st.lists(
-    st.tuples(st.sampled_from(["publish", "create", "delete", "read", "list"]), st.sampled_from(PATHS)),
+    st.tuples(
+        st.sampled_from(["publish", "replace", "create", "delete", "read", "list"]), st.sampled_from(PATHS)
+    ),
     max_size=12,
 )
 
@@ -208,8 +257,12 @@ def test_any_sequence_of_calls_leaves_what_a_dictionary_would_hold(make, calls):
     storage, held = make(), dict[str, bytes]()
     for number, (call, path) in enumerate(calls):
         data = f"{number} {path}".encode()
-        if call == "publish":
-            storage.publish(path, data)
+        if call == "publish" and path in held:
+            storage.publish(path, held[path])
+            with pytest.raises(OtherContentError):
+                storage.publish(path, data)
+        elif call in ("publish", "replace"):
+            getattr(storage, call)(path, data)
             held[path] = data
         elif call == "create":
             won = storage.create(path, data)

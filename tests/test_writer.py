@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.writer import WriteItem, Writer
+from actors.writer import RejectedItem, WriteItem, Writer
 from balancer.errors import StorageError
 from balancer.images import is_marked_synthetic
 from balancer.manifest.rows import ImageFile
+from balancer.storage import OtherContentError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
 
@@ -62,3 +63,19 @@ def test_images_are_taken_from_arrays_that_cannot_be_written_to(tmp_path):
 def test_a_run_folder_the_writer_cannot_see_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"gone does not exist, as seen from the machine of a writer"):
         Writer(str(tmp_path / "gone"))
+
+
+def test_an_image_is_never_written_over_another_file(tmp_path):
+    writer = Writer(str(tmp_path))
+    [written] = writer.write(PIXELS, [item(1)])
+    (tmp_path / written.file_name).write_bytes(b"another")
+    with pytest.raises(OtherContentError):
+        writer.write(PIXELS, [item(1)])
+    assert (tmp_path / written.file_name).read_bytes() == b"another"
+
+
+def test_an_example_of_a_rejected_image_is_renewed(tmp_path):
+    writer = Writer(str(tmp_path))
+    for index in (0, 1):
+        writer.write(PIXELS, [], [RejectedItem(index, "rejected/class/a.png", {})])
+    np.testing.assert_array_equal(Image.open(tmp_path / "rejected/class/a.png"), PIXELS[1])

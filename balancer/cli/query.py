@@ -146,5 +146,5 @@ def _emit(data: bytes, output: str | None) -> None:
         raise UsageError(f"--output {output}: no folder {folder}", hint="make the folder first")
     from balancer.storage import open_storage
 
-    open_storage(folder, create=False).publish(name, data)
+    open_storage(folder, create=False).replace(name, data)
     console.note(f"wrote {output}")

@@ -103,7 +103,7 @@ def make_durable(storage: Storage, path: str) -> None:
 
 
 def publish_index(storage: Storage, index: Index) -> None:
-    storage.publish(INDEX_FILE, encode_index(index))
+    storage.replace(INDEX_FILE, encode_index(index))
 
 
 def _is_up_to_date(storage: Storage, info: RunInfo, chain: Chain) -> bool:

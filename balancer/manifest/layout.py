@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from balancer.cells import Candidate
-from balancer.storage import slug
+from balancer.storage import slug, slug_of_before
 
 RUN_FILE = "run.json"
 IMAGES_DIR = "images"
 LOG_DIR = "manifest/log"
+HEAD_FILE = "manifest/head.json"
 DATA_DIR = "manifest/data"
 INDEX_FILE = f"{DATA_DIR}/_index.json"
 DAMAGED_DIR = "manifest/damaged"
@@ -44,4 +45,13 @@ def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:
 
 def rejected_path(candidate_id: str, reason: str) -> str:
     """Where the image of a rejected candidate stands, if it is one of the few that are kept."""
-    return "/".join((REJECTED_DIR, slug(reason), *map(slug, candidate_id.split("/")))) + ".png"
+    return _rejected_path(candidate_id, reason, slug)
+
+
+def rejected_paths(candidate_id: str, reason: str) -> tuple[str, str]:
+    """As `rejected_path`, now and as an earlier version of this program wrote it."""
+    return rejected_path(candidate_id, reason), _rejected_path(candidate_id, reason, slug_of_before)
+
+
+def _rejected_path(candidate_id: str, reason: str, name: Callable[[str], str]) -> str:
+    return "/".join((REJECTED_DIR, name(reason), *map(name, candidate_id.split("/")))) + ".png"

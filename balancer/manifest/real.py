@@ -78,8 +78,9 @@ def _bring_in(
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
+    # With a part of the content's hash: after a crash the file in the dataset may be another one by now.
     name = PurePosixPath(image.file_name)
     stem = log.free_name(f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}")
-    path = f"{stem}.{slug(name.suffix[1:].lower())}"
+    path = f"{stem}-{image.sha256[:12]}.{slug(name.suffix[1:].lower())}"
     storage.publish(path, data)
     return ImageFile(path, image.sha256, image.num_bytes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from balancer.errors import BalancerError
-from balancer.manifest.layout import REJECTED_DIR, rejected_path
+from balancer.manifest.layout import REJECTED_DIR, rejected_paths
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str,
         return
     columns = ["id", "cell", "reason", "score", "threshold", "nearest_id"]
     for row in manifest.to_table(columns, status="rejected").to_pylist():
-        if (path := rejected_path(row["id"], row["reason"])) in files:
+        for path in files.intersection(rejected_paths(row["id"], row["reason"])):
             files.discard(path)
             yield path, row
         if not files:  # those kept are mostly the first ones

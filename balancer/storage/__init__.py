@@ -1,4 +1,4 @@
-"""The one door to a run folder: publish a file whole, commit create-only, read, list, delete.
+"""The one door to a run folder: publish a file once, replace one on purpose, create, read, list, delete.
 
 A run folder is a local path (`local`) or a prefix in a bucket (`objects`); `contract` says what both do.
 """
@@ -16,6 +16,7 @@ from balancer.storage.contract import (
     FileInfo,
     MissingFileError,
     NoCreateOnlyError,
+    OtherContentError,
     Paths,
     Storage,
     is_temporary,
@@ -30,6 +31,7 @@ __all__ = [
     "MissingFileError",
     "MissingFolderError",
     "NoCreateOnlyError",
+    "OtherContentError",
     "Paths",
     "Storage",
     "System",
@@ -37,10 +39,17 @@ __all__ = [
     "open_storage",
     "refuse_without_create_only",
     "slug",
+    "slug_of_before",
 ]
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_HASHED_NAME = re.compile(r".*-[0-9a-f]{6}")
+_LONGEST = 64
+_HASH_BYTES = 8
+_HASH_BYTES_BEFORE = 3
+"""Of 5000 names of a camera in one folder, two share 24 bits more often than not."""
+
+_HASHED_NAME = re.compile(r".*-(?:[0-9a-f]{6}|[0-9a-f]{16})")
+_HASHED_NAME_BEFORE = re.compile(r".*-[0-9a-f]{6}")
 
 
 class MissingFolderError(UsageError):
@@ -50,13 +59,25 @@ class MissingFolderError(UsageError):
 def slug(name: str) -> str:
     """A file name for any name: `[a-z0-9_-]{1,64}`, the name itself if it already is one.
 
-    A changed name gets a hash of the original appended, so that different names stay different;
-    "-" alone is never returned, it stands for a facet that does not apply.
+    A changed name ends in a 64-bit hash of the original, so different names have different slugs. "-" alone
+    is never returned; it stands for a facet that does not apply.
     """
-    if _PLAIN_NAME.fullmatch(name) and not _HASHED_NAME.fullmatch(name):
-        return name
-    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:57]
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
+    return name if _is_plain(name, _HASHED_NAME) else _hashed(name, _HASH_BYTES)
+
+
+def slug_of_before(name: str) -> str:
+    """The slug that versions with 24-bit hashes gave: to find files of runs begun then, not to write any."""
+    return name if _is_plain(name, _HASHED_NAME_BEFORE) else _hashed(name, _HASH_BYTES_BEFORE)
+
+
+def _is_plain(name: str, hashed: re.Pattern[str]) -> bool:
+    return _PLAIN_NAME.fullmatch(name) is not None and not hashed.fullmatch(name)
+
+
+def _hashed(name: str, num_bytes: int) -> str:
+    most = _LONGEST - 1 - 2 * num_bytes
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:most]
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=num_bytes).hexdigest()
     return f"{plain or 'name'}-{digest}"
 
 

@@ -79,5 +79,15 @@ def local_path(uri: str) -> str:
             raise UsageError(
                 f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
             )
-        return os.path.abspath(unquote(parts.path))
-    return os.path.abspath(uri)
+        return _absolute(unquote(parts.path))
+    return _absolute(uri)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} is relative to the working folder, which was deleted",
+            hint="change into a folder that is there, or give an absolute path",
+        ) from None

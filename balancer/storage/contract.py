@@ -19,6 +19,10 @@ class DiskFullError(StorageError):
     """No space or quota left. Nothing was written: the same call can be made again once there is room."""
 
 
+class OtherContentError(StorageError):
+    """A file of that name holds other bytes, and files of its kind never change."""
+
+
 class NoCreateOnlyError(StorageError):
     """The place has no way to write a file only if there is none of that name."""
 
@@ -34,7 +38,13 @@ class FileInfo:
 class Storage(Protocol):
     """A run folder. Paths are relative to it, with `/` between their parts.
 
-    What `publish` and `create` acknowledge is durable; what they do not is never visible in part.
+    Three ways to write, by what may be under the name already:
+
+        publish   nothing, or the same bytes. For content that never changes: images, compacted files.
+        replace   anything. For a file that is renewed on purpose: an index, a report.
+        create    nothing. For what one of several writers may do once: a fragment of the log, run.json.
+
+    What they acknowledge is durable; what they do not is never visible in part.
 
     Every method raises StorageError with the file and the cause.
     """
@@ -42,7 +52,10 @@ class Storage(Protocol):
     uri: str
 
     def publish(self, path: str, data: bytes) -> None:
-        """Write a file, replacing one of that name; readers see all of it or none."""
+        """Write a file, or find it there with the same bytes; OtherContentError if it holds others."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file in the place of one of that name; readers see all of the one or of the other."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file unless there is one of that name; of several who try, exactly one gets True.
@@ -67,6 +80,22 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file; one that is not there is no error."""
+
+
+def publish_by_creating(storage: Storage, path: str, data: bytes) -> None:
+    """`Storage.publish`, made of `create` and `read`."""
+    while not storage.create(path, data):
+        try:
+            found = storage.read(path)
+        except MissingFileError:
+            continue  # deleted since
+        if found == data:
+            return
+        raise OtherContentError(
+            f"cannot write {storage.uri}/{path}: a file of that name holds other bytes, {len(found)} of them "
+            f"where {len(data)} were to be written; such a file never changes",
+            hint="`balancer fsck RUN` says whether a row names it; if none does, remove it and run again",
+        )
 
 
 def check_path(path: str, uri: str) -> list[str]:

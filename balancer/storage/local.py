@@ -1,7 +1,7 @@
 """A run folder on a file system.
 
-Whatever `publish` and `create` acknowledge survives a power loss: the data is synced before the name
-appears, and the name (with every folder above it) before the call returns.
+What is acknowledged survives a power loss: the data is synced before the name appears, and the name (with
+every folder above it) before the call returns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from balancer.storage.contract import (
     NoCreateOnlyError,
     Paths,
     check_path,
+    publish_by_creating,
 )
 
 _READ_BYTES = 1 << 22
@@ -66,6 +67,9 @@ class LocalStorage:
         return storage
 
     def publish(self, path: str, data: bytes) -> None:
+        publish_by_creating(self, path, data)
+
+    def replace(self, path: str, data: bytes) -> None:
         target = self._target(path)
         with self._temporary(target, data) as temporary, _translated("write", target):
             self._system.rename(temporary, target)

@@ -4,8 +4,9 @@
     2  A create is a PUT that the store refuses if the name is taken (S3 and Azure: `If-None-Match: *`,
        Google: `x-goog-if-generation-match: 0`). Of several, the store lets exactly one through.
     3  A request that fails in passing is made again after a pause that grows and is random, for a bounded
-       time. A PUT whose answer got lost may have landed: the same bytes once more do no harm, and a create
-       that is refused because of itself says False, as if another had been first. The caller reads it back.
+       time. A PUT whose answer got lost may have landed: replacing a file by the same bytes once more does
+       no harm, and a create that is refused because of itself says False, as if another had been first. The
+       caller reads it back, as `publish` does.
 
 Nothing is cached. The library's own retries are off: they would not say how often they tried, and take a
 create that conflicts with another one for a refusal.
@@ -24,7 +25,14 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from balancer.errors import StorageError
-from balancer.storage.contract import FileInfo, MissingFileError, NoCreateOnlyError, Paths, check_path
+from balancer.storage.contract import (
+    FileInfo,
+    MissingFileError,
+    NoCreateOnlyError,
+    Paths,
+    check_path,
+    publish_by_creating,
+)
 from balancer.storage.failures import Conflict, Failure, failure_of
 
 if TYPE_CHECKING:
@@ -79,6 +87,9 @@ class ObjectStorage:
         self._given_up = False
 
     def publish(self, path: str, data: bytes) -> None:
+        publish_by_creating(self, path, data)
+
+    def replace(self, path: str, data: bytes) -> None:
         def put() -> None:
             # Never in parts: those of an upload that was broken off stay, and cost, unseen.
             obstore.put(self._store, path, data, use_multipart=False, attributes=_attributes(path))
@@ -130,7 +141,9 @@ class ObjectStorage:
         """False only if the file is seen: the library also takes a 409 for "is there already", with which S3
         answers while another request for the name is under way, of which none need succeed."""
         try:
-            obstore.put(self._store, path, data, mode="create", attributes=_attributes(path))
+            obstore.put(
+                self._store, path, data, mode="create", use_multipart=False, attributes=_attributes(path)
+            )
             return True
         except AlreadyExistsError:
             pass
