@@ -16,7 +16,7 @@ from balancer.errors import FencedError, StorageError, UsageError
 from balancer.manifest import check_run, gc, read_log
 from balancer.manifest.compaction import compact
 from balancer.manifest.gc import delete_leftovers, find_leftovers
-from balancer.manifest.layout import DATA_DIR, INDEX_FILE, LOG_DIR
+from balancer.manifest.layout import DATA_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
@@ -245,6 +245,66 @@ def test_many_images_are_announced_part_by_part(storage, monkeypatch):
     assert find_leftovers(storage, DAY, later) == []
 
 
+# ---- how much, and on whose word -----------------------------------------------------------------
+
+
+def leave(storage: MemoryStorage, count: int) -> list[str]:
+    """Images that no row names."""
+    left = [f"images/basic/dim/1000-{number}.png" for number in range(count)]
+    storage.files |= dict.fromkeys(left, b"left over")
+    return left
+
+
+def test_more_images_than_crashes_leave_go_only_when_that_is_confirmed(storage):
+    leave(storage, gc.MANY_IMAGES)
+    before = dict(storage.files)
+    with pytest.raises(UsageError, match="17 of 18 images would be deleted") as caught:
+        delete_leftovers(storage, DAY, later)
+    assert "--delete --yes" in caught.value.hint
+    assert storage.files == before
+    assert len(delete_leftovers(storage, DAY, later, confirmed=True)) == 17
+    assert find_leftovers(storage, DAY, later) == []
+
+
+def test_as_many_as_a_crash_leaves_go_unconfirmed(storage):
+    leave(storage, gc.MANY_IMAGES - 1)
+    assert len(delete_leftovers(storage, DAY, later)) == gc.MANY_IMAGES
+
+
+def test_a_small_share_of_many_images_goes_unconfirmed(storage):
+    named = [row(f"basic/dim/{number:04d}") for number in range(100, 400)]
+    storage.files |= {one["file_name"]: b"an image" for one in named}
+    log = start(storage)
+    log.commit(named)
+    log.close("complete")
+    leave(storage, 29)
+    assert len(delete_leftovers(storage, DAY, later)) == 30
+
+
+def test_without_a_head_no_image_goes_unconfirmed(storage):
+    """An earlier version wrote the run, and nothing says whether the end of its log is there."""
+    storage.delete(HEAD_FILE)
+    before = dict(storage.files)
+    with pytest.raises(UsageError, match="nothing proves that the log has all its rows"):
+        delete_leftovers(storage, DAY, later)
+    assert storage.files == before
+    assert paths(delete_leftovers(storage, DAY, later, confirmed=True)) == [LEFT]
+
+
+def test_without_a_head_other_leftovers_go(storage):
+    storage.delete(HEAD_FILE)
+    del storage.files[LEFT]
+    storage.files["images/.a.tmp"] = b"half"
+    assert paths(delete_leftovers(storage, DAY, later)) == ["images/.a.tmp"]
+
+
+def test_what_was_not_in_the_first_listing_stays(storage):
+    """While gc takes the log over, more images turn up that are old and that no row names."""
+    storage.before_create = lambda: leave(storage, 3)
+    assert paths(delete_leftovers(storage, DAY, later, confirmed=True)) == [LEFT]
+    assert len(find_leftovers(storage, DAY, later)) == 3
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -274,6 +334,18 @@ def test_the_command_lists_and_deletes_nothing_by_default(run):
 def test_the_command_deletes_when_told_to(run):
     assert command(run, "--delete").stdout.splitlines() == [LEFT, "deleted: 1 image, 0.0 MB"]
     assert not (run / LEFT).exists()
+    assert command(run).stdout == "left over: nothing, 0.0 MB\n"
+
+
+def test_the_command_asks_for_yes_where_much_would_go(run):
+    for number in range(20):
+        path = run / f"images/basic/dim/1000-{number}.png"
+        path.write_bytes(b"left over")
+        os.utime(path, (0, 0))
+    refused = command(run, "--delete")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "21 of 22 images would be deleted" in refused.stderr
+    assert command(run, "--delete", "--yes").exit_code == 0
     assert command(run).stdout == "left over: nothing, 0.0 MB\n"
 
 

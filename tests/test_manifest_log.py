@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from balancer.errors import FencedError, ManifestError, StorageError, UsageError
-from balancer.manifest import ManifestLog, read_log
+from balancer.manifest import ManifestLog, create_run, read_log
 from balancer.manifest.layout import LOG_DIR, fragment_path
 from balancer.manifest.rows import revoked
 from balancer.manifest.rules import Rules, merged
@@ -81,8 +81,7 @@ def test_an_empty_commit_writes_nothing():
 
 def test_a_run_that_no_driver_opened_has_an_empty_log():
     storage = MemoryStorage()
-    start(storage)
-    storage.files.pop(fragment_path(1))
+    create_run(storage, run_info())
     view = read_log(storage)
     assert (view.table.num_rows, view.fragments, view.last, view.opened_at, view.state) == (
         0,

@@ -13,21 +13,24 @@ from balancer.cli import console
 @click.command("gc")
 @click.argument("run", metavar="RUN")
 @click.option("--delete", is_flag=True, help="Delete them.")
+@click.option("--yes", is_flag=True, help="With --delete: also more images than crashes leave.")
 @click.option(
     "--older-than", default=24.0, show_default=True, type=click.FloatRange(min=0), metavar="HOURS",
     help="Only files that were written longer ago.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(run: str, delete: bool, older_than: float, as_json: bool) -> None:
+def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool) -> None:
     """List files in RUN that nothing needs: images that no row names, temporary files, old compacted files.
 
     With --delete they are deleted, unless a driver is at work; one that only seemed to be gone is stopped.
+    Images that are more than 16 and more than a tenth of all are deleted only with --yes, and so is any image
+    of a run of an earlier version, whose log cannot be proven to be whole.
     """
     from balancer.manifest.gc import delete_leftovers, find_leftovers, total_bytes
     from balancer.storage import open_storage
 
     storage, age = open_storage(run, create=False), dt.timedelta(hours=older_than)
-    found = delete_leftovers(storage, age) if delete else find_leftovers(storage, age)
+    found = delete_leftovers(storage, age, confirmed=yes) if delete else find_leftovers(storage, age)
     if as_json:
         console.print_json(
             {

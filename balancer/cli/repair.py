@@ -21,26 +21,31 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     """Show what can be saved of damaged or missing fragments of the log in RUN.
 
     With --apply the log is made whole, with what can be restored to the byte and rows that the compacted copy
-    has. The rest is lost, and the next `balancer run` makes those candidates again. Damaged files are kept in
-    manifest/damaged/. Exits with 1 while there is damage.
+    has. The rest is lost, and the next `balancer run` makes those candidates again. If the end of the log is
+    gone, or all of it, look first whether a disk is not mounted. Damaged files are kept in manifest/damaged/.
+    Exits with 1 while there is damage.
     """
     from balancer.manifest import repair
+    from balancer.manifest.layout import HEAD_FILE
     from balancer.storage import open_storage
 
     storage = open_storage(run, create=False)
     found = repair.apply(storage) if apply_ else repair.look(storage)
     for damage in found.damages:
-        click.echo(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}")
+        line = f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}"
+        click.echo(console.printable(line))
+    if found.drops_head:
+        click.echo(f"{HEAD_FILE}: {found.drops_head}: written anew from the log")
     for problem in found.unsolved:
-        click.echo(f"beyond repair: {problem}")
+        click.echo(console.printable(f"beyond repair: {problem}"))
     if found.drops_copy:
         click.echo("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
     click.echo(_summary(found, apply_))
-    if apply_ and found.damages:
+    if apply_ and found.is_needed:
         console.note(f"`balancer fsck {shlex.quote(run)}` tells whether anything is still wrong")
-    elif found.damages and not found.unsolved:
+    elif found.is_needed and not found.unsolved:
         console.note("nothing was changed; --apply does")
-    if found.unsolved or (found.damages and not apply_):
+    if found.unsolved or (found.is_needed and not apply_):
         ctx.exit(1)
 
 
@@ -54,7 +59,7 @@ def _fate(damage: Damage, found: Repair) -> str:
 
 
 def _summary(found: Repair, applied: bool) -> str:
-    if not found.damages:
+    if not found.is_needed:
         return "nothing to repair"
     lost = len(found.lost)
     verb = "were" if applied else "can be"

@@ -27,6 +27,7 @@ from balancer.manifest.fragment import (
     decode,
     decode_part,
 )
+from balancer.manifest.head import check_head, check_reach, read_head
 from balancer.manifest.layout import LOG_DIR, fragment_path, fragment_seq
 from balancer.storage import MissingFileError, Storage
 
@@ -82,15 +83,15 @@ def read_chain(
 ) -> Chain:
     """The log, or what comes `after` a fragment of that number and sha256, which must be there.
 
-    Raises BrokenFragmentError if anything that is read is damaged, missing or out of place.
+    Raises BrokenFragmentError if anything that is read is damaged, missing or out of place, or if the log
+    does not reach as far as it once did.
     """
     names = with_id(schema.names if columns is None else columns)
     seq, sha256 = after
-    least = max(seq, covered(storage, run_id))  # before the listing, which may be out of date the next moment
+    # Before the listing, which may be out of date the next moment.
+    head, copied = read_head(storage, run_id), max(seq, covered(storage, run_id))
     last = last_seq(storage)
-    if last < least:
-        detail = "it is missing, the compacted copy has its rows"
-        raise BrokenFragmentError(fragment_path(least), "log without gaps", detail)
+    check_reach(storage, last, head, copied)
     blocks: list[pa.Table] = []
     entries: list[Entry] = []
     before: Entry | None = None
@@ -106,6 +107,8 @@ def read_chain(
     if before is not None and before.known_as != sha256:
         detail = "it is not the one that was there when the manifest was compacted"
         raise BrokenFragmentError(fragment_path(seq), "hash chain", detail)
+    for entry in (*entries, *filter(None, [before])):
+        check_head(head, entry)
     return Chain(before, tuple(reversed(entries)), joined(list(reversed(blocks)), schema, names))
 
 
@@ -129,8 +132,17 @@ def covered(storage: Storage, run_id: str) -> int:
 
 
 def last_seq(storage: Storage) -> int:
-    """The highest number committed. A listing made while others commit may lack lower ones that exist."""
-    return max((seq for path in storage.list(LOG_DIR) if (seq := fragment_seq(path))), default=0)
+    """The highest number committed. A listing made while others commit may lack lower ones that exist.
+
+    ManifestError if something else is in the place of the log's folder.
+    """
+    last = max((seq for path in storage.list(LOG_DIR) if (seq := fragment_seq(path))), default=0)
+    if not last and storage.exists(LOG_DIR):
+        raise ManifestError(
+            f"{LOG_DIR}: it is a file, where the folder of the log should be",
+            hint="move it away, and put the folder back from a copy of the run",
+        )
+    return last
 
 
 def load_fragment(
@@ -145,7 +157,7 @@ def read_fragment(storage: Storage, seq: int) -> bytes:
     try:
         return storage.read(path)
     except MissingFileError:
-        raise BrokenFragmentError(path, "log without gaps", "it is missing, later ones are there") from None
+        raise BrokenFragmentError(path, "log without gaps", "it is missing, and was committed") from None
 
 
 def read_committed(storage: Storage, entry: Entry, schema: pa.Schema, columns: Sequence[str]) -> Fragment:

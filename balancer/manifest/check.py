@@ -15,18 +15,20 @@ from typing import Any
 
 from balancer.config import CopiesConfig
 from balancer.copies import COMPARED, KnownImage, known_images
-from balancer.errors import ManifestError, StorageError
+from balancer.errors import BalancerError, ManifestError, StorageError
 from balancer.leaks import Leak, find_leaks
 from balancer.manifest.chain import Entry, last_seq, load_fragment
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.copycheck import check_files, check_rows
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
+from balancer.manifest.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
 from balancer.manifest.image_files import read_image_file
 from balancer.manifest.layout import (
     DATA_DIR,
     IMAGES_DIR,
     INDEX_FILE,
     LOG_DIR,
+    REJECTED_DIR,
     RUN_FILE,
     fragment_path,
     fragment_seq,
@@ -34,7 +36,7 @@ from balancer.manifest.layout import (
 from balancer.manifest.log import rows_in
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.storage import MissingFileError, Storage, is_temporary
+from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
 
 READERS = 8
 """Images hashed at once."""
@@ -110,7 +112,7 @@ def check_run(storage: Storage) -> Findings:
     except ManifestError as error:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
     index, of_copy = _index(storage, info)
-    fragments, problems = _check_log(storage, info, index)
+    fragments, problems = _check_log(storage, info, index.covers if index else 0)
     of_copy += _copy(storage, info, index, () if problems else fragments)
     rows = [row for fragment in fragments for row in _rows(fragment)]
     repaired = any(fragment.stamp.event == "repair" for fragment in fragments)
@@ -130,7 +132,9 @@ def check_run(storage: Storage) -> Findings:
         for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
             problems.extend(found)
     compacted = {file.path for file in index.files} if index else None
-    notes = [*listed, *_leftovers(storage, {row["file_name"] for row in images}, compacted)]
+    files = storage.list("")
+    notes = [*listed, *_leftovers(files, {row["file_name"] for row in images}, compacted)]
+    notes += _rejected_images(files, rows, info)
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(
         problems=(*problems, *of_copy),
@@ -161,26 +165,39 @@ def _copy(
     return [Problem(error.rule, error.path, error.detail) for error in found]
 
 
-def _check_log(storage: Storage, info: RunInfo, index: Index | None) -> tuple[list[Fragment], list[Problem]]:
+def _check_log(storage: Storage, info: RunInfo, copied: int) -> tuple[list[Fragment], list[Problem]]:
     """The fragments that can be read, each with what is wrong in the log."""
+    head, problems = _head(storage, info)
+    try:
+        last = last_seq(storage)
+    except BalancerError as error:
+        return [], [*problems, Problem("log is a folder", LOG_DIR, error.message)]
+    if not last and (lost := lost_log(storage, head, copied)):
+        return [], [*problems, Problem(LOG_IS_THERE, LOG_DIR, lost)]
     fragments: list[Fragment] = []
-    problems: list[Problem] = []
     previous: Fragment | None = None
     schema = info.schema()
     trusted = True  # whether `previous` is really the fragment before
-    last = max(last_seq(storage), index.covers if index else 0)
-    for seq in range(1, last + 1):
+    for seq in range(1, max(last, copied, head.seq if head else 0) + 1):
         try:
             fragment = load_fragment(storage, seq, schema, _COLUMNS)
             fragments.append(fragment)
             if trusted:
                 check_successor(fragment, previous, info.run_id)
+            check_head(head, fragment)
             previous, trusted = fragment, True
         except BrokenFragmentError as error:
             problems.append(Problem(error.rule, error.path, error.detail))
             readable = bool(fragments) and fragments[-1].stamp.seq == seq
             previous, trusted = (fragments[-1], True) if readable else (None, False)
     return fragments, problems
+
+
+def _head(storage: Storage, info: RunInfo) -> tuple[Head | None, list[Problem]]:
+    try:
+        return read_head(storage, info.run_id), []
+    except BrokenFragmentError as error:
+        return None, [Problem(error.rule, error.path, error.detail)]
 
 
 def _rows(fragment: Fragment) -> Iterator[_Row]:
@@ -326,8 +343,24 @@ def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Proble
     return problems
 
 
-def _leftovers(storage: Storage, referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
-    for path in storage.list(""):
+def _rejected_images(files: Sequence[str], rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
+    """Reasons of which no rejected image is left, although the config has some kept for the report. A crash
+    may cost a few of them, because no verdict waits for their files; it seldom costs all."""
+    kept = info.config.get("output", {}).get("rejected_per_reason", 0)
+    if not isinstance(kept, int) or kept <= 0:
+        return
+    there = {path.split("/")[1] for path in files if path.startswith(f"{REJECTED_DIR}/")}
+    rejected = Counter(
+        row["reason"] for row in rows if row["status"] == REJECTED and row["reason"] and not row.is_verdict
+    )
+    for reason, count in rejected.items():
+        if there.isdisjoint((slug(reason), slug_of_before(reason))):
+            detail = f"none is left of up to {min(kept, count)} that were kept for the report"
+            yield Problem("rejected images are there", f"{REJECTED_DIR}/{slug(reason)}", detail)
+
+
+def _leftovers(files: Sequence[str], referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
+    for path in files:
         if is_temporary(path):
             yield Problem(
                 "no temporary files", path, "a writer was stopped before it was done, or is at work"

@@ -4,6 +4,10 @@ Only files that are old are taken for left over: a younger one may belong to som
 image age is not enough. A driver that slept for a day may still commit a row with it, and one that starts now
 may write the very same file anew, because a candidate made again has the same name. So whoever deletes images
 takes the log over first, which stops the one, and says in it which files will go, which the other avoids.
+
+An image is left over only by the word of the log. So images go only if the log is known to be whole, by its
+head, and not many of them, unless whoever asks says that they have seen the list (`--yes`); and none that was
+not in it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from dataclasses import dataclass
 from balancer.errors import BalancerError, FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest.compacted import read_index
 from balancer.manifest.compaction import make_durable
-from balancer.manifest.layout import DATA_DIR, IMAGES_DIR, INDEX_FILE
+from balancer.manifest.head import read_head
+from balancer.manifest.layout import DATA_DIR, HEAD_FILE, IMAGES_DIR, INDEX_FILE
 from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
@@ -26,6 +31,9 @@ from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 IMAGE, TEMPORARY, COMPACTED = "image", "temporary", "compacted"
 
 NAMES = ("file_name",)
+
+MANY_IMAGES, MANY_SHARE = 16, 0.1
+"""More images than both that many and that share of all there are is more than crashes leave."""
 
 DOOMED_AT_ONCE = 1000
 """Paths that one fragment says will be deleted."""
@@ -48,12 +56,16 @@ def find_leftovers(
 
 
 def delete_leftovers(
-    storage: Storage, older_than: dt.timedelta, now: Callable[[], dt.datetime] = utc_now
+    storage: Storage,
+    older_than: dt.timedelta,
+    now: Callable[[], dt.datetime] = utc_now,
+    *,
+    confirmed: bool = False,
 ) -> list[Leftover]:
     """Delete what `find_leftovers` finds; returns what was deleted.
 
-    UsageError while a driver seems to be at work, FencedError if one takes the run over meanwhile: the rest
-    stays then.
+    UsageError while a driver seems to be at work, and for more images than crashes leave unless `confirmed`;
+    nothing is deleted then. FencedError if a driver takes the run over meanwhile: the rest stays.
     """
     info, view = read_run(storage), read_log(storage, NAMES)
     if state_of(view, now()) == "running":
@@ -62,6 +74,8 @@ def delete_leftovers(
             hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
         )
     found = find_leftovers(storage, older_than, now)
+    if not confirmed:
+        _refuse_unconfirmed(storage, found)
     others = [leftover for leftover in found if leftover.kind != IMAGE]
     if any(leftover.kind == COMPACTED for leftover in others):
         make_durable(storage, INDEX_FILE)  # or the index before it could come back, which names them
@@ -71,7 +85,8 @@ def delete_leftovers(
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now, detail={"reason": "gc"})
     try:
         # Once more: whoever had the log before may have committed rows until now, and will not from now on.
-        found = find_leftovers(storage, older_than, now)
+        listed = {leftover.path for leftover in found}
+        found = [again for again in find_leftovers(storage, older_than, now) if again.path in listed]
         images = [leftover for leftover in found if leftover.kind == IMAGE]
         _delete_doomed(storage, images, log)
     except FencedError:
@@ -82,6 +97,26 @@ def delete_leftovers(
         raise
     log.close(view.state or "interrupted", {"reason": "gc"})
     return [*others, *images]
+
+
+def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
+    images = sum(leftover.kind == IMAGE for leftover in found)
+    if not images:
+        return
+    hint = "look at what `balancer gc RUN` lists; if all of it may go, `--delete --yes` deletes it"
+    if read_head(storage, read_run(storage).run_id) is None:
+        raise UsageError(
+            f"{images} images are named by no row, and nothing proves that the log has all its rows: "
+            f"an earlier version began this run, and left no {HEAD_FILE}",
+            hint=f"{hint}; `balancer run` writes one as well",
+        )
+    there = sum(not is_temporary(path) for path in storage.list(IMAGES_DIR))
+    if images > max(MANY_IMAGES, MANY_SHARE * there):
+        raise UsageError(
+            f"{images} of {there} images would be deleted, more than crashes leave "
+            f"({MANY_IMAGES} images or {MANY_SHARE:.0%}); nothing was deleted",
+            hint=hint,
+        )
 
 
 def _delete_doomed(storage: Storage, images: Sequence[Leftover], log: ManifestLog) -> None:

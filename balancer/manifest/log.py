@@ -11,6 +11,9 @@
 No leases, no heartbeats, no clocks: `committed_at` is for people only. Rows refer to images that were
 published before, so a committed row is never dangling.
 
+After each commit `head.json` is renewed. It says how far the log reaches, so a reader misses what is lost
+later (`head`). Before each commit it shows whether the folder is still the run's.
+
 A fragment "rows" adds rows. A fragment "verdicts" judges rows anew that are there: each of its rows
 replaces the earlier one of its id, at that one's place, for every reader. A row whose status is `void`
 waits for its candidate to be made again, and the next fragment "rows" with its id replaces it.
@@ -24,6 +27,7 @@ Whoever writes reads and checks every fragment. A driver keeps the columns it ne
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.errors import FencedError, ManifestError
+from balancer.errors import FencedError, ManifestError, StorageError
 from balancer.manifest.chain import (
     ID,
     Entry,
@@ -44,8 +48,19 @@ from balancer.manifest.chain import (
     read_chain,
     with_id,
 )
-from balancer.manifest.fragment import Event, Fragment, Link, Stamp, State, check_successor, decode, encode
-from balancer.manifest.layout import fragment_path
+from balancer.manifest.fragment import (
+    BrokenFragmentError,
+    Event,
+    Fragment,
+    Link,
+    Stamp,
+    State,
+    check_successor,
+    decode,
+    encode,
+)
+from balancer.manifest.head import read_head, write_head
+from balancer.manifest.layout import HEAD_FILE, fragment_path
 from balancer.manifest.rows import VOID, utc_now
 from balancer.manifest.rules import Rules, rules_of
 from balancer.manifest.runfile import read_run
@@ -237,6 +252,7 @@ class ManifestLog:
             data = encode(self._schema.empty_table(), stamp)
             self._storage.create(fragment_path(stamp.seq), data)
             seen.append(self._take_in(self._read(stamp.seq)))
+        self._renew_head()
         return seen
 
     def _append(self, stamp: Stamp, table: pa.Table) -> Fragment:
@@ -244,11 +260,13 @@ class ManifestLog:
         one whose acknowledgement was lost."""
         data = encode(table, stamp)
         mine = decode(data, stamp.seq, self._schema)  # what readers would refuse is never committed
+        self._refuse_another_folder()
         if not self._storage.create(fragment_path(stamp.seq), data):
             mine = self._read(stamp.seq)
             if mine.stamp.writer != self._writer:
                 raise self._fenced_by(mine.stamp)
         self._take_in(mine)
+        self._renew_head()
         self._kept = None
         for row_id, status in zip(*(mine.table[name].to_pylist() for name in ("id", "status")), strict=True):
             self._ids.add(row_id)
@@ -258,6 +276,31 @@ class ManifestLog:
     def _take_in(self, fragment: Fragment) -> Fragment:
         self._entries.append(Entry.of(fragment))
         return fragment
+
+    def _renew_head(self) -> None:
+        with contextlib.suppress(StorageError):  # what is committed is committed, and the head may be behind
+            write_head(self._storage, self._run_id, self._last)
+
+    def _refuse_another_folder(self) -> None:
+        """StorageError if the run's folder was exchanged for another one since the last commit."""
+        last = self._last
+        try:
+            head = read_head(self._storage, self._run_id)
+        except BrokenFragmentError as error:
+            raise self._exchanged(f"{HEAD_FILE}: {error.detail}") from error
+        if last is None or (head is not None and head.seq >= last.stamp.seq):
+            return
+        path = fragment_path(last.stamp.seq)
+        if not self._storage.exists(path):
+            raise self._exchanged(f"{path}, which is committed, is missing")
+
+    def _exchanged(self, sign: str) -> StorageError:
+        return StorageError(
+            f"{self._storage.uri} is no longer the folder of run {self._run_id} as it was opened: {sign}; "
+            "nothing more was committed",
+            hint="if the folder was moved or replaced, put it back and run the same command again; "
+            "`balancer fsck RUN` tells what is there",
+        )
 
     def _stamp(
         self, event: Event, state: State | None = None, detail: Mapping[str, Any] | None = None

@@ -7,7 +7,9 @@
 
 A fragment that is lost gets a stand-in under its number, an event "repair". It holds the rows that were
 saved, says what it stands for, and the next fragment knows it by the hash of the one that was lost, so the
-chain holds. The damaged file is put aside first, in `manifest/damaged/`.
+chain holds. The damaged file is put aside first, in `manifest/damaged/`. Of a log that lost its end, or all
+of it, the head says how many fragments there were: each gets its stand-in, because a driver that slept since
+could otherwise commit after the ones that are gone.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.compaction import compact
 from balancer.manifest.copycheck import check_files
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, Stamp, check_successor, decode, encode
-from balancer.manifest.layout import DAMAGED_DIR, INDEX_FILE, fragment_path
+from balancer.manifest.head import Head, lost_log, read_head
+from balancer.manifest.layout import DAMAGED_DIR, HEAD_FILE, INDEX_FILE, fragment_path
 from balancer.manifest.log import ManifestLog, latest
 from balancer.manifest.places import ids_judged_anew
 from balancer.manifest.replaced import PLACE
@@ -70,13 +73,18 @@ class Damage:
 class Repair:
     """What repairing a run does. `saved` are rows of the compacted copy that the log lost, and that fragment
     `saved_in` will hold; `drops_copy` says that the copy goes, because it is damaged as well, or of another
-    log. `unsolved` is beyond repair."""
+    log. `drops_head` says why the head is written anew, empty if it is sound. `unsolved` is beyond repair."""
 
     damages: tuple[Damage, ...]
     saved: pa.Table
     saved_in: int | None
     drops_copy: bool
+    drops_head: str
     unsolved: tuple[str, ...]
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.damages or self.drops_head)
 
     @property
     def lost(self) -> tuple[Damage, ...]:
@@ -91,6 +99,7 @@ class _Log:
     last: int
     sound: Mapping[int, Entry]
     damages: tuple[Damage, ...]
+    drops_head: str
     unsolved: tuple[str, ...]
 
     @property
@@ -127,10 +136,12 @@ def apply(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -> Repair:
             f"{storage.uri} cannot be repaired: {found.unsolved[0]}",
             hint="restore the log from a copy of the run folder",
         )
-    if not found.damages and not log.is_half_repaired:
+    if not found.is_needed and not log.is_half_repaired:
         return found
     if found.drops_copy:
         storage.delete(INDEX_FILE)
+    if found.drops_head:
+        storage.delete(HEAD_FILE)
     _replace(storage, log, found, now())
     _say(storage, log.info, found, now)
     if index is not None and not found.drops_copy:
@@ -144,39 +155,71 @@ def apply(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -> Repair:
 def _survey(storage: Storage) -> tuple[_Log, Index | None]:
     """From the last fragment to the first: each says which one came before."""
     info = read_run(storage)
-    try:
-        index = read_index(storage, info.run_id)
-    except DamagedCopyError:
-        index = None
-    last = max(last_seq(storage), index.covers if index else 0)
+    index, (head, drops_head) = _index(storage, info), _head(storage, info)
+    last = _end(storage, head, index)
     sound: dict[int, Entry] = {}
     damages: list[Damage] = []
     unsolved: list[str] = []
     for seq in range(last, 0, -1):
         following = sound.get(seq + 1)
-        known_as = following.stamp.prev_sha256 if following else _compacted_as(index, seq)
+        known_as = following.stamp.prev_sha256 if following else _witnessed_as(index, head, seq)
         found = _examine(storage, info, seq, known_as)
         if isinstance(found, Damage):
             damages.append(found)
             if found.remains.whole is not None:
                 sound[seq] = Entry.of(decode(found.remains.whole, seq, info.schema(), [ID]))
             continue
-        if known_as not in (None, found.known_as) and seq + 1 == last and _compacted_as(index, last) is None:
-            unsolved.append(
-                f"{fragment_path(seq)} and the one after it are sound, and do not belong together"
-            )
-        elif known_as not in (None, found.known_as):
-            detail = "it is not the one that the next was written after"
-            damages.append(
-                Damage(seq, "hash chain", detail, storage.read(fragment_path(seq)), known_as, Remains())
-            )
-            continue
+        if known_as not in (None, found.known_as):
+            if disputed := _disputed(seq, last, index, head):
+                unsolved.append(disputed)
+            else:
+                detail = "it is not the one that the next was written after"
+                data = storage.read(fragment_path(seq))
+                damages.append(Damage(seq, "hash chain", detail, data, known_as, Remains()))
+                continue
         sound[seq] = Entry.of(found)
-    return _Log(info, last, sound, tuple(reversed(damages)), tuple(unsolved)), index
+    if head is not None and head.seq < last and head.seq in sound:
+        differs = sound[head.seq].known_as != head.sha256
+        drops_head = "it names a fragment that is none of this log" if differs else ""
+    return _Log(info, last, sound, tuple(reversed(damages)), drops_head, tuple(unsolved)), index
 
 
-def _compacted_as(index: Index | None, seq: int) -> str | None:
-    return index.sha256 if index and index.covers == seq else None
+def _index(storage: Storage, info: RunInfo) -> Index | None:
+    try:
+        return read_index(storage, info.run_id)
+    except DamagedCopyError:
+        return None
+
+
+def _head(storage: Storage, info: RunInfo) -> tuple[Head | None, str]:
+    """The head, or what is wrong with it."""
+    try:
+        return read_head(storage, info.run_id), ""
+    except BrokenFragmentError as error:
+        return None, f"{error.rule}: {error.detail}"
+
+
+def _end(storage: Storage, head: Head | None, index: Index | None) -> int:
+    """The highest number that the log has, or once had."""
+    there, copied = last_seq(storage), index.covers if index else 0
+    had_any = not there and bool(lost_log(storage, head, copied))
+    return max(there, copied, head.seq if head else 0, int(had_any))
+
+
+def _witnessed_as(index: Index | None, head: Head | None, seq: int) -> str | None:
+    """The hash of a fragment, by what is outside the log."""
+    if index is not None and index.covers == seq:
+        return index.sha256
+    return head.sha256 if head is not None and head.seq == seq else None
+
+
+def _disputed(seq: int, last: int, index: Index | None, head: Head | None) -> str:
+    """Of two that contradict each other near the end, nothing may say which one is right."""
+    if seq == last and not (index is not None and index.covers == seq):
+        return f"{fragment_path(seq)} is sound, and {HEAD_FILE} names another; they do not belong together"
+    if seq + 1 == last and _witnessed_as(index, head, last) is None:
+        return f"{fragment_path(seq)} and the one after it are sound, and do not belong together"
+    return ""
 
 
 def _examine(storage: Storage, info: RunInfo, seq: int, known_as: str | None) -> Fragment | Damage:
@@ -213,6 +256,7 @@ def _plan(storage: Storage, log: _Log, index: Index | None) -> Repair:
         # In the last one: none after it, of those that were compacted, has another verdict on these rows.
         saved_in=max(compacted) if saved.num_rows else None,
         drops_copy=drops_copy,
+        drops_head=log.drops_head,
         unsolved=(*log.unsolved, *_does_not_fit(log)),
     )
 
@@ -296,7 +340,7 @@ def _replace(storage: Storage, log: _Log, found: Repair, now: dt.datetime) -> No
         if data is None:
             rows = found.saved if seq == found.saved_in else schema.empty_table()
             data = encode(rows, _stand_in(log, damage, previous, rows.num_rows, now))
-        storage.publish(damage.path, data)
+        storage.replace(damage.path, data)
         previous = Entry.of(decode(data, seq, schema, [ID]))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.errors import ManifestError, UsageError
+from balancer.errors import ManifestError, StorageError, UsageError
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
 
@@ -70,7 +71,13 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
     that one is returned: compare `run_id`, or `fingerprint` before going on with it."""
     document = {"format": FORMAT, **dataclasses.asdict(info)}
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    return info if storage.create(RUN_FILE, data) else read_run(storage)
+    if not storage.create(RUN_FILE, data):
+        return read_run(storage)
+    from balancer.manifest.head import write_head
+
+    with contextlib.suppress(StorageError):  # a run without a head is sound, if nobody wrote images either
+        write_head(storage, info.run_id, None)
+    return info
 
 
 def read_run(storage: Storage) -> RunInfo:
