@@ -36,6 +36,7 @@ from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, ClusterError, FencedError, InterruptedRun
 from balancer.manifest.compaction import compact_if_long
 from balancer.manifest.fragment import State
+from balancer.manifest.image_check import check_images
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
 from balancer.manifest.runfile import RunInfo, create_run
@@ -102,6 +103,8 @@ def run(
         check_unchanged(config, models, known, allow_config_change, view.rules)
         if (done := _finished_before(config, known, view)) is not None:
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
+            if warning := check_images(open_storage(out, create=False)).warning:
+                reporter.note(f"warning: {warning}")
             return done
     found = audit_dataset(config)
     splits = splits_of(found, config)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,9 @@ from balancer.errors import UsageError
 from balancer.manifest import check_run, fsck, read_run
 from balancer.manifest.compacted import read_index
 from balancer.manifest.compaction import Files, compact, publish_index
-from balancer.manifest.layout import DATA_DIR, INDEX_FILE, LOG_DIR, RUN_FILE, fragment_path
+from balancer.manifest.layout import DATA_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR, RUN_FILE, fragment_path
 from balancer.manifest.rows import revoked
-from balancer.storage import open_storage
+from balancer.storage import open_storage, slug_of_before
 from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
 
 ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
@@ -127,6 +128,19 @@ def link_outside(run: Path) -> None:
     (run / IMAGE).symlink_to(run.parent / "secret")
 
 
+def head_of(run_id: str, seq: int = 1) -> Fault:
+    """A head that is whole, and names another fragment."""
+
+    def plant(run: Path) -> None:
+        other = run.parent / "other"
+        log = start(open_storage(other, create=True), run_id=run_id)
+        for _ in range(seq - 1):
+            log.commit_verdicts([], {"why": "none"})
+        shutil.copyfile(other / HEAD_FILE, run / HEAD_FILE)
+
+    return plant
+
+
 ANOTHER = row("basic/dim/0009")
 OUTSIDE = {"file_name": "../secret.png"}
 REVOKED = verdicts(revoked(row(ONE), "class"))
@@ -134,6 +148,13 @@ REVOKED = verdicts(revoked(row(ONE), "class"))
 FAULTS = [
     ("run.json is readable", RUN_FILE, overwrite(RUN_FILE, b"{")),
     ("log without gaps", fragment_path(3), remove(fragment_path(3))),
+    ("log without gaps", fragment_path(6), remove(fragment_path(6))),
+    ("log without gaps", fragment_path(5), steps(*map(remove, (fragment_path(5), fragment_path(6))))),
+    ("log is there", LOG_DIR, lambda run: shutil.rmtree(run / LOG_DIR)),
+    ("head of the log is readable", HEAD_FILE, overwrite(HEAD_FILE, b"{")),
+    ("head of the log is readable", HEAD_FILE, change(HEAD_FILE, lambda data: data.replace(b"6", b"5", 1))),
+    ("head belongs to the run", HEAD_FILE, head_of("run-2")),
+    ("hash chain", fragment_path(3), head_of("run-1", seq=3)),
     ("fragment is whole", fragment_path(2), change(fragment_path(2), lambda data: data[:-1])),
     ("fragment is whole", fragment_path(6), overwrite(fragment_path(6), b"")),
     ("checksum", fragment_path(4), change(fragment_path(4), flip)),
@@ -396,6 +417,66 @@ def test_leftovers_are_notes_and_no_problems(run, path, rule):
 def test_the_command_says_what_it_looked_at(run):
     result = CliRunner().invoke(main, ["fsck", str(run)])
     assert result.stdout == "6 fragments, 4 rows and 3 images checked: no problems\n"
+
+
+# ---- rejected images -----------------------------------------------------------------------------
+
+KEEPS = CONFIG | {"output": {"rejected_per_reason": 2}}
+
+
+def with_rejected_images(root: Path, *paths: str, reasons: str = "lighting class") -> Any:
+    storage = open_storage(root, create=True)
+    log = start(storage, config=KEEPS)
+    for number, reason in enumerate(reasons.split()):
+        log.commit([rejected(f"basic/dim/{number:04d}", reason=reason)])
+    for path in paths:
+        storage.replace(path, b"an image")
+    return [(note.path, note.detail) for note in check_run(storage).notes]
+
+
+def test_rejected_images_that_were_kept_and_are_gone_are_noted_by_reason(tmp_path):
+    assert with_rejected_images(tmp_path, "rejected/class/basic/dim/0001-1.png") == [
+        ("rejected/lighting", "none is left of up to 1 that were kept for the report")
+    ]
+
+
+def test_rejected_images_under_the_names_of_earlier_versions_are_found(tmp_path):
+    reason = "A Facet"
+    storage = open_storage(tmp_path, create=True)
+    start(storage, config=KEEPS).commit([rejected(ONE, reason=reason)])
+    assert [note.rule for note in check_run(storage).notes] == ["rejected images are there"]
+    storage.replace(f"rejected/{slug_of_before(reason)}/basic/dim/0000-1.png", b"an image")
+    assert check_run(storage).notes == ()
+
+
+def test_a_rejection_by_a_later_verdict_kept_no_image(tmp_path):
+    log = start(open_storage(tmp_path, create=True), config=KEEPS)
+    log.commit([row(ONE)])
+    log.commit_verdicts([revoked(row(ONE), "near_copy")])
+    assert check_run(open_storage(tmp_path, create=False)).notes == ()
+
+
+# ---- for other programs ----------------------------------------------------------------------------
+
+
+def test_json_has_all_that_was_found_and_the_exit_code_is_the_same(run):
+    sound = CliRunner().invoke(main, ["fsck", str(run), "--json"])
+    found = {"problems": [], "notes": [], "fragments": 6, "rows": 4, "images": 3, "compacted": None}
+    assert (sound.exit_code, json.loads(sound.stdout)) == (0, found)
+    (run / IMAGE).unlink()
+    (run / "images" / ".x.tmp").write_bytes(b"half")
+    damaged = CliRunner().invoke(main, ["fsck", str(run), "--json"])
+    found = json.loads(damaged.stdout)
+    detail = f"row '{ONE}-1' names it, it is missing"
+    assert (damaged.exit_code, found["images"]) == (1, 2)
+    assert found["problems"] == [{"rule": "images are there", "path": IMAGE, "detail": detail}]
+    assert [note["rule"] for note in found["notes"]] == ["no temporary files"]
+
+
+def test_a_problem_cannot_steer_a_terminal(run):
+    commit(run, {**ANOTHER, "file_name": "images/\x1b[2J.png"})
+    (run / "images" / "\x1b[2J.png").unlink()
+    assert "\x1b" not in CliRunner().invoke(main, ["fsck", str(run)]).stdout
 
 
 def test_a_folder_without_a_run_is_not_checked(tmp_path):

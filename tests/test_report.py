@@ -359,7 +359,7 @@ def test_thumbnails_are_at_most_96_pixels_on_a_side():
 def test_a_damaged_image_costs_its_thumbnail_not_the_report(run):
     run.fill()
     damaged = next(path for path in run.storage.list("images"))
-    run.storage.publish(damaged, _png(1)[:50])
+    run.storage.replace(damaged, _png(1)[:50])
     page = render_report(run.uri, now=NOW)
     assert page.count("unreadable</span>") == 1
 

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
-from balancer.manifest import status_of
+from balancer.manifest import image_check, status_of
 from balancer.manifest.rows import revoked
+from balancer.report import render_report
 from balancer.storage import open_storage
 from tests.manifest_samples import (
     CONFIG,
     MemoryStorage,
     at,
+    image_bytes,
     planned,
     real,
     rejected,
@@ -26,7 +29,7 @@ from tests.manifest_samples import (
 KEYS = (
     "run_id state wanted accepted short candidates rejected_by_reason success_rate acceptance eta_s given_up "
     "candidates_per_image candidates_per_image_basis seconds_per_image seconds_per_image_basis "
-    "cost_per_image cost_per_image_basis"
+    "cost_per_image cost_per_image_basis images"
 ).split()
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
 
@@ -207,3 +210,104 @@ def test_the_command_lists_the_cells_that_are_given_up(tmp_path):
 def test_the_plan_decides_what_is_wanted():
     assert status_after(plan=[planned("basic/dim", 40), planned("basic/harsh", 2)])["wanted"] == 42
     assert run_info(plan=[]).wanted == 0
+
+
+# ---- the images -----------------------------------------------------------------------------------
+
+
+def stored(*slots: str) -> MemoryStorage:
+    """A complete run with the images of these slots."""
+    storage = MemoryStorage()
+    log = start(storage)
+    for slot in slots:
+        storage.publish(f"images/{slot}-1.png", image_bytes(f"{slot}-1"))
+    log.commit([row(slot) for slot in slots])
+    log.close("complete")
+    return storage
+
+
+def images_of(storage: MemoryStorage) -> dict[str, Any]:
+    found: dict[str, Any] = status_of(storage, at(1))["images"]
+    return found
+
+
+def test_images_that_are_there_with_their_size_are_counted():
+    counts = {"named": 3, "looked_at": 3, "missing": 0, "other_size": 0, "example": None}
+    assert images_of(stored(ONE, TWO, THREE)) == counts
+
+
+def test_images_that_are_missing_empty_or_of_another_size_are_told():
+    storage = stored(ONE, TWO, THREE)
+    storage.delete(f"images/{ONE}-1.png")
+    storage.replace(f"images/{TWO}-1.png", b"")
+    storage.replace(f"images/{THREE}-1.png", image_bytes(f"{THREE}-12"))
+    found = images_of(storage)
+    assert (found["missing"], found["other_size"]) == (1, 2)
+    assert found["example"] == f"images/{ONE}-1.png"
+
+
+def test_the_images_of_rejected_candidates_are_not_looked_for():
+    storage = stored(ONE)
+    start(storage).commit_verdicts([revoked(row(ONE), "near_copy")])
+    storage.delete(f"images/{ONE}-1.png")
+    assert images_of(storage)["named"] == 0
+
+
+def test_of_many_images_some_are_looked_at_spread_over_all(monkeypatch):
+    monkeypatch.setattr(image_check, "LOOKED_AT", 10)
+    slots = [f"basic/dim/{index:04d}" for index in range(100)]
+    storage = stored(*slots)
+    for slot in slots[50:]:
+        storage.delete(f"images/{slot}-1.png")
+    found = images_of(storage)
+    assert (found["named"], found["looked_at"], found["missing"]) == (100, 10, 5)
+
+
+@pytest.mark.parametrize("source", ["", "link", "folder", "pipe"])
+def test_real_images_elsewhere_are_looked_at_there(tmp_path, source):
+    image = tmp_path / "a.png"
+    image.write_bytes(image_bytes("basic/dim/a.png-1"))
+    config = CONFIG | {"output": {"real_images": "reference"}}
+    storage = MemoryStorage()
+    start(storage, config=config).commit([real("a.png", file_name=str(image))])
+    assert images_of(storage)["missing"] == 0
+    image.unlink()
+    if source == "link":
+        image.symlink_to(tmp_path / "nothing")
+    elif source == "folder":
+        image.mkdir()
+    elif source == "pipe":
+        os.mkfifo(image)
+    assert images_of(storage)["missing"] == 1
+
+
+@pytest.fixture
+def without_images(tmp_path) -> str:
+    storage = open_storage(tmp_path / "run", create=True)
+    log = start(storage)
+    log.commit([row(ONE), row(TWO)])
+    log.close("complete")
+    return str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "line", ["status RUN", "report RUN", "export RUN parquet OUT", "export RUN arrow OUT"]
+)
+def test_a_command_that_speaks_of_images_warns_where_they_are_missing(without_images, tmp_path, line):
+    words = [{"RUN": without_images, "OUT": str(tmp_path / "out")}.get(word, word) for word in line.split()]
+    result = CliRunner().invoke(main, words)
+    assert "warning: of 2 image files looked at, 2 are missing" in result.stderr
+
+
+def test_the_report_says_that_images_are_missing(without_images):
+    assert "2 are missing" in render_report(without_images)
+
+
+def test_status_says_what_it_did_not_look_at(tmp_path):
+    storage = open_storage(tmp_path, create=False)
+    storage.publish(f"images/{ONE}-1.png", image_bytes(f"{ONE}-1"))
+    start(storage).commit([row(ONE)])
+    result = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert "1 of 1 image files were looked at, and are there with their size; `balancer fsck` also reads" in (
+        result.stderr
+    )

@@ -48,10 +48,14 @@ def command(
     FILTER is a SQL condition, as in `balancer query`.
     """
     from balancer.export import Options, export
+    from balancer.manifest.image_check import check_images
     from balancer.manifest.query import open_manifest
+    from balancer.storage import open_storage
 
     options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval)
     manifest = open_manifest(run)
+    if warning := check_images(open_storage(run, create=False)).warning:
+        console.warn(warning)
     with contextlib.ExitStack() as stack:
         count: list[Callable[[int], None]] = []
 

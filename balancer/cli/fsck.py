@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import click
 
 from balancer.cli import console
 
+if TYPE_CHECKING:
+    from balancer.manifest.check import Findings
+
 
 @click.command(name="fsck")
 @click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def command(ctx: click.Context, run: str) -> None:
+def command(ctx: click.Context, run: str, as_json: bool) -> None:
     """Check every rule of the manifest in RUN, and hash every image it names.
 
     Prints one line for each rule that is broken, with the file, and exits with 1 if there are any. A
@@ -20,16 +27,23 @@ def command(ctx: click.Context, run: str) -> None:
     from balancer.storage import open_storage
 
     found = check_run(open_storage(run, create=False))
+    if as_json:
+        console.print_json(dataclasses.asdict(found))
+    else:
+        _print(found)
+    if found.problems:
+        ctx.exit(1)
+
+
+def _print(found: Findings) -> None:
     for leftover in found.notes:
         console.note(f"note: {leftover.path}: {leftover.detail}")
     for problem in found.problems:
-        click.echo(f"{problem.path}: {problem.rule}: {problem.detail}")
+        click.echo(console.printable(f"{problem.path}: {problem.rule}: {problem.detail}"))
     looked_at = f"{found.fragments} fragments, {found.rows} rows and {found.images} images checked"
     if found.compacted is not None:
         looked_at += f", {found.compacted} compacted rows as well"
     click.echo(f"{looked_at}: {_verdict(len(found.problems))}")
-    if found.problems:
-        ctx.exit(1)
 
 
 def _verdict(problems: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from balancer.cli import console
+
 
 @click.command(name="report")
 @click.argument("run", metavar="RUN")
@@ -12,7 +14,11 @@ def command(run: str) -> None:
 
     It can be made while the run goes on, and made again at any time.
     """
+    from balancer.manifest.image_check import check_images
     from balancer.report import REPORT_FILE, render_report
+    from balancer.storage import open_storage
 
     render_report(run)
+    if warning := check_images(open_storage(run, create=False)).warning:
+        console.warn(warning)
     click.echo(f"{run.rstrip('/')}/{REPORT_FILE}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from balancer.cli import console
+
+if TYPE_CHECKING:
+    from balancer.manifest.image_check import ImageCheck
 
 
 @click.command(name="status")
@@ -18,6 +21,7 @@ def command(run: str, as_json: bool) -> None:
     Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
     ended without saying how. All but complete and short go on with `balancer run`.
     """
+    from balancer.manifest.image_check import ImageCheck
     from balancer.manifest.rows import utc_now
     from balancer.manifest.status import status_of
     from balancer.storage import open_storage
@@ -32,6 +36,7 @@ def command(run: str, as_json: bool) -> None:
         console.table(
             "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
         )
+        _print_images(ImageCheck(**status["images"]))
 
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | None]]:
@@ -50,6 +55,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))
     return rows
+
+
+def _print_images(found: ImageCheck) -> None:
+    if found.warning:
+        console.warn(found.warning)
+    elif found.named:
+        there = f"{found.looked_at} of {found.named} image files were looked at"
+        console.note(f"{there}, and are there with their size; `balancer fsck` also reads them")
 
 
 def _print_given_up(cells: dict[str, dict[str, int]]) -> None:

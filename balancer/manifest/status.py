@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from balancer.adaptive import Tally
 from balancer.config import AttemptsConfig, PlanningConfig
+from balancer.manifest.image_check import look_at_images
 from balancer.manifest.log import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
@@ -25,7 +26,7 @@ from balancer.storage import Storage
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
 
-COLUMNS = (*MEASURED, "cell", "slot", "reason")
+COLUMNS = (*MEASURED, "cell", "slot", "reason", "file_name")
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
@@ -41,7 +42,8 @@ class _Counts:
 
 
 def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
-    """What `balancer status --json` prints. `now` is aware of its time zone; real images do not count.
+    """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
+    only, which says of how many image files were looked at how many are there.
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -63,6 +65,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
         **asdict(per_image(_planning(info), measured_of(judged, view.opened, "this run"))),
+        "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
     }
 
 

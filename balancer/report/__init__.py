@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 
+from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query import open_manifest
 from balancer.manifest.status import status_of
 from balancer.report.criteria import check_criteria
@@ -34,11 +35,12 @@ def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = Non
         rejected=rejected,
         given_up=given_up,
         state=facts.status["state"],
+        images=ImageCheck(**facts.status["images"]),
         table=facts.table,
         budget=_budget(facts),
         made_at=made_at,
     )
-    storage.publish(REPORT_FILE, page.encode())
+    storage.replace(REPORT_FILE, page.encode())
     return page
 
 
