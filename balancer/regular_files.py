@@ -44,6 +44,8 @@ def open_regular(path: OpenPath, *, follow_links: bool) -> BinaryIO:
         if error.errno == errno.ENXIO:  # a socket, or a device without a driver
             raise NotRegularError(path) from error
         raise
+    except ValueError as error:
+        raise NotRegularError(path, "no name that a file can have") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

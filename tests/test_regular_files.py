@@ -54,6 +54,11 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path):
         open_regular(tmp_path / "none", follow_links=True)
 
 
+def test_a_name_that_no_file_can_have_is_refused_like_a_file_that_cannot_be_opened():
+    with pytest.raises(NotRegularError, match="no name that a file can have"):
+        open_regular("a\0b", follow_links=True)
+
+
 def test_a_file_that_claims_less_than_it_gives_is_held_to_the_limit():
     with pytest.raises(TooLargeError):
         read_regular("/proc/self/maps", max_bytes=10, follow_links=False)  # its size is 0
