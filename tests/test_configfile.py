@@ -146,7 +146,7 @@ def test_a_config_that_is_no_regular_file_is_refused_and_not_waited_for(kind: st
     os.mkfifo("pipe.yaml")
     name = {"pipe": "pipe.yaml", "device": "/dev/zero", "name with a null": "a\0b"}[kind]
     Path("job.yaml").write_text(f"extends: {json.dumps(name)}\n")
-    with pytest.raises(ConfigError, match="^config .* is (not a regular file|no name)") as caught:
+    with pytest.raises(ConfigError, match=r"^config .* is (not a regular file|no name)") as caught:
         load_config("job.yaml" if extended else name)
     assert "save the config to a file" in caught.value.hint
 
