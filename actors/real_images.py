@@ -34,6 +34,7 @@ from balancer.copies import KnownImage, copies_across
 from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, read_bytes
 from balancer.preflight import Preflight, preflight
+from balancer.regular_files import open_regular
 from balancer.splits import TRAIN
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _cache_file(config: Config) -> Path:
 def _load(path: Path, values: int) -> dict[str, _Seen]:
     """What the file holds, by hash of the image file; nothing if it is not there or not as it was written."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_regular(path, follow_links=True) as file, np.load(file, allow_pickle=False) as stored:
             hashes, embeddings, logs = stored["sha256"], stored["embeddings"], stored["log_probabilities"]
     except _DAMAGE:
         return {}

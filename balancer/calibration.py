@@ -18,10 +18,10 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import UsageError
+from balancer.regular_files import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,17 +283,14 @@ def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any])
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """UsageError if the file cannot be read, or is no calibration."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, max_bytes=MAX_FILE_BYTES, follow_links=True)
     except OSError as error:
         problem = f"{path}: the calibration cannot be read: {(error.strerror or str(error)).lower()}"
         raise UsageError(problem, hint=MAKE_ANEW) from error
     try:
-        if len(data) > MAX_FILE_BYTES:
-            raise ValueError(f"it is larger than {MAX_FILE_BYTES // 1_000_000} MB")
         return _parse(json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
         raise UsageError(f"{path} is not a calibration: {what}", hint=MAKE_ANEW) from error
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from balancer import configproblems, legacy, yamltext
 from balancer.config import Config
 from balancer.errors import ConfigError
+from balancer.regular_files import NotRegularError, TooLargeError, read_regular
 from balancer.yamltext import Document, Problem
 
 MAX_FILE_BYTES = 1_000_000
@@ -114,16 +115,16 @@ def config_error(problems: Iterable[Problem]) -> ConfigError:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, max_bytes=MAX_FILE_BYTES, follow_links=True)
     except FileNotFoundError as error:
         raise ConfigError([f"config {path} does not exist"]) from error
-    except IsADirectoryError as error:
-        raise ConfigError([f"config {path} is a folder, not a file"]) from error
+    except TooLargeError as error:
+        raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"]) from error
+    except NotRegularError as error:
+        hint = "save the config to a file; pipes and devices are not read"
+        raise ConfigError([f"config {path} is {error.strerror}"], hint=hint) from error
     except OSError as error:
         raise ConfigError([f"config {path} cannot be read: {error.strerror}"]) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -77,7 +77,20 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_JPEG = b"\xff\xd8\xff"
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", _JPEG)
+
+MAX_JPEG_SCANS = 500
+MAX_SCANNED_PIXELS = 2_000_000_000
+"""Pixels times scans. A progressive photograph has about ten scans, whatever its size; at 64 megapixels 31
+are allowed, which take some seconds: one scan of a megapixel takes 1 to 2 ms."""
+
+_START_OF_SCAN = b"\xff\xda"
+_JPEG_END = 0xD9
+_JPEG_BARE = (0x01, 0xD8)
+"""Markers that no length follows; those between the data of a scan are not found."""
+
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _OPEN_FAILURES = {
     errno.ENOENT: "no such file",
     errno.EACCES: "no permission to read it",
@@ -127,6 +140,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     try:
         with _open_header(data) as image:
             _check_pixels(image.width, image.height, max_pixels)
+            _check_scans(data, image.width * image.height)
             image.load()
             return np.asarray(_upright(_to_rgb(image), image))
     except UnreadableImage:
@@ -214,6 +228,32 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         size = f"{width} x {height} is {width * height / 1e6:.1f} megapixels"
         raise UnreadableImage(f"{size}, over the {_pixel_limit(max_pixels)}")
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    """A JPEG says how often its decoder goes over its pixels: a small file can keep one busy for hours."""
+    most = min(MAX_JPEG_SCANS, max(1, MAX_SCANNED_PIXELS // pixels))
+    # To count bytes is quick, and they are no fewer than the scans.
+    if data.startswith(_JPEG) and data.count(_START_OF_SCAN) > most and _has_more_scans(data, most):
+        raise UnreadableImage(
+            f"a JPEG of {pixels / 1e6:.1f} megapixels in more than {most} scans, the most that are decoded at"
+            " its size"
+        )
+
+
+def _has_more_scans(data: bytes, most: int) -> bool:
+    """Counted as decoders do: not in thumbnails, comments, or what follows the image."""
+    position, scans = 2, 0
+    while found := _JPEG_MARKER.search(data, position):
+        marker, position = found[1][0], found.end()
+        if marker == _JPEG_END:
+            return False
+        scans += marker == _START_OF_SCAN[1]
+        if scans > most:
+            return True
+        if marker not in _JPEG_BARE:
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return False
 
 
 def _pixel_limit(max_pixels: int) -> str:

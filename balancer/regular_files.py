@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 OpenPath = str | os.PathLike[str]
 
+_LINK = "a symbolic link, which is not followed"
+_NO_NAME = "no name that a file can have"
+
 
 class NotRegularError(OSError):
     """A pipe, a device, a socket, a folder, or a link where links are not followed; `strerror` says which."""
@@ -35,20 +38,12 @@ def open_regular(path: OpenPath, *, follow_links: bool) -> BinaryIO:
 
     `follow_links` is about the last part of the path only; what a link leads to must be regular, too.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise NotRegularError(path, "a symbolic link, which is not followed") from error
-        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
-            raise NotRegularError(path) from error
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise NotRegularError(path, *(["a folder, not a file"] if stat.S_ISDIR(mode) else []))
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(_opened(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW)), "rb")
+
+
+def append_regular(path: OpenPath) -> BinaryIO:
+    """Open to write behind what is there, or a new file; links are not followed. As `open_regular`."""
+    return os.fdopen(_opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
 
 
 def read_regular(path: OpenPath, *, max_bytes: int, follow_links: bool) -> bytes:
@@ -60,3 +55,38 @@ def read_regular(path: OpenPath, *, max_bytes: int, follow_links: bool) -> bytes
     if size > max_bytes:
         raise TooLargeError(path, size, max_bytes)
     return data
+
+
+def check_regular(path: OpenPath) -> None:
+    """NotRegularError for what `open_regular` would not open, links included. For programs that open files
+    themselves."""
+    try:
+        _check_mode(path, os.lstat(path).st_mode)
+    except ValueError as error:
+        raise NotRegularError(path, _NO_NAME) from error
+
+
+def _opened(path: OpenPath, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegularError(path, _LINK) from error
+        if error.errno == errno.ENXIO:  # a socket, a device without a driver, a pipe without a reader
+            raise NotRegularError(path) from error
+        raise
+    except ValueError as error:
+        raise NotRegularError(path, _NO_NAME) from error
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+    except NotRegularError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_mode(path: OpenPath, mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise NotRegularError(path, _LINK)
+    if not stat.S_ISREG(mode):
+        raise NotRegularError(path, *(["a folder, not a file"] if stat.S_ISDIR(mode) else []))

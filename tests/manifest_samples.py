@@ -12,7 +12,7 @@ from balancer.config import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
 from balancer.storage import FileInfo, MissingFileError, OtherContentError, Storage
-from balancer.storage.contract import check_path
+from balancer.storage.contract import check_path, check_size
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 FACETS = ["lighting", "burn_level"]
@@ -172,10 +172,11 @@ class MemoryStorage:
             after()
         return created
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         check_path(path, self.uri)
         if path not in self.files:
             raise MissingFileError(f"no {path}")
+        check_size(path, len(self.files[path]), max_bytes)
         return self.files[path]
 
     def read_range(self, path: str, start: int, length: int) -> bytes:

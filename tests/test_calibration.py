@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -232,6 +233,22 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path, content):
 def test_a_calibration_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"none\.json: the calibration cannot be read"):
         read_calibration(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_calibration_that_is_no_regular_file_of_its_size_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "c.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(20_000_000_000)
+    with pytest.raises(
+        UsageError, match=r"c\.json: the calibration cannot be read: (not a reg|20000\.0 mega)"
+    ):
+        read_calibration(path)
 
 
 @pytest.mark.parametrize(

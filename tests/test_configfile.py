@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_a_config_that_is_not_there():
 def test_a_folder_is_no_config():
     with pytest.raises(ConfigError, match=r"^config \. is a folder, not a file$"):
         load_config(".")
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "device", "name with a null"])
+def test_a_config_that_is_no_regular_file_is_refused_and_not_waited_for(kind: str, extended: bool):
+    os.mkfifo("pipe.yaml")
+    name = {"pipe": "pipe.yaml", "device": "/dev/zero", "name with a null": "a\0b"}[kind]
+    Path("job.yaml").write_text(f"extends: {json.dumps(name)}\n")
+    with pytest.raises(ConfigError, match=r"^config .* is (not a regular file|no name)") as caught:
+        load_config("job.yaml" if extended else name)
+    assert "save the config to a file" in caught.value.hint
+
+
+def test_a_config_that_is_a_link_to_a_file_is_read():
+    Path("job.yaml").symlink_to("real.yaml")
+    assert load(GOOD, name="real.yaml") == load_config("job.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a comment\n"])

@@ -40,6 +40,7 @@ from tests.manifest_samples import CONFIG, image_bytes, real, row, start
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
 FOLDER_FORMATS = ("folders", "hf", "webdataset", "labelstudio", "fiftyone")
 FILE_FORMATS = ("parquet", "arrow")
+NOT_READ = r"a symbolic link|not a regular file|over the limit"
 DIM, SEVERE = "basic/dim/0000", "burnt/dim/severe/0000"
 
 of_other_libraries = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -571,6 +572,44 @@ def test_no_link_in_the_destination_leads_an_export_out_of_it(run, tmp_path):
     assert contents(tmp_path / "elsewhere") == before
 
 
+@pytest.mark.parametrize("name", [CLAIM, JOURNAL])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link", "sparse"])
+def test_what_an_export_keeps_beside_its_files_is_not_read_or_written_through_anything_else(
+    run, tmp_path, name, kind
+):
+    export(run, "hf", tmp_path / "out")
+    note, precious = tmp_path / "out" / name, tmp_path / "precious"
+    note.rename(precious)
+    before = precious.read_bytes()
+    if kind == "pipe":
+        os.mkfifo(note)
+    elif kind == "sparse":
+        with note.open("wb") as file:
+            file.truncate(20_000_000_000)
+    else:
+        note.symlink_to(precious if kind == "link" else "/dev/zero")
+    with pytest.raises((UsageError, StorageError), match=NOT_READ):
+        export(run, "hf", tmp_path / "out")
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [["../precious", None], ["/precious", None], ["..", None], ["", None], [".", None], [7, None],
+     ["a", 7], [["a"], None], ["a"], 7, {"a": 1, "b": 2}, ["a\0b", None], ["train", None],
+     ["x" * 9999, None]],
+)  # fmt: skip
+def test_a_journal_with_other_entries_than_ours_touches_nothing_outside(run, tmp_path, entry):
+    export(run, "hf", tmp_path / "out")
+    (tmp_path / "precious").write_text("mine")
+    with (tmp_path / "out" / JOURNAL).open("a") as journal:
+        journal.write(json.dumps(entry) + "\n")
+    before = contents(tmp_path / "out")
+    export(run, "hf", tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert contents(tmp_path / "out").keys() == before.keys()
+
+
 @pytest.mark.parametrize("place", ["run", "run/export", "run/images/export", "."])
 def test_run_and_destination_do_not_contain_each_other(run, tmp_path, place):
     before = contents(tmp_path)
@@ -607,12 +646,10 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(run, tmp_path):
         export(run, "hf", tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_an_image_that_is_not_what_was_committed_is_never_exported(run, tmp_path, form):
+@pytest.mark.parametrize(("form", "copy"), [(form, False) for form in FORMATS] + [("folders", True)])
+def test_an_image_that_is_not_what_was_committed_is_never_exported(run, tmp_path, form, copy):
     (Path(run.uri) / f"images/{DIM}-1.png").write_bytes(b"something else")
-    if form == "folders":
-        export(run, form, tmp_path / "linked")  # a link is no copy
-    options = Options(copy=form == "folders", embed=form in FILE_FORMATS)
+    options = Options(copy=copy, embed=form in FILE_FORMATS)
     with pytest.raises(ManifestError, match="is not what row 'basic/dim/0000-1' was written for"):
         export(run, form, tmp_path / "out", options=options)
 

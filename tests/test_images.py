@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import threading
+import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -226,6 +227,48 @@ def test_an_image_over_the_pixel_limit_is_refused_with_the_number_the_limit_and_
 
 def test_the_pixel_limit_itself_is_allowed():
     assert decode_image(encoded(picture(24, 32)), max_pixels=24 * 32).shape == (24, 32, 3)
+
+
+def with_more_scans(jpeg: bytes, scans: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * scans + jpeg[-2:]
+
+
+@pytest.fixture(scope="module")
+def largest_progressive() -> bytes:
+    """64 megapixels in ten scans, as cameras and editors write them."""
+    return encoded(Image.new("RGB", (8000, 8000), RED), "JPEG", progressive=True)
+
+
+def test_a_large_progressive_photograph_is_read(largest_progressive: bytes):
+    assert largest_progressive.count(b"\xff\xda") == 10
+    for data in (largest_progressive, with_more_scans(largest_progressive, 20)):
+        assert decode_image(data, max_pixels=64_000_000).shape == (8000, 8000, 3)
+
+
+def test_a_jpeg_that_keeps_its_decoder_busy_by_its_scans_is_refused_before_it_is_decoded(
+    largest_progressive: bytes,
+):
+    began = time.process_time()
+    told = reason(with_more_scans(largest_progressive, 10_000), max_pixels=64_000_000)
+    assert told == "a JPEG of 64.0 megapixels in more than 31 scans, the most that are decoded at its size"
+    assert time.process_time() - began < 5
+
+
+def test_a_small_jpeg_may_have_more_scans_but_not_any_number():
+    small = encoded(picture(), "JPEG", progressive=True)
+    assert decode(with_more_scans(small, 490)).shape == (24, 32, 3)
+    assert "a JPEG of 0.0 megapixels in more than 500 scans" in reason(with_more_scans(small, 491))
+
+
+@pytest.mark.parametrize("where", ["comment", "thumbnail", "behind"])
+def test_what_only_looks_like_scans_is_not_counted(where: str):
+    jpeg, scans = encoded(picture(), "JPEG", progressive=True), b"\xff\xda\x00\x08" * 1000
+    marker = b"\xff\xfe" if where == "comment" else b"\xff\xe1"
+    segment = marker + struct.pack(">H", 2 + len(scans)) + scans
+    other = jpeg + scans if where == "behind" else jpeg[:2] + segment + jpeg[2:]
+    np.testing.assert_array_equal(decode(other), decode(jpeg))
 
 
 @pytest.mark.parametrize("side", [10_000, 14_000])

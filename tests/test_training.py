@@ -273,7 +273,7 @@ def test_a_hugging_face_dataset_has_the_columns_that_are_asked_for(manifest):
 
 
 def test_a_run_that_is_on_no_file_system_goes_into_the_dataset_whole(small, monkeypatch):
-    monkeypatch.setattr("balancer.manifest.image_files.ImageFiles.local_path", lambda *_: None)
+    monkeypatch.setattr("balancer.manifest.image_files.ImageFiles.local_paths", lambda *_: None)
     found = small.to_hf()
     assert [image.size for image in found["image"]] == [(24, 16), (16, 16), (16, 16)]
     assert found["label"][:] == [0, 0, 1]

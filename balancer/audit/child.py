@@ -1,4 +1,4 @@
-"""The process that decodes images for the audit: a lane of them, one after the other.
+"""The processes that decode images for the audit, a lane of them, one after the other, and read its table.
 
 A request is a line with the path and the limits, an answer a line as in `picture`. The first process decodes
 nothing: it has a child do so, and when that dies of an image it says so in the child's place and makes
@@ -18,11 +18,15 @@ import signal
 from pathlib import Path
 
 from balancer.audit.picture import Limits, answer
+from balancer.audit.table_reader import answer_lines
 
 BYTES_PER_PIXEL = 32
 """Address space for each pixel that is allowed: decoding, turning and blending hold several copies."""
 
 ROOM_BYTES = 256_000_000
+TABLE_BYTES = 2_000_000_000
+"""Memory to read a table in."""
+
 CPU_SECONDS = 60
 IMAGES_A_CHILD = 500
 
@@ -50,6 +54,19 @@ def serve() -> None:
             _say(json.dumps({"reason": "its decoder ended unexpectedly"}))
 
 
+def serve_table(path: str) -> None:
+    """Say what the table at `path`, in hex, holds."""
+    name = os.fsdecode(bytes.fromhex(path))
+    if name.lower().endswith(".parquet"):
+        import pyarrow.parquet  # noqa: F401  # before memory is counted
+
+    leave_network()
+    _limit_files()
+    _limit(TABLE_BYTES)
+    for line in answer_lines(name):
+        _say(line.decode())
+
+
 def leave_network() -> bool:
     """Go where there is no network; False if the system does not let us."""
     new_user, new_network = 0x10000000, 0x40000000
@@ -68,23 +85,27 @@ def _death(number: int) -> str:
 
 def _decode_some() -> None:
     """In the child: no more than it may, so that another one has the rest."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    _limit_files()
     for _ in range(IMAGES_A_CHILD):
         line = _next_line()
         if not line:
             return
         path, max_bytes, max_pixels = json.loads(line)
         limits = Limits(max_bytes, max_pixels)
-        _limit_memory_and_time(limits)
+        _limit(BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + ROOM_BYTES)
         _say(answer(os.fsdecode(bytes.fromhex(path)), limits))
 
 
-def _limit_memory_and_time(limits: Limits) -> None:
+def _limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _limit(memory_bytes: int) -> None:
+    """From now on, so much more memory and so much more time."""
     with contextlib.suppress(ValueError, OSError):  # a system without such limits, or with tighter ones
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = used + BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + ROOM_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
     with contextlib.suppress(ValueError, OSError):
         spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + CPU_SECONDS, resource.RLIM_INFINITY))

@@ -1,24 +1,21 @@
 """The table of facet values beside a dataset: parquet, CSV or JSON lines with a column `file_name`.
 
-Values are text whatever the table's types are, and no path is ever built from what the table says.
+Values are text whatever the table's types are, and no path is ever built from what the table says. It is read
+in a process with limits on memory and time (`table_reader`), whose answer is not trusted either.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import posixpath
-import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from balancer.audit.table_reader import READERS, table_key
 from balancer.errors import DatasetError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+__all__ = ["Table", "facet_columns", "read_table", "row_of", "table_key"]
 
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
 
@@ -27,6 +24,8 @@ MAX_FACET_VALUES = 20
 
 NO_FACETS = ("file_name", "class", "split")
 """Columns that say something else of an image."""
+
+LONGEST_REASON = 1_000
 
 Table = Mapping[str, Mapping[str, str]]
 """Rows by `table_key` of their file name; a row has no entry where a value is missing."""
@@ -40,23 +39,34 @@ def read_table(root: Path, metadata: str | os.PathLike[str] | None) -> Table:
     path = _table_path(root, metadata)
     if path is None:
         return {}
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DatasetError(f"{path}: a metadata table is one of {', '.join(_READERS)}")
+    if path.suffix.lower() not in READERS:
+        raise DatasetError(f"{path}: a metadata table is one of {', '.join(READERS)}")
+    from balancer.audit.lanes import table_lines
+
+    table: dict[str, Mapping[str, str]] = {}
+    columns: dict[str, str] = {}
+    end: object = None
     try:
-        rows = reader(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: the metadata table cannot be read: {error.strerror or error}") from error
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise DatasetError(f"{path}: the metadata table is damaged: {error}") from error
-    if rows and not any("file_name" in row for row in rows):
-        raise DatasetError(f"{path}: no column `file_name`; the columns are {', '.join(rows[0])}")
-    return {table_key(row["file_name"]): row for row in reversed(rows) if "file_name" in row}
+        for line in table_lines(path):
+            end = json.loads(line)
+            if isinstance(end, list):
+                key, row = _parse_row(end, columns)
+                table.setdefault(key, row)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: the metadata table cannot be read: {error}") from error
+    if isinstance(end, dict) and isinstance(end.get("reason"), str):
+        raise DatasetError(f"{path}: {end['reason'][:LONGEST_REASON]}")
+    if type(end) is not int:
+        raise DatasetError(f"{path}: the metadata table cannot be read: its reader ended unexpectedly")
+    return table
 
 
-def table_key(file_name: str) -> str:
-    """Some systems store accented names decomposed, and tables come from other systems."""
-    return unicodedata.normalize("NFC", posixpath.normpath(file_name))
+def _parse_row(told: list[object], columns: dict[str, str]) -> tuple[str, Mapping[str, str]]:
+    """A key and its row, whose `columns` all rows share; ValueError if that is not what was told."""
+    match told:
+        case [str(key), dict(row)] if all(isinstance(value, str) for value in row.values()):
+            return key, {columns.setdefault(name, name): value for name, value in row.items()}
+    raise ValueError("its reader gave no answer that makes sense")
 
 
 def row_of(table: Table, file_name: str) -> Mapping[str, str]:
@@ -78,52 +88,5 @@ def facet_columns(table: Table) -> tuple[str, ...]:
 def _table_path(root: Path, metadata: str | os.PathLike[str] | None) -> Path | None:
     if metadata is not None:
         return root / metadata
-    return next((root / name for name in METADATA_FILES if (root / name).is_file()), None)
-
-
-def _parquet_rows(path: Path) -> list[dict[str, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open(path, "rb") as file:
-        try:
-            table = pq.ParquetFile(file)
-            plain = [column.name for column in table.schema_arrow if _is_plain(column.type)]
-            rows = table.read(columns=plain).to_pylist()
-        except pa.ArrowException as error:
-            raise ValueError(str(error)) from error
-    return [_text_values(row) for row in rows]
-
-
-def _is_plain(column_type: pa.DataType) -> bool:
-    """Whether values are text or numbers: a picture inside the table need not be read."""
-    from pyarrow import types
-
-    if types.is_dictionary(column_type):
-        column_type = column_type.value_type
-    tests = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating)
-    return any(test(column_type) for test in tests)
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return [_text_values(row) for row in csv.DictReader(file)]
-
-
-def _json_rows(path: Path) -> list[dict[str, str]]:
-    rows = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            row = json.loads(line) if line.strip() else {}
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not an object")
-            rows.append(_text_values(row))
-    return rows
-
-
-def _text_values(row: Mapping[str, object]) -> dict[str, str]:
-    plain = {key: str(value).strip() for key, value in row.items() if isinstance(value, str | int | float)}
-    return {key: text for key, text in plain.items() if key and text}
-
-
-_READERS = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
+    named = (root / name for name in METADATA_FILES)
+    return next((path for path in named if os.path.lexists(path) and not path.is_dir()), None)

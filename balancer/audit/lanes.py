@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
+from balancer.audit.child import CPU_SECONDS
 from balancer.audit.picture import Limits, Picture, parse_answer
+from balancer.audit.table_reader import MAX_ANSWER_BYTES
 
 MOST_LANES = 8
 """Enough for a fast disk; each may hold a picture of the largest size several times over."""
@@ -29,6 +31,9 @@ IMAGES_A_LANE = 16
 LONGEST_ANSWER = 10_000
 LONGEST_WAIT_S = 600.0
 """A decoder is ended long before, by the time it may compute; this is for one that does nothing at all."""
+
+LONGEST_TABLE = 2 * MAX_ANSWER_BYTES
+LONGEST_ROW = 16_000_000
 
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Of glibc: not to give back after each image what the next one takes again, which costs a fifth of the time.
@@ -81,26 +86,71 @@ class Lane:
             return _NO_ANSWER
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # The same packages as here, wherever they come from, and no secrets.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from balancer.audit.child import serve; serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-            process_group=0,
-        )
+        self._process = _spawn("serve()")
         return self._process
 
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
+        if process is not None:
+            _end(process)
+
+
+def table_lines(path: Path) -> Iterator[bytes]:
+    """What a process that reads the table at `path` says of it, as in `table_reader`; ValueError with the
+    reason if it does not live to say it."""
+    process = _spawn(f"serve_table({os.fsencode(path.absolute()).hex()!r})")
+    try:
+        yield from _lines(process)
+        if status := process.wait(LONGEST_WAIT_S):
+            raise ValueError(_reader_death(-status))
+    finally:
+        _end(process)
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    assert process.stdout is not None
+    give_up, size, rest = time.monotonic() + LONGEST_WAIT_S, 0, b""
+    while True:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, give_up - time.monotonic()))
+        part = os.read(process.stdout.fileno(), 1 << 20) if ready else None
+        if part is None:
+            raise ValueError(f"its reader took more than {LONGEST_WAIT_S:g} s")
+        if not part:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it and its child
-        with contextlib.suppress(OSError), process:
-            pass  # closes its pipes, and waits for it
+        size += len(part)
+        *lines, rest = (rest + part).split(b"\n")
+        if size > LONGEST_TABLE or len(rest) > LONGEST_ROW:
+            raise ValueError("its reader gave no answer that makes sense")
+        yield from lines
+
+
+def _reader_death(number: int) -> str:
+    if number == signal.SIGXCPU:
+        return f"reading it takes more than {CPU_SECONDS} s"
+    if number == signal.SIGKILL:
+        return "the system ended its reader, most likely for lack of memory"
+    return "its reader crashed: it is damaged, or made to do harm"
+
+
+def _spawn(call: str) -> subprocess.Popen[bytes]:
+    """A call to a function of `child` in a process with the same packages as here, wherever they come from,
+    and no secrets."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from balancer.audit import child; child.{call}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_environment(),
+        process_group=0,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it and its child
+    with contextlib.suppress(OSError), process:
+        pass  # closes its pipes, and waits for it
 
 
 def _answer(process: subprocess.Popen[bytes]) -> bytes:

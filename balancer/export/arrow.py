@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -22,6 +22,5 @@ def write(job: Job) -> None:
             writer.write_table(table)
 
 
-def _read_schema(path: Path) -> pa.Schema:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).schema
+def _read_schema(file: BinaryIO) -> pa.Schema:
+    return pa.ipc.open_file(file).schema

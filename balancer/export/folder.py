@@ -18,10 +18,20 @@ from typing import IO
 
 from balancer.errors import UsageError
 from balancer.export.destination import Destination, as_storage_errors
+from balancer.regular_files import TooLargeError, append_regular, open_regular, read_regular
 
 CLAIM = ".balancer-export.json"
 JOURNAL = ".balancer-export.files"
 _OWN = ".balancer-export."
+
+MAX_CLAIM_BYTES = 1_000_000
+MAX_JOURNAL_BYTES = 2_000_000_000
+"""About ten million files."""
+
+MAX_ENTRY_BYTES = 8192
+"""A path and a hash."""
+
+ANOTHER = "choose another DEST"
 
 Journal = dict[str, str | None]
 """Paths that were, or are about to be, written. Of a file with a recipe also `path newline recipe`, with the
@@ -36,7 +46,7 @@ def claimed(destination: Destination) -> Iterator[Folder]:
     """
     before = _claim(destination)
     with as_storage_errors(destination.path):
-        journal = (destination.path / JOURNAL).open("ab")
+        journal = append_regular(destination.path / JOURNAL)
     with journal:
         folder = Folder(destination, before, journal)
         yield folder
@@ -131,7 +141,7 @@ class Folder:
     def _located(self, path: str) -> Path:
         """Where a file goes, in a folder that is there, and is no link that leads out."""
         parts = path.split("/")
-        assert not any(part in ("", ".", "..") or "\0" in part for part in parts), path
+        assert _is_inside(path), path
         at = self.path.joinpath(*parts)
         if at.parent not in self._known_folders:
             with as_storage_errors(at.parent):
@@ -143,7 +153,8 @@ class Folder:
 
     def _remove(self, path: str) -> None:
         at = self.path.joinpath(*path.split("/"))
-        if not os.path.lexists(at) or not at.parent.resolve().is_relative_to(self.path.resolve()):
+        is_file = at.is_symlink() or (at.exists() and not at.is_dir())
+        if not is_file or not at.parent.resolve().is_relative_to(self.path.resolve()):
             return
         with as_storage_errors(at):
             at.unlink()
@@ -157,11 +168,11 @@ def _claim(destination: Destination) -> Journal:
     """Claim the folder; returns its journal."""
     path = destination.path
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, and this export a folder", hint="choose another DEST")
+        raise UsageError(f"{path} is a file, and this export a folder", hint=ANOTHER)
     with as_storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         names = [name for name in os.listdir(path) if not name.startswith(_OWN)]
-    if (path / CLAIM).is_file():
+    if os.path.lexists(path / CLAIM):
         _check_claim(destination)
     elif names:
         raise UsageError(
@@ -178,9 +189,11 @@ def _claim(destination: Destination) -> Journal:
 def _check_claim(destination: Destination) -> None:
     path = destination.path / CLAIM
     try:
-        claim = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", hint="choose another DEST") from error
+        claim = dict(json.loads(read_regular(path, max_bytes=MAX_CLAIM_BYTES, follow_links=False)))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", hint=ANOTHER) from error
     mine = json.loads(json.dumps(destination.identity))
     for name in sorted(claim.keys() | mine.keys()):
         if claim.get(name) != mine.get(name):
@@ -192,16 +205,39 @@ def _check_claim(destination: Destination) -> None:
 
 
 def _read_journal(path: Path) -> Journal:
-    if not path.is_file():
-        return {}
     found: Journal = {}
-    with as_storage_errors(path):
-        lines = path.read_bytes().splitlines()
-    for line in lines:
-        with contextlib.suppress(ValueError):  # cut off by a crash: its file was not begun
-            name, sha256 = json.loads(line)
-            found[name] = sha256
+    try:
+        with open_regular(path, follow_links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_JOURNAL_BYTES:
+                raise TooLargeError(path, size, MAX_JOURNAL_BYTES)
+            while line := file.readline(MAX_ENTRY_BYTES):
+                found.update(_parse_entry(line))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return found
+
+
+def _parse_entry(line: bytes) -> Journal:
+    """Nothing if it is no entry: cut off by a crash, so that its file was not begun, or somebody else's."""
+    try:
+        name, sha256 = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    if not isinstance(name, str) or not isinstance(sha256, str | None) or not _is_inside(name):
+        return {}
+    return {name: sha256}
+
+
+def _is_inside(name: str) -> bool:
+    path = name.partition("\n")[0]
+    return "\0" not in path and not any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be read: {error.strerror}", hint=ANOTHER)
 
 
 def _remove_temporary(path: Path, journal: Iterable[str]) -> None:
@@ -231,7 +267,7 @@ def _write_whole(at: Path, parts: Iterable[bytes]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with as_storage_errors(path), path.open("rb") as file:
+    with as_storage_errors(path), open_regular(path, follow_links=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

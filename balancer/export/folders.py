@@ -47,8 +47,7 @@ def write(job: Job) -> None:
             for row in rows_of(rows):
                 first, *others = (top + path for path in places.of(row))
                 names.append(first.removeprefix(top))
-                for path in (first, *others):
-                    _place(folder, path, row, job)
+                _place(folder, (first, *others), row, job)
                 job.progress(next(done))
             table = metadata_table(rows, job.manifest.run, names)
             folder.put(f"{top}{METADATA}/images.parquet", parquet_bytes(table))
@@ -87,11 +86,14 @@ def _values(rows: pa.Table, facet: str) -> Sequence[str]:
     return sorted(value for value in pc.unique(rows[facet]).to_pylist() if value is not None)
 
 
-def _place(folder: Folder, path: str, row: Row, job: Job) -> None:
+def _place(folder: Folder, paths: Sequence[str], row: Row, job: Job) -> None:
     if job.options.copy:
-        folder.put_image(path, row["sha256"], lambda: job.image(row))
+        for path in paths:
+            folder.put_image(path, row["sha256"], lambda: job.image(row))
         return
-    target = job.files.local_path(row["file_name"], row["source"])
-    if target is None:
+    targets = job.files.local_paths([(row["file_name"], row["source"])])
+    if targets is None:
         raise UsageError(f"{job.manifest.uri} is no folder that links can lead to", hint="add --copy")
-    folder.link(path, Path(target))
+    job.image(row)  # a link is to the image that was committed, and to no other
+    for path in paths:
+        folder.link(path, Path(targets[0]))

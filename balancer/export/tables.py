@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from balancer.export.job import Job, Options
 from balancer.export.names import image_name
 from balancer.manifest.schema import EMBEDDING
+from balancer.regular_files import open_regular
 from balancer.training.labels import plain
 
 OPTIONS = frozenset({"embed"})
@@ -70,10 +71,11 @@ def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:
     return pa.StructArray.from_arrays([data, names], names=["bytes", "path"])
 
 
-def is_own(path: Path, job: Job, read_schema: Callable[[Path], pa.Schema]) -> bool:
+def is_own(path: Path, job: Job, read_schema: Callable[[BinaryIO], pa.Schema]) -> bool:
     """Whether a file, which may be anything, is of this export."""
     try:
-        metadata = read_schema(path).metadata or {}
+        with open_regular(path, follow_links=False) as file:
+            metadata = read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
         return False
     return bool(metadata.get(IDENTITY) == identity_of(job))

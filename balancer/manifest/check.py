@@ -22,7 +22,7 @@ from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.copycheck import check_files, check_rows
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
-from balancer.manifest.image_files import read_image_file
+from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.layout import (
     DATA_DIR,
     IMAGES_DIR,
@@ -127,14 +127,14 @@ def check_run(storage: Storage) -> Findings:
     for leak, problem in _leaks(standing, storage, fragments, info):
         (listed if leak.listed else problems).append(problem)
     images = [row for row in standing if row["file_name"] is not None]
-    by_reference = info.real_images_by_reference
+    files = ImageFiles.of(storage.uri, info)
     with ThreadPoolExecutor(READERS) as pool:
-        for found in pool.map(lambda row: _check_image(row, storage, by_reference), images):
+        for found in pool.map(lambda row: _check_image(row, storage, files), images):
             problems.extend(found)
     compacted = {file.path for file in index.files} if index else None
-    files = storage.list("")
-    notes = [*listed, *_leftovers(files, {row["file_name"] for row in images}, compacted)]
-    notes += _rejected_images(files, rows, info)
+    paths = storage.list("")
+    notes = [*listed, *_leftovers(paths, {row["file_name"] for row in images}, compacted)]
+    notes += _rejected_images(paths, rows, info)
     unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(
         problems=(*problems, *of_copy),
@@ -325,10 +325,10 @@ def _leaks(
         yield leak, by_id[leak.row_id].breaks(leak.rule, leak.detail)
 
 
-def _check_image(row: _Row, storage: Storage, by_reference: bool) -> list[Problem]:
+def _check_image(row: _Row, storage: Storage, files: ImageFiles) -> list[Problem]:
     name: str = row["file_name"]
     try:
-        data = read_image_file(storage, name, row["source"], by_reference)
+        data = files.read_from(storage, name, row["source"])
     except MissingFileError:
         return [Problem(_THERE, name, f"row {row['id']!r} names it, it is missing")]
     except StorageError as error:

@@ -14,6 +14,7 @@ from balancer.errors import DatasetError
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log import KEPT, ManifestLog
 from balancer.manifest.rows import REAL, ImageFile, RunFacts, real_id, real_row
+from balancer.regular_files import read_regular
 from balancer.splits import splits_of
 from balancer.storage import Storage, slug
 from balancer.verdict import Nearest
@@ -75,7 +76,11 @@ def _bring_in(
     source = dataset / image.file_name
     if facts.config.output.real_images == "reference":
         return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
-    data = source.read_bytes()
+    try:
+        data = read_regular(source, max_bytes=image.num_bytes, follow_links=False)
+    except OSError as error:
+        problem = f"{source} changed while the run was starting: {error.strerror}"
+        raise DatasetError(problem, hint="run the same command again") from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
     # With a part of the content's hash: after a crash the file in the dataset may be another one by now.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+MAX_RUN_BYTES = 1_000_000_000
+"""Over 400 bytes for each cell that a plan may have, with long names."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
@@ -83,7 +86,7 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
 def read_run(storage: Storage) -> RunInfo:
     """Raises UsageError if there is no run in the folder, ManifestError if run.json is damaged or newer."""
     try:
-        data = storage.read(RUN_FILE)
+        data = storage.read(RUN_FILE, MAX_RUN_BYTES)
     except MissingFileError:
         raise UsageError(
             f"{storage.uri} is not a run folder: it has no {RUN_FILE}",

@@ -25,7 +25,7 @@ PER_CLASS = 12
 PER_REASON = 12
 PER_CELL = 6
 SIDE_PIXELS = 96
-MAX_PIXELS = 64_000_000
+MAX_BYTES = MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +129,19 @@ def _why(row: dict[str, Any]) -> str:
 
 def _thumbnail(path: str, caption: str, storage: Storage) -> Thumbnail:
     try:
-        data_uri = thumbnail_uri(storage.read(path))
-    except (BalancerError, OSError):  # a damaged image costs its thumbnail, not the report
+        data_uri = thumbnail_uri(storage.read(path, MAX_BYTES))
+    except BalancerError:  # a damaged image costs its thumbnail, not the report
         data_uri = None
     return Thumbnail(caption=caption, link="./" + quote(str(PurePosixPath(path))), data_uri=data_uri)
 
 
 def thumbnail_uri(data: bytes) -> str:
-    """A JPEG of at most 96 x 96 pixels as a data URI. Raises OSError for what is no PNG, JPEG or WebP."""
+    """A JPEG of at most 96 x 96 pixels as a data URI; UnreadableImage for what cannot be decoded."""
     from PIL import Image
 
-    from balancer.images import FORMATS
+    from balancer.images import decode_image
 
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise OSError(f"{image.width} x {image.height} pixels are too many for a thumbnail")
-        small = image.convert("RGB")
+    small = Image.fromarray(decode_image(data, max_pixels=MAX_PIXELS))
     small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=88)

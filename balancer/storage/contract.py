@@ -63,8 +63,9 @@ class Storage(Protocol):
         After an error it may or may not be there; False can mean that an earlier try of one's own won.
         """
 
-    def read(self, path: str) -> bytes:
-        """The whole file; MissingFileError if there is none."""
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        """The whole file; MissingFileError if there is none, StorageError before more than `max_bytes` are
+        read."""
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """A part of a file, shorter where the file ends; MissingFileError if there is none."""
@@ -104,6 +105,14 @@ def check_path(path: str, uri: str) -> list[str]:
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{path!r} is not a path inside the run folder {uri}")
     return parts
+
+
+def check_size(path: str, num_bytes: int, max_bytes: int | None) -> None:
+    """StorageError for a file that is larger than its reader allows."""
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise StorageError(
+            f"{path}: {num_bytes / 1e6:.1f} megabytes, over the limit of {max_bytes / 1e6:g} for such a file"
+        )
 
 
 def is_temporary(path: str) -> bool:

@@ -23,6 +23,7 @@ from balancer.storage.contract import (
     NoCreateOnlyError,
     Paths,
     check_path,
+    check_size,
     publish_by_creating,
 )
 
@@ -92,8 +93,9 @@ class LocalStorage:
         self.info(path)
         return self._locate(path) if self._system is os else None
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         with self._opened_to_read(path) as (fd, num_bytes):
+            check_size(path, num_bytes, max_bytes)
             length = min(num_bytes + 1, _READ_BYTES)  # room that is not needed would take its time, too
             return b"".join(iter(lambda: self._system.read(fd, length), b""))
 

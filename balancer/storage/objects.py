@@ -31,6 +31,7 @@ from balancer.storage.contract import (
     NoCreateOnlyError,
     Paths,
     check_path,
+    check_size,
     publish_by_creating,
 )
 from balancer.storage.failures import Conflict, Failure, failure_of
@@ -99,8 +100,13 @@ class ObjectStorage:
     def create(self, path: str, data: bytes) -> bool:
         return self._insist("create", path, lambda: self._create_once(path, data))
 
-    def read(self, path: str) -> bytes:
-        return self._insist("read", path, lambda: bytes(obstore.get(self._store, path).bytes()))
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        def get() -> bytes:
+            answer = obstore.get(self._store, path)
+            check_size(path, answer.meta["size"], max_bytes)
+            return bytes(answer.bytes())
+
+        return self._insist("read", path, get)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:

@@ -39,7 +39,7 @@ def hugging_face_dataset(
     labels = Labels.of(manifest.run)
     table = labelled_table(rows, names, labels)
     features = features_of(library, table.schema, labels)
-    paths = _local_paths(rows, files)
+    paths = files.local_paths(zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True))
     if paths is None:  # an object store: what `datasets` would open by path is read here
         return library.Dataset.from_generator(
             _examples, features=features, gen_kwargs={"rows": rows, "table": table, "files": files}
@@ -77,12 +77,6 @@ def features_of(library: Any, schema: pa.Schema, labels: Labels) -> Any:
         if column in told:
             told[column] = library.ClassLabel(names=list(labels.facets[name]))
     return library.Features({IMAGE: library.Image(), **told})
-
-
-def _local_paths(rows: pa.Table, files: ImageFiles) -> list[str] | None:
-    told = zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True)
-    paths = [files.local_path(name, source) for name, source in told]
-    return None if None in paths else [path for path in paths if path is not None]
 
 
 def _examples(rows: pa.Table, table: pa.Table, files: ImageFiles) -> Iterator[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from balancer.errors import ManifestError
 from balancer.images import Pixels, UnreadableImage, decode_image
-from balancer.manifest.image_files import ImageFiles
+from balancer.manifest.image_files import ImageFiles, max_image_pixels
 from balancer.manifest.schema import EMBEDDING
 from balancer.training.selection import select, warn_of_left_out
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from balancer.manifest.query import Filter, Manifest
     from balancer.manifest.runfile import RunInfo
-
-MAX_PIXELS = 64_000_000
-"""For runs that do not say: the default of `dataset.max_image_megapixels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +30,7 @@ class Decoder:
 
     @classmethod
     def of(cls, uri: str, info: RunInfo) -> Decoder:
-        megapixels = info.config.get("dataset", {}).get("max_image_megapixels", MAX_PIXELS / 1e6)
-        # Generated images obey their own limit, and are always read.
-        made = info.config.get("generation", {})
-        largest = max(megapixels * 1e6, made.get("width", 0) * made.get("height", 0))
-        return cls(ImageFiles.of(uri, info), round(largest))
+        return cls(ImageFiles.of(uri, info), max_image_pixels(info))
 
     def pixels(self, file_name: str, source: str) -> Pixels:
         """Upright RGB, uint8 (height, width, 3). StorageError if the file cannot be read, ManifestError if
