@@ -52,6 +52,7 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
         "driver",
         "embedded",
         "encode",
+        "endings",
         "fleet",
         "ladder",
         "manifest",

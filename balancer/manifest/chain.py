@@ -222,11 +222,22 @@ def _ahead(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator
     with ThreadPoolExecutor(READERS) as pool:
         begun: deque[Future[_Result]] = deque()
         for item in items:
-            begun.append(pool.submit(work, item))
+            begun.append(begin(pool, work, item))
             if len(begun) > 2 * READERS:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+
+
+def begin(pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+    """`work` on an item, in the pool; here and now for a thread that outlives the main one, since pools take
+    nothing more by then."""
+    try:
+        return pool.submit(work, item)
+    except RuntimeError:
+        done: Future[_Result] = Future()
+        done.set_result(work(item))
+        return done
 
 
 def _in_blocks(fragments: Iterator[Fragment], size: int) -> Iterator[list[Fragment]]:

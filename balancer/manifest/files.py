@@ -1,19 +1,25 @@
-"""The files of a manifest as Arrow opens them, each checked as it is opened.
+"""The files of a manifest as Arrow gets them: buffers of its own, read and checked by whoever asks for rows.
 
-Arrow asks for a path and gets the file, or the error that says what is wrong with it, however deep inside a
-scan that happens. A fragment of the log is read whole and must have the sha256 it had; a compacted file must
-have its size and its footer, the rest is checked page by page as it is read.
+Arrow's threads may be at work when the interpreter ends. One that calls Python then, to open a file or to let
+go of a Python object, takes the process down or waits for ever. So Arrow is given buffers, and never a file,
+a path or a Python object.
+
+A fragment of the log is read whole and must have the sha256 it had. Of a compacted file the footer is
+checked, and only the pages that a scan looks at are read; Arrow compares the checksum of each.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from balancer.errors import BalancerError
 from balancer.manifest.compacted import DamagedCopyError, DataFile
@@ -22,94 +28,88 @@ from balancer.storage import LocalStorage, MissingFileError, Storage, open_stora
 
 GONE = "it is missing; if the manifest was compacted anew since, open it again"
 
+PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+LOG = ds.IpcFileFormat()
 
-class ManifestFiles(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
-    """Reads what it was told of, and nothing else. It can be pickled, for workers that read by themselves."""
+GAP_BYTES = 16 << 10
+"""Parts of a file that are nearer to each other are read as one: a request costs more than these bytes."""
+
+SPARSE = pa.system_memory_pool()
+"""Memory from it is taken when it is first written to; Arrow's own pool takes it all at once."""
+
+ReadRange = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a scan looks at: columns, and rows by a condition. `schema` is that of the columns."""
+
+    schema: pa.Schema
+    condition: pc.Expression | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A part of a dataset whose bytes are in memory; None if no row of the file can meet the condition."""
+
+    fragment: ds.Fragment | None
+    num_bytes: int
+
+
+class ManifestFiles:
+    """Loads what it was told of, and nothing else. It can be pickled, for workers that read by themselves."""
 
     def __init__(
         self, storage: Storage, compacted: Mapping[str, DataFile], committed: Mapping[str, str]
     ) -> None:
-        self._storage = storage
+        self.storage = storage
         self._compacted = compacted
         self._committed = committed
         self.problem: BalancerError | None = None
         """The last one met: a library in between may not pass it on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._storage.uri, self._compacted, self._committed)
+        return _reopened, (self.storage.uri, self._compacted, self._committed)
 
-    def open_input_file(self, path: str) -> pa.NativeFile:
+    def num_bytes(self, path: str) -> int:
+        """Of a compacted file. Fragments of the log are small; their size is not known before."""
+        return self._compacted[path].num_bytes if path in self._compacted else 0
+
+    def load(self, path: str, holds: pc.Expression, wanted: Wanted) -> Loaded:
+        """A file of which all rows are such as `holds` says."""
         try:
             if path in self._committed:
-                return self._fragment(path, self._committed[path])
-            return self._data_file(self._compacted[path])
+                return self._fragment(path, holds, wanted)
+            return self._data_file(self._compacted[path], holds, wanted)
         except BalancerError as error:
             self.problem = error
             raise
 
-    def open_input_stream(self, path: str) -> pa.NativeFile:
-        return self.open_input_file(path)
-
     def damage(self) -> DamagedCopyError | None:
         """The first compacted file that is not what it was, found by reading all of them."""
         for told in self._compacted.values():
-            if (detail := difference(self._storage, told)) is not None:
+            if (detail := difference(self.storage, told)) is not None:
                 return DamagedCopyError(told.path, *detail)
         return None
 
-    def _fragment(self, path: str, sha256: str) -> pa.NativeFile:
+    def _fragment(self, path: str, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
-            data = self._storage.read(path)
+            data = self.storage.read(path)
         except MissingFileError:
             raise BrokenFragmentError(path, "log without gaps", "it is missing, and was there") from None
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if hashlib.sha256(data).hexdigest() != self._committed[path]:
             raise BrokenFragmentError(path, "checksum", "its bytes are not those that were there")
-        return pa.BufferReader(_of_arrow(data))
+        buffer = _narrowed(data, wanted.schema.names)
+        return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size)
 
-    def _data_file(self, told: DataFile) -> pa.NativeFile:
+    def _data_file(self, told: DataFile, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
-            file = opened(self._storage, told.path)
+            with _opened(self.storage, told.path) as read_range:
+                return _loaded(told, read_range, holds, wanted, self.storage)
         except MissingFileError:
             raise DamagedCopyError(told.path, "compacted files are there", GONE) from None
-        num_bytes = file.size()
-        if num_bytes != told.num_bytes:
-            detail = f"it has {num_bytes} bytes, the index says {told.num_bytes}"
-            raise DamagedCopyError(told.path, "compacted files have their size", detail)
-        footer = file.read_at(told.footer_bytes, num_bytes - told.footer_bytes)
-        if hashlib.sha256(footer).hexdigest() != told.footer_sha256:
-            raise DamagedCopyError(told.path, "compacted files have their sha256", "its footer was changed")
-        return file
-
-    # ---- what Arrow asks of a file system besides ------------------------------------------------
-
-    def get_type_name(self) -> str:
-        return "balancer"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other
-
-    __hash__ = object.__hash__
-
-    def _refuse(self, *arguments: object, **options: object) -> NoReturn:
-        raise NotImplementedError("the files of a manifest are read, and nothing else")
-
-    get_file_info: Callable[..., Any] = _refuse
-    get_file_info_selector: Callable[..., Any] = _refuse
-    create_dir: Callable[..., Any] = _refuse
-    delete_dir: Callable[..., Any] = _refuse
-    delete_dir_contents: Callable[..., Any] = _refuse
-    delete_root_dir_contents: Callable[..., Any] = _refuse
-    delete_file: Callable[..., Any] = _refuse
-    move: Callable[..., Any] = _refuse
-    copy_file: Callable[..., Any] = _refuse
-    open_output_stream: Callable[..., Any] = _refuse
-    open_append_stream: Callable[..., Any] = _refuse
 
 
 def difference(storage: Storage, told: DataFile) -> tuple[str, str] | None:
@@ -125,9 +125,8 @@ def difference(storage: Storage, told: DataFile) -> tuple[str, str] | None:
     return None
 
 
-def _of_arrow(data: bytes) -> pa.Buffer:
-    """A copy that is none of Python's: Arrow's threads let go of what a scan has read when they come to it,
-    and one that does so while the interpreter ends takes the process down."""
+def arrow_buffer(data: bytes) -> pa.Buffer:
+    """A copy that Arrow owns: its threads may let go of it at any time, without the interpreter's lock."""
     buffer = pa.allocate_buffer(len(data))
     memoryview(buffer).cast("B")[:] = data
     return buffer
@@ -137,43 +136,98 @@ def _reopened(uri: str, compacted: Mapping[str, DataFile], committed: Mapping[st
     return ManifestFiles(open_storage(uri, create=False), compacted, committed)
 
 
-def opened(storage: Storage, path: str) -> pa.NativeFile:
-    """A file for reading at any place; MissingFileError if there is none."""
+# ---- fragments of the log --------------------------------------------------------------------------
+
+
+def _narrowed(data: bytes, columns: Sequence[str]) -> pa.Buffer:
+    """A fragment with these of its columns: rows that a query keeps would keep all of its bytes in memory."""
+    schema = pa.ipc.open_file(pa.py_buffer(data)).schema
+    included = [position for position, name in enumerate(schema.names) if name in columns]
+    if len(included) == len(schema):
+        return arrow_buffer(data)
+    options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
+    table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+# ---- compacted files -------------------------------------------------------------------------------
+
+
+def _loaded(
+    told: DataFile, read_range: ReadRange, holds: pc.Expression, wanted: Wanted, storage: Storage
+) -> Loaded:
+    """The file as a buffer of its size, of which only what the scan looks at is filled in."""
+    image = pa.allocate_buffer(told.num_bytes, memory_pool=SPARSE)
+    view = memoryview(image).cast("B")
+    start = told.num_bytes - told.footer_bytes
+    footer = read_range(start, told.footer_bytes + 1)  # one more, to see that the file ends there
+    if len(footer) != told.footer_bytes:
+        raise _of_another_size(told, storage)
+    if hashlib.sha256(footer).hexdigest() != told.footer_sha256:
+        raise DamagedCopyError(told.path, "compacted files have their sha256", "its footer was changed")
+    view[start:] = footer
+    fragment = PARQUET.make_fragment(image, partition_expression=holds)
+    if wanted.condition is not None:
+        fragment = fragment.subset(filter=wanted.condition, schema=wanted.schema)
+    groups = [group.id for group in fragment.row_groups]
+    num_bytes = told.footer_bytes
+    for begin, end in _joined(_column_chunks(fragment.metadata, groups, set(wanted.schema.names))):
+        part = read_range(begin, end - begin)
+        if len(part) != end - begin:
+            raise _of_another_size(told, storage)
+        view[begin:end] = part
+        num_bytes += len(part)
+    return Loaded(fragment if groups else None, num_bytes)
+
+
+def _of_another_size(told: DataFile, storage: Storage) -> DamagedCopyError:
+    detail = f"it has {storage.info(told.path).num_bytes} bytes, the index says {told.num_bytes}"
+    return DamagedCopyError(told.path, "compacted files have their size", detail)
+
+
+def _column_chunks(
+    metadata: pq.FileMetaData, groups: Sequence[int], columns: set[str]
+) -> Iterator[tuple[int, int]]:
+    """Where the columns are: from a byte to the one behind."""
+    schema = metadata.schema
+    paths = (schema.column(number).path for number in range(metadata.num_columns))
+    leaves = [number for number, path in enumerate(paths) if path.partition(".")[0] in columns]
+    for group in groups:
+        of_group = metadata.row_group(group)
+        for number in leaves:
+            chunk = of_group.column(number)
+            begin = chunk.data_page_offset
+            if chunk.has_dictionary_page:
+                begin = min(begin, chunk.dictionary_page_offset)
+            yield begin, begin + chunk.total_compressed_size
+
+
+def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Parts in order, those with a small gap between them as one."""
+    last: tuple[int, int] | None = None
+    for begin, end in sorted(parts):
+        if last is None or begin - last[1] > GAP_BYTES:
+            if last is not None:
+                yield last
+            last = begin, end
+        else:
+            last = last[0], max(last[1], end)
+    if last is not None:
+        yield last
+
+
+@contextmanager
+def _opened(storage: Storage, path: str) -> Iterator[ReadRange]:
+    """Reads any part of a file, shorter where it ends; MissingFileError if there is none."""
     if isinstance(storage, LocalStorage) and (target := storage.path_on_disk(path)) is not None:
         try:
-            return pa.OSFile(target)
+            file = pa.OSFile(target)
         except FileNotFoundError as error:
             raise MissingFileError(f"{target} is missing") from error
-    return pa.PythonFile(_Ranges(storage, path, storage.info(path).num_bytes), mode="r")
-
-
-class _Ranges(io.RawIOBase):
-    """A file of which each read is a request of its own."""
-
-    def __init__(self, storage: Storage, path: str, num_bytes: int) -> None:
-        self._storage = storage
-        self._path = path
-        self._num_bytes = num_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        rest = self._num_bytes - self._position
-        data = self._storage.read_range(
-            self._path, self._position, rest if size is None or size < 0 else min(size, rest)
-        )
-        self._position += len(data)
-        return data
+        with file:
+            yield lambda start, length: file.read_at(length, start)
+    else:
+        yield lambda start, length: storage.read_range(path, start, length)

@@ -70,7 +70,9 @@ class Manifest:
 
         For streams of batches, and for libraries that take Arrow datasets; some, DuckDB for one, know no
         16-bit floats, so name the `columns` without the embedding for them. It can be pickled. Where a file
-        is damaged, its scans raise ManifestError, or OSError or ValueError of Arrow's own.
+        is damaged, its scans raise ManifestError, or OSError or ValueError of Arrow's own. Files are read
+        by the thread that asks for batches; for DuckDB, which asks from its own threads, all that a query
+        looks at is read before its first row.
         """
         names = self._names(columns)
         return self._source.dataset(pa.schema(map(self.schema.field, names), self.schema.metadata))

@@ -7,7 +7,7 @@ By them a row that a later one of its id replaced is left out, wherever it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,40 +19,69 @@ import pyarrow.fs
 from balancer.manifest.chain import ID, Entry, read_chain
 from balancer.manifest.compacted import STATUS, DataFile, Index, read_index
 from balancer.manifest.compaction import LIGHT
-from balancer.manifest.files import ManifestFiles
+from balancer.manifest.files import LOG, PARQUET, ManifestFiles
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.places import ids_judged_anew
 from balancer.manifest.replaced import FILE, HAS_ITS_PLACE, PLACE, survey
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo
+from balancer.manifest.shares import Scan
 from balancer.storage import Storage
 
 HIDDEN = (FILE, PLACE)
 _MARK = b"balancer.hidden"
 
-PARQUET = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+_NOWHERE = pyarrow.fs.SubTreeFileSystem(
+    "/a manifest is read by the methods of its dataset", pyarrow.fs.LocalFileSystem()
 )
-LOG = ds.IpcFileFormat()
-
-
-class _Scanner:
-    """A scanner of Arrow, but for `to_reader`: Arrow's holds the interpreter's lock while threads that open
-    files wait for it, and neither ever goes on if one of these fails."""
-
-    def __init__(self, scanner: ds.Scanner) -> None:
-        self._scanner = scanner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scanner, name)
-
-    def to_reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(self._scanner.projected_schema, self._scanner.to_batches())
+"""Where Arrow finds nothing: it knows the names of files, and what their rows have in common."""
 
 
 class _Rows(ds.UnionDataset):  # type: ignore[misc]
-    def scanner(self, **options: Any) -> ds.Scanner:
-        return _Scanner(super().scanner(**options))
+    """Rows by way of `Scan`, whatever method asks for them. `narrowed` has conditions on single files that
+    all rows which are looked for meet."""
+
+    files: ManifestFiles
+    narrowed: Mapping[str, pc.Expression]
+
+    @classmethod
+    def made(
+        cls,
+        schema: pa.Schema,
+        children: Sequence[ds.Dataset],
+        files: ManifestFiles,
+        condition: pc.Expression,
+        narrowed: Mapping[str, pc.Expression],
+    ) -> _Rows:
+        every = cls(schema, children)
+        every.files, every.narrowed = files, narrowed
+        return every.filter(condition)
+
+    def filter(self, expression: pc.Expression) -> _Rows:
+        found: _Rows = super().filter(expression)
+        found.files, found.narrowed = self.files, self.narrowed
+        return found
+
+    def scanner(self, **options: Any) -> Scan:
+        return Scan(super().schema, self.children, self.files, self.narrowed, self._scanner_options(options))
+
+    def sort_by(self, sorting: Any, **options: Any) -> ds.Dataset:
+        return _in_memory(self).sort_by(sorting, **options)
+
+    def join(self, right_dataset: ds.Dataset, *arguments: Any, **options: Any) -> ds.Dataset:
+        return _in_memory(self).join(_in_memory(right_dataset), *arguments, **options)
+
+    def join_asof(self, right_dataset: ds.Dataset, *arguments: Any, **options: Any) -> ds.Dataset:
+        return _in_memory(self).join_asof(_in_memory(right_dataset), *arguments, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        condition = self._scan_options["filter"]
+        return self.made, (super().schema, self.children, self.files, condition, self.narrowed)
+
+
+def _in_memory(dataset: ds.Dataset) -> ds.Dataset:
+    """Arrow joins and sorts what it reads by itself."""
+    return ds.InMemoryDataset(dataset.to_table()) if isinstance(dataset, _Rows) else dataset
 
 
 class ManifestDataset(_Rows):
@@ -69,14 +98,6 @@ class ManifestDataset(_Rows):
             found["columns"] = self.schema.names
         return found
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _dataset, (super().schema, self.children, self._scan_options.get("filter"))
-
-
-def _dataset(schema: pa.Schema, children: Sequence[ds.Dataset], condition: pc.Expression) -> ManifestDataset:
-    dataset: ManifestDataset = ManifestDataset(schema, children).filter(condition)
-    return dataset
-
 
 class Source:
     """All rows of a manifest as they were when it was opened, to be read as often as one likes."""
@@ -92,15 +113,14 @@ class Source:
             {file.path: file for file in index.files} if index else {},
             {fragment_path(entry.stamp.seq): entry.sha256 for entry in entries},
         )
-        self._system = pyarrow.fs.PyFileSystem(self.files)
-        self._compacted = _compacted_fragments(index, self._system) if index else []
-        self._newest = _log_fragments(entries, self._system)
+        self._compacted = _compacted_fragments(index) if index else []
+        self._newest = _log_fragments(entries)
         ids = self._ids_that_may_be_twice(storage, entries, index)
         compacted = self._compacted if len(ids) else []
         before = self._rows_in(compacted, pc.field(ID).isin(ids), [ID, *HIDDEN])
         self._survey = survey(storage, entries, self.schema, ids, before, index.rows if index else 0)
 
-    def dataset(self, schema: pa.Schema | None = None) -> ManifestDataset:
+    def dataset(self, schema: pa.Schema | None = None) -> ds.Dataset:
         """Every row that counts, in no order. `schema` has the columns to show, in types that those of the
         manifest can be cast to."""
         return self._of(self._compacted, self._newest, schema or self.schema, self._survey.condition)
@@ -108,7 +128,7 @@ class Source:
     def numbered(self, schema: pa.Schema) -> ds.Dataset:
         """As `dataset`, with FILE and PLACE for everyone to see."""
         children = self.dataset(schema).children
-        return _Rows(_full(schema), children).filter(self._survey.condition)
+        return _Rows.made(_full(schema), children, self.files, self._survey.condition, {})
 
     def rows(self, columns: Sequence[str], condition: pc.Expression | None = None) -> pa.Table:
         """In the order of commits. Raises what Arrow raises for a condition that makes no sense."""
@@ -117,11 +137,12 @@ class Source:
     def rows_at(self, found: pa.Table, columns: Sequence[str]) -> pa.Table:
         """Rows by their FILE, PLACE and ID, in the order of commits; files that hold none are left alone."""
         numbers = found[FILE].to_numpy()
-        compacted = []
+        compacted, narrowed = [], {}
         for number in np.unique(numbers[numbers < 0]).tolist():
             ends = pc.min_max(found[PLACE].filter(pa.array(numbers == number))).as_py()
             between = (pc.field(PLACE) >= ends["min"]) & (pc.field(PLACE) <= ends["max"])
-            compacted.append(self._compacted[-number - 1].subset(filter=between))
+            compacted.append(self._compacted[-number - 1])
+            narrowed[compacted[-1].path] = between
         positions = np.searchsorted(self._survey.sequences, np.unique(numbers[numbers > 0]))
         newest = [self._newest[position] for position in positions.tolist()]
         places = found[PLACE].drop_null().combine_chunks()
@@ -129,11 +150,11 @@ class Source:
         wanted = ((pc.field(FILE) < 0) & pc.field(PLACE).isin(places)) | (
             (pc.field(FILE) > 0) & pc.field(ID).isin(ids)
         )
-        dataset = self._of(compacted, newest, self.schema, self._survey.condition)
+        dataset = self._of(compacted, newest, self.schema, self._survey.condition, narrowed)
         return self._in_order(dataset, columns, wanted)
 
     def _in_order(
-        self, dataset: ManifestDataset, columns: Sequence[str], condition: pc.Expression | None
+        self, dataset: ds.Dataset, columns: Sequence[str], condition: pc.Expression | None
     ) -> pa.Table:
         names = list(columns)
         if not self._compacted and not self._survey.moves_rows:
@@ -164,22 +185,22 @@ class Source:
         newest: Sequence[ds.Fragment],
         schema: pa.Schema,
         condition: pc.Expression,
-    ) -> ManifestDataset:
+        narrowed: Mapping[str, pc.Expression] | None = None,
+    ) -> _Rows:
         full = _full(schema)
         children = [
-            ds.FileSystemDataset(list(compacted), full, PARQUET, self._system),
-            ds.FileSystemDataset(list(newest), full, LOG, self._system),
+            ds.FileSystemDataset(list(compacted), full, PARQUET, _NOWHERE),
+            ds.FileSystemDataset(list(newest), full, LOG, _NOWHERE),
         ]
-        return _dataset(full, children, condition)
+        return ManifestDataset.made(full, children, self.files, condition, narrowed or {})
 
 
-def compacted_dataset(storage: Storage, schema: pa.Schema, index: Index) -> ManifestDataset:
+def compacted_dataset(storage: Storage, schema: pa.Schema, index: Index) -> ds.Dataset:
     """The rows of the compacted copy alone."""
     files = ManifestFiles(storage, {file.path: file for file in index.files}, {})
-    system = pyarrow.fs.PyFileSystem(files)
     full = _full(schema)
-    child = ds.FileSystemDataset(_compacted_fragments(index, system), full, PARQUET, system)
-    return _dataset(full, [child], HAS_ITS_PLACE)
+    child = ds.FileSystemDataset(_compacted_fragments(index), full, PARQUET, _NOWHERE)
+    return ManifestDataset.made(full, [child], files, HAS_ITS_PLACE, {})
 
 
 def _full(schema: pa.Schema) -> pa.Schema:
@@ -190,9 +211,9 @@ def _full(schema: pa.Schema) -> pa.Schema:
     return schema
 
 
-def _compacted_fragments(index: Index, system: pyarrow.fs.FileSystem) -> list[ds.Fragment]:
+def _compacted_fragments(index: Index) -> list[ds.Fragment]:
     return [
-        PARQUET.make_fragment(file.path, system, partition_expression=_holds(index, number, file))
+        PARQUET.make_fragment(file.path, _NOWHERE, partition_expression=_holds(index, number, file))
         for number, file in enumerate(index.files, start=1)
     ]
 
@@ -207,10 +228,10 @@ def _holds(index: Index, number: int, file: DataFile) -> pc.Expression:
     return holds
 
 
-def _log_fragments(entries: Sequence[Entry], system: pyarrow.fs.FileSystem) -> list[ds.Fragment]:
+def _log_fragments(entries: Sequence[Entry]) -> list[ds.Fragment]:
     return [
         LOG.make_fragment(
-            fragment_path(entry.stamp.seq), system, partition_expression=pc.field(FILE) == entry.stamp.seq
+            fragment_path(entry.stamp.seq), _NOWHERE, partition_expression=pc.field(FILE) == entry.stamp.seq
         )
         for entry in entries
     ]

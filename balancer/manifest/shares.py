@@ -1,0 +1,180 @@
+"""A scan of a manifest: files go to Arrow in shares, read and checked by the thread that asks for rows.
+
+What a share takes in memory is bounded, whatever the manifest holds. The shares grow, so the first rows come
+soon. `to_reader` is the exception: its rows are for libraries that ask from threads of their own, so all that
+the scan looks at is read before the first of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from balancer.manifest.chain import begin
+from balancer.manifest.files import LOG, PARQUET, Loaded, ManifestFiles, Wanted
+from balancer.storage import LocalStorage
+
+T = TypeVar("T")
+
+SHARE_BYTES = 32 << 20
+"""A share is full when its files have so much that the scan looks at."""
+
+SHARE_FILES = 32
+GROWTH = 4
+"""The first share is one file; each has so many times as many as the one before, up to SHARE_FILES."""
+
+REQUESTS = 8
+"""Files of a bucket that are read at once."""
+
+AT_ONCE_BYTES = 128 << 20
+"""The same files together, all columns included."""
+
+
+class Scan:
+    """As Arrow's `Scanner`, for the files of a manifest; `children` have their names, and what all rows of a
+    file have in common. Raises what Arrow raises for options that make no sense; reads nothing yet."""
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        children: Sequence[ds.Dataset],
+        files: ManifestFiles,
+        narrowed: Mapping[str, pc.Expression],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.dataset_schema = schema
+        self.projected_schema: pa.Schema
+        self._children = children
+        self._files = files
+        self._narrowed = narrowed
+        self._options = dict(options)
+        self._schema = _columns_of(schema, self._options)
+        try:
+            self.projected_schema = self._scanner([]).projected_schema
+        except pa.ArrowInvalid:
+            self._schema = schema
+            self.projected_schema = self._scanner([]).projected_schema
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        return self._pipelined(ds.Scanner.to_batches)
+
+    def scan_batches(self) -> Iterator[ds.TaggedRecordBatch]:
+        return self._pipelined(ds.Scanner.scan_batches)
+
+    def to_table(self) -> pa.Table:
+        return pa.Table.from_batches(list(self.to_batches()), self.projected_schema)
+
+    def head(self, num_rows: int) -> pa.Table:
+        batches: list[pa.RecordBatch] = []
+        for batch in self.to_batches() if num_rows > 0 else ():
+            batches.append(batch.slice(0, num_rows))
+            num_rows -= batches[-1].num_rows
+            if not num_rows:
+                break
+        return pa.Table.from_batches(batches, self.projected_schema)
+
+    def count_rows(self) -> int:
+        columns: dict[str, Any] = {"columns": []}
+        scan = Scan(self.dataset_schema, self._children, self._files, self._narrowed, self._options | columns)
+        return sum(batch.num_rows for batch in scan.to_batches())
+
+    def take(self, indices: Any) -> pa.Table:
+        return self._whole().take(indices)
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        return self._whole().to_reader()
+
+    def _whole(self) -> ds.Scanner:
+        return self._scanner([loaded.fragment for loaded in self._loaded() if loaded.fragment is not None])
+
+    def _pipelined(self, start: Callable[[ds.Scanner], Iterator[T]]) -> Iterator[T]:
+        """Arrow works on a share, from when it is started, while the next one is read."""
+        shares = self._shares()
+        if (first := next(shares, None)) is not None:
+            yield from start(first)
+        at_work: Iterator[T] = iter(())
+        for share in shares:
+            started = start(share)
+            yield from at_work
+            at_work = started
+        yield from at_work
+
+    def _shares(self) -> Iterator[ds.Scanner]:
+        share: list[ds.Fragment] = []
+        num_bytes, num_files = 0, 1
+        for loaded in self._loaded():
+            num_bytes += loaded.num_bytes
+            if loaded.fragment is not None:
+                share.append(loaded.fragment)
+            if len(share) >= num_files or num_bytes >= SHARE_BYTES:
+                yield self._scanner(share)
+                share, num_bytes, num_files = [], 0, min(GROWTH * num_files, SHARE_FILES)
+        if share:
+            yield self._scanner(share)
+
+    def _scanner(self, fragments: Sequence[ds.Fragment]) -> ds.Scanner:
+        compacted = [one for one in fragments if isinstance(one, ds.ParquetFileFragment)]
+        newest = [one for one in fragments if not isinstance(one, ds.ParquetFileFragment)]
+        children = [
+            ds.FileSystemDataset(compacted, self._schema, PARQUET),
+            ds.FileSystemDataset(newest, self._schema, LOG),
+        ]
+        return ds.Scanner.from_dataset(ds.UnionDataset(self._schema, children), **self._options)
+
+    def _loaded(self) -> Iterator[Loaded]:
+        condition = self._options.get("filter")
+        everything = Wanted(self._schema, condition)
+        files = (one for child in self._children for one in child.get_fragments(condition))
+
+        def load(file: ds.Fragment) -> Loaded:
+            wanted = everything
+            if file.path in self._narrowed:
+                wanted = dataclasses.replace(wanted, condition=self._narrowed[file.path])
+            return self._files.load(file.path, file.partition_expression, wanted)
+
+        if isinstance(self._files.storage, LocalStorage):
+            yield from map(load, files)
+            return
+        for together in self._groups(files):
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                begun = [begin(pool, load, file) for file in together]
+            yield from (one.result() for one in begun)
+
+    def _groups(self, files: Iterable[ds.Fragment]) -> Iterator[list[ds.Fragment]]:
+        """Files that are read at once: the first one alone, for those who want no more."""
+        group: list[ds.Fragment] = []
+        num_bytes, num_files = 0, 1
+        for file in files:
+            group.append(file)
+            num_bytes += self._files.num_bytes(file.path)
+            if len(group) == num_files or num_bytes >= AT_ONCE_BYTES:
+                yield group
+                group, num_bytes, num_files = [], 0, REQUESTS
+        if group:
+            yield group
+
+
+def _columns_of(schema: pa.Schema, options: Mapping[str, Any]) -> pa.Schema:
+    """The columns that a scan looks at, perhaps some more: all whose names occur in its expressions."""
+    columns = options.get("columns")
+    if columns is None:
+        return schema
+    names = set() if isinstance(columns, Mapping) else {name.partition(".")[0] for name in columns}
+    computed = columns.values() if isinstance(columns, Mapping) else ()
+    text = "\n".join(map(str, (*computed, options.get("filter"))))
+    if "FieldPath(" in text:  # a column by its number
+        return schema
+    return pa.schema(
+        [column for column in schema if column.name in names or _mentions(text, column.name)], schema.metadata
+    )
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
