@@ -26,10 +26,10 @@ from tests.manifest_samples import MemoryStorage, row, start
 class Watched(MemoryStorage):
     """Says what was asked of it, and by which threads."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         self.asked.append(path)
         self.threads.add(threading.current_thread().name)
-        return super().read(path)
+        return super().read(path, max_bytes)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         return self.read(path)[start : start + length]
