@@ -24,7 +24,7 @@ from balancer.config import Config
 from balancer.errors import FencedError, InterruptedRun, StalledError, StorageError, UsageError
 from balancer.manifest.check import fsck
 from balancer.manifest.log import ManifestLog, read_log
-from balancer.manifest.runfile import read_run
+from balancer.manifest.runfile import create_run, read_run
 from balancer.storage import LocalStorage, open_storage
 
 PER_CLASS = 12
@@ -441,6 +441,23 @@ def test_a_driver_that_was_taken_over_stops_and_repeats_no_row(make_config, tmp_
     assert caught.value.exit_code == 5
     ids = open_manifest(out).to_table(status="all", columns=["id"])["id"].to_pylist()
     assert len(ids) == len(set(ids))
+
+
+def test_a_run_whose_folder_another_run_takes_stops_and_commits_nothing_there(make_config, tmp_path):
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+
+    def exchange():
+        out.rename(elsewhere)
+        storage = open_storage(out, create=True)
+        info = create_run(
+            storage, dataclasses.replace(read_run(open_storage(elsewhere, create=False)), run_id="2")
+        )
+        ManifestLog.open(storage, info.schema(), info.run_id)
+
+    with pytest.raises(StorageError):
+        run(make_config(), out, reporter=after(1, exchange))
+    assert read_log(open_storage(out, create=False)).fragments == 1
+    assert fsck(open_storage(elsewhere, create=False)) == []
 
 
 def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_path, dataset):
