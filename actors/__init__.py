@@ -2,5 +2,6 @@
 
 import os
 
-# Read once, when diffusers is imported, and that is in more than one file.
+# Read once, when diffusers and transformers are imported, and that is in more than one file.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+os.environ.setdefault("USE_HUB_KERNELS", "NO")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors import weights
 from balancer.config import Config
 from balancer.errors import DatasetError, UnavailableError, UsageError
 from balancer.images import read_bytes
@@ -29,19 +30,26 @@ def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
     config = Config.model_validate(run.config)
     if config.actors.kind == "simulated":
         raise UsageError("the embeddings of this run are simulated, and mean nothing")
+    judged = config.verification
+    _refuse_other_weights(judged.model, judged.revision, run.models["verifier"])
     from actors.verifier import Verifier
 
-    judged = config.verification
     verifier = Verifier(judged.model, judged.revision, config.properties())
-    kept = run.models["verifier"]["revision"]
-    if (verifier.revision or None) != kept:
-        raise UnavailableError(
-            f"the weights of {judged.model} are {verifier.revision or 'unnamed'}, and those of the run were"
-            f" {kept or 'unnamed'}: their embeddings cannot be compared",
-            hint="install the version of balancer that made the run, or name its verification.revision",
-        )
     found = [embedding for batch in _batches(files) for embedding in _embedded(verifier, batch, config)]
     return np.stack(found) if found else np.empty((0, verifier.embedding_dim), np.float32)
+
+
+def _refuse_other_weights(model: str, revision: str | None, kept: Mapping[str, Any]) -> None:
+    """Before anything is loaded: a run may come from anywhere, and names its model itself."""
+    found = weights.describe(model, revision, None, "verifier")
+    for key in ("revision", "sha256"):
+        # Where a run has no sha256, the hub had told it none.
+        if found[key] != kept.get(key) and (key, kept.get(key)) != ("sha256", None):
+            raise UnavailableError(
+                f"the weights of {model} are {found[key] or 'unnamed'}, and those of the run were"
+                f" {kept.get(key) or 'unnamed'}: their embeddings cannot be compared",
+                hint="install the version of balancer that made the run, or name its verification.revision",
+            )
 
 
 def _batches(files: Iterable[Path]) -> Iterator[tuple[Path, ...]]:

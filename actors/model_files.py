@@ -1,10 +1,12 @@
-"""Which files of a model are loaded, and which models are refused: rules over names and configs, no I/O."""
+"""Which files of a model are loaded, and which models are refused: rules over names and configs, no I/O.
+
+A loader is shown the files that are named here and no others (`model_view`), whatever else a folder holds.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from balancer.errors import WeightsError
@@ -19,16 +21,36 @@ MARKER: Mapping[Kind, str] = {
 """The file that tells a model's layout: that of diffusers, of open_clip, or of transformers."""
 
 INCOMPLETE_HINT = "copy or download the model again, whole"
-_NO_CODE_HINT = "pipelines that bring code of their own are not run; name one that diffusers has built in"
+NO_CODE_HINT = "code and files from elsewhere are never loaded; name a model that its library has built in"
 
 _LIBRARIES = frozenset({"diffusers", "transformers"})
 _OTHER_COMPONENTS = frozenset({("stable_diffusion", "StableDiffusionSafetyChecker")})
-_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
-_SMALL_FILES = frozenset({".json", ".txt", ".model", ".jinja"})  # configs, vocabularies, chat templates
-_COMPONENT_WEIGHTS = re.compile(
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+TOKENIZER = frozenset(
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt"
+    " vocab.txt vocab.bpe spiece.model spm.model sentencepiece.model sentencepiece.bpe.model tokenizer.model"
+    " tiktoken.model source.spm target.spm normalizer.json".split()
+)
+_ARCHITECTURE = frozenset({"config.json", "generation_config.json"})
+_PROCESSOR = frozenset(
+    "preprocessor_config.json processor_config.json video_preprocessor_config.json chat_template.json"
+    " chat_template.jinja".split()
+)
+_SMALL_FILES: Mapping[Kind, frozenset[str]] = {
+    "generator": TOKENIZER | _ARCHITECTURE | _PROCESSOR | {"scheduler_config.json"},
+    "verifier": TOKENIZER | {"config.json"},
+    "second judge": TOKENIZER | _ARCHITECTURE | _PROCESSOR,
+    "safety checker": TOKENIZER | _ARCHITECTURE | _PROCESSOR,
+}
+_NOT_CONFIGS = frozenset({"tokenizer.json", "added_tokens.json", "vocab.json", "normalizer.json"})
+
+_WEIGHTS = re.compile(
     r"(model|diffusion_pytorch_model)(\.(?P<variant>[a-zA-Z]\w*))?(-\d{5}-of-(?P<shards>\d{5}))?"
     r"(\.(?P<variant_last>[a-zA-Z]\w*))?\.safetensors"
 )
+_INDEX = re.compile(r"(model|diffusion_pytorch_model)\.safetensors\.index(\.(?P<variant>[a-zA-Z]\w*))?\.json")
+_CLASS_NAME = re.compile(r"[A-Za-z_]\w*")
 _WHOLE = "the model"
 # In the order in which open_clip prefers them.
 _VERIFIER_WEIGHTS = (
@@ -36,6 +58,10 @@ _VERIFIER_WEIGHTS = (
     "open_clip_pytorch_model.safetensors",
     "model.safetensors",
 )
+
+
+class IncompleteError(WeightsError):
+    """Files are missing, as after an interrupted download."""
 
 
 def needed_files(
@@ -46,72 +72,123 @@ def needed_files(
     Names are relative posix paths. Raises WeightsError for what is missing, pickled, or foreign code.
     """
     names = sorted(names)
+    small = small_files(names, config, kind, model)
     here = [name for name in names if "/" not in name]
     if kind == "verifier":
-        _refuse_foreign_towers(config, model)
-        return [*small_files(here), _verifier_weights(here, model)]
+        return [*small, _verifier_weights(here, model)]
     if kind != "generator":
-        refuse_code(config, MARKER[kind], model)
-        return small_files(here) + _weights(_WHOLE, "", here, None, model)
-    files = [MARKER["generator"]]
+        _refuse_adapter("", here, model)
+        return small + _weights(_WHOLE, "", here, None, model)
+    weights = []
     for component in components_of(config, model):
         here = [name for name in names if name.startswith(f"{component}/")]
-        files += small_files(here) + _component_weights(component, here, variant, model)
-    if variant and not any(f".{variant}" in name for name in files):
+        weights += _component_weights(component, here, variant, model)
+    if variant and variant not in map(_variant, weights):
         raise WeightsError(
             f"{model}: no weights of variant {variant!r}", hint="correct or remove generation.variant"
         )
-    return files
+    return small + weights
+
+
+def small_files(names: Iterable[str], config: Mapping[str, Any], kind: Kind, model: str) -> list[str]:
+    """The configs, vocabularies and templates that loading a model takes."""
+    folders = [""]
+    if kind == "generator":
+        folders = [f"{component}/" for component in components_of(config, model)]
+    elif kind == "verifier" and not _has_own_tokenizer(config):
+        folders = []
+    known = {f"{folder}{name}" for folder in folders for name in _SMALL_FILES[kind]} | {MARKER[kind]}
+    return sorted(known.intersection(names))
+
+
+def _has_own_tokenizer(open_clip_config: Mapping[str, Any]) -> bool:
+    """Other open_clip models share one that is part of open_clip."""
+    parts = open_clip_config.get("model_cfg")
+    text = parts.get("text_cfg") if isinstance(parts, dict) else None
+    return isinstance(text, dict) and bool(text.get("hf_tokenizer_name"))
 
 
 def components_of(index: Mapping[str, Any], model: str) -> list[str]:
     """The components of a pipeline; every one must come from a library that is known not to run code."""
-    if not isinstance(index.get("_class_name"), str):
-        raise WeightsError(f"{model}: model_index.json names no pipeline class", hint=_NO_CODE_HINT)
+    if not _names_class(index.get("_class_name")):
+        raise WeightsError(f"{model}: model_index.json names no pipeline class", hint=NO_CODE_HINT)
     components = []
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or value[:1] == [None]:
+        if name.startswith("_") or not isinstance(value, list | dict) or value == [None, None]:
             continue
-        library, class_name = (*value, None, None)[:2]
-        if library not in _LIBRARIES and (library, class_name) not in _OTHER_COMPONENTS:
-            raise WeightsError(
-                f"{model}: component {name} is of library {library!r}; only diffusers and transformers"
-                " components are loaded",
-                hint=_NO_CODE_HINT,
-            )
-        if PurePosixPath(name).name != name or name in {".", ".."}:
-            raise WeightsError(f"{model}: component {name!r} is not a folder name", hint=_NO_CODE_HINT)
+        _refuse_foreign_component(name, value, model)
         components.append(name)
     return components
 
 
+def _refuse_foreign_component(name: str, value: Any, model: str) -> None:
+    named = isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+    library, class_name = value if named else (None, None)
+    if library not in _LIBRARIES and (library, class_name) not in _OTHER_COMPONENTS:
+        raise WeightsError(
+            f"{model}: component {name} is of library {library!r}; only diffusers and transformers"
+            " components are loaded",
+            hint=NO_CODE_HINT,
+        )
+    if not _names_class(class_name) or str(class_name).endswith(("Pipeline", "OnnxRuntimeModel")):
+        raise WeightsError(f"{model}: component {name} is no model: {class_name!r}", hint=NO_CODE_HINT)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise WeightsError(f"{model}: component {name!r} is not a folder name", hint=NO_CODE_HINT)
+
+
+def _names_class(value: Any) -> bool:
+    return isinstance(value, str) and _CLASS_NAME.fullmatch(value) is not None
+
+
 def _component_weights(component: str, names: Sequence[str], variant: str | None, model: str) -> list[str]:
     if not names:
-        raise WeightsError(f"{model}: component {component} is missing", hint=INCOMPLETE_HINT)
+        raise IncompleteError(f"{model}: component {component} is missing", hint=INCOMPLETE_HINT)
+    _refuse_adapter(f"{component}/", names, model)
     if f"{component}/config.json" not in names:
         return []  # a scheduler or a tokenizer
     return _weights(f"component {component}", f"{component}/", names, variant, model)
 
 
+def _refuse_adapter(folder: str, names: Sequence[str], model: str) -> None:
+    """transformers would load the adapter instead, and the base model that it names from wherever that is."""
+    if f"{folder}adapter_config.json" in names:
+        raise WeightsError(
+            f"{model}: {folder}adapter_config.json names a base model, which is not loaded from elsewhere",
+            hint="merge the adapter into the model, or remove the file",
+        )
+
+
 def _weights(part: str, folder: str, names: Sequence[str], variant: str | None, model: str) -> list[str]:
-    """The weight files of one part of a model, of the wanted variant if it has that; `folder` ends in /."""
+    """The weight files of one part of a model, of the wanted variant if it has that, and their index where
+    they are several; `folder` ends in /."""
     by_variant: dict[str | None, list[str]] = {}
     shards: dict[str | None, int] = {}
     for name in names:
-        match = _COMPONENT_WEIGHTS.fullmatch(name.removeprefix(folder))
+        match = _WEIGHTS.fullmatch(name.removeprefix(folder))
         if match:
-            key = match["variant"] or match["variant_last"]
-            by_variant.setdefault(key, []).append(name)
-            shards[key] = int(match["shards"] or 1)
+            by_variant.setdefault(_variant(name), []).append(name)
+            shards[_variant(name)] = int(match["shards"] or 1)
     chosen = variant if variant in by_variant else None
     if chosen not in by_variant:
         raise _no_safetensors(model, part, names, sorted(v for v in by_variant if v))
-    if len(by_variant[chosen]) < shards[chosen]:
-        raise WeightsError(
-            f"{model}: {part} has {len(by_variant[chosen])} of {shards[chosen]} weight files",
-            hint=INCOMPLETE_HINT,
+    found = by_variant[chosen]
+    if len(found) < shards[chosen]:
+        raise IncompleteError(
+            f"{model}: {part} has {len(found)} of {shards[chosen]} weight files", hint=INCOMPLETE_HINT
         )
-    return by_variant[chosen]
+    if any("-of-" in name for name in found):
+        found = [*_indexes(folder, names, chosen), *found]
+    return found
+
+
+def _indexes(folder: str, names: Sequence[str], variant: str | None) -> list[str]:
+    matches = {name: _INDEX.fullmatch(name.removeprefix(folder)) for name in names}
+    return [name for name, match in matches.items() if match and match["variant"] == variant]
+
+
+def _variant(name: str) -> str | None:
+    match = _WEIGHTS.fullmatch(name.rpartition("/")[2])
+    return match and (match["variant"] or match["variant_last"])
 
 
 def _verifier_weights(names: Sequence[str], model: str) -> str:
@@ -122,36 +199,16 @@ def _verifier_weights(names: Sequence[str], model: str) -> str:
     return found
 
 
-def _refuse_foreign_towers(config: Mapping[str, Any], model: str) -> None:
-    """Towers that open_clip would fetch from a second, unpinned place."""
-    parts = config.get("model_cfg", {})
-    image, text = parts.get("vision_cfg", {}), parts.get("text_cfg", {})
-    if text.get("hf_model_name") or ":" in str(image.get("timm_model_name") or ""):
-        raise WeightsError(
-            f"{model}: a tower is to be fetched from another repository, which cannot be pinned",
-            hint="choose a verification.model that holds all of its weights",
-        )
+def is_config(name: str) -> bool:
+    return name.endswith(".json") and name.rpartition("/")[2] not in _NOT_CONFIGS and not is_index(name)
 
 
-def code_carriers(names: Iterable[str]) -> list[str]:
-    """The files of a transformers model that can name code of its own, which `refuse_code` looks for."""
-    return [name for name in names if "/" not in name and name.endswith("config.json")]
+def is_index(name: str) -> bool:
+    return _INDEX.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def refuse_code(config: Any, name: str, model: str) -> None:
-    """A config that names classes from files beside it, at any depth."""
-    if isinstance(config, Mapping):
-        if config.get("auto_map"):
-            raise WeightsError(
-                f"{model}: {name} has an auto_map, so the model brings code of its own",
-                hint="such code is not run; name a model of a kind that transformers has built in",
-            )
-        for part in config.values():
-            refuse_code(part, name, model)
-
-
-def small_files(names: Iterable[str]) -> list[str]:
-    return [name for name in names if PurePosixPath(name).suffix in _SMALL_FILES]
+def is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def _no_safetensors(model: str, part: str, names: Iterable[str], variants: Sequence[str]) -> WeightsError:
@@ -160,11 +217,11 @@ def _no_safetensors(model: str, part: str, names: Iterable[str], variants: Seque
             f"{model}: {part} has weights of variant {', '.join(variants)} only",
             hint="name a model with plain weights" if part == _WHOLE else "name it in generation.variant",
         )
-    pickles = [name for name in names if PurePosixPath(name).suffix in _PICKLES]
+    pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         return WeightsError(
             f"{model}: {part} has its weights in pickle form only ({pickles[0]}), which can run code"
             " when it is loaded",
             hint="convert it to .safetensors where you trust its origin, or name a model that has them",
         )
-    return WeightsError(f"{model}: {part} has no .safetensors weights", hint=INCOMPLETE_HINT)
+    return IncompleteError(f"{model}: {part} has no .safetensors weights", hint=INCOMPLETE_HINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from actors import weights
 from actors.node_lock import one_at_a_time
 from actors.placement import Placement, place
 from actors.prompt_embeddings import PromptEmbeddings
-from balancer.errors import UnavailableError, WeightsError, first_line
+from balancer.cache import private_folder
+from balancer.errors import UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +61,18 @@ def load_pipeline(
 
 
 def _from_folder(source: Source, dtype: torch.dtype) -> Any:
-    with _quiet():
-        try:
-            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-                source.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=dtype,
-                variant=source.variant,
-                **_without_watermark(source.folder),
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-            raise WeightsError(
-                f"{source.model}: the pipeline in {source.folder} does not load: {first_line(error)}",
-                hint="generation.model must name a text-to-image pipeline in diffusers layout",
-            ) from error
+    hint = "generation.model must name a text-to-image pipeline in diffusers layout"
+    shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", hint)
+    with _quiet(), shown as view:
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            view,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            variant=source.variant,
+            trust_remote_code=False,
+            **_without_watermark(view),
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -141,8 +139,17 @@ def _compile(pipeline: Any, source: Source, placement: Placement) -> None:
             f" ({placement.reason})",
             hint="set generation.compile to false, or use a GPU with more memory",
         )
+    _use_own_compile_cache()
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if denoiser is not None:
         denoiser.compile(fullgraph=True, dynamic=False)
     if getattr(pipeline, "vae", None) is not None:
         pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False)
+
+
+def _use_own_compile_cache() -> None:
+    """torch runs what it finds in its cache, by default in the shared temporary folder: whoever made that
+    first would run code as this user."""
+    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        if name not in os.environ:
+            os.environ[name] = str(private_folder("compile") / part)

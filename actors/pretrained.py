@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from balancer.errors import WeightsError, first_line
+from actors import weights
+from actors.model_files import Kind
+from balancer.errors import WeightsError
 
 
 def load_pretrained(
@@ -17,6 +18,7 @@ def load_pretrained(
     processor_class: Any,
     folder: Path,
     model: str,
+    kind: Kind,
     wanted: str,
     device: torch.device,
     dtype: torch.dtype,
@@ -26,28 +28,16 @@ def load_pretrained(
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it reports on every weight; here that is an error
     try:
-        loaded, report = model_class.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            dtype=dtype,
-        )
-        processor = processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        raise WeightsError(
-            f"{model}: the model in {folder} does not load: {first_line(error)}", hint=wanted
-        ) from error
+        with weights.shown_to_loader(folder, model, None, kind, wanted) as view:
+            loaded, report = model_class.from_pretrained(
+                view,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=dtype,
+            )
+            processor = processor_class.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from actors import weights
 from actors.fleet import generator_worker
 from balancer.config import Config
 from balancer.errors import BalancerError, UsageError
@@ -86,7 +87,7 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
     for row in rows:
         makers.setdefault(Maker.of(row), []).append(row)
     for maker, made_by_it in makers.items():
-        generator, problem = _generator(maker, config)
+        generator, problem = _generator(maker, config, manifest.run.models["generator"])
         if generator is None:
             yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
             continue
@@ -131,11 +132,11 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-def _generator(maker: Maker, config: Config) -> tuple[Any, str]:
+def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[Any, str]:
     """The generator, or None and why images that it makes could not be compared."""
     if maker.model != config.generation.model:
         return None, f"it was made by {maker.model}, and run.json is about {config.generation.model}"
-    if problem := _missing_gpu(maker, config):
+    if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
     path, arguments = generator_worker(config, on_gpu=maker.device not in NO_GPU)
     sizes = {"width": maker.width, "height": maker.height, "batch_size": maker.batch_size}
@@ -159,6 +160,18 @@ def _missing_gpu(maker: Maker, config: Config) -> str:
 
     here = device_name(pick_device("auto"))
     return "" if here == maker.device else _other("device", maker.device, here)
+
+
+def _other_weights(maker: Maker, config: Config, kept: Mapping[str, Any]) -> str:
+    """Looked at before anything is loaded: a run may come from anywhere, and names its model itself."""
+    if config.actors.kind == "simulated":
+        return ""
+    wanted = config.generation
+    found = weights.describe(wanted.model, wanted.revision, wanted.variant, "generator")
+    if found["revision"] != maker.model_revision:
+        return _other("revision of the weights", maker.model_revision, found["revision"])
+    sha256 = kept.get("sha256") or found["sha256"]  # where a run has none, the hub had told it none
+    return "" if found["sha256"] == sha256 else _other("sha256 of the weights", sha256, found["sha256"])
 
 
 def _other(what: str, then: str | None, now: str | None) -> str:

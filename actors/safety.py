@@ -11,6 +11,7 @@ from PIL import Image
 
 from actors import weights
 from actors.device import pick_device
+from actors.model_view import failures_told
 from actors.pretrained import load_pretrained
 from balancer.errors import WeightsError
 
@@ -33,18 +34,21 @@ class SafetyChecker:
             transformers.AutoImageProcessor,
             folder,
             model,
+            "safety checker",
             _HINT,
             self.device,
             torch.float32,
         )
-        known = {str(label): int(index) for index, label in self._model.config.id2label.items()}
+        with failures_told(folder, model, _HINT):
+            known = {str(label): int(index) for index, label in self._model.config.id2label.items()}
+            kind = self._model.config.problem_type
         if unknown := [label for label in labels if label not in known]:
             raise WeightsError(
                 f"{model}: no label {', '.join(map(repr, unknown))}; its labels are {', '.join(known)}",
                 hint="correct verification.safety.labels",
             )
         self._unsafe = sorted({known[label] for label in labels})
-        self._several = self._model.config.problem_type == "multi_label_classification"
+        self._several = kind == "multi_label_classification"
 
     def probabilities(self, pixels: np.ndarray) -> list[float]:
         """How likely each image of uint8 (N, height, width, 3) is unsafe: the sum over the unsafe labels."""

@@ -16,8 +16,9 @@ import torch
 import transformers
 from PIL import Image
 
-from actors import weights
+from actors import chat_template, weights
 from actors.device import pick_device, pick_dtype
+from actors.model_view import failures_told
 from actors.pretrained import load_pretrained
 from balancer.cells import Cell
 from balancer.errors import WeightsError
@@ -55,18 +56,25 @@ class SecondJudge:
             transformers.AutoProcessor,
             folder,
             model,
+            "second judge",
             _HINT,
             self.device,
             self.dtype,
         )
-        tokenizer = _tokenizer_of(self._processor, model)
+        with failures_told(folder, model, _HINT):
+            self._prepare(question, properties)
+
+    def _prepare(self, question: str, properties: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        model, tokenizer = self.model, _tokenizer_of(self._processor, self.model)
         self._yes = _tokens_of("yes", tokenizer, model)
         self._no = _tokens_of("no", tokenizer, model)
-        self._prompts = {
-            (name, value): _prompt(question.replace("{}", wordings[0]), self._processor)
+        questions = {
+            (name, value): question.replace("{}", wordings[0])
             for name, values in properties.items()
             for value, wordings in values.items()
         }
+        prompts = _prompts(list(questions.values()), self._processor, model)
+        self._prompts = dict(zip(questions, prompts, strict=True))
         self._longest = max(self._prompts.values(), key=lambda prompt: len(tokenizer(prompt).input_ids))
         self._lengths: dict[tuple[int, ...], int] = {}
         self._options = _options(self._model, self._longest, tokenizer)
@@ -137,15 +145,19 @@ def _tokens_of(word: str, tokenizer: Any, model: str) -> list[int]:
     return sorted(found)
 
 
-def _prompt(question: str, processor: Any) -> str:
-    """A question about one image, as the model's chat template has it, or after a bare image token."""
-    if processor.chat_template is None:
-        return f"{getattr(processor, 'image_token', _IMAGE_TOKEN)}\n{question}"
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    prompt: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    return prompt
+def _prompts(questions: Sequence[str], processor: Any, model: str) -> list[str]:
+    """Questions about one image, as the model's chat template has them, or after a bare image token."""
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None:
+        token = getattr(processor, "image_token", _IMAGE_TOKEN)
+        return [f"{token}\n{question}" for question in questions]
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        for question in questions
+    ]
+    return chat_template.render(template, conversations, processor.tokenizer.special_tokens_map, model, _HINT)
 
 
 def _options(model: Any, prompt: str, tokenizer: Any) -> dict[str, dict[str, Any]]:

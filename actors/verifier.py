@@ -23,10 +23,10 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors import weights
 from actors.device import device_name, pick_device, use_threads
+from actors.model_view import failures_told
 from actors.safety import SafetyChecker
 from actors.second_judge import SecondJudge
 from balancer.cells import Cell
-from balancer.errors import WeightsError, first_line
 from balancer.images import (
     Pixels,
     UnreadableImage,
@@ -39,6 +39,8 @@ from balancer.verdict import ImageFlags, Measurement
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images that go through the model at once: one costs a CPU little, a GPU needs several."""
+
+_HINT = "verification.model must name an open_clip model"
 
 Preprocess = Callable[[torch.Tensor], torch.Tensor]
 Probabilities = dict[str, dict[str, float]]
@@ -69,8 +71,8 @@ class Verifier:
         folder = weights.resolve(model, revision, None, "verifier")
         self.revision = weights.identity(model, revision, folder)
         self._model, self._tokenize, transform = _load(folder, model, self.device)
-        self._preprocess = batched(transform)
-        with torch.inference_mode():
+        with failures_told(folder, model, _HINT), torch.inference_mode():
+            self._preprocess = batched(transform)
             self._scale = self._model.logit_scale.exp()
             self._texts = {
                 name: torch.stack([self._text_embedding(labels) for labels in values.values()])
@@ -219,14 +221,26 @@ def _measurement(
 def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Compose]:
     """Model, tokenizer and image transform."""
     transformers.utils.logging.disable_progress_bar()
-    name = f"local-dir:{folder}"
-    try:
+    with weights.shown_to_loader(folder, model, None, "verifier", _HINT) as view:
         # Never create_model_and_transforms: it goes on with random weights where there are none.
-        loaded, transform = open_clip.create_model_from_pretrained(name, device=device)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{model}: the model in {folder} does not load: {first_line(error)}",
-            hint="verification.model must name an open_clip model",
-        ) from error
+        loaded, transform = open_clip.create_model_from_pretrained(f"local-dir:{view}", device=device)
+        tokenizer = _tokenizer(view)
     return loaded.eval(), tokenizer, transform
+
+
+def _tokenizer(view: Path) -> Any:
+    """As open_clip.get_tokenizer, which passes all options of the model's config on to transformers, those
+    to run code among them. Which options there may be is up to `model_configs`."""
+    text = open_clip.get_model_config(f"local-dir:{view}")["text_cfg"]
+    options = text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    return open_clip.tokenizer.HFTokenizer(
+        view,
+        context_length=length,
+        tokenizer_mode=text.get("tokenizer_mode"),
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )

@@ -13,10 +13,13 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from actors.model_files import is_weights
 from balancer.cache import cache_folder, keep
 from balancer.errors import WeightsError
+from balancer.regular_files import open_regular
 
 REMEMBERED_FROM_BYTES = 64_000_000
+_READ_BYTES = 1 << 22
 
 
 def weights_sha256(folder: Path, names: Iterable[str]) -> str:
@@ -28,7 +31,7 @@ def weights_sha256(folder: Path, names: Iterable[str]) -> str:
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.endswith(".safetensors")]
+    return list(filter(is_weights, names))
 
 
 def combined(hashes: Mapping[str, str]) -> str:
@@ -56,5 +59,8 @@ def _file_sha256(path: Path) -> str:
 
 
 def _read_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open_regular(path, follow_links=True) as file:
+        while part := file.read(_READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()

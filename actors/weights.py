@@ -1,37 +1,39 @@
 """Where a model's files are: shipped with the package, in a folder, or on the hub at one commit.
 
-Only safetensors are ever loaded, hub models only at a full commit hash, pipelines only with components
-of known libraries, transformers models only without code of their own. `check` says whether a model is at
-hand without downloading it; `resolve` gives its folder and downloads what is missing.
+A model is data: safetensors, vocabularies, and configs that name no code and nothing that is elsewhere. Hub
+models are loaded only at a full commit hash. `check` says whether a model is at hand without downloading it;
+`resolve` gives its folder and downloads what is missing; `shown_to_loader` is the only way to load it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from actors import model_view
 from actors.model_files import (
-    INCOMPLETE_HINT,
     MARKER,
+    IncompleteError,
     Kind,
-    code_carriers,
-    components_of,
+    is_config,
+    is_weights,
     needed_files,
-    refuse_code,
     small_files,
 )
+from actors.model_view import check_files, list_files, read_checked_config, read_config
 from actors.weight_hashes import combined, weight_files, weights_sha256
 from balancer.config import EMBEDDED_MODEL, Config
 from balancer.errors import ConfigError, WeightsError, first_line
+from balancer.regular_files import NotRegularError, open_regular
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -112,7 +114,14 @@ def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -
     commit = _commit(model, revision, kind)
     files = _files_on_hub(model, commit, variant, kind)
     log.info("downloading %s, %.1f GB", model, sum(file.num_bytes for file in files.values()) / 1e9)
-    return _download(model, commit, kind, list(files))
+    return _checked_folder(_download(model, commit, kind, list(files)), model, variant, kind)
+
+
+@contextlib.contextmanager
+def shown_to_loader(folder: Path, model: str, variant: str | None, kind: Kind, hint: str) -> Iterator[Path]:
+    """A private folder from which a resolved model is loaded; see `model_view.shown_to_loader`."""
+    with model_view.shown_to_loader(folder, _needed(folder, model, variant, kind), model, hint) as view:
+        yield view
 
 
 def describe(model: str, revision: str | None, variant: str | None, kind: Kind) -> dict[str, Any]:
@@ -125,15 +134,14 @@ def describe(model: str, revision: str | None, variant: str | None, kind: Kind) 
         sha256 = _sha256_on_hub(_files_on_hub(model, commit, variant, kind))
         folder = _download(model, commit, kind, [MARKER[kind]])
     else:
-        marker = _read_json(folder / MARKER[kind])
-        sha256 = weights_sha256(folder, needed_files(_names(folder), marker, variant, kind, model))
+        sha256 = weights_sha256(folder, _needed(folder, model, variant, kind))
     described: dict[str, Any] = {
         "model": model,
         "revision": identity(model, revision, folder) or None,
         "sha256": sha256,
     }
     if kind == "verifier":
-        described["embedding_dim"] = _embedding_dim(_read_json(folder / MARKER[kind]), model)
+        described["embedding_dim"] = _embedding_dim(read_config(folder, MARKER[kind], model), model)
     return described
 
 
@@ -169,8 +177,8 @@ def _content_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json"}:
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
+            with contextlib.suppress(NotRegularError), open_regular(path, follow_links=True) as file:
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
                 while part := file.read(_READ_BYTES):
                     digest.update(part)
     return digest.hexdigest()[:40]
@@ -178,7 +186,7 @@ def _content_digest(folder: Path) -> str:
 
 def pipeline_class(folder: Path) -> str:
     """The pipeline class a diffusers folder asks for."""
-    return str(_read_json(folder / MARKER["generator"])["_class_name"])
+    return str(read_config(folder, MARKER["generator"], str(folder))["_class_name"])
 
 
 def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -> Path:
@@ -186,30 +194,17 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -
     if not marker.is_file():
         missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
         raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
-    names = _names(folder)
-    needed_files(names, _read_json(marker), variant, kind, model)
-    _refuse_code(folder, names, kind, model)
+    check_files(folder, _needed(folder, model, variant, kind), model)
     return folder.absolute()
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _refuse_code(folder: Path, names: Iterable[str], kind: Kind, model: str) -> None:
-    if _LAYOUT[kind] == "transformers":
-        for name in code_carriers(names):
-            refuse_code(_read_json(folder / name), name, model)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: {error}", hint=INCOMPLETE_HINT) from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: not a JSON object", hint=INCOMPLETE_HINT)
-    return content
+def _needed(folder: Path, model: str, variant: str | None, kind: Kind) -> list[str]:
+    names = list_files(folder)
+    marker = read_config(folder, MARKER[kind], model)
+    # What is refused is refused, whether all of it is there or not.
+    for name in filter(is_config, small_files(names, marker, kind, model)):
+        read_checked_config(folder, name, model)
+    return needed_files(names, marker, variant, kind, model)
 
 
 def _names_hub(model: str, kind: Kind) -> bool:
@@ -237,20 +232,14 @@ def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | 
     marker = hub.try_to_load_from_cache(_hub_id(model), MARKER[kind], revision=commit)
     if not isinstance(marker, str):
         return None
-    folder = Path(marker).parent
-    config = _read_json(Path(marker))
-    # What is refused is refused, whether all of it is there or not.
-    if kind == "generator":
-        components_of(config, model)
-    _refuse_code(folder, [path.name for path in folder.iterdir()], kind, model)
     try:
-        return _checked_folder(folder, model, variant, kind)
-    except WeightsError:
+        return _checked_folder(Path(marker).parent, model, variant, kind)
+    except IncompleteError:
         return None  # an interrupted download
 
 
 def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, HubFile]:
-    """The files to download, from one metadata request and the main config."""
+    """The files to download, from one metadata request and the configs."""
     import huggingface_hub as hub
 
     repository = _hub_id(model)
@@ -271,10 +260,11 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> d
             f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
             hint=_place_hint(kind),
         )
-    first = [MARKER[kind]] if _LAYOUT[kind] != "transformers" else code_carriers(there)
-    folder = _download(model, commit, kind, first)
-    _refuse_code(folder, first, kind, model)
-    marker = _read_json(folder / MARKER[kind])
+    marker = read_config(_download(model, commit, kind, [MARKER[kind]]), MARKER[kind], model)
+    configs = [name for name in small_files(there, marker, kind, model) if is_config(name)]
+    folder = _download(model, commit, kind, configs)
+    for name in configs:
+        read_checked_config(folder, name, model)
     return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}
 
 
@@ -284,7 +274,7 @@ def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path
     hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # public, but not re-exported
     folder = ""
     # Small files first: a folder that has its weights is then complete, whenever a download was cut off.
-    for part in (small_files(files), [name for name in files if name.endswith(".safetensors")]):
+    for part in ([name for name in files if not is_weights(name)], list(filter(is_weights, files))):
         if part:
             fetch = functools.partial(
                 hub.snapshot_download,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 import balancer
+from actors import weights
 from actors.embedding import embed_files
 from balancer import open_manifest
 from balancer.errors import DatasetError, UnavailableError, UsageError
@@ -49,6 +51,20 @@ def test_embeddings_of_other_weights_are_not_mixed_with_those_of_the_run(referen
     other = {**run.models, "verifier": {"model": "embedded", "revision": "f" * 40}}
     with pytest.raises(UnavailableError, match=f"those of the run were {'f' * 40}"):
         embed_files(dataclasses.replace(run, models=other), [])
+
+
+def test_a_run_that_names_other_weights_than_its_own_has_them_not_loaded(
+    reference_run, tmp_path, monkeypatch
+):
+    run = open_manifest(reference_run).run
+    folder = shutil.copytree(weights.resolve("embedded", None, None, "verifier"), tmp_path / "verifier")
+    told = weights.describe(str(folder), None, None, "verifier")
+    changed = run.config | {"verification": run.config["verification"] | {"model": str(folder)}}
+    monkeypatch.setattr("actors.verifier.Verifier", lambda *_, **__: pytest.fail("it was loaded"))
+    for other in ({"sha256": "0" * 64}, {"revision": "f" * 40}):
+        models = {**run.models, "verifier": told | other}
+        with pytest.raises(UnavailableError, match="cannot be compared"):
+            embed_files(dataclasses.replace(run, config=changed, models=models), [])
 
 
 def test_simulated_embeddings_are_refused(reference_run):

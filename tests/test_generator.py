@@ -19,6 +19,7 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -30,6 +31,7 @@ from transformers import (
 
 from actors.generator import Generator
 from actors.prompt_embeddings import PromptEmbeddings
+from balancer.cache import private_folder
 from balancer.errors import UnavailableError, WeightsError
 from balancer.prompts import Request
 from balancer.verdict import ImageFlags
@@ -351,12 +353,18 @@ def test_a_model_that_is_compiled_is_warmed_up_before_it_is_ready(sdxl_folder, m
     monkeypatch.setattr(
         torch, "compile", lambda function, **told: compiled.append(("decode", told)) or function
     )
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # whatever is set is taken back
+        monkeypatch.delenv(name)
     batches = []
     monkeypatch.setattr(Generator, "_warm_up", lambda self: batches.append(self.batch_size))
     load(sdxl_folder, compiled=True)
     whole = {"fullgraph": True, "dynamic": False}
     assert compiled == [("UNet2DConditionModel", whole), ("decode", whole)]
     assert batches == [4]
+    # Not the shared temporary folder, where another user may have left something to be run.
+    for found in (cache_dir(), triton_cache_dir(0)):
+        assert Path(found).is_relative_to(private_folder("compile"))
 
 
 def test_a_configured_dtype_is_taken(sdxl_folder):

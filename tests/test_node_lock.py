@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from actors.node_lock import one_at_a_time
+from balancer.cache import private_folder
 
 HOLD = """
 import sys, time
@@ -23,8 +25,7 @@ LONG_S = 60
 @pytest.fixture
 def hold(project, tmp_path, monkeypatch):
     """Another process that holds the lock."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("BALANCER_CACHE", str(tmp_path / "cache"))
     started = []
 
     def start(what, seconds):
@@ -38,13 +39,13 @@ def hold(project, tmp_path, monkeypatch):
     for process in started:
         process.kill()
         process.communicate()
-    monkeypatch.setattr("tempfile.tempdir", None)
 
 
-def test_a_second_process_waits_for_the_first(hold):
+def test_a_second_process_waits_for_the_first_and_says_so(hold, caplog):
     holder = hold("load", 0.5)
     with one_at_a_time("load"):
         assert holder.stdout.readline() == "ending\n"
+    assert caplog.messages == ["waiting for another process of this user to load its model"]
 
 
 def test_different_things_may_be_done_at_once(hold):
@@ -62,10 +63,29 @@ def test_a_process_that_died_holds_nothing(hold):
         assert time.monotonic() - began < LONG_S
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path, hold):
+def test_nothing_in_the_shared_temporary_folder_holds_a_lock(hold, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (shared / f"balancer-{os.getuid()}-load.lock").touch(mode=0o000)
+    hold("load", LONG_S)
+    assert [path.name for path in shared.iterdir()] == [f"balancer-{os.getuid()}-load.lock"]
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def test_where_there_can_be_no_lock_the_work_goes_on_and_says_so(hold, tmp_path, caplog):
     victim = tmp_path / "precious"
     victim.write_text("keep")
-    (tmp_path / f"balancer-{os.getuid()}-load.lock").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic"), one_at_a_time("load"):
+    locks = private_folder("locks")
+    (locks / f"{socket.gethostname()}-load.lock").symlink_to(victim)
+    with one_at_a_time("load"):
         pass
     assert victim.read_text() == "keep"
+    (locks / f"{socket.gethostname()}-load.lock").unlink()
+    locks.chmod(0o777)
+    with one_at_a_time("load"):
+        pass
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "no lock, so that several processes may load models at once"
+    ] * 2

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import actors.reproduce
+from actors import weights
 from actors.generator import Generator
 from actors.simulated import SimulatedGenerator
 from balancer import open_manifest
@@ -165,6 +166,20 @@ def test_images_made_on_a_gpu_are_not_begun_on_a_cpu(make_run, monkeypatch):
     monkeypatch.setattr(Generator, "__init__", lambda *told, **given: pytest.fail("a model was loaded"))
     (found,) = made_again(manifest, FIRST)
     assert found == Reproduction(FIRST, Outcome.INCOMPARABLE, "the device was NVIDIA H200, and is cpu here")
+
+
+@pytest.mark.parametrize("other", ["revision", "sha256"])
+def test_a_model_with_other_weights_than_the_run_had_is_not_loaded(make_run, monkeypatch, other):
+    """A run may come from anywhere, and names its model itself."""
+    here = weights.describe("embedded", None, None, "generator")
+    revision = "f" * 40 if other == "revision" else here["revision"]
+    settings = {"actors": {"kind": "models", "device": "cpu"}}
+    manifest = make_run(device="cpu", settings=settings, model_revision=revision)
+    manifest.run.models["generator"]["sha256"] = "0" * 64 if other == "sha256" else here["sha256"]
+    monkeypatch.setattr(Generator, "__init__", lambda *told, **given: pytest.fail("a model was loaded"))
+    (found,) = made_again(manifest, FIRST)
+    assert found.outcome is Outcome.INCOMPARABLE
+    assert found.detail.startswith(f"the {other} of the weights was ")
 
 
 class Recording:

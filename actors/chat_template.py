@@ -1,0 +1,101 @@
+"""Chat templates are programs, and may never end. They are rendered in a process with limits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from balancer.errors import WeightsError
+
+CPU_SECONDS = 3
+MEMORY_BYTES = 300_000_000
+MAX_CHARACTERS = 100_000
+WAIT_S = 120.0
+"""The CPU limit ends a template long before; this is for a machine that gives the process no time at all."""
+
+_LONGEST_REASON = 200
+
+_KEPT = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "HOME", "TMPDIR"})
+_TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {MEMORY_BYTES / 1e6:g} MB or {MAX_CHARACTERS:,} characters"
+
+
+def render(
+    template: str, conversations: Sequence[Any], variables: Mapping[str, Any], model: str, hint: str
+) -> list[str]:
+    """The text of each conversation, as transformers renders it. WeightsError if the template fails."""
+    try:
+        done = subprocess.run(
+            # The same packages as here, wherever they come from, and no secrets.
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()",
+            ],
+            input=json.dumps([template, conversations, variables]).encode(),
+            capture_output=True,
+            env=_environment(),
+            timeout=WAIT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WeightsError(f"{model}: its chat template did not end in {WAIT_S:g} s", hint=hint) from error
+    if done.returncode:
+        raise WeightsError(f"{model}: its chat template cannot be used: {_why(done)}", hint=hint)
+    prompts: list[str] = json.loads(done.stdout)
+    return prompts
+
+
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) or done.stderr.startswith(b"MemoryError"):
+        return _TOO_MUCH
+    told = " ".join(done.stderr.decode(errors="replace").split())
+    return told[-_LONGEST_REASON:] or f"its process ended with {done.returncode}"
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("PYTHON")}
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def serve() -> None:
+    """In the child: render what standard input asks for, and write a list of texts to standard output."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template, conversations, variables = json.load(sys.stdin)
+    _limit()
+    try:
+        prompts, _ = render_jinja_template(
+            conversations=conversations, chat_template=template, add_generation_prompt=True, **variables
+        )
+        if max(map(len, prompts)) > MAX_CHARACTERS:
+            raise MemoryError
+    except Exception as error:
+        raise SystemExit(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}") from error
+    json.dump(prompts, sys.stdout)
+
+
+def _limit() -> None:
+    spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    limits = {
+        resource.RLIMIT_CPU: spent + CPU_SECONDS,
+        resource.RLIMIT_AS: _used_bytes() + MEMORY_BYTES,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # a system without this limit, or with a tighter one
+            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+
+
+def _used_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
