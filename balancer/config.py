@@ -547,7 +547,7 @@ class Config(_Section):
             by = " x ".join(str(len(facet.values)) for facet in self.facets.values())
             raise ValueError(
                 f"facets: {len(self.classes)} classes x {by[:120]} facet values make {cells:,} cells, over"
-                f" the limit of {MAX_CELLS:,}; use fewer facets or values, or give facets `classes` they apply to"
+                f" the limit of {MAX_CELLS:,}; use fewer of them, or name the `classes` of a facet"
             )
         return self
 

@@ -32,15 +32,14 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     storage = open_storage(run, create=False)
     found = repair.apply(storage) if apply_ else repair.look(storage)
     for damage in found.damages:
-        line = f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}"
-        click.echo(console.printable(line))
+        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}")
     if found.drops_head:
-        click.echo(f"{HEAD_FILE}: {found.drops_head}: written anew from the log")
+        console.say(f"{HEAD_FILE}: {found.drops_head}: written anew from the log")
     for problem in found.unsolved:
-        click.echo(console.printable(f"beyond repair: {problem}"))
+        console.say(f"beyond repair: {problem}")
     if found.drops_copy:
-        click.echo("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
-    click.echo(_summary(found, apply_))
+        console.say("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
+    console.say(_summary(found, apply_))
     if apply_ and found.is_needed:
         console.note(f"`balancer fsck {shlex.quote(run)}` tells whether anything is still wrong")
     elif found.is_needed and not found.unsolved:

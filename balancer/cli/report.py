@@ -21,4 +21,4 @@ def command(run: str) -> None:
     render_report(run)
     if warning := check_images(open_storage(run, create=False)).warning:
         console.warn(warning)
-    click.echo(f"{run.rstrip('/')}/{REPORT_FILE}")
+    console.say(f"{run.rstrip('/')}/{REPORT_FILE}")
