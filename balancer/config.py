@@ -21,8 +21,9 @@ from balancer.rounding import as_written
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
 
-MAX_CELLS = 200_000
-"""Over all classes. So many take seconds to plan with few facets; 177,147 by 11 facets took two minutes."""
+MAX_CELLS = 100_000
+"""Over all classes. So many take seconds to plan with few facets, half a minute with nine; twice as many took
+five minutes."""
 
 MAX_FACETS = 500
 """Each is a column of the manifest."""
@@ -546,8 +547,8 @@ class Config(_Section):
         if cells > MAX_CELLS:
             by = " x ".join(str(len(facet.values)) for facet in self.facets.values())
             raise ValueError(
-                f"facets: {len(self.classes)} classes x {by[:120]} facet values make {cells:,} cells, over"
-                f" the limit of {MAX_CELLS:,}; use fewer of them, or name the `classes` of a facet"
+                f"facets: {len(self.classes)} classes x {by[:120]} facet values make {cells:,} cells,"
+                f" over the limit of {MAX_CELLS:,}; use fewer facets or values, or give facets `classes`"
             )
         return self
 
