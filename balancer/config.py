@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +20,18 @@ from balancer.rounding import as_written
 
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
+
+MAX_CELLS = 100_000
+"""Over all classes. So many take seconds to plan with few facets, half a minute with nine; twice as many took
+five minutes."""
+
+MAX_FACETS = 500
+"""Each is a column of the manifest."""
+
+MAX_FACETS_OF_CLASS = 30
+"""More with two values each make too many cells; arrays have at most 64 axes."""
+
+MAX_WAIT_S = 10_000_000
 
 # A name becomes part of ids and, slugged, of file names; "/" separates the parts of an id.
 Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f]{1,100}$", strip_whitespace=True)]
@@ -78,10 +91,10 @@ class DatasetConfig(_Section):
     `holdout`, these are looked at in two places: a candidate that copies one is rejected, and the verifier is
     tested on their labels."""
 
-    max_image_megabytes: float = Field(default=64, gt=0)
+    max_image_megabytes: float = Field(default=64, gt=0, le=1000)
     """Larger files are reported unreadable, not opened."""
 
-    max_image_megapixels: float = Field(default=64, gt=0)
+    max_image_megapixels: float = Field(default=64, gt=0, le=1000)
     """Larger images are reported unreadable, not decoded."""
 
     @field_validator("splits")
@@ -312,7 +325,7 @@ class VerificationConfig(_Section):
     """A value whose labelled images the verifier tells from the others no better than this (area under
     the ROC curve; 0.5 is chance) needs to be named in `unjudged`."""
 
-    min_examples: int = Field(default=5, ge=1)
+    min_examples: int = Field(default=5, ge=1, le=10**9)
     """Labelled images a value needs for that test."""
 
     brightness: tuple[Probability, Probability] = (0.02, 0.98)
@@ -391,10 +404,10 @@ class ReviewConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    max_candidates: int | None = Field(default=None, gt=0)
+    max_candidates: int | None = Field(default=None, gt=0, le=10**12)
     """The run ends, slots short, once this many candidates were judged, earlier starts included."""
 
-    max_hours: float | None = Field(default=None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
     """The run ends, slots short, after this long; each start counts from zero."""
 
 
@@ -415,19 +428,19 @@ class ActorsConfig(_Section):
     writers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     """`auto`: one per eight generators."""
 
-    gpus_per_generator: float = Field(default=0.9, gt=0)
+    gpus_per_generator: float = Field(default=0.9, ge=0.0001, le=1000)
     """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it."""
 
-    gpus_per_verifier: float = Field(default=0.1, ge=0)
+    gpus_per_verifier: float = Field(default=0.1, ge=0, le=1000)
     """Share of a GPU each verifier reserves; 0 puts verifiers on CPU."""
 
-    call_timeout_s: float = Field(default=600, gt=0)
+    call_timeout_s: float = Field(default=600, gt=0, le=MAX_WAIT_S)
     """A call that takes longer is given up and its actor replaced."""
 
-    start_timeout_s: float = Field(default=1800, gt=0)
+    start_timeout_s: float = Field(default=1800, gt=0, le=MAX_WAIT_S)
     """Longest time an actor may take to start, download and compilation included."""
 
-    max_restarts: int = Field(default=5, ge=0)
+    max_restarts: int = Field(default=5, ge=0, le=1_000_000)
     """Replaced actors of one kind without an image committed in between before the run stops."""
 
     allow_open_cluster: bool = False
@@ -437,16 +450,16 @@ class ActorsConfig(_Section):
 class PlanningConfig(_Section):
     """Assumptions behind the estimates of `plan`, used until a run has measured them."""
 
-    acceptance: float = Field(default=0.7, gt=0, le=1)
+    acceptance: float = Field(default=0.7, ge=1e-6, le=1)
     """Expected part of candidates that pass."""
 
-    seconds_per_candidate: float | None = Field(default=None, gt=0)
+    seconds_per_candidate: float | None = Field(default=None, gt=0, le=1_000_000)
     """Expected time one generator takes for one candidate."""
 
-    cost_per_generator_hour: float | None = Field(default=None, ge=0)
+    cost_per_generator_hour: float | None = Field(default=None, ge=0, le=10**12)
     """What an hour of one generator costs, in any currency; for the estimates only."""
 
-    bytes_per_image: int | None = Field(default=None, gt=0)
+    bytes_per_image: int | None = Field(default=None, gt=0, le=10**12)
     """Expected size of one image file; by default 60 % of its raw pixels, about what PNG makes of
     photographs."""
 
@@ -465,10 +478,10 @@ class OutputConfig(_Section):
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""
 
-    commit_seconds: float = Field(default=1.0, gt=0)
+    commit_seconds: float = Field(default=1.0, gt=0, le=MAX_WAIT_S)
     """Longest time a judged candidate waits for its commit."""
 
-    disk_full_wait_s: float = Field(default=600, ge=0)
+    disk_full_wait_s: float = Field(default=600, ge=0, le=MAX_WAIT_S)
     """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
 
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
@@ -515,6 +528,29 @@ class Config(_Section):
     planning: PlanningConfig = PlanningConfig()
     output: OutputConfig = OutputConfig()
     criteria: CriteriaConfig = CriteriaConfig()
+
+    @model_validator(mode="after")
+    def _cells_can_be_planned(self) -> Self:
+        """Before anything else looks at the facets, and counted, not built."""
+        if len(self.facets) > MAX_FACETS:
+            raise ValueError(f"facets: there are {len(self.facets)}, over the limit of {MAX_FACETS}")
+        sizes: dict[str, list[int]] = {name: [] for name in self.classes}
+        for facet in self.facets.values():
+            for name in self.classes if facet.classes == "all" else {*facet.classes} & self.classes.keys():
+                sizes[name].append(len(facet.values))
+        most = max(sizes, key=lambda name: len(sizes[name]))
+        if len(sizes[most]) > MAX_FACETS_OF_CLASS:
+            raise ValueError(
+                f"facets: {len(sizes[most])} apply to class {most!r}, over the limit of {MAX_FACETS_OF_CLASS}"
+            )
+        cells = sum(map(math.prod, sizes.values()))
+        if cells > MAX_CELLS:
+            by = " x ".join(str(len(facet.values)) for facet in self.facets.values())
+            raise ValueError(
+                f"facets: {len(self.classes)} classes x {by[:120]} facet values make {cells:,} cells,"
+                f" over the limit of {MAX_CELLS:,}; use fewer facets or values, or give facets `classes`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:

@@ -437,6 +437,12 @@ def test_all_unknown_folders_are_named_at_once(dataset: Dataset):
     assert caught.value.hint == "add it to `classes`, or move the folder away"
 
 
+def test_of_many_unknown_folders_the_first_are_named_and_the_rest_counted(dataset: Dataset):
+    found = audit(dataset({f"class{number:03d}/1.png": png(number) for number in range(25)}))
+    with pytest.raises(DatasetError, match=r"folder 'class019' is not a class .*; and 5 more$"):
+        match_classes(found, config("basic"))
+
+
 def test_one_folder_too_high_the_right_one_is_offered(dataset: Dataset):
     root = dataset({"photos/basic/1.png": png()})
     with pytest.raises(DatasetError) as caught:

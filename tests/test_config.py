@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from balancer.config import RESERVED_FACET_NAMES, Config
+from balancer.config import MAX_CELLS, MAX_FACETS, MAX_FACETS_OF_CLASS, RESERVED_FACET_NAMES, Config
 
 CLASSES = {"basic": {"prompts": ["a pizza"]}, "burnt": {"prompts": ["a burnt pizza"]}}
 
@@ -67,6 +71,77 @@ def test_a_facet_of_an_unknown_class_is_refused():
 @pytest.mark.parametrize("name", sorted(RESERVED_FACET_NAMES))
 def test_a_facet_must_not_hide_a_column_of_the_manifest(name: str):
     assert f"{name!r} is a column of the manifest" in faults(facets={name: facet(None)})
+
+
+def facets(count: int, values: int) -> dict[str, Any]:
+    return {f"f{number}": facet(*[None] * values) for number in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        (facets(20, 4), r"2 classes x 4 x 4 x .* facet values make 2,199,023,255,552 cells, over the limit"),
+        (facets(8, 10), "make 200,000,000 cells, over the limit of 100,000; use fewer facets or values"),
+        (facets(MAX_FACETS_OF_CLASS + 1, 1), "31 apply to class 'basic', over the limit of 30"),
+        (facets(MAX_FACETS + 1, 1), "there are 501, over the limit of 500"),
+    ],
+)
+def test_more_cells_than_can_be_planned_are_counted_before_they_are_built(asked: Any, problem: str):
+    began = time.process_time()
+    assert re.search(problem, faults(facets=asked))
+    assert time.process_time() - began < 5
+
+
+def test_as_many_cells_as_are_allowed_may_be_asked_for():
+    most = {**facets(4, 10), "g": facet(*[None] * 5)}
+    assert len(CLASSES) * 10**4 * 5 == MAX_CELLS
+    assert config(facets=most).facets.keys() == most.keys()
+    assert "make 120,000 cells" in faults(facets={**most, "g": facet(*[None] * 6)})
+
+
+def test_a_facet_counts_only_in_the_classes_it_applies_to():
+    named = {f"f{number}": facet(None, None, classes=["burnt"]) for number in range(16)}
+    assert len(config(facets=named).facets) == 16
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("dataset", "max_image_megabytes", 1e308),
+        ("dataset", "max_image_megapixels", 1e308),
+        ("planning", "seconds_per_candidate", 1e308),
+        ("planning", "cost_per_generator_hour", 1e308),
+        ("planning", "acceptance", 5e-324),
+        ("planning", "bytes_per_image", 10**30),
+        ("budget", "max_hours", 1e308),
+        ("budget", "max_candidates", 10**30),
+        ("actors", "gpus_per_generator", 1e-300),
+        ("actors", "gpus_per_verifier", 1e308),
+        ("actors", "call_timeout_s", 1e308),
+        ("actors", "start_timeout_s", 1e308),
+        ("actors", "max_restarts", 10**30),
+        ("output", "commit_seconds", 1e308),
+        ("output", "disk_full_wait_s", 1e308),
+        ("verification", "min_examples", 10**30),
+    ],
+)
+def test_no_number_is_so_large_or_small_that_what_is_computed_from_it_is_infinite(section, key, value):
+    assert key in faults(**{section: {key: value}})
+
+
+def test_every_number_of_a_config_has_a_least_and_a_greatest_value():
+    def unbounded(model: type[BaseModel]) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            limits = {type(each) for each in field.metadata}
+            is_number = field.annotation in (int, float, int | None, float | None)
+            if is_number and not (limits & {Gt, Ge} and limits & {Lt, Le}):
+                yield f"{model.__name__}.{name}"
+            for part in (field.annotation, *get_args(field.annotation)):
+                for one in (part, *get_args(part)):
+                    if isinstance(one, type) and issubclass(one, BaseModel):
+                        yield from unbounded(one)
+
+    assert list(unbounded(Config)) == []
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "x" * 101])

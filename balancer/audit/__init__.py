@@ -41,6 +41,9 @@ __all__ = [
 MAX_IMAGE_BYTES = 64_000_000
 MAX_IMAGE_PIXELS = 64_000_000
 
+MAX_NAMED = 20
+"""Folders that an error names; for each the class it resembles is looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
@@ -165,7 +168,9 @@ def match_classes(audit: Audit, config: Config) -> dict[str, int]:
     """
     strangers = [name for name in audit.counts if name not in config.classes]
     if strangers:
-        named = "; ".join(_stranger(name, list(config.classes)) for name in strangers)
+        named = "; ".join(_stranger(name, list(config.classes)) for name in strangers[:MAX_NAMED])
+        if len(strangers) > MAX_NAMED:
+            named += f"; and {len(strangers) - MAX_NAMED} more"
         hint = _split_hint(audit.path, strangers, config) or "add it to `classes`, or move the folder away"
         raise DatasetError(f"{audit.path}: {named}", hint=hint)
     return {name: audit.counts.get(name, 0) for name in config.classes}
