@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import BinaryIO
+from io import BufferedReader, BufferedWriter
 
 OpenPath = str | os.PathLike[str]
 
@@ -33,7 +33,7 @@ class TooLargeError(OSError):
         self.max_bytes = max_bytes
 
 
-def open_regular(path: OpenPath, *, follow_links: bool) -> BinaryIO:
+def open_regular(path: OpenPath, *, follow_links: bool) -> BufferedReader:
     """Open for reading; NotRegularError, or whatever OSError the system has.
 
     `follow_links` is about the last part of the path only; what a link leads to must be regular, too.
@@ -41,7 +41,7 @@ def open_regular(path: OpenPath, *, follow_links: bool) -> BinaryIO:
     return os.fdopen(_opened(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW)), "rb")
 
 
-def append_regular(path: OpenPath) -> BinaryIO:
+def append_regular(path: OpenPath) -> BufferedWriter:
     """Open to write behind what is there, or a new file; links are not followed. As `open_regular`."""
     return os.fdopen(_opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
 

@@ -24,7 +24,10 @@ SECRET = "hush:$6$hash,hush:it"
 
 
 def text(content: str) -> Write:
-    return lambda path: path.write_text(content) and None
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write
 
 
 def sparse(path: Path) -> None:
