@@ -13,9 +13,10 @@ import pyarrow.dataset as ds
 import pytest
 
 from balancer import open_manifest
-from balancer.manifest import Manifest, shares
+from balancer.manifest import Manifest, daemon_threads, shares
 from balancer.manifest.compacted import DamagedCopyError
 from balancer.manifest.compaction import compact
+from balancer.manifest.daemon_threads import Gate, stop_at_exit
 from balancer.manifest.fragment import BrokenFragmentError
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.query import manifest_in
@@ -232,3 +233,68 @@ NAMES = pa.schema([(name, pa.int64()) for name in ("id", "is", "class", "we ird.
 )
 def test_a_scan_looks_at_the_columns_that_it_mentions(options, columns):
     assert shares._columns_of(NAMES, options).names == columns
+
+
+# ---- daemon threads ------------------------------------------------------------------------------
+
+
+def begun(work: Callable[[], object], *, daemon: bool = True) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=daemon)
+    thread.start()
+    return thread
+
+
+def test_a_gate_is_closed_when_nobody_is_behind_it():
+    gate, inside, leave = Gate(), threading.Event(), threading.Event()
+
+    def step() -> None:
+        with gate.passed():
+            inside.set()
+            leave.wait()
+
+    thread = begun(step)
+    inside.wait()
+    closing = begun(gate.close)
+    closing.join(0.1)
+    assert closing.is_alive()
+    leave.set()
+    closing.join()
+    thread.join()
+
+
+def test_nobody_passes_a_gate_that_is_closed():
+    gate, passed = Gate(), threading.Event()
+    gate.close()
+
+    def step() -> None:
+        with gate.passed():
+            passed.set()
+
+    begun(step)
+    assert not passed.wait(0.1)
+
+
+def test_a_step_that_does_not_end_is_not_waited_for_at_exit():
+    gate, inside, leave = Gate(), threading.Event(), threading.Event()
+
+    def step() -> None:
+        with gate.passed():
+            inside.set()
+            leave.wait()
+
+    thread = begun(step)
+    inside.wait()
+    gate.close(wait_s=0.01)
+    leave.set()
+    thread.join()
+
+
+def test_only_daemon_threads_stop_at_a_closed_gate(monkeypatch):
+    gate = Gate()
+    gate.close()
+    monkeypatch.setattr(daemon_threads, "_gate", gate)
+    seen: list[int] = []
+    begun(lambda: seen.extend(stop_at_exit(iter([1, 2]))), daemon=False).join()
+    assert seen == [1, 2]
+    begun(lambda: seen.extend(stop_at_exit(iter([3])))).join(0.1)
+    assert seen == [1, 2]

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from balancer.manifest.chain import begin
+from balancer.manifest.daemon_threads import stop_at_exit
 from balancer.manifest.files import LOG, PARQUET, Loaded, ManifestFiles, Wanted
 from balancer.storage import LocalStorage
 
@@ -63,10 +64,10 @@ class Scan:
             self.projected_schema = self._scanner([]).projected_schema
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        return self._pipelined(ds.Scanner.to_batches)
+        return stop_at_exit(self._pipelined(ds.Scanner.to_batches))
 
     def scan_batches(self) -> Iterator[ds.TaggedRecordBatch]:
-        return self._pipelined(ds.Scanner.scan_batches)
+        return stop_at_exit(self._pipelined(ds.Scanner.scan_batches))
 
     def to_table(self) -> pa.Table:
         return pa.Table.from_batches(list(self.to_batches()), self.projected_schema)
