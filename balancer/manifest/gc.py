@@ -108,7 +108,7 @@ def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
         raise UsageError(
             f"{images} images are named by no row, and nothing proves that the log has all its rows: "
             f"an earlier version began this run, and left no {HEAD_FILE}",
-            hint=f"{hint}; `balancer run` writes one as well",
+            hint=hint,
         )
     there = sum(not is_temporary(path) for path in storage.list(IMAGES_DIR))
     if images > max(MANY_IMAGES, MANY_SHARE * there):
