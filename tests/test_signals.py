@@ -96,22 +96,15 @@ main(["status"])
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_any_command_ends_with_a_line_and_the_exit_code_of_a_shell(project, number, exit_code):
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITING],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+@pytest.mark.parametrize("number", ENDING)
+def test_any_command_ends_with_a_line_and_the_exit_code_of_a_shell(project, number):
+    command, pipe = [sys.executable, "-c", WAITING], subprocess.PIPE
+    with subprocess.Popen(command, cwd=project, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (exit_code, "interrupted\n")
+    assert (process.returncode, told) == (128 + number, "interrupted\n")
 
 
 # ---- leftovers -----------------------------------------------------------------------------------------
