@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 # place of the function.
 from balancer.audit import audit, audit_dataset, credited_facets, match_classes
 from balancer.plan import make_plan
+from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,10 @@ def embed(
     """
     from actors.embedding import embed_files
 
-    return embed_files(open_manifest(run_folder).run, images)
+    paths = [os.fspath(path) for path in images]
+    for path in paths:
+        refuse_credentials(path, "the path of an image")
+    return embed_files(open_manifest(run_folder).run, paths)
 
 
 def _loaded(config: Config | str | os.PathLike[str]) -> Config:

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from balancer.storage.address import refuse_credentials
+
 DEFAULT_CACHE = "~/.cache/balancer"
 
 
 def cache_folder() -> Path:
     """It need not be there yet."""
-    return Path(os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE).expanduser()
+    folder = os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE
+    refuse_credentials(folder, "BALANCER_CACHE")
+    return Path(folder).expanduser()
 
 
 def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from balancer import configproblems, legacy, yamltext
 from balancer.config import Config
 from balancer.errors import ConfigError
+from balancer.storage.address import refuse_credentials
 from balancer.yamltext import Document, Problem
 
 MAX_FILE_BYTES = 1_000_000
@@ -46,6 +47,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def read_config_file(path: str | os.PathLike[str]) -> Document:
     """The values of a config file as they stand there, and in those that it extends; ConfigError if one
     cannot be read at all."""
+    refuse_credentials(os.fspath(path), "the path of this config")
     return _read_extended(Path(path), ())
 
 

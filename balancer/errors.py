@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from balancer.safetext import redacted
+
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its type's name if it says nothing."""
@@ -25,14 +27,17 @@ def first_line(error: BaseException) -> str:
 
 
 class BalancerError(Exception):
-    """An error with a message that names the thing, and a hint that names the knob."""
+    """An error with a message that names the thing, and a hint that names the knob.
+
+    Whatever address is in them loses its password here, whoever shows the error.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redacted(message)
+        self.hint = redacted(hint)
+        super().__init__(self.message)
 
 
 class UsageError(BalancerError):
@@ -44,7 +49,7 @@ class ConfigError(UsageError):
 
     def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
         super().__init__("\n".join(problems), hint=hint)
-        self.problems = tuple(problems)
+        self.problems = tuple(map(redacted, problems))
 
 
 class DatasetError(UsageError):

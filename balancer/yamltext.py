@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from balancer.errors import ConfigError
+from balancer.safetext import has_credentials
 
 MAX_NODES = 200_000
 """Values in one document, aliases written out: a document of a megabyte without aliases stays below it,
@@ -118,6 +119,7 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             self._problem(node, path, "a key must be plain text")
             return None
+        self._refuse_credentials(node)
         try:
             return _joined_surrogates(node.value)
         except ValueError:
@@ -126,6 +128,7 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: Path) -> object:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
+        self._refuse_credentials(node)
         try:
             if kind == "str":
                 return _joined_surrogates(text)
@@ -137,6 +140,11 @@ class _Reader:
             return ""
         self._problem(node, path, f"the tag {node.tag} is not supported; write plain values")
         return None
+
+    def _refuse_credentials(self, node: yaml.Node) -> None:
+        """Here, before a value is repeated in a message, or recorded in a run."""
+        if has_credentials(str(node.value)):
+            raise self._refusal(node, "this address holds a user or a password, and is not repeated")
 
     def _refusal(self, node: yaml.Node, text: str) -> ConfigError:
         return ConfigError([f"{self._place(node)}: {text}"])

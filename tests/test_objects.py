@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from obstore.store import S3Store
 
 from balancer.errors import StorageError, UsageError
+from balancer.safetext import redacted
 from balancer.storage import (
     LocalStorage,
     MissingFileError,
@@ -29,7 +30,6 @@ from balancer.storage import (
     open_storage,
     refuse_without_create_only,
 )
-from balancer.storage.failures import redacted
 from balancer.storage.objects import ObjectStorage, Patience
 from tests.fault_proxy import (
     ACCESS_KEY,

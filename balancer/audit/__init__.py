@@ -19,6 +19,7 @@ from balancer.audit.facet_table import Table, facet_columns, read_table, row_of,
 from balancer.audit.listing import list_dataset
 from balancer.audit.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
+from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
     from balancer.audit.picture import Picture
@@ -102,6 +103,7 @@ def audit(
     `metadata` is relative to `path`, by default `metadata.parquet`, `.csv` or `.jsonl` if there is one.
     Without `facets`, every column of that table that repeats a few values is one.
     """
+    refuse_credentials(os.fspath(path), "the path of this dataset")
     root = Path(path)
     listing = list_dataset(root)
     table = read_table(root, metadata)

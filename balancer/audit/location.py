@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cache import cache_folder
 from balancer.errors import DatasetError, StorageError
+from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
     from balancer.config import DatasetConfig
@@ -29,6 +30,7 @@ def find_dataset(path: str, split: str = "train") -> Path:
     """The folder a user means by `path`, or that `split` of the sample dataset if it is `sample`."""
     from balancer.config import SAMPLE_DATASET
 
+    refuse_credentials(path, "the path of this dataset")
     if path == SAMPLE_DATASET:
         return _sample_folder() / split
     if "://" in path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.errors import StorageError, UsageError
+from balancer.storage.address import refuse_credentials
 
 
 class Destination:
@@ -17,6 +18,7 @@ class Destination:
     in common; `written`, `kept` and `removed` count files."""
 
     def __init__(self, path: str, identity: Mapping[str, Any], run: str) -> None:
+        refuse_credentials(path, "DEST")
         if "://" in path:
             raise UsageError(f"{path}: exports go to local paths", hint="export, then upload what is there")
         self.path = Path(os.path.abspath(os.path.expanduser(path)))

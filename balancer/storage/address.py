@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from balancer.errors import UsageError
+from balancer.errors import StorageError, UsageError
+from balancer.safetext import has_credentials
 
 STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 
@@ -16,7 +17,7 @@ _FLATTENED = re.compile(r"(s3|gs|az):/([^/].*)", re.DOTALL | re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
 _PREFIX_PART = re.compile(r"[\w .+=@,:()!'&$~*-]+")
 
-KEPT_OUT = "credentials and options come from the environment, never from the address of a run"
+KEPT_OUT = "credentials and options come from the environment, never from an address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,15 @@ class Address:
         return f"{self.scheme}://{self.bucket}/{self.prefix}".rstrip("/")
 
 
+def refuse_credentials(text: str, what: str) -> None:
+    """UsageError, which does not repeat it, if a text that a user gave holds an address with a password."""
+    if has_credentials(text):
+        raise UsageError(f"{what} holds a user or a password", hint=KEPT_OUT)
+
+
 def bucket_address(uri: str) -> Address | None:
     """None for what is a path of this machine; UsageError for an address of neither kind."""
+    refuse_credentials(uri, "this address")
     if flattened := _FLATTENED.fullmatch(uri):
         scheme, rest = flattened.groups()
         raise UsageError(
@@ -71,6 +79,7 @@ def _bucket_address(scheme: str, rest: str) -> Address:
 
 def local_path(uri: str) -> str:
     """The absolute path of a local path or a `file://` address."""
+    refuse_credentials(uri, "this address")
     if not uri or "\0" in uri:
         raise UsageError(f"{uri!r} is not the path of a run folder")
     if uri.lower().startswith("file://"):
@@ -79,5 +88,12 @@ def local_path(uri: str) -> str:
             raise UsageError(
                 f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
             )
-        return os.path.abspath(unquote(parts.path))
-    return os.path.abspath(uri)
+        return _absolute(unquote(parts.path))
+    return _absolute(uri)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise StorageError("the working folder is gone", hint="cd to a folder that is there") from error

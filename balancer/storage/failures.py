@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from balancer.safetext import redacted
+
 _STATUS = re.compile(r"status code: (\d{3}) ?([^:\n]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})")
 _CONNECTION = re.compile(r"HttpError \{\s*kind: (\w+)")
 _REASON = re.compile(r'(?:message|error): "([^"]{1,200})"')
-_USER = re.compile(r"(?<=://)[^/\s@\"']*@")
-_QUERY = re.compile(r"(://[^\s?\"')<>]*)\?[^\s\"')<>]*")
-_SIGNED = re.compile(r"(?i)\b(x-(?:amz|goog|ms)-[\w-]+|signature|sig|credential)(\s*[=:]\s*)[^\s&\"',;<>]+")
 
 _PASSING = {408, 409, 425, 429}
 """Of the answers that blame the request, those that another time may be others; so may all from 500 on."""
@@ -92,8 +91,3 @@ def _unanswered(kind: str, text: str) -> Failure:
 def _plain(text: str) -> str:
     """What the library says before it begins to quote its own data."""
     return " ".join(text.partition("\n\nDebug source:")[0].split())[:300]
-
-
-def redacted(text: str) -> str:
-    """A text without users, passwords, queries and signatures of the URLs in it."""
-    return _SIGNED.sub(r"\1\2***", _QUERY.sub(r"\1?***", _USER.sub("***@", text)))
