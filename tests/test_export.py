@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import xml.etree.ElementTree as ET
@@ -327,6 +328,19 @@ def test_the_card_has_the_tags_of_the_hub(card):
     ]
 
 
+def test_what_a_card_quotes_is_neither_html_nor_markup_nor_a_line_of_its_own(tmp_path):
+    hostile = "<img src=x onerror=y> & [a](http://evil.example)\n---\n# \x1b[31m\u202e title"
+    run = commit(tmp_path / "run", row(DIM, split="train"), name=hostile)
+    export(run, "hf", tmp_path / "out", options=Options(licence=hostile))
+    whole = (tmp_path / "out" / "README.md").read_text()
+    _, front, text = whole.split("---\n", 2)
+    told = yaml.safe_load(front)
+    assert (told["pretty_name"], told["license"]) == (hostile, hostile)
+    assert not re.search(r"(?<!\\)[<>&]", whole)
+    assert whole.replace("\n", "").isprintable()
+    assert "(http:" not in text
+
+
 def test_the_card_is_one_for_the_hub_library(exports):
     from huggingface_hub import DatasetCard
 
@@ -353,7 +367,7 @@ def test_the_card_tells_what_reviewers_ask_for(card, reference_run):
     [
         ("a <b>bold</b> | cell", r"a \<b\>bold\</b\> \| cell"),
         ("two\n\n# lines", r"two \# lines"),
-        ("[link](http://x) `code` ~~*_", r"\[link\]\(http://x\) \`code\` \~\~\*\_"),
+        ("[link](http://x) `code` ~~*_", r"\[link\]\(http\://x\) \`code\` \~\~\*\_"),
     ],
 )
 def test_names_and_prompts_mean_nothing_in_markdown(text, written):
@@ -615,6 +629,13 @@ def test_an_image_that_is_not_what_was_committed_is_never_exported(run, tmp_path
     options = Options(copy=form == "folders", embed=form in FILE_FORMATS)
     with pytest.raises(ManifestError, match="is not what row 'basic/dim/0000-1' was written for"):
         export(run, form, tmp_path / "out", options=options)
+
+
+def test_a_journal_that_cannot_be_written_is_a_storage_error(run, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOURNAL).symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"cannot write .*no space left on device"):
+        export(run, "hf", tmp_path / "out")
 
 
 # ---- splits, filters, names --------------------------------------------------------------------

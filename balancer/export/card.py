@@ -15,6 +15,7 @@ import yaml
 from balancer.cells import CLASS_PROPERTY
 from balancer.config import EMBEDDED_MODEL, Config
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
+from balancer.safetext import printable
 from balancer.splits import EVALUATION
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SIZES = {
 }
 """The hub's `size_categories`."""
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&-])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&:@-])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def card_text(job: Job) -> str:
     )
     environment.filters["md"] = escaped
     card = _card(job)
-    front = yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)
+    front = _yaml(_front_matter(card))
     text = environment.get_template("card.md.j2").render(
         card=card, percent=_percent, generated_evaluation=_tests_on_generated(card)
     )
@@ -108,7 +109,35 @@ def card_text(job: Job) -> str:
 
 def escaped(text: object) -> str:
     """Text from outside in one line of Markdown, where it means nothing but itself."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(text).split())))
+
+
+_OUTSIDE_YAML = re.compile(r"[<>&]|[^\n -~]")
+
+
+def _yaml(value: object) -> str:
+    """YAML without a character that a reader who takes it for HTML would act upon, or a terminal."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+    return _OUTSIDE_YAML.sub(lambda found: _shown(found[0]), text)
+
+
+def _shown(mark: str) -> str:
+    """As within double quotes."""
+    if mark not in "<>&" and mark.isprintable():
+        return mark
+    return f"\\u{ord(mark):04x}" if ord(mark) <= 0xFFFF else f"\\U{ord(mark):08x}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """What has a character to be escaped is in double quotes."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    has_some = any(mark in "<>&" or not mark.isprintable() for mark in text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if has_some else None)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def size_category(images: int) -> str:

@@ -13,8 +13,8 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from balancer.errors import UsageError
 from balancer.export.destination import Destination, as_storage_errors
@@ -36,7 +36,9 @@ def claimed(destination: Destination) -> Iterator[Folder]:
     """
     before = _claim(destination)
     with as_storage_errors(destination.path):
-        journal = (destination.path / JOURNAL).open("ab")
+        journal = (destination.path / JOURNAL).open(
+            "ab", buffering=0
+        )  # nothing is left to write at its close
     with journal:
         folder = Folder(destination, before, journal)
         yield folder
@@ -46,7 +48,7 @@ def claimed(destination: Destination) -> Iterator[Folder]:
 class Folder:
     """Made by `claimed`. Paths are relative, with slashes, and made of checked names."""
 
-    def __init__(self, destination: Destination, before: Journal, journal: IO[bytes]) -> None:
+    def __init__(self, destination: Destination, before: Journal, journal: FileIO) -> None:
         self.path = destination.path
         self._counts = destination
         self._before = before
@@ -124,8 +126,7 @@ class Folder:
     def _note(self, path: str, sha256: str | None = None) -> None:
         if self._before.get(path, "") != sha256:
             with as_storage_errors(self.path / JOURNAL):
-                self._journal.write(_entry(path, sha256))
-                self._journal.flush()
+                _write_all(self._journal, _entry(path, sha256))
         self._now[path] = sha256
 
     def _located(self, path: str) -> Path:
@@ -151,6 +152,11 @@ class Folder:
         with contextlib.suppress(OSError):  # folders that are not empty stay
             for folder in at.relative_to(self.path).parents[:-1]:
                 (self.path / folder).rmdir()
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
 
 
 def _claim(destination: Destination) -> Journal:
