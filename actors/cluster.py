@@ -6,15 +6,21 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 
+from actors.leftovers import ended_with_this_process
 from actors.ray_access import refuse_open_cluster, to_oneself
 from balancer.config import ActorsConfig
-from balancer.errors import ClusterError, first_line
+from balancer.errors import ClusterError, UsageError, first_line
+from balancer.safetext import has_credentials
+from balancer.signals import StopSignal
 
 ANSWER_TIMEOUT_S = 5.0
 """A Ray head that is there answers a TCP connection within milliseconds, across continents in one second."""
@@ -48,6 +54,28 @@ class Fleet:
     reasons: tuple[str, ...]
 
 
+_taken = threading.Lock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For as long as a run connects to Ray, uses it and leaves it: UsageError if another run of this process
+    does. Runs on a Ray that the user has connected to share it."""
+    if ray.is_initialized() and not _taken.locked():
+        yield
+        return
+    if not _taken.acquire(blocking=False):
+        raise UsageError(
+            "another run is under way in this process, and Ray can be had once in a process only",
+            hint="start the other one when this one has ended, in a process of its own, or call ray.init "
+            "before both",
+        )
+    try:
+        yield
+    finally:
+        _taken.release()
+
+
 @contextlib.contextmanager
 def connected(address: str | None, allow_open: bool = False) -> Iterator[Resources]:
     """Ray for the length of a run: the cluster at `address` or `RAY_ADDRESS`, else one on this machine.
@@ -58,11 +86,37 @@ def connected(address: str | None, allow_open: bool = False) -> Iterator[Resourc
     if ray.is_initialized():
         yield _resources()
         return
-    _connect(_named(address), allow_open)
+    end_leftovers = _connect(_named(address), allow_open)
     try:
         yield _resources()
     finally:
         ray.shutdown()
+        end_leftovers()
+
+
+@contextlib.contextmanager
+def signals_go_to(stop: StopSignal) -> Iterator[None]:
+    """`ray.init` would put two handlers of its own in the place of the one for SIGTERM, and its core aborts
+    the process if an exception leaves it half made."""
+    set_handler, connect = ray_utils.set_sigterm_handler, ray_worker.connect
+
+    def connect_whole(*arguments: Any, **options: Any) -> None:
+        if stop.raises:
+            stop.check()
+        stop.raises, raises = False, stop.raises
+        try:
+            connect(*arguments, **options)
+        finally:
+            stop.raises = raises
+            stop.take_again()
+        if raises:
+            stop.check()
+
+    ray_utils.set_sigterm_handler, ray_worker.connect = (lambda handler: None), connect_whole
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler, ray_worker.connect = set_handler, connect
 
 
 def refuse_silent(address: str | None) -> None:
@@ -79,11 +133,11 @@ def _named(address: str | None) -> str | None:
     return None if named == "local" else named
 
 
-def _connect(address: str | None, allow_open: bool) -> None:
+def _connect(address: str | None, allow_open: bool) -> Callable[[], None]:
+    """Returns what is to be called when Ray has been left."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        start_here(quiet)
-        return
+        return start_here(quiet)
     refuse_silent_head(address)
     if address != "auto":
         refuse_open_cluster(address, allow_open)
@@ -96,16 +150,26 @@ def _connect(address: str | None, allow_open: bool) -> None:
         ) from error
     if address == "auto":
         refuse_open_cluster(ray.get_runtime_context().gcs_address, allow_open)
+    return lambda: None
 
 
-def start_here(options: dict[str, Any]) -> None:
+def start_here(options: dict[str, Any]) -> Callable[[], None]:
     """Ray on this machine and for this user, with `options` for `ray.init`; ClusterError if it does not
-    come up."""
+    come up. Its processes end with this one, or when the returned function is called."""
+    with ended_with_this_process() as end_leftovers:
+        _start_here(options)
+    return end_leftovers
+
+
+def _start_here(options: dict[str, Any]) -> None:
     for attempt in range(START_ATTEMPTS):
         with to_oneself() as folder:
             try:
                 ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
                 return
+            except KeyboardInterrupt:
+                ray.shutdown()
+                raise
             except Exception as error:
                 ray.shutdown()
                 if attempt + 1 == START_ATTEMPTS:
@@ -121,6 +185,11 @@ def refuse_silent_head(address: str) -> None:
 
     Ray itself tries an absent head for minutes; one TCP connection tells at once.
     """
+    if "@" in address or has_credentials(address):
+        raise ClusterError(
+            "the address of the Ray cluster holds a user or a password",
+            hint="give host:port; Ray takes its token from the environment, RAY_AUTH_TOKEN",
+        )
     if "://" in address:
         raise ClusterError(
             f"{address}: Ray Client is not supported, it would pull every image through one port",

@@ -30,6 +30,7 @@ from balancer.manifest.log import ManifestLog
 from balancer.manifest.rows import RunFacts
 from balancer.progress import ClassCounts, RateMeter, Snapshot, eta_s
 from balancer.schedule import Outcome, Schedule
+from balancer.signals import StopSignal
 from balancer.storage import DiskFullError
 from balancer.verdict import Made, criteria_for, judge
 
@@ -53,18 +54,6 @@ WAIT_S = 0.25
 
 DRAIN_S = 120.0
 """After an interruption, work under way has this long to end; the rest is made again on resume."""
-
-
-@dataclass(slots=True)
-class StopSignal:
-    """What a signal handler leaves for the loop: the first signal drains, the second stops."""
-
-    number: int | None = None
-    count: int = 0
-
-    def __call__(self, number: int, frame: object = None) -> None:
-        self.number = self.number or number
-        self.count += 1
 
 
 @dataclass(slots=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors import weights
-from actors.cluster import Fleet, connected, fit, refuse_silent
-from actors.driver import Driver, StopSignal
+from actors.cluster import Fleet, alone, connected, fit, refuse_silent, signals_go_to
+from actors.driver import Driver
 from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
 from actors.pool import Pool, call_all
@@ -33,7 +31,7 @@ from balancer.adaptive import Tally
 from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.config import Config
 from balancer.copies import CopyIndex
-from balancer.errors import BalancerError, ClusterError, FencedError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
 from balancer.manifest.compaction import compact_if_long
 from balancer.manifest.fragment import State
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
@@ -51,9 +49,12 @@ from balancer.resume import (
     schedule_of,
     wording_counts_of,
 )
+from balancer.safetext import has_credentials
 from balancer.schedule import Schedule
+from balancer.signals import StopSignal, caught
 from balancer.splits import splits_of, training_part
 from balancer.storage import Storage, open_storage, refuse_without_create_only
+from balancer.storage.address import KEPT_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,20 @@ def run(
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
     """
-    reporter = reporter or Reporter()
+    with alone(), _ended_by_signals() as stop:
+        _refuse_credentials(config.model_dump())
+        return _run(config, out, address, limit, allow_config_change, reporter or Reporter(), stop)
+
+
+def _run(
+    config: Config,
+    out: str | os.PathLike[str],
+    address: str | None,
+    limit: int | None,
+    allow_config_change: bool,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> RunResult:
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
     if known is not None:
@@ -118,9 +132,11 @@ def run(
     refuse_silent(address)
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
+    stop.check()
     with contextlib.ExitStack() as stack:
+        stack.callback(stop.raise_again)  # when Ray has ended
         resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
-        stop = stack.enter_context(_stop_signals())
+        stop.only_note()  # from here on there are loops that look, and finish what is under way
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         for pool in pools:
@@ -255,19 +271,34 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
         )
 
 
+def _refuse_credentials(value: object, *path: str) -> None:
+    """ConfigError if a text of the config holds an address with a password: run.json would keep it."""
+    if isinstance(value, str) and has_credentials(value):
+        raise ConfigError([f"{'.'.join(path)}: holds a user or a password"], hint=KEPT_OUT)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_credentials(key, *path)
+            _refuse_credentials(item, *path, key)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_credentials(item, *path)
+
+
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[StopSignal]:
-    """SIGINT and SIGTERM stop the loop instead of the process, for as long as the run lasts."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread gets signals
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _ended_by_signals() -> Iterator[StopSignal]:
+    """SIGINT, SIGTERM and SIGHUP end the run from its first moment on, as InterruptedRun."""
+    with caught() as stop, signals_go_to(stop):
+        try:
+            stop.check()
+            yield stop
+        except (KeyboardInterrupt, ClusterError) as error:
+            if stop.number is None:
+                raise
+            raise InterruptedRun(
+                "interrupted: what was accepted before is committed",
+                signal_number=stop.number,
+                hint="the same command goes on from here",
+            ) from error
 
 
 @contextlib.contextmanager

@@ -105,10 +105,13 @@ class Session:
         kinds = {pid: title.removeprefix("ray::").partition(".")[0] for pid, title in titles.items()}
         return {pid: kind for pid, kind in kinds.items() if kind in ACTORS}
 
-    def wait_until_gone(self) -> None:
+    def titles(self) -> str:
+        return " ".join(map(_title, self.members()))
+
+    def wait_until_gone(self, limit_s: float = END_LIMIT_S) -> None:
         """Until the driver has ended and everything with it; TimeoutError if something stays."""
         self.driver.wait(END_LIMIT_S)
-        give_up = time.monotonic() + END_LIMIT_S
+        give_up = time.monotonic() + limit_s
         while members := self.members():
             if time.monotonic() > give_up:
                 raise TimeoutError(f"left behind: {[(pid, _title(pid)) for pid in members]}")

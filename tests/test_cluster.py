@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from actors.cluster import Resources, connected, fit
+from actors.cluster import Resources, alone, connected, fit
 from balancer.config import ActorsConfig
-from balancer.errors import ClusterError
+from balancer.errors import ClusterError, UsageError
 
 
 def resources(cpus=8.0, gpus=()):
@@ -89,3 +89,26 @@ def test_ray_client_addresses_are_refused_with_the_way_to_do_it(monkeypatch):
     with pytest.raises(ClusterError, match="Ray Client") as caught, connected("ray://head:10001"):
         pass
     assert "ray job submit" in caught.value.hint
+
+
+# ---- two runs in one process ---------------------------------------------------------------------------
+
+
+def test_a_second_run_in_one_process_is_refused_at_once_and_may_follow_the_first(monkeypatch):
+    connected_by_us = False
+    monkeypatch.setattr("ray.is_initialized", lambda: connected_by_us)
+    with alone():
+        with pytest.raises(UsageError, match="another run is under way in this process"), alone():
+            pass
+        connected_by_us = True
+        with pytest.raises(UsageError, match="another run is under way in this process"), alone():
+            pass
+    connected_by_us = False
+    with alone():
+        pass
+
+
+def test_runs_on_a_ray_of_the_users_share_it(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with alone(), alone():
+        pass

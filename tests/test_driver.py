@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ObjectLostError
 
-from actors.driver import Driver, StopSignal
+from actors.driver import Driver
 from actors.feed import Feed
 from actors.local_pool import AtOnce, LocalEngine, LocalPool
 from actors.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
@@ -23,6 +23,7 @@ from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.check import fsck
 from balancer.plan import make_plan
 from balancer.resume import describe_run, facts_of, schedule_of
+from balancer.signals import StopSignal
 from balancer.storage import DiskFullError, open_storage
 
 MODELS: dict[str, dict[str, Any]] = {

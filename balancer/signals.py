@@ -1,0 +1,81 @@
+"""Signals that end a command: caught from its first moment on, and never lost.
+
+A handler can raise, which ends work at once but is swallowed where Python ignores exceptions (in a weakref
+callback, in `__del__`), or leave a note, which is read later. This one does both, until the work has a loop
+that reads the note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(slots=True)
+class StopSignal:
+    """The first signal that came, and how many did. `raises` says whether the handler raises
+    KeyboardInterrupt besides. `handles` are the signals that come here."""
+
+    number: int | None = None
+    count: int = 0
+    raises: bool = False
+    handles: tuple[int, ...] = ()
+
+    def __call__(self, number: int, frame: object = None) -> None:
+        self.number = self.number or number
+        self.count += 1
+        if self.raises:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise for a signal whose exception was swallowed."""
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def only_note(self) -> None:
+        """From here on somebody looks at `number`."""
+        self.raises = False
+        self.check()
+
+    def raise_again(self) -> None:
+        self.raises = True
+
+    def take_again(self) -> None:
+        """From a library that has put handlers of its own in the place of this one."""
+        for number in self.handles:
+            signal.signal(number, self)
+
+
+_outermost: StopSignal | None = None
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[StopSignal]:
+    """Have signals go to a StopSignal that raises; within another such block, to that one's.
+
+    SIGHUP stays ignored under `nohup`. Only the main thread gets signals: elsewhere none will come.
+    """
+    global _outermost
+    if threading.current_thread() is not threading.main_thread():
+        yield StopSignal()
+        return
+    if _outermost is not None:
+        yield _outermost
+        return
+    stop = _outermost = StopSignal(raises=True)
+    before = {number: signal.getsignal(number) for number in ENDING}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    stop.handles = tuple(before)
+    try:
+        stop.take_again()
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _outermost = None

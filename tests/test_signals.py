@@ -1,0 +1,153 @@
+"""A signal ends a command from its first moment on, with a line, and nothing of Ray is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from actors import leftovers
+from balancer.signals import ENDING, StopSignal, caught
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_raises_until_somebody_looks_and_is_noted_from_then_on(number):
+    with caught() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            send(number)
+        assert (stop.number, stop.count) == (number, 1)
+        stop.raises = False
+        send(number)
+        assert stop.count == 2
+
+
+def test_a_signal_whose_exception_was_swallowed_is_found_at_the_next_look():
+    with caught() as stop:
+        with contextlib.suppress(KeyboardInterrupt):  # as in a weakref callback
+            send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            stop.only_note()
+
+
+def test_a_block_within_another_has_the_same_signals():
+    with caught() as outer, caught() as inner:
+        assert inner is outer
+
+
+def test_handlers_are_the_users_again_afterwards():
+    before = [signal.getsignal(number) for number in ENDING]
+    with caught():
+        assert signal.getsignal(signal.SIGHUP) not in before
+    assert [signal.getsignal(number) for number in ENDING] == before
+
+
+def test_under_nohup_a_hangup_is_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with caught() as stop:
+            send(signal.SIGHUP)
+            assert stop.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_a_library_has_replaced_is_taken_back():
+    with caught() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.take_again()
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+
+
+def test_a_thread_gets_no_signals():
+    found: list[StopSignal] = []
+
+    def work() -> None:
+        with caught() as stop:
+            found.append(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [StopSignal()]
+
+
+# ---- commands ----------------------------------------------------------------------------------------
+
+WAITING = """
+import sys, types, click, time
+def wait():
+    print("waiting", flush=True)
+    time.sleep(60)
+sys.modules["balancer.cli.status"] = types.SimpleNamespace(command=click.Command("status", callback=wait))
+from balancer.cli import main
+main(["status"])
+"""
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_any_command_ends_with_a_line_and_the_exit_code_of_a_shell(project, number):
+    command, pipe = [sys.executable, "-c", WAITING], subprocess.PIPE
+    with subprocess.Popen(command, cwd=project, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (128 + number, "interrupted\n")
+
+
+# ---- leftovers -----------------------------------------------------------------------------------------
+
+# A driver whose "Ray" is a process of its own session that ignores every signal it can.
+DRIVER = """
+import os, subprocess, sys, time
+from actors.leftovers import ended_with_this_process
+stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(600)"
+with ended_with_this_process() as stop:
+    started = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+other = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+print(started.pid, other.pid, flush=True)
+if sys.argv[1] == "close":
+    stop()
+time.sleep(600)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, "close"])
+def test_what_a_driver_started_ends_soon_after_it_and_nothing_else_does(project, end):
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(end)], cwd=project, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        started, other = map(int, driver.stdout.readline().split())
+        try:
+            assert is_alive(started)
+            if end != "close":
+                driver.send_signal(end)
+                driver.wait()
+            give_up = time.monotonic() + leftovers.GRACE_S + 20
+            while is_alive(started):
+                assert time.monotonic() < give_up
+                time.sleep(0.1)
+            assert is_alive(other)
+        finally:
+            os.kill(other, signal.SIGKILL)
+            driver.kill()
