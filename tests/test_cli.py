@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import io
 import json
 import os
@@ -191,6 +192,18 @@ def test_each_problem_of_a_config_is_a_line(status_does: Callable[[Callable[[], 
 def test_an_error_cannot_steer_the_terminal(status_does: Callable[[Callable[[], None]], None]):
     status_does(raising(errors.UsageError("no file \x1b[2Jx")))
     assert invoke("status").stderr == "error: no file \\x1b[2Jx\n"
+
+
+def test_what_the_system_refuses_is_a_line_with_the_limit_that_helps(
+    status_does: Callable[[Callable[[], None]], None],
+):
+    status_does(raising(OSError(errno.EMFILE, "Too many open files", "a\x1b")))
+    result = invoke("status")
+    assert result.exit_code == 4
+    assert result.stderr.splitlines() == [
+        "error: a\\x1b: too many open files",
+        "hint: raise the limit of open files (`ulimit -n`)",
+    ]
 
 
 def test_ctrl_c_is_130_without_a_traceback(status_does: Callable[[Callable[[], None]], None]):
@@ -523,6 +536,44 @@ def test_a_plain_table_aligns_numbers_right_and_shows_nothing_as_a_dash(capsys: 
 def test_a_table_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]):
     console.table("title", ["name"], [["a\x1b[31m\nb"]])
     assert capsys.readouterr().out.splitlines()[-1] == "  a\\x1b[31m\\nb"
+
+
+STEERING = "\x1b[31m\x9b2J\u202e\u2066\u200b\x7f"
+ESCAPED = "\\x1b[31m\\x9b2J\\u202e\\u2066\\u200b\\x7f"
+
+
+def steers(text: str) -> bool:
+    """Whether anything is left of it, rich's own colours aside."""
+    return any(mark in text for mark in ("\x1b[31", "\x9b", "\u202e", "\u2066", "\u200b", "\x7f"))
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_titles_columns_and_cells_of_a_table_cannot_steer_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    terminal = use_terminal(monkeypatch, kind)
+    console.table(STEERING, [f"{STEERING}1", "[red]x[/]"], [[STEERING, 1]])
+    assert not steers(terminal.getvalue())
+    assert terminal.getvalue().count(ESCAPED[:6]) == 3
+    assert "[red]x[/]" in terminal.getvalue()
+
+
+def test_a_live_display_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch)
+    with console.progress_display(STEERING) as display:
+        display.update(snapshot(by_class={STEERING: ClassProgress(1, 1)}))
+    assert not steers(terminal.getvalue())
+
+
+def test_csv_is_escaped_on_a_terminal_and_as_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    data = f"name\n{STEERING}\n".encode()
+    terminal = use_terminal(monkeypatch)
+    console.emit(data)
+    assert terminal.getvalue() == f"name\n{ESCAPED}\n"
+    pipe = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", pipe)
+    console.emit(data)
+    assert pipe.buffer.getvalue() == data  # type: ignore[attr-defined]
 
 
 def test_json_is_text_as_it_is_and_has_no_nan(capsys: pytest.CaptureFixture[str]):

@@ -7,17 +7,21 @@ and badly by raising a `BalancerError`, which is printed here as `error: ...` an
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 import click
 
-from balancer.errors import BalancerError
+from balancer.cli import streams
+from balancer.errors import BalancerError, StorageError, UsageError
+from balancer.safetext import has_credentials, printable, redacted
+from balancer.signals import StopSignal, caught
 
 # What `balancer --help` says of each command, so that it need not import them all.
 COMMANDS = {
@@ -50,7 +54,8 @@ class _Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click's main() reads it off the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(self.message, file=file, err=True)
+        with suppress(OSError):
+            print(self.message, file=file or sys.stderr, flush=True)
 
 
 class _Commands(click.Group):
@@ -76,41 +81,88 @@ class _Commands(click.Group):
             raise click.UsageError(f"no command `{args[0]}`{question}", ctx)
         return super().resolve_command(ctx, args)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        streams.prepare()
+        return super().main(*args, **kwargs)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _failures_as_lines():
+        with _failures_as_lines(StopSignal()):
+            _refuse_credentials(args)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        with _failures_as_lines():
+        with caught() as stop, _failures_as_lines(stop):
+            _refuse_lost_folder()
             result: object = super().invoke(ctx)
-            sys.stdout.flush()  # here, so that a reader that has gone away is noticed and not a traceback
+            with streams.results():
+                pass  # here, so that a reader that has gone away is noticed and not a traceback
             return result
 
 
+def _refuse_credentials(args: Sequence[str]) -> None:
+    """Before anything could repeat them."""
+    for number, arg in enumerate(args, start=1):
+        if has_credentials(arg):
+            raise UsageError(
+                f"argument {number} holds a user or a password, and is not repeated",
+                hint="credentials and options come from the environment, never from an address",
+            )
+
+
+def _refuse_lost_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise StorageError("the working folder is gone", hint="cd to a folder that is there") from error
+
+
 @contextmanager
-def _failures_as_lines() -> Iterator[None]:
+def _failures_as_lines(stop: StopSignal) -> Iterator[None]:
     try:
         yield
     except BalancerError as error:
-        raise _Failure(_error_lines(error.message, error.hint), error.exit_code) from error
+        raise _failure(_error_lines(error.message, error.hint), error.exit_code) from error
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "balancer"
         lines = _error_lines(error.format_message(), f"`{command} --help` shows what it takes")
-        raise _Failure(lines, error.exit_code) from error
+        raise _failure(lines, error.exit_code) from error
     except KeyboardInterrupt as error:
-        raise _Failure(["interrupted"], 128 + signal.SIGINT) from error
+        raise _failure(["interrupted"], 128 + (stop.number or signal.SIGINT)) from error
     except BrokenPipeError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+        streams.abandon_stdout()
         raise click.exceptions.Exit(128 + signal.SIGPIPE) from error
+    except OSError as error:
+        lines = _error_lines(_refusal(error), _LIMITS.get(error.errno or 0, ""))
+        raise _failure(lines, StorageError.exit_code) from error
+
+
+def _failure(lines: Sequence[str], exit_code: int) -> _Failure:
+    streams.abandon_stdout()
+    return _Failure(lines, exit_code)
+
+
+_LIMITS = {
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "this machine has too many files open",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in the quota",
+    errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
+    errno.ENOMEM: "there is too little memory",
+}
+"""What may help where the system refuses something in a place that has no better words for it."""
+
+
+def _refusal(error: OSError) -> str:
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
 
 
 def _error_lines(message: str, hint: str) -> list[str]:
-    from balancer.cli.console import printable  # on failure only: a listing of commands need not wait for it
-
-    lines = [f"error: {printable(line)}" for line in message.split("\n")]
-    return [*lines, f"hint: {printable(hint)}"] if hint else lines
+    lines = [f"error: {printable(redacted(line))}" for line in message.split("\n")]
+    return [*lines, f"hint: {printable(redacted(hint))}"] if hint else lines
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:

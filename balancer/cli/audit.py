@@ -37,23 +37,23 @@ def command(dataset: str, as_json: bool) -> None:
 
 
 def _print(found: Audit) -> None:
-    console.table(f"{console.printable(str(found.path))}: {len(found.images)} images", *_class_table(found))
+    console.table(f"{found.path}: {len(found.images)} images", *_class_table(found))
     for facet in found.facet_names:
-        click.echo()
-        console.table(f"by {console.printable(facet)}", *_facet_table(found, facet))
+        console.say()
+        console.table(f"by {facet}", *_facet_table(found, facet))
     if splits := _split_counts(found):
-        click.echo()
+        console.say()
         console.table("by split, as the metadata table gives it", ["split", "images"], list(splits.items()))
     for title, lines in _remarks(found).items():
         _print_remarks(title, lines)
     if found.ignored_files:
-        click.echo(f"\nfiles that are no pictures, ignored ({found.ignored_files})")
+        console.say()
+        console.say(f"files that are no pictures, ignored ({found.ignored_files})")
 
 
 def _class_table(found: Audit) -> tuple[list[str], list[list[console.Cell]]]:
     rows: list[list[console.Cell]] = [
-        [console.printable(name), count, _percent(count, len(found.images))]
-        for name, count in found.counts.items()
+        [name, count, _percent(count, len(found.images))] for name, count in found.counts.items()
     ]
     return ["class", "images", "share, %"], rows
 
@@ -66,11 +66,11 @@ def _facet_table(found: Audit, facet: str) -> tuple[list[str], list[list[console
     shown: list[str | None] = list(values) if labelled == len(found.images) else [*values, None]
     totals = {value: sum(per_cell[name, value] for name in found.counts) for value in shown}
     rows: list[list[console.Cell]] = [
-        [console.printable(name), *(per_cell[name, value] for value in shown)] for name in found.counts
+        [name, *(per_cell[name, value] for value in shown)] for name in found.counts
     ]
     rows.append(["all", *totals.values()])
     rows.append(["share, %", *(value and _percent(total, labelled) for value, total in totals.items())])
-    return ["class", *("(no value)" if value is None else console.printable(value) for value in shown)], rows
+    return ["class", *("(no value)" if value is None else value for value in shown)], rows
 
 
 def _remarks(found: Audit) -> dict[str, Sequence[str]]:
@@ -88,11 +88,12 @@ def _remarks(found: Audit) -> dict[str, Sequence[str]]:
 def _print_remarks(title: str, lines: Sequence[str]) -> None:
     if not lines:
         return
-    click.echo(f"\n{title} ({len(lines)})")
+    console.say()
+    console.say(f"{title} ({len(lines)})")
     for line in lines[:MAX_LISTED]:
-        click.echo(f"  {console.printable(line)}")
+        console.say(f"  {line}")
     if len(lines) > MAX_LISTED:
-        click.echo(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
+        console.say(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
 
 
 def _as_json(found: Audit) -> dict[str, object]:

@@ -75,7 +75,7 @@ def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
             found.values, found.examples, found.auc, _right(found), strict=True
         )
     ]
-    click.echo()
+    console.say()
     console.table("values", ["property", "value", "labelled", "AUC", "likeliest, %"], rows)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from balancer.cli import console
+
 
 @click.command("compact")
 @click.argument("run", metavar="RUN")
@@ -19,9 +21,9 @@ def command(run: str, rebuild: bool) -> None:
 
     index = compact(open_storage(run, create=False), rebuild=rebuild)
     if index is None:
-        click.echo("nothing to do: the compacted copy is up to date")
+        console.say("nothing to do: the compacted copy is up to date")
         return
     megabytes = sum(file.num_bytes for file in index.files) / 1e6
-    click.echo(
+    console.say(
         f"{index.rows} rows of {index.covers} fragments in {len(index.files)} files, {megabytes:.1f} MB"
     )

@@ -8,11 +8,15 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from balancer.cli.streams import results
+from balancer.safetext import printable, redacted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,26 +33,52 @@ Cell = str | int | float | None
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`."""
     numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
+    title, columns = printable(title), [printable(column) for column in columns]
     cells = [[_text(cell) for cell in row] for row in rows]
-    if _is_terminal(sys.stdout):
-        _rich_table(title, columns, cells, numeric)
-    else:
-        print("\n".join(_plain_table(title, columns, cells, numeric)))
+    with results() as stdout:
+        if _is_terminal(stdout):
+            _rich_table(title, columns, cells, numeric)
+        else:
+            print("\n".join(_plain_table(title, columns, cells, numeric)), file=stdout)
+
+
+def say(text: str = "") -> None:
+    """A line of a result, on stdout."""
+    with results() as stdout:
+        print(printable(redacted(text)), file=stdout)
 
 
 def print_json(obj: object) -> None:
     """Print one JSON object to stdout; NaN and infinity, which JSON lacks, raise ValueError."""
-    print(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False))
+    emit(f"{json_text(obj)}\n".encode())
+
+
+_BEYOND_ASCII = re.compile(r"[^\n -~]")
+
+
+def json_text(obj: object) -> str:
+    """JSON that loses nothing and steers no terminal: what is not printable has JSON's own escape."""
+
+    def escaped(mark: re.Match[str]) -> str:
+        return mark[0] if mark[0].isprintable() else json.dumps(mark[0])[1:-1]
+
+    return _BEYOND_ASCII.sub(escaped, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def emit(data: bytes) -> None:
+    """A result as it is, for another program; on a terminal without what could steer it."""
+    with results() as stdout:
+        if stdout.isatty():
+            stdout.write("\n".join(map(printable, data.decode(errors="surrogateescape").split("\n"))))
+        else:
+            stdout.flush()
+            stdout.buffer.write(data)
+            stdout.buffer.flush()
 
 
 def note(text: str) -> None:
     """A line, or several, for the person watching, on stderr."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """A name from outside, as one line that cannot steer a terminal."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    print("\n".join(printable(redacted(line)) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -205,6 +235,11 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f}%" if whole else "-"
 
 
+def is_terminal() -> bool:
+    """Whether results are read by a person, even if on a dumb terminal."""
+    return sys.stdout.isatty()
+
+
 def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -239,11 +274,12 @@ def _rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    # Text throughout: a name with brackets is not markup.
+    grid = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column, right in zip(columns, numeric, strict=True):
-        grid.add_column(column, justify="right" if right else "left")
+        grid.add_column(Text(column), justify="right" if right else "left")
     for row in cells:
-        grid.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is not markup
+        grid.add_row(*map(Text, row))
     Console().print(grid)
 
 
@@ -257,7 +293,7 @@ def _live_display(title: str) -> Iterator[ProgressDisplay]:
         def update(self, snapshot: Snapshot) -> None:
             live.update(_live_view(title, snapshot))
 
-    with Live(Text(title), console=Console(stderr=True), refresh_per_second=4) as live:
+    with Live(Text(printable(title)), console=Console(stderr=True), refresh_per_second=4) as live:
         yield Display()
 
 
@@ -265,7 +301,7 @@ def _live_view(title: str, snapshot: Snapshot) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    heading = Text(f"{title}  {duration(snapshot.elapsed_s)}", style="bold")
+    heading = Text(f"{printable(title)}  {duration(snapshot.elapsed_s)}", style="bold")
     return Group(heading, _class_bars(snapshot), Text(progress_line(snapshot)))
 
 
@@ -279,5 +315,5 @@ def _class_bars(snapshot: Snapshot) -> Table:
         short = f"{progress.short} short" if progress.short else ""
         bar = ProgressBar(total=max(progress.wanted, 1), completed=progress.accepted, width=40)
         count = Text(f"{progress.accepted}/{progress.wanted}", justify="right")
-        grid.add_row(Text(f"  {name}"), bar, count, Text(short, style="yellow"))
+        grid.add_row(Text(f"  {printable(name)}"), bar, count, Text(short, style="yellow"))
     return grid

@@ -66,10 +66,10 @@ def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
     text = _as_yaml(converted, file, has_dataset=not problems)
     _tell(converted, has_dataset=not problems)
     if out is None:
-        click.echo(text, nl=False)
+        console.emit(text.encode())
     else:
         configyaml.create_file(out, text)
-        click.echo(f"{out}: written; `balancer plan {out}` shows what it asks for")
+        console.say(f"{out}: written; `balancer plan {out}` shows what it asks for")
 
 
 def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:

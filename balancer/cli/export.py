@@ -67,4 +67,4 @@ def command(
     parts = [f"{found.written} files written"]
     parts += [f"{found.kept} there already"] if found.kept else []
     parts += [f"{found.removed} removed"] if found.removed else []
-    click.echo(f"{destination}: {found.images} images, {', '.join(parts)}")
+    console.say(f"{destination}: {found.images} images, {', '.join(parts)}")

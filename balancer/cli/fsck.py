@@ -23,11 +23,11 @@ def command(ctx: click.Context, run: str) -> None:
     for leftover in found.notes:
         console.note(f"note: {leftover.path}: {leftover.detail}")
     for problem in found.problems:
-        click.echo(f"{problem.path}: {problem.rule}: {problem.detail}")
+        console.say(f"{problem.path}: {problem.rule}: {problem.detail}")
     looked_at = f"{found.fragments} fragments, {found.rows} rows and {found.images} images checked"
     if found.compacted is not None:
         looked_at += f", {found.compacted} compacted rows as well"
-    click.echo(f"{looked_at}: {_verdict(len(found.problems))}")
+    console.say(f"{looked_at}: {_verdict(len(found.problems))}")
     if found.problems:
         ctx.exit(1)
 

@@ -46,9 +46,9 @@ def command(run: str, delete: bool, older_than: float, as_json: bool) -> None:
         )
         return
     for leftover in found:
-        click.echo(console.printable(leftover.path))
+        console.say(leftover.path)
     counts = Counter(leftover.kind for leftover in found)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
-    click.echo(f"{'deleted' if delete else 'left over'}: {kinds}, {total_bytes(found) / 1e6:.1f} MB")
+    console.say(f"{'deleted' if delete else 'left over'}: {kinds}, {total_bytes(found) / 1e6:.1f} MB")
     if found and not delete:
         console.note("nothing was deleted; --delete does")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from balancer.cli import console
+
 
 @click.command("init")
 @click.argument("dataset")
@@ -21,7 +23,7 @@ def command(dataset: str, out: str | None) -> None:
         check_free(out)
     text = starter_config(dataset)
     if out is None:
-        click.echo(text, nl=False)
+        console.emit(text.encode())
     else:
         create_file(out, text)
-        click.echo(f"{out}: written; edit its prompts, then `balancer plan {out}` shows what it asks for")
+        console.say(f"{out}: written; edit its prompts, then `balancer plan {out}` shows what it asks for")

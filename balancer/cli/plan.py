@@ -119,7 +119,7 @@ def _print_preflight(checked: Preflight) -> None:
         for proof in checked.values
     ]
     title = f"pre-flight: what the verifier tells apart on {checked.images} real images"
-    click.echo()
+    console.say()
     console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
     if checked.blocking:
         console.warn(
@@ -178,7 +178,7 @@ def _print_classes(plan: Plan) -> None:
         [name, count, lacking[name], count + lacking[name], plan.targets[name]]
         for name, count in plan.counts.items()
     ]
-    click.echo()
+    console.say()
     console.table("classes", ["class", "now", "to generate", "then", "target"], rows)
 
 
@@ -189,7 +189,7 @@ def _print_facet(plan: Plan, facet: str) -> None:
         if value is not None:
             totals[value] += wanted.quota
     if totals:
-        click.echo()
+        console.say()
         console.table(facet, ["value", "to generate"], list(totals.items()))
 
 
@@ -202,5 +202,5 @@ def _print_estimate(cost: Estimate) -> None:
         ["disk", console.size(cost.bytes), cost.bytes_basis],
         *console.per_image_rows(asdict(cost.per_image)),
     ]
-    click.echo()
+    console.say()
     console.table("estimate", ["what", "expected", "basis"], rows)

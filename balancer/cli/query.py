@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,7 +86,7 @@ def _check_destination(form: str, output: str | None) -> None:
         raise UsageError(
             f"a table is for reading, not for {output}", hint="add --format json, csv, parquet or arrow"
         )
-    if form in BINARY and output is None and _is_terminal():
+    if form in BINARY and output is None and console.is_terminal():
         raise UsageError(
             f"{form} is binary and would garble the terminal", hint="add --output FILE, or a pipe"
         )
@@ -99,15 +98,11 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
 
     if choose:
         table = table.select(["id", "class", *facets, "source", "status", "reason", "score", "file_name"])
-    shown = table.slice(0, TERMINAL_ROWS) if _is_terminal() else table
+    shown = table.slice(0, TERMINAL_ROWS) if console.is_terminal() else table
     rows = [[_cell(value) for value in row.values()] for row in json_rows(shown)]
     console.table(f"{table.num_rows} row{'' if table.num_rows == 1 else 's'}", table.column_names, rows)
     if shown.num_rows < table.num_rows:
         console.note(f"the first {shown.num_rows} of {table.num_rows} rows; --format csv gives all")
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
 
 
 def _cell(value: object) -> str | int | float | None:
@@ -119,8 +114,6 @@ def _cell(value: object) -> str | int | float | None:
 
 
 def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
-    import json
-
     from balancer.manifest import formats
     from balancer.manifest.schema import EMBEDDING
 
@@ -132,12 +125,12 @@ def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
         table = table.drop_columns([EMBEDDING])  # a thousand numbers a row are no text
     if form == "csv":
         return formats.csv_text(table).encode()
-    return (json.dumps(formats.json_rows(table), indent=2, ensure_ascii=False) + "\n").encode()
+    return f"{console.json_text(formats.json_rows(table))}\n".encode()
 
 
 def _emit(data: bytes, output: str | None) -> None:
     if output is None:
-        click.echo(data, nl=False)
+        console.emit(data)
         return
     folder, name = os.path.split(os.path.abspath(output))
     if os.path.exists(output) and not os.path.isfile(output):

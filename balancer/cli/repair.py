@@ -30,12 +30,12 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     storage = open_storage(run, create=False)
     found = repair.apply(storage) if apply_ else repair.look(storage)
     for damage in found.damages:
-        click.echo(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}")
+        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}")
     for problem in found.unsolved:
-        click.echo(f"beyond repair: {problem}")
+        console.say(f"beyond repair: {problem}")
     if found.drops_copy:
-        click.echo("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
-    click.echo(_summary(found, apply_))
+        console.say("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
+    console.say(_summary(found, apply_))
     if apply_ and found.damages:
         console.note(f"`balancer fsck {shlex.quote(run)}` tells whether anything is still wrong")
     elif found.damages and not found.unsolved:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from balancer.cli import console
+
 
 @click.command(name="report")
 @click.argument("run", metavar="RUN")
@@ -15,4 +17,4 @@ def command(run: str) -> None:
     from balancer.report import REPORT_FILE, render_report
 
     render_report(run)
-    click.echo(f"{run.rstrip('/')}/{REPORT_FILE}")
+    console.say(f"{run.rstrip('/')}/{REPORT_FILE}")

@@ -42,12 +42,12 @@ def command(ctx: click.Context, run: str, ids: tuple[str, ...], everything: bool
             found.append(one)
             done(len(found))
             if not as_json and (not everything or one.outcome != "identical"):
-                click.echo(str(one))
+                console.say(str(one))
     counts = Counter(one.outcome for one in found)
     if as_json:
         console.print_json(_as_json(found, counts))
     else:
-        click.echo(f"{len(found)} images: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+        console.say(f"{len(found)} images: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     if counts.keys() - {"identical"}:
         ctx.exit(EXIT_DIFFERENT if "different" in counts else EXIT_INCOMPARABLE)
 

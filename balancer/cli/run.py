@@ -57,7 +57,7 @@ def command(
 
 def _tell(result: RunResult, out: str) -> None:
     made = f"{result.accepted} of {result.wanted} images accepted, {result.candidates} candidates made"
-    click.echo(f"{made}: {out}")
+    console.say(f"{made}: {out}")
     if not result.open_cells:
         return
     reason = {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from balancer.cli import console
 from balancer.errors import StorageError
 
 
@@ -28,7 +29,7 @@ def command(directory: Path, seed: int) -> None:
         raise StorageError(problem, hint="name another folder") from error
     parts = sorted(part for part in directory.iterdir() if part.is_dir())
     written = ", ".join(f"{_count_images(part)} in {part.name}/" for part in reversed(parts))
-    click.echo(f"{directory}: {written}; count them with `balancer audit {directory / 'train'}`")
+    console.say(f"{directory}: {written}; count them with `balancer audit {directory / 'train'}`")
 
 
 def _count_images(folder: Path) -> int:

@@ -28,7 +28,7 @@ def command(run: str, as_json: bool) -> None:
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
         _print_given_up(status["given_up"])
-        click.echo()
+        console.say()
         console.table(
             "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
         )
@@ -55,7 +55,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
 def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
     if cells:
         rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
-        click.echo()
+        console.say()
         title = "given up, too few candidates pass (attempts.give_up_below)"
         console.table(title, ("cell", "candidates", "accepted"), rows)
 

@@ -1,0 +1,112 @@
+"""The standard streams of a command: whatever they are, telling does not end its work."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from balancer.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def prepare() -> None:
+    """Called before anything is opened.
+
+    A closed stream is filled, or else the next file that is opened would get its number, and whatever a
+    library prints. Writing to a stdout that was closed stays an error; what cannot be written to stderr is
+    dropped.
+    """
+    for number in (STDIN, STDOUT, STDERR):
+        _fill_if_closed(number)
+    if sys.stdin is None:
+        sys.stdin = open(STDIN, closefd=False)  # noqa: SIM115 - stays open until the process ends
+    if sys.stdout is None:
+        sys.stdout = open(STDOUT, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+        sys.stderr = io.TextIOWrapper(_Stderr(), encoding, "backslashreplace", write_through=True)
+    logging.lastResort = _AsNotes(logging.WARNING)
+
+
+@contextlib.contextmanager
+def results() -> Iterator[TextIO]:
+    """Standard output, for what a command was asked to tell; UnavailableError if that cannot be written.
+    BrokenPipeError stays what it is: the reader has seen enough."""
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UnavailableError(f"standard output cannot be written: {reason}") from error
+
+
+def abandon_stdout() -> None:
+    """What is left in its buffer and cannot be written is forgotten, not tried again at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            if sys.stdout.fileno() == STDOUT:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, STDOUT)
+                os.close(null)
+
+
+def _fill_if_closed(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_WRONLY if number == STDERR else os.O_RDONLY)
+        os.dup2(opened, number)
+        os.set_inheritable(number, True)  # child processes need it filled as well
+        if opened != number:
+            os.close(opened)
+
+
+class _Stderr(io.RawIOBase):
+    """A stderr that loses what it cannot write, unless its reader has gone away."""
+
+    name = "<stderr>"
+
+    def fileno(self) -> int:
+        return STDERR
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return os.isatty(STDERR)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[os.write(STDERR, rest) :]
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+        return size
+
+
+class _AsNotes(logging.Handler):
+    """Warnings that no other handler takes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from balancer.cli.console import note
+
+        note(record.getMessage())
