@@ -77,7 +77,8 @@ def serve() -> None:
         if max(map(len, prompts)) > MAX_CHARACTERS:
             raise MemoryError
     except Exception as error:
-        raise SystemExit(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}") from error
+        reason = f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}"
+        raise SystemExit(reason[:_LONGEST_REASON]) from error
     json.dump(prompts, sys.stdout)
 
 

@@ -123,7 +123,7 @@ def _read_text(path: Path) -> str:
     except TooLargeError as error:
         raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"]) from error
     except NotRegularError as error:
-        hint = "save the config to a file; pipes and devices are not read"
+        hint = "" if path.is_dir() else "save the config to a file; pipes and devices are not read"
         raise ConfigError([f"config {path} is {error.strerror}"], hint=hint) from error
     except OSError as error:
         raise ConfigError([f"config {path} cannot be read: {error.strerror}"]) from error
