@@ -773,7 +773,10 @@ BROKEN = {
         f"{DAMAGED}|{DANGLING}",
     ),
     "folders are not synced": (Variant(NoFolderSync, without=WRITING), f"{LOST}|{DAMAGED}|{DANGLING}"),
-    "files get their name before they are synced": (Variant(NamedBeforeSynced, without=WRITING), DAMAGED),
+    "files get their name before they are synced": (
+        Variant(NamedBeforeSynced, without=WRITING),
+        f"{DAMAGED}|{DANGLING}",
+    ),
     "acknowledged before durable": (
         Variant(AcknowledgedBeforeDurable, without=WRITING),
         f"{LOST}|{DAMAGED}|{DANGLING}",
