@@ -127,6 +127,29 @@ def test_templates_and_models_are_packaged(pyproject, project):
     assert data <= packaged
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reliability.md"])
+def test_the_tests_that_a_page_names_are_there(page, project):
+    named = list(_named_tests((project / page).read_text()))
+    assert len(named) > 20
+    for file, beginning in named:
+        assert f"\ndef test_{beginning}" in (project / f"tests/{file}.py").read_text(), f"{file}: {beginning}"
+
+
+def _named_tests(text):
+    """(file, beginning of a name, "" for all) of each test in the last cell of a table's rows; a name without
+    a file is of the file before."""
+    file = ""
+    for line in text.splitlines():
+        for quoted in re.findall(r"`([^`]+)`", line.rpartition(" | ")[2] if line.startswith("| ") else ""):
+            first, colon, second = quoted.rstrip("…").partition(": ")
+            if first.startswith("test_"):
+                file = first
+                yield file, second
+            else:
+                assert not colon
+                yield file, first
+
+
 def test_no_file_names_a_package_index_or_a_place_on_one_machine(sources, project):
     places = [re.escape(f"{place}/") for place in (project, Path.home()) if len(place.parts) > 1]
     pattern = re.compile("|".join([*places, "--(?:extra-)?index-url", "--find-links", "--trusted-host"]))
