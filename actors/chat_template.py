@@ -77,8 +77,7 @@ def serve() -> None:
         if max(map(len, prompts)) > MAX_CHARACTERS:
             raise MemoryError
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}"
-        raise SystemExit(reason[:_LONGEST_REASON]) from error
+        raise SystemExit(f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
     json.dump(prompts, sys.stdout)
 
 

@@ -20,7 +20,7 @@ _CODE = frozenset(
     " use_kernels".split()
 )
 
-_ORIGINS = frozenset("_name_or_path name_or_path special_tokens_map_file _ignore_files".split())
+_ORIGINS = frozenset("_name_or_path name_or_path special_tokens_map_file origin_url _ignore_files".split())
 """Where the publisher had it. Most published configs have some of these; no loader is shown them."""
 
 _DEEPEST = 50

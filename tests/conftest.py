@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +21,14 @@ PROJECT = Path(__file__).parent.parent
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("balancer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hangups() -> Iterator[None]:
+    """Processes of tests get the usual SIGHUP, whatever started the tests: under nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

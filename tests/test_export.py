@@ -28,6 +28,7 @@ from balancer import open_manifest
 from balancer.cli import main
 from balancer.errors import ManifestError, StorageError, UsageError
 from balancer.export import FORMATS, Options, export
+from balancer.export import folder as export_folder
 from balancer.export.card import escaped, size_category
 from balancer.export.folder import CLAIM, JOURNAL
 from balancer.export.folders import facet_folder
@@ -669,8 +670,8 @@ def test_an_image_that_is_not_what_was_committed_is_never_exported(run, tmp_path
 
 
 def test_a_journal_that_cannot_be_written_is_a_storage_error(run, tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / JOURNAL).symlink_to("/dev/full")
+    full = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 - the export closes it
+    monkeypatch.setattr(export_folder, "append_regular", lambda path: full)
     with pytest.raises(StorageError, match=r"cannot write .*no space left on device"):
         export(run, "hf", tmp_path / "out")
 

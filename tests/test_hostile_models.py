@@ -296,6 +296,7 @@ def test_where_a_model_was_published_from_is_not_shown_to_its_loader(model):
         edit(folder / name, put("_name_or_path", value="owner/model"))
     edit(folder / "tokenizer_config.json", put("special_tokens_map_file", value="/home/owner/map.json"))
     edit(folder / "tokenizer_config.json", put("tokenizer_file", value=None))
+    edit(folder / "config.json", put("pretrained_cfg", "origin_url", value="https://owner.example/model"))
     load("second judge", folder)
     with weights.shown_to_loader(folder, "m", None, "second judge", "") as view:
         assert "owner" not in "".join(path.read_text() for path in view.glob("*config.json"))
