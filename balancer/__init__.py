@@ -7,6 +7,7 @@ classifier on stored embeddings is to judge.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     loaded = _loaded(config)
     found = audit_dataset(loaded)
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=2)
     training = training_part(found, splits_of(found, loaded))
     facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":

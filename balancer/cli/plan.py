@@ -143,6 +143,8 @@ def _warn_of_faults(audit: Audit) -> None:
         faults.append(f"exact copies of others and counted: {copies}")
     if faults:
         console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` names them)")
+    for line in audit.warnings:
+        console.warn(line)
 
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
