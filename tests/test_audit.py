@@ -617,6 +617,9 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "outside": [],
         "marked_synthetic": [],
         "ignored_files": 0,
+        "tables": ["metadata.jsonl"],
+        "remarks": [],
+        "warnings": [],
     }
 
 

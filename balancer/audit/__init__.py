@@ -93,6 +93,8 @@ class Audit:
     """How these were understood, where they are not written as usual."""
     warnings: tuple[str, ...] = ()
     """What in them has no match, or is ambiguous."""
+    lost_facets: tuple[str, ...] = ()
+    """Those of a config of which they should give values, and give none that it has."""
 
     @property
     def marked_synthetic(self) -> tuple[str, ...]:
@@ -205,7 +207,7 @@ def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
         )
         return replace(found, warnings=(*found.warnings, remark))
-    return found
+    return replace(found, lost_facets=_lost_facets(found, config))
 
 
 def match_classes(audit: Audit, config: Config) -> dict[str, int]:
@@ -229,8 +231,8 @@ def credited_facets(
     not matter."""
     if config.target.count_real_facets == "no":
         return None
-    if must_match and config.target.count_real_facets == "known":
-        _refuse_without_match(found, config)
+    if must_match and config.target.count_real_facets == "known" and found.lost_facets:
+        _refuse_lost_facets(found)
     values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
     for image in found.images:
         if image.class_name in values:
@@ -247,8 +249,10 @@ def known_values(image: RealImage, facets: Sequence[Facet]) -> dict[str, str]:
     }
 
 
-def _refuse_without_match(found: Audit, config: Config) -> None:
-    """A facet of which no value matches would be planned as if no image had one."""
+def _lost_facets(found: Audit, config: Config) -> tuple[str, ...]:
+    """A facet without a column is not lost where another one has values: not everything need be labelled."""
+    if not (found.tables and found.images):
+        return ()
     axes = config.facet_axes()
     known = Counter(name for image in found.images for name in known_values(image, axes))
     given = Counter(
@@ -257,12 +261,14 @@ def _refuse_without_match(found: Audit, config: Config) -> None:
         for facet in axes
         if facet.name in image.facets and facet.applies_to(image.class_name)
     )
-    lost = [facet.name for facet in axes if not known[facet.name] and (given[facet.name] or not known)]
-    if not (found.tables and found.images and lost):
-        return
+    return tuple(facet.name for facet in axes if not known[facet.name] and (given[facet.name] or not known))
+
+
+def _refuse_lost_facets(found: Audit) -> None:
+    """They would be planned as if no image had a value."""
     problem = (
         f"{found.path}: target.count_real_facets is `known`, and the metadata table gives no image a value "
-        f"of {', '.join(lost)} that the config has"
+        f"of {', '.join(found.lost_facets)} that the config has"
     )
     raise DatasetError(
         "\n".join([problem, *found.warnings]),
