@@ -54,6 +54,20 @@ def near(name: str, choices: Iterable[str]) -> str | None:
     return by_form[found[0]] if found else None
 
 
+def free_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """A column name for each name: itself, or with underscores behind where the name means something else.
+    Upper and lower case are the same in SQL."""
+    used = {name.casefold() for name in taken}
+    found = {}
+    for name in names:
+        free = name
+        while free.casefold() in used:
+            free += "_"
+        used.add(free.casefold())
+        found[name] = free
+    return found
+
+
 def _plain_value(text: str) -> str:
     if text.casefold() in ("true", "false"):
         return text.casefold()
