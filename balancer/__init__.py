@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 # place of the function.
 from balancer.audit import audit, audit_dataset, credited_facets, match_classes
 from balancer.plan import make_plan
+from balancer.shadowed import refuse_shadowed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
     training = training_part(found, splits_of(found, loaded))
     facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":
+        refuse_shadowed()
         from actors.real_images import measure_here, real_facets
 
         facets = real_facets(measure_here(loaded, training, None), loaded)
@@ -62,6 +64,7 @@ def run(
     `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
     machine), `limit` the number of slots to work on now. InterruptedRun after SIGINT or SIGTERM.
     """
+    refuse_shadowed()
     from actors.run import run as run_job
 
     return run_job(
@@ -89,6 +92,7 @@ def embed(
     Loads the run's verifier, on the GPU if there is one. DatasetError for a file that is no image,
     UnavailableError if the weights are missing or are not those of the run.
     """
+    refuse_shadowed()
     from actors.embedding import embed_files
 
     return embed_files(open_manifest(run_folder).run, images)

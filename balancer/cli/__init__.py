@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import click
 
 from balancer.errors import BalancerError
+from balancer.shadowed import refuse_shadowed
 
 # What `balancer --help` says of each command, so that it need not import them all.
 COMMANDS = {
@@ -42,6 +43,10 @@ COMMANDS = {
 }
 
 
+WITH_ACTORS = ("calibrate", "doctor", "plan", "reproduce", "run")
+"""Those that import the package `actors`."""
+
+
 class _Failure(click.ClickException):
     """The lines a failed command leaves on stderr, and its exit code."""
 
@@ -60,6 +65,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in WITH_ACTORS:
+            refuse_shadowed()
         module = importlib.import_module(f"balancer.cli.{cmd_name}")
         return cast("click.Command", module.command)
 
