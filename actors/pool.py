@@ -41,6 +41,15 @@ _NODE = re.compile(r"its node has died\. Node Id: ([0-9a-f]+)")
 """In Ray's words, which are all that tells."""
 
 
+_ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ERROR_LINE = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: .+$", re.MULTILINE
+)
+"""How a traceback ends."""
+
+_RAYS_OWN = "failed to import on the worker"
+
+
 class Host:
     """The actor's side: holds the worker, which is imported here so that the driver never loads torch.
 
@@ -406,6 +415,19 @@ def _node_in(error: BaseException) -> str:
 
 
 def _named(error: BaseException | None) -> str:
-    """An error with its type, which is often half of the message."""
+    """An error with its type, which is often half of the message; of one that Ray tells as text, its first
+    cause."""
+    if isinstance(error, RayError) and (cause := _first_cause(str(error))):
+        return cause
     name, text = type(error).__name__, str(error or "").strip()
     return f"{name}: {first_line(error)}" if error is not None and text else name
+
+
+def _first_cause(text: str) -> str:
+    """The error that the first of the tracebacks in a text ends with, in one line; empty if there is none.
+
+    Python prints the cause of an error before the error. Ray wraps what a process died of, and colours it.
+    """
+    plain = _ESCAPE_CODE.sub("", text)
+    found = [match[0].strip() for match in _ERROR_LINE.finditer(plain)]
+    return next((line for line in found if _RAYS_OWN not in line), "")

@@ -130,7 +130,9 @@ def _run(
             f"`balancer audit {found.path}` lists them"
         )
     holdout = audit_holdout(config)
-    plan = make_plan(config, counts, credited_facets(training, config))
+    _tell_warnings(reporter, found, holdout)
+    # The plan of a run that was begun before is settled.
+    plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
     wanted = known.wanted if known else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
@@ -176,6 +178,11 @@ def _run(
             close(state)
     _compact(storage, reporter)
     return _result(info.run_id, state, schedule)
+
+
+def _tell_warnings(reporter: Reporter, *audits: Audit | None) -> None:
+    for line in [line for audit in audits if audit for line in audit.warnings]:
+        reporter.note(f"warning: {line}")
 
 
 def _compact(storage: Storage, reporter: Reporter) -> None:

@@ -7,6 +7,7 @@ classifier on stored embeddings is to judge.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 # place of the function.
 from balancer.audit import audit, audit_dataset, credited_facets, match_classes
 from balancer.plan import make_plan
+from balancer.shadowed import refuse_shadowed
 from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
@@ -37,9 +39,12 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     loaded = _loaded(config)
     found = audit_dataset(loaded)
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=2)
     training = training_part(found, splits_of(found, loaded))
     facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":
+        refuse_shadowed()
         from actors.real_images import measure_here, real_facets
 
         facets = real_facets(measure_here(loaded, training, None), loaded)
@@ -60,6 +65,7 @@ def run(
     `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
     machine), `limit` the number of slots to work on now. InterruptedRun after SIGINT or SIGTERM.
     """
+    refuse_shadowed()
     from actors.run import run as run_job
 
     return run_job(
@@ -87,6 +93,7 @@ def embed(
     Loads the run's verifier, on the GPU if there is one. DatasetError for a file that is no image,
     UnavailableError if the weights are missing or are not those of the run.
     """
+    refuse_shadowed()
     from actors.embedding import embed_files
 
     paths = [os.fspath(path) for path in images]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from balancer.cells import CLASS_PROPERTY, Facet
+from balancer.dotted import join_keys
 from balancer.rounding import as_written
 
 SAMPLE_DATASET = "sample"
@@ -48,6 +49,9 @@ RESERVED_FACET_NAMES = frozenset(
     "batch_size generated_at run_id quota priority probabilities second_scores unjudged wording changes "
     "brightness deviation nonfinite unsafe pixel_sha256 nearest_distance".split()
 )
+
+INTERNAL_PREFIX = "__"
+"""Of columns that the manifest, and Arrow, keep for themselves, such as `__place`."""
 
 # Settings that may change between two starts of one run: they say how fast, not what.
 NOT_IN_FINGERPRINT: dict[str, Any] = {
@@ -555,19 +559,21 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
         for name, facet in self.facets.items():
+            place = join_keys(("facets", name))
             # Without regard to case, as SQL reads column names.
             if name.lower() in RESERVED_FACET_NAMES:
-                raise ValueError(f"facets.{name}: {name!r} is a column of the manifest; rename the facet")
+                raise ValueError(f"{place}: {name!r} is a column of the manifest; rename the facet")
+            if name.startswith(INTERNAL_PREFIX):
+                taken = f"names that begin with {INTERNAL_PREFIX} are the manifest's own"
+                raise ValueError(f"{place}: {taken}; rename the facet")
             if any(other != name and other.lower() == name.lower() for other in self.facets):
-                raise ValueError(f"facets.{name}: another facet differs from it in case only; rename one")
+                raise ValueError(f"{place}: another facet differs from it in case only; rename one")
             if facet.classes == "all":
                 continue
             for class_name in facet.classes:
                 if class_name not in self.classes:
                     known = ", ".join(self.classes)
-                    raise ValueError(
-                        f"facets.{name}.classes: no class {class_name!r}; the classes are {known}"
-                    )
+                    raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
         return self
 
     @model_validator(mode="after")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from balancer import configproblems, legacy, yamltext
 from balancer.config import Config
+from balancer.dotted import keys_of, split_setting
 from balancer.errors import ConfigError
+from balancer.names import composed
 from balancer.regular_files import NotRegularError, TooLargeError, read_regular
 from balancer.storage.address import refuse_credentials
 from balancer.yamltext import Document, Problem
@@ -103,12 +105,31 @@ def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
 def examine(document: Document) -> tuple[Config | None, list[Problem]]:
     """The config, unless there is none to be had, and everything that is wrong."""
     problems = [*document.problems]
+    _compose_names(document.value)
     try:
         return Config.model_validate_json(json.dumps(document.value), strict=True), problems
     except ValidationError as error:
         known_bad = {problem.path for problem in problems}
         found = configproblems.explain(error.errors(include_url=False), document)
         return None, problems + [problem for problem in found if problem.path not in known_bad]
+
+
+def _compose_names(value: object) -> None:
+    """Names that are values, as keys are composed already; paths and prompts stay as they are written."""
+    for names in _lists_of_names(value):
+        names[:] = [composed(name) if isinstance(name, str) else name for name in names]
+
+
+def _lists_of_names(value: object) -> Iterator[list[object]]:
+    match value:
+        case {"verification": {"unjudged": list(names)}}:
+            yield names
+    match value:
+        case {"facets": dict(facets)}:
+            for facet in facets.values():
+                match facet:
+                    case {"classes": list(names)}:
+                        yield names
 
 
 def config_error(problems: Iterable[Problem]) -> ConfigError:
@@ -136,10 +157,13 @@ def _read_text(path: Path) -> str:
 def apply_override(document: Document, override: str) -> None:
     """Put one value in the place of what the file says, and of what is wrong with that."""
     place = f"--set {override}"
-    dotted, equals, text = override.partition("=")
-    keys = tuple(dotted.strip().split("."))
-    if not equals or not all(keys):
-        raise ConfigError([f"{place}: write it as section.key=value, such as generation.steps=20"])
+    parts, text = split_setting(override)
+    keys = keys_of(parts, document.value)
+    if text is None or not all(keys):
+        raise ConfigError(
+            [f"{place}: write it as section.key=value, such as generation.steps=20"],
+            hint="a name with a dot goes in quotes: --set 'classes.\"v1.0\".prompts=[a photo]'",
+        )
     given = yamltext.read_document(text, lambda _line: place) or Document()
     if not isinstance(document.value, dict):
         return

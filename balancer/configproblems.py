@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from balancer import yamltext
 from balancer.config import Config
+from balancer.dotted import join_keys, keys_of, split_setting
 from balancer.yamltext import Document, Problem
 
 
@@ -33,7 +34,7 @@ class _Fault:
 
 def line(problem: Problem) -> str:
     """`file:line: dotted.path: problem`"""
-    return ": ".join(part for part in (problem.place, _dotted(problem.path), problem.text) if part)
+    return ": ".join(part for part in (problem.place, join_keys(problem.path), problem.text) if part)
 
 
 def explain(errors: Iterable[ErrorDetails], document: Document) -> list[Problem]:
@@ -56,7 +57,7 @@ def explain(errors: Iterable[ErrorDetails], document: Document) -> list[Problem]
 def _fault(error: ErrorDetails, value: object) -> _Fault:
     path: list[str | int] = []
     branch = False
-    loc = _loc_of_validator(error) or error["loc"]
+    loc = _loc_of_validator(error, value) or error["loc"]
     for step, part in enumerate(loc):
         is_last = step == len(loc) - 1
         if isinstance(value, dict) and part in value:
@@ -70,11 +71,11 @@ def _fault(error: ErrorDetails, value: object) -> _Fault:
     return _Fault(tuple(path), error, branch)
 
 
-def _loc_of_validator(error: ErrorDetails) -> tuple[str, ...] | None:
+def _loc_of_validator(error: ErrorDetails, value: object) -> tuple[str, ...] | None:
     """Where a check across sections points to: it puts the dotted path before its message."""
     dotted, colon, _ = error["msg"].removeprefix("Value error, ").partition(": ")
     at_root = error["type"] == "value_error" and not error["loc"]
-    return tuple(dotted.split(".")) if at_root and colon else None
+    return keys_of(split_setting(dotted)[0], value) if at_root and colon else None
 
 
 def _is_echo(fault: _Fault) -> bool:
@@ -105,7 +106,7 @@ def _text(group: Sequence[_Fault]) -> str:
     if first.kind == "extra_forbidden":
         return _unknown_key(first.path)
     if first.kind == "value_error":
-        return first.error["msg"].removeprefix("Value error, ").removeprefix(f"{_dotted(first.path)}: ")
+        return first.error["msg"].removeprefix("Value error, ").removeprefix(f"{join_keys(first.path)}: ")
     given = first.error["input"]
     if first.kind == "too_short":
         return f"has {len(given)} entries, needs at least {first.error['ctx']['min_length']}"
@@ -194,10 +195,6 @@ def _place(document: Document, path: yamltext.Path) -> str:
     while path not in document.places:
         path = path[:-1]
     return document.places[path]
-
-
-def _dotted(path: yamltext.Path) -> str:
-    return ".".join(str(part) for part in path)
 
 
 def _shown(value: object) -> str:

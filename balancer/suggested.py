@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 
@@ -23,10 +24,25 @@ VERIFIER = HubModel(
 )
 
 
+_INSIDE = "'’·\u0f0b\u05f3\u05f4\u200c\u200d"
+"""Marks that stand within words: apostrophes, dots of several scripts, joiners."""
+
+
 def in_words(name: str) -> str:
     """`severely_burnt` as it would be said; a name without any letter or digit stays as it is."""
-    words = re.sub(r"[\W_]+", " ", name).strip()
-    return words or name
+    spaced = "".join(mark if _is_in_word(mark) else " " for mark in name)
+    words = re.sub(rf"(?<!\S)[{_INSIDE}.]+|[{_INSIDE}.]+(?!\S)", "", _without_dots(spaced))
+    return " ".join(words.split()) or name
+
+
+def _is_in_word(mark: str) -> bool:
+    """Vowel signs and accents are marks of their own, and no letters, in many scripts."""
+    return mark.isalnum() or mark in _INSIDE or mark == "." or unicodedata.category(mark).startswith("M")
+
+
+def _without_dots(text: str) -> str:
+    """Only dots between digits stay: `1.5`."""
+    return re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
 
 
 def class_wording(class_name: str) -> str:

@@ -1,7 +1,8 @@
 """YAML or JSON text into plain values, with the place of each, and nothing constructed on the way.
 
 Values follow YAML 1.2 (JSON is part of it): only `true` and `false` are booleans, so a class called `no`
-or `on` stays a name, and `1e-3` is a number. Keys are always text, as written.
+or `on` stays a name, and `1e-3` is a number. Keys are always text, composed as `balancer.names` has it: two
+that a reader takes for one are one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from balancer.errors import ConfigError
+from balancer.names import composed
 from balancer.safetext import has_credentials
 
 MAX_NODES = 200_000
@@ -108,20 +110,20 @@ class _Reader:
                 continue
             if name in values:
                 first = self.document.places[*path, name]
-                self._problem(key, (*path, name), f"given twice, first at {first}")
+                self._problem(key, (*path, name), f"given twice, first at {first}{_as_written(key, name)}")
             else:
                 self.document.places[*path, name] = self._place(key)
                 values[name] = self.read(value, (*path, name))
         return values
 
     def _key(self, node: yaml.Node, path: Path) -> str | None:
-        """The text of a key, as written; None, and a problem, if it has none."""
+        """The text of a key; None, and a problem, if it has none."""
         if not isinstance(node, yaml.ScalarNode):
             self._problem(node, path, "a key must be plain text")
             return None
         self._refuse_credentials(node)
         try:
-            return _joined_surrogates(node.value)
+            return composed(_joined_surrogates(node.value))
         except ValueError:
             self._problem(node, path, f"the key {node.value[:40]!r} is not valid text")
             return None
@@ -154,6 +156,11 @@ class _Reader:
 
     def _place(self, node: yaml.Node) -> str:
         return self._place_of_line(node.start_mark.line + 1)
+
+
+def _as_written(key: yaml.Node, name: str) -> str:
+    """Where a key only differs in what cannot be seen."""
+    return "" if key.value == name else f" (written {key.value!a}, which is the same name)"
 
 
 def _finite(text: str) -> float:

@@ -393,7 +393,7 @@ def test_the_table_may_have_another_name(dataset: Dataset):
         ("metadata.parquet", b"PAR1 no", r"metadata\.parquet: the metadata table is damaged"),
         ("metadata.csv", b"file_name,light\n\xff\xfe,x", r"metadata\.csv: the metadata table is damaged"),
         ("metadata.jsonl", b"{}\n[1]", "damaged: line 2 is not an object"),
-        ("metadata.jsonl", b'{"file_name": ', "damaged: Expecting value"),
+        ("metadata.jsonl", b'{"file_name": ', "damaged: line 1: Expecting value"),
         ("metadata.jsonl", b"[" * 100_000, "damaged"),
         ("metadata.csv", b"name,light\na/1.png,dim", "no column `file_name`; the columns are name, light"),
     ],
@@ -623,6 +623,9 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "outside": [],
         "marked_synthetic": [],
         "ignored_files": 0,
+        "tables": ["metadata.jsonl"],
+        "remarks": [],
+        "warnings": [],
     }
 
 

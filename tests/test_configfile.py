@@ -381,6 +381,94 @@ def test_an_override_is_read_as_yaml():
     )
 
 
+DOTTED = GOOD.replace("basic", "v1.0")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'classes."v1.0".prompts=[x]',
+        "classes.'v1.0'.prompts=[x]",
+        "classes.v1.0.prompts=[x]",
+        'classes."v1.0"."prompts"=[x]',
+    ],
+)
+def test_an_override_reaches_a_name_with_a_dot(override: str):
+    config = load(DOTTED, [override])
+    assert {name: item.prompts for name, item in config.classes.items()} == {"v1.0": ("x",)}
+
+
+@pytest.mark.parametrize(
+    "name", [".dot", "a.b.c", "x=y", 'say "hi"', "king's", "ends.", "back\\slash", "a.b=c"]
+)
+def test_an_override_reaches_any_name_in_quotes(name: str):
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    document = {"target": {"per_class": 5}, "classes": {name: {"prompts": ["a"]}}}
+    config = load(json.dumps(document), [f'classes."{escaped}".prompts=[x]'], name="job.json")
+    assert {name: item.prompts for name, item in config.classes.items()} == {name: ("x",)}
+
+
+def test_an_override_takes_the_shorter_of_two_names_unless_the_longer_is_in_quotes():
+    text = GOOD + "  v1: {prompts: [a]}\n  v1.prompts: {prompts: [b]}\n"
+    prompts = {name: item.prompts for name, item in load(text, ["classes.v1.prompts=[x]"]).classes.items()}
+    assert (prompts["v1"], prompts["v1.prompts"]) == (("x",), ("b",))
+    quoted = load(text, ['classes."v1.prompts".prompts=[x]']).classes
+    assert (quoted["v1"].prompts, quoted["v1.prompts"].prompts) == (("a",), ("x",))
+
+
+def test_a_problem_names_a_key_with_a_dot_as_an_override_takes_it():
+    assert problems(DOTTED.replace("prompts", "prompt")) == [
+        'job.yaml:3: classes."v1.0".prompt: unknown key `prompt`, did you mean `prompts`?'
+    ]
+    facets = 'facets: {"a.b": {classes: [x], values: {u: {prompts: [u]}}}}\n'
+    assert problems(GOOD + facets) == [
+        "job.yaml:4: facets.\"a.b\".classes: no class 'x'; the classes are basic"
+    ]
+
+
+# Names that look the same are the same
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("cat", '" cat"'), ("cat", '"cat "'), ("é", '"e\\u0301"'), ('"e\\u0301"', "é")]
+)
+def test_two_keys_that_look_the_same_are_given_twice(first: str, second: str):
+    text = f"target: {{per_class: 5}}\nclasses:\n  {first}: {{prompts: [a]}}\n  {second}: {{prompts: [b]}}\n"
+    [problem] = problems(text)
+    assert problem.startswith(
+        f"job.yaml:4: classes.{'é' if 'é' in (first, second) else 'cat'}: given twice, first at job.yaml:3"
+    )
+    assert ("which is the same name" in problem) == (second.startswith('"'))
+
+
+def test_names_in_a_config_are_composed_and_paths_and_prompts_are_not():
+    text = json.dumps(
+        {
+            "dataset": {"path": "e\u0301"},
+            "target": {"per_class": 5},
+            "classes": {"e\u0301": {"prompts": ["e\u0301"]}},
+            "facets": {"o\u0308": {"classes": ["e\u0301"], "values": {"a\u030a": {"prompts": ["x"]}}}},
+            "verification": {"unjudged": ["o\u0308", "class=e\u0301"]},
+        }
+    )
+    config = load(text, ["classes.e\u0301.labels=[x]"], name="job.json")
+    assert list(config.classes) == ["é"]
+    assert (list(config.facets), list(config.facets["ö"].values), config.facets["ö"].classes) == (
+        ["ö"], ["å"], ("é",),
+    )  # fmt: skip
+    assert config.verification.unjudged == ("ö", "class=é")
+    assert config.classes["é"].labels == ("x",)
+    assert (config.dataset.path, config.classes["é"].prompts) == ("e\u0301", ("e\u0301",))
+
+
+@pytest.mark.parametrize("name", ["__file", "__place", "__filename", "__anything"])
+def test_a_facet_is_not_named_like_a_column_that_the_manifest_keeps_for_itself(name: str):
+    facets = f"facets: {{{name}: {{values: {{u: {{prompts: [u]}}}}}}}}\n"
+    assert problems(GOOD + facets) == [
+        f"job.yaml:4: facets.{name}: names that begin with __ are the manifest's own; rename the facet"
+    ]
+
+
 def test_an_override_may_mend_the_file():
     assert load(GOOD.replace("50", "0"), ["target.per_class=5"]).target.per_class == 5
 

@@ -14,13 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from balancer.audit import lanes
-from balancer.audit.facet_table import facet_columns, read_table, row_of
+from balancer.audit.facet_table import Table, facet_columns, read_table
 from balancer.audit.table_reader import MAX_COLUMNS, MAX_LINE_CHARS, MAX_ROWS
 from balancer.errors import DatasetError
 
 Write = Callable[[Path], None]
 
 SECRET = "hush:$6$hash,hush:it"
+
+
+def only_table(root: Path) -> Table:
+    table = read_table(root)
+    assert table is not None
+    return table
 
 
 def text(content: str) -> Write:
@@ -113,15 +119,15 @@ def test_names_that_take_long_to_compose_cost_nothing_outside_the_reader(tmp_pat
     names = ["a" + marks[::-1] * 5_000, "a/1.png"]
     rows = [json.dumps({"file_name": name, "light": "dim"}, ensure_ascii=False) for name in names]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
-    assert row_of(read_table(tmp_path, None), "a/1.png") == {"file_name": "a/1.png", "light": "dim"}
+    assert only_table(tmp_path).rows["a/1.png"] == {"file_name": "a/1.png", "light": "dim"}
 
 
 def test_a_large_table_is_read(tmp_path):
     with (tmp_path / "metadata.csv").open("w") as file:
         file.write("file_name,light\n")
         file.writelines(f"a/{number}.png,{('dim', 'harsh')[number % 2]}\n" for number in range(100_000))
-    table = read_table(tmp_path, None)
-    assert (len(table), facet_columns(table)) == (100_000, ("light",))
+    rows = only_table(tmp_path).rows
+    assert (len(rows), facet_columns(rows.values())) == (100_000, ("light",))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from actors.pool import Limits, Pool, WorkerSpec, _node_in, wait
+from actors.pool import Limits, Pool, WorkerSpec, _named, _node_in, wait
 from balancer.errors import StalledError, WeightsError
 
 LIMITS = Limits(start_timeout_s=60, call_timeout_s=60, max_restarts=2)
@@ -174,3 +174,41 @@ def test_an_actor_that_died_with_its_node_before_it_could_tell_where_it_is_count
     error = RayActorError(error_msg="The actor died because its node has died. Node Id: bbb5912124\n")
     assert _node_in(error) == "bbb5912124"
     assert _node_in(RayActorError(error_msg="The actor died because of an error: Node Id: none")) == ""
+
+
+FAILED_TO_IMPORT = """\
+The actor died because of an error raised in its creation task, \x1b[36mray::Generator.__init__()\x1b[39m
+  At least one of the input arguments for this task could not be computed:
+RuntimeError: The actor with name Generator failed to import on the worker. This may be because needed \
+library dependencies are not installed in the worker environment:
+
+Traceback (most recent call last):
+  File "/ray/_private/function_manager.py", line 681, in _load_actor_class_from_gcs
+    actor_class = pickle.loads(pickled_class)
+\x1b[36mModuleNotFoundError\x1b[39m: No module named 'actors.pool'; 'actors' is not a package
+"""
+CHAINED = """\
+The actor died because of an error raised in its creation task, ray::Verifier.__init__() (pid=7)
+Traceback (most recent call last):
+  File "torch/__init__.py", line 1, in <module>
+OSError: libcudart.so.13: cannot open shared object file
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "actors/verifier.py", line 1, in <module>
+transformers.errors.LazyImportError: Failed to import transformers.models.clip
+"""
+UNEXPECTED = "The actor died unexpectedly before finishing this task.\n\tclass_name: Writer\n\tpid: 7"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (FAILED_TO_IMPORT, "ModuleNotFoundError: No module named 'actors.pool'; 'actors' is not a package"),
+        (CHAINED, "OSError: libcudart.so.13: cannot open shared object file"),
+        (UNEXPECTED, "RayActorError: The actor died unexpectedly before finishing this task."),
+    ],
+)
+def test_of_what_killed_an_actor_the_first_cause_is_told_in_one_plain_line(text: str, told: str):
+    assert _named(RayActorError(error_msg=text)) == told

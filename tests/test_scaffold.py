@@ -106,6 +106,15 @@ def test_a_dataset_without_any_image_has_a_target_to_choose():
         ("burnt", "burnt"),
         ("naïve café", "naïve café"),
         ("---", "---"),
+        ("डोसा", "डोसा"),
+        ("पानी_पूरी", "पानी पूरी"),
+        ("ก๋วยเตี๋ยว", "ก๋วยเตี๋ยว"),
+        ("ශ්\u200dරී_x", "ශ්\u200dරී x"),
+        ("e\u0301clair", "e\u0301clair"),
+        ("king's_cake", "king's cake"),
+        ("'quoted'", "quoted"),
+        ("model-1.5", "model 1.5"),
+        ("St. Moritz", "St Moritz"),
     ],
 )
 def test_a_name_is_said_in_words(name: str, words: str):

@@ -2,12 +2,12 @@
 
 Nothing found in a dataset stops the audit: what cannot be used is listed with its reason. Only a folder
 that is no dataset at all is a DatasetError. Names beginning with a dot are left out, links are not followed,
-and images nested deeper than their class folder belong to it all the same.
+and images nested deeper than their class folder belong to it all the same. The names of classes, facets and
+values are composed as `balancer.names` has it, and those of files are as they are on the disk.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.audit.facet_table import Table, facet_columns, read_table, row_of, table_key
+from balancer.audit.facet_table import Row, facet_columns, is_missing, read_tables
+from balancer.audit.facet_values import FacetValues
+from balancer.audit.joining import join
 from balancer.audit.listing import list_dataset
 from balancer.audit.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
+from balancer.names import composed, near, without_case
 from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ MAX_IMAGE_PIXELS = 64_000_000
 
 MAX_NAMED = 20
 """Folders that an error names; for each the class it resembles is looked for."""
+
+MAX_TABLES_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,14 @@ class Audit:
     """Images beside the class folders, which are in no class."""
     ignored_files: int
     """Files in class folders that are no pictures."""
+    tables: tuple[str, ...] = ()
+    """Metadata tables that were read."""
+    remarks: tuple[str, ...] = ()
+    """How these were understood, where they are not written as usual."""
+    warnings: tuple[str, ...] = ()
+    """What in them has no match, or is ambiguous."""
+    lost_facets: tuple[str, ...] = ()
+    """Those of a config of which they should give values, and give none that it has."""
 
     @property
     def marked_synthetic(self) -> tuple[str, ...]:
@@ -103,31 +116,62 @@ def audit(
 ) -> Audit:
     """Read every image of a dataset; raises DatasetError if `path` is none.
 
-    `metadata` is relative to `path`, by default `metadata.parquet`, `.csv` or `.jsonl` if there is one.
-    Without `facets`, every column of that table that repeats a few values is one.
+    `metadata` is relative to `path`, by default `metadata.parquet`, `.csv` or `.jsonl` if there is one, and
+    those of the folders below. Without `facets`, every column of that table that repeats a few values is one.
     """
     refuse_credentials(os.fspath(path), "the path of this dataset")
-    root = Path(path)
+    return _audit(Path(path), metadata, facets, max_bytes, max_pixels)
+
+
+def _audit(
+    root: Path,
+    metadata: str | os.PathLike[str] | None,
+    facets: Sequence[str] | None,
+    max_bytes: int,
+    max_pixels: int,
+    axes: Sequence[Facet] = (),
+    classes: Iterable[str] = (),
+) -> Audit:
+    """`axes` and `classes` are those of a config, whose spelling then is that of the audit."""
     listing = list_dataset(root)
-    table = read_table(root, metadata)
-    names = facet_columns(table) if facets is None else tuple(facets)
-    found = _measure_all(root, listing.files, max_bytes, max_pixels)
-    images = tuple(_with_facets(item, table, names) for item in found if isinstance(item, RealImage))
+    tables = read_tables(root, metadata, listing.tables)
+    joined = join(tables, root, (*listing.files, *listing.outside, *dict(listing.faults)))
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    every_row = (row for table in tables for row in table.rows.values())
+    names = facet_columns(every_row) if facets is None else tuple(facets)
+    values = FacetValues.of(columns, names, axes)
+    spelling = {composed(name): name for name in classes}
+    class_of = {folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes}
+    found = _measure_all(root, listing.files, class_of, max_bytes, max_pixels)
+    images = tuple(
+        _with_facets(item, joined.rows.get(item.file_name, {}), values)
+        for item in found
+        if isinstance(item, RealImage)
+    )
     faults = [item for item in found if not isinstance(item, RealImage)]
     per_class = Counter(image.class_name for image in images)
-    known = {table_key(name) for name in (*listing.files, *listing.outside, *dict(listing.faults))}
+    told = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
     return Audit(
         path=root,
         images=images,
         unreadable=tuple(sorted([*listing.faults, *faults])),
         duplicates=_same_bytes(images),
-        counts={name: per_class[name] for name in sorted(listing.classes)},
+        counts={name: per_class[name] for name in sorted(set(class_of.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
-        misfiled=tuple(image.file_name for image in images if _is_misfiled(image, table)),
-        unknown_rows=tuple(sorted(name for name in table if name not in known)),
+        misfiled=tuple(
+            image.file_name for image in images if _is_misfiled(image, joined.rows.get(image.file_name, {}))
+        ),
+        unknown_rows=tuple(sorted(joined.unknown)),
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
+        tables=tuple(table.path for table in tables),
+        remarks=tuple(joined.remarks),
+        warnings=(
+            *_folders_of_one_class(class_of),
+            *joined.warnings,
+            *(values.warnings(told, columns) if joined.rows else ()),
+        ),
     )
 
 
@@ -154,13 +198,21 @@ def audit_holdout(config: Config) -> Audit | None:
 
 def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
     dataset = config.dataset
-    return audit(
+    found = _audit(
         folder,
-        metadata=metadata,
-        facets=tuple(config.facets),
-        max_bytes=round(dataset.max_image_megabytes * 1e6),
-        max_pixels=round(dataset.max_image_megapixels * 1e6),
+        metadata,
+        tuple(config.facets),
+        round(dataset.max_image_megabytes * 1e6),
+        round(dataset.max_image_megapixels * 1e6),
+        config.facet_axes(),
+        config.classes,
     )
+    if config.facets and not found.tables and config.target.count_real_facets == "known":
+        remark = (
+            f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
+        )
+        return replace(found, warnings=(*found.warnings, remark))
+    return replace(found, lost_facets=_lost_facets(found, config))
 
 
 def match_classes(audit: Audit, config: Config) -> dict[str, int]:
@@ -178,11 +230,16 @@ def match_classes(audit: Audit, config: Config) -> dict[str, int]:
     return {name: audit.counts.get(name, 0) for name in config.classes}
 
 
-def credited_facets(found: Audit, config: Config) -> dict[str, list[dict[str, str]]] | None:
+def credited_facets(
+    found: Audit, config: Config, *, must_match: bool = True
+) -> dict[str, list[dict[str, str]]] | None:
     """For each class the facet values that the table gives of its images; None if the config does not count
-    them."""
+    them. DatasetError if they are to be counted, and nothing in the table matches a facet, unless that does
+    not matter."""
     if config.target.count_real_facets == "no":
         return None
+    if must_match and config.target.count_real_facets == "known" and found.lost_facets:
+        _refuse_lost_facets(found)
     values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
     for image in found.images:
         if image.class_name in values:
@@ -199,8 +256,35 @@ def known_values(image: RealImage, facets: Sequence[Facet]) -> dict[str, str]:
     }
 
 
+def _lost_facets(found: Audit, config: Config) -> tuple[str, ...]:
+    """A facet without a column is not lost where another one has values: not everything need be labelled."""
+    if not (found.tables and found.images):
+        return ()
+    axes = config.facet_axes()
+    known = Counter(name for image in found.images for name in known_values(image, axes))
+    given = Counter(
+        facet.name
+        for image in found.images
+        for facet in axes
+        if facet.name in image.facets and facet.applies_to(image.class_name)
+    )
+    return tuple(facet.name for facet in axes if not known[facet.name] and (given[facet.name] or not known))
+
+
+def _refuse_lost_facets(found: Audit) -> None:
+    """They would be planned as if no image had a value."""
+    problem = (
+        f"{found.path}: target.count_real_facets is `known`, and the metadata table gives no image a value "
+        f"of {', '.join(found.lost_facets)} that the config has"
+    )
+    raise DatasetError(
+        "\n".join([problem, *found.warnings]),
+        hint="mend the table (columns file_name and one per facet), or set target.count_real_facets: no",
+    )
+
+
 def _measure_all(
-    root: Path, files: Iterable[str], max_bytes: int, max_pixels: int
+    root: Path, files: Iterable[str], class_of: Mapping[str, str], max_bytes: int, max_pixels: int
 ) -> list[RealImage | tuple[str, str]]:
     """An image, or its name and why it is not used, for each file."""
     from balancer.audit.lanes import look_at_all
@@ -209,15 +293,15 @@ def _measure_all(
     names = sorted(files)
     seen = look_at_all(root, names, Limits(max_bytes, max_pixels))
     return [
-        (name, each) if isinstance(each, str) else _image(name, each)
+        (name, each) if isinstance(each, str) else _image(name, class_of[name.partition("/")[0]], each)
         for name, each in zip(names, seen, strict=True)
     ]
 
 
-def _image(name: str, picture: Picture) -> RealImage:
+def _image(name: str, class_name: str, picture: Picture) -> RealImage:
     return RealImage(
         file_name=name,
-        class_name=name.partition("/")[0],
+        class_name=class_name,
         facets={},
         width=picture.width,
         height=picture.height,
@@ -229,14 +313,26 @@ def _image(name: str, picture: Picture) -> RealImage:
     )
 
 
-def _with_facets(image: RealImage, table: Table, names: Sequence[str]) -> RealImage:
-    row = row_of(table, image.file_name)
-    facets = {name: row[name] for name in names if name in row}
-    return replace(image, facets=facets, split=row.get("split", ""))
+def _with_facets(image: RealImage, row: Row, values: FacetValues) -> RealImage:
+    split = row.get("split", "")
+    facets = values.read(row, image.class_name)
+    return replace(image, facets=facets, split="" if is_missing(split) else split)
 
 
-def _is_misfiled(image: RealImage, table: Table) -> bool:
-    return row_of(table, image.file_name).get("class", image.class_name) != image.class_name
+def _is_misfiled(image: RealImage, row: Row) -> bool:
+    named = row.get("class", image.class_name)
+    return without_case(named) != without_case(image.class_name) and not is_missing(named)
+
+
+def _folders_of_one_class(class_of: Mapping[str, str]) -> list[str]:
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for folder, class_name in class_of.items():
+        folders[class_name].append(folder)
+    return [
+        f"{len(alike)} folders are named {name!r}, with other codes for the same letters: all are that class"
+        for name, alike in folders.items()
+        if len(alike) > 1
+    ]
 
 
 def _same_bytes(images: Iterable[RealImage]) -> tuple[tuple[str, ...], ...]:
@@ -247,8 +343,8 @@ def _same_bytes(images: Iterable[RealImage]) -> tuple[tuple[str, ...], ...]:
 
 
 def _stranger(name: str, classes: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, classes, n=1)
-    question = f" (did you mean {near[0]!r}?)" if near else ""
+    meant = near(name, classes)
+    question = f" (did you mean {meant!r}?)" if meant is not None else ""
     return f"folder {name!r} is not a class of the config{question}"
 
 

@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import sys
 from pathlib import Path
 
 from balancer.audit.picture import Limits, answer
@@ -54,17 +55,18 @@ def serve() -> None:
             _say(json.dumps({"reason": "its decoder ended unexpectedly"}))
 
 
-def serve_table(path: str) -> None:
-    """Say what the table at `path`, in hex, holds."""
-    name = os.fsdecode(bytes.fromhex(path))
-    if name.lower().endswith(".parquet"):
+def serve_tables() -> None:
+    """Say what the tables hold whose paths, in hex, come on standard input."""
+    names = [os.fsdecode(bytes.fromhex(line)) for line in sys.stdin]
+    if any(name.lower().endswith(".parquet") for name in names):
         import pyarrow.parquet  # noqa: F401  # before memory is counted
 
     leave_network()
     _limit_files()
     _limit(TABLE_BYTES)
-    for line in answer_lines(name):
-        _say(line.decode())
+    for name in names:
+        for line in answer_lines(name):
+            _say(line.decode())
 
 
 def leave_network() -> bool:

@@ -95,11 +95,14 @@ class Lane:
             _end(process)
 
 
-def table_lines(path: Path) -> Iterator[bytes]:
-    """What a process that reads the table at `path` says of it, as in `table_reader`; ValueError with the
-    reason if it does not live to say it."""
-    process = _spawn(f"serve_table({os.fsencode(path.absolute()).hex()!r})")
+def table_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+    """What a process that reads the tables at `paths`, one after the other, says of them, as in
+    `table_reader`; ValueError with the reason if it does not live to say it."""
+    process = _spawn("serve_tables()")
     try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.writelines(os.fsencode(path.absolute()).hex().encode() + b"\n" for path in paths)
         yield from _lines(process)
         if status := process.wait(LONGEST_WAIT_S):
             raise ValueError(_reader_death(-status))

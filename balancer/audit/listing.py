@@ -7,6 +7,7 @@ import posixpath
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from balancer.audit.facet_table import METADATA_FILES
 from balancer.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
@@ -23,12 +24,14 @@ _SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
 @dataclass(slots=True)
 class Listing:
     """Names are relative to the dataset, with slashes. `outside` are images beside the class folders,
-    `faults` (name, reason) pairs; `ignored_files` counts files in class folders that are no pictures."""
+    `tables` metadata tables in the folders, `faults` (name, reason) pairs; `ignored_files` counts other files
+    in class folders that are no pictures."""
 
     classes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     ignored_files: int = 0
 
 
@@ -84,6 +87,8 @@ def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
         listing.faults.append((name, f"{suffix[1:].upper()} is not read; PNG, JPEG and WebP are"))
     elif is_picture:
         (listing.files if "/" in name else listing.outside).append(name)
+    elif "/" in name and entry.name in METADATA_FILES and not entry.is_symlink():
+        listing.tables.append(name)
     elif "/" in name:
         listing.ignored_files += 1
 

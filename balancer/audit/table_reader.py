@@ -1,7 +1,8 @@
 """Reading a table of facet values, in a process of its own: it was written by strangers.
 
 What comes of it is told line by line, as JSON: `[key, row]` for each row with a file name, values as text;
-at the end the number of all rows, or an object with the reason why the table cannot be used.
+objects with its `columns`, a `remark` or a `warning`; at the end the number of all rows, or an object with
+the reason why the table cannot be used.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import posixpath
-import unicodedata
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
+from balancer.names import MAX_COMPOSED_CHARS, composed, without_case
 from balancer.regular_files import TooLargeError, open_regular
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ MAX_LINE_CHARS = 1_000_000
 MAX_ANSWER_BYTES = 1_000_000_000
 """All values together; a small file can hold one value many times."""
 
-MAX_NAME_CHARS = 4096
+MAX_NAME_CHARS = MAX_COMPOSED_CHARS
 """As long as a path can be."""
 
 BATCH_ROWS = 10_000
@@ -35,7 +39,16 @@ BATCH_ROWS = 10_000
 SHOWN_COLUMNS, SHOWN_CHARS = 10, 40
 """Of a table without file names: enough to see which table it is."""
 
-Row = Mapping[str, object]
+FILE_NAME = "file_name"
+OWN_COLUMNS = (FILE_NAME, "class", "split")
+"""Columns that the audit knows, whatever the case of their letters."""
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MAX_TWINS = 5
+"""Columns of one name that are told of."""
+
+Row = Sequence[tuple[str, object]]
+"""Headers as they are written, with their values: two headers can turn out to be one name."""
 
 
 def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -52,7 +65,7 @@ def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 def table_key(file_name: str) -> str:
     """Some systems store accented names decomposed, and tables come from other systems."""
-    return unicodedata.normalize("NFC", posixpath.normpath(file_name))
+    return composed(posixpath.normpath(file_name))
 
 
 class _TooMuchError(OSError):
@@ -62,17 +75,53 @@ class _TooMuchError(OSError):
         super().__init__(0, reason)
 
 
+@dataclass(slots=True)
+class _Columns:
+    """The columns of one table by the names they are kept under, and pairs of headers that are one name."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    twins: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def text_values(self, row: Row) -> dict[str, str]:
+        """Values that are there, by column. Of two with one name the first header counts in every row."""
+        found: dict[str, str] = {}
+        passed: set[str] = set()
+        for header, value in row:
+            name = _column_name(header)
+            first = self.headers.setdefault(name, header)
+            if first != header or name in passed:
+                self.twins[first, header] = None
+                continue
+            passed.add(name)
+            if name and (text := _text(value)):
+                found[name] = text
+        return found
+
+    def told(self) -> Iterator[bytes]:
+        names = [name[:MAX_NAME_CHARS] for name in self.headers if name]
+        yield json.dumps({"columns": names[:MAX_COLUMNS]}).encode()
+        for first, second in list(self.twins)[:MAX_TWINS]:
+            yield _told(
+                "warning",
+                f"the columns {_quoted(first)} and {_quoted(second)} have one name; only the first is read",
+            )
+
+
 def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
     number = size = named = 0
-    first: Row = {}
+    first: Row = ()
+    columns = _Columns()
     with open_regular(path, follow_links=False) as file:
         if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
             raise TooLargeError(path, num_bytes, MAX_BYTES)
         for number, row in enumerate(READERS[_suffix(path)](file), start=1):
+            if isinstance(row, bytes):
+                yield row
+                continue
             _check_shape(row, number)
             first = first or row
-            text = _text_values(row)
-            if 0 < len(name := text.get("file_name", "")) <= MAX_NAME_CHARS:
+            text = columns.text_values(row)
+            if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
                 named += 1
                 line = json.dumps([table_key(name), text]).encode()
                 size += len(line)
@@ -81,10 +130,16 @@ def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
                         f"its values are more than {MAX_ANSWER_BYTES // 1_000_000} megabytes of text"
                     )
                 yield line
-    if number and not named and any(_text_values(first)):
-        yield _reason(f"has no column `file_name`; the columns are {_shown(first)}")
+    yield from columns.told()
+    if number and not named and _Columns().text_values(first):
+        yield _reason(f"has no column `{FILE_NAME}`; the columns are {_shown(first)}")
     else:
         yield str(number).encode()
+
+
+def _column_name(header: str) -> str:
+    name = composed(header)
+    return next((own for own in OWN_COLUMNS if without_case(name) == own), name)
 
 
 def _check_shape(row: Row, number: int) -> None:
@@ -95,12 +150,20 @@ def _check_shape(row: Row, number: int) -> None:
 
 
 def _reason(text: str) -> bytes:
-    return json.dumps({"reason": f"the metadata table {text}"}).encode()
+    return _told("reason", f"the metadata table {text}")
+
+
+def _told(kind: str, text: str) -> bytes:
+    return json.dumps({kind: text}).encode()
+
+
+def _quoted(header: str) -> str:
+    return repr(_one_line(header[:SHOWN_CHARS]))
 
 
 def _shown(row: Row) -> str:
     """Names of columns: if it is no table but a secret, not much of it."""
-    names = [_one_line(str(name)[:SHOWN_CHARS]) for name in row if name]
+    names = [_one_line(name[:SHOWN_CHARS]) for name, _ in row if name]
     return ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
 
 
@@ -120,13 +183,35 @@ def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
         table = pq.ParquetFile(file)
         if table.metadata.num_rows > MAX_ROWS:
             raise _TooMuchError(f"{table.metadata.num_rows:,} rows, over the limit of {MAX_ROWS:,}")
-        plain = [column.name for column in table.schema_arrow if _is_plain(column.type)]
-        for batch in table.iter_batches(BATCH_ROWS, columns=plain, use_threads=False):
-            yield from batch.to_pylist()
+        plain = [place for place, column in enumerate(table.schema_arrow) if _is_plain(column.type)]
+        names = [table.schema_arrow.names[place] for place in plain]
+        for batch in table.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            columns = [_plain_values(column) for column in batch.columns]
+            yield from (
+                [*zip(batch.schema.names, values, strict=True)] for values in zip(*columns, strict=True)
+            )
     except pa.ArrowMemoryError as error:
         raise MemoryError from error
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
+
+
+def _plain_values(column: pa.Array) -> list[object]:
+    """Of 32-bit floats the digits that they were written with: 0.1, and not 0.10000000149011612."""
+    from pyarrow import types
+
+    values: list[object] = column.to_pylist()
+    if types.is_float32(column.type):
+        return [None if value is None else _shortest_float32(value) for value in values]
+    return values
+
+
+def _shortest_float32(value: object) -> float:
+    exact = float(value)  # type: ignore[arg-type]  # a float, or None
+    if not math.isfinite(exact):
+        return exact
+    digits = (float(f"{exact:.{count}g}") for count in range(6, 10))
+    return next((short for short in digits if struct.pack("f", short) == struct.pack("f", exact)), exact)
 
 
 def _is_plain(column_type: pa.DataType) -> bool:
@@ -139,34 +224,79 @@ def _is_plain(column_type: pa.DataType) -> bool:
     return any(test(column_type) for test in tests)
 
 
-def _csv_rows(file: BinaryIO) -> Iterator[Row]:
-    reader = csv.DictReader(_lines(io.TextIOWrapper(file, "utf-8-sig", newline="")))
-    names = reader.fieldnames or ()
-    if len(names) > MAX_COLUMNS:  # before rows are filled up to so many
-        _check_shape(dict.fromkeys(map(str, range(len(names)))), 1)
-    yield from reader
+def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
+    lines = _lines(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+    first = next(lines, "")
+    separator = _separator(first)
+    reader = csv.reader(_chained(first, lines), delimiter=separator)
+    try:
+        headers = next(reader, [])
+        if len(headers) > MAX_COLUMNS:  # before rows are filled up to so many
+            _check_shape([(header, "") for header in headers], 1)
+        if separator != ",":
+            yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
+        for row in reader:
+            if row:
+                yield [*zip(headers, row, strict=False)]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _separator(header_line: str) -> str:
+    """A comma, unless the header names the files under another one only."""
+    for separator in SEPARATORS:
+        headers = next(csv.reader([header_line], delimiter=separator), [])
+        if FILE_NAME in map(_column_name, headers):
+            return separator
+    return ","
+
+
+def _chained(first: str, lines: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from lines
 
 
 def _json_rows(file: BinaryIO) -> Iterator[Row]:
     for number, line in enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig")), start=1):
-        row = json.loads(line) if line.strip() else {}
-        if not isinstance(row, dict):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=tuple)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+        if not isinstance(row, tuple):
             raise ValueError(f"line {number} is not an object")
         yield row
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
     number = 0
-    while line := file.readline(MAX_LINE_CHARS + 1):
-        number += 1
-        if len(line) > MAX_LINE_CHARS:
-            raise _TooMuchError(f"line {number} has more than {MAX_LINE_CHARS:,} characters")
-        yield line
+    try:
+        while line := file.readline(MAX_LINE_CHARS + 1):
+            number += 1
+            if len(line) > MAX_LINE_CHARS:
+                raise _TooMuchError(f"line {number} has more than {MAX_LINE_CHARS:,} characters")
+            yield line
+    finally:
+        file.detach()  # whoever opened what is below closes it
 
 
-def _text_values(row: Row) -> dict[str, str]:
-    plain = {key: str(value).strip() for key, value in row.items() if isinstance(value, str | int | float)}
-    return {key: text for key, text in plain.items() if key and text}
+def _text(value: object) -> str:
+    """A single value as text, as a config would write it; empty for a missing one."""
+    if isinstance(value, str):
+        return composed(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return _digits(value)
+    return str(value) if isinstance(value, int) else ""
+
+
+def _digits(value: float) -> str:
+    """`1` and not `1.0`: a column of whole numbers with gaps is often stored as floats."""
+    if not math.isfinite(value):
+        return ""
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
 
 
 READERS = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}

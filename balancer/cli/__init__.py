@@ -21,6 +21,7 @@ import click
 from balancer.cli import streams
 from balancer.errors import BalancerError, StorageError, UsageError
 from balancer.safetext import has_credentials, printable, redacted
+from balancer.shadowed import refuse_shadowed
 from balancer.signals import StopSignal, caught
 
 # What `balancer --help` says of each command, so that it need not import them all.
@@ -46,6 +47,10 @@ COMMANDS = {
 }
 
 
+WITH_ACTORS = ("calibrate", "doctor", "plan", "reproduce", "run")
+"""Those that import the package `actors`."""
+
+
 class _Failure(click.ClickException):
     """The lines a failed command leaves on stderr, and its exit code."""
 
@@ -65,6 +70,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in WITH_ACTORS:
+            refuse_shadowed()
         module = importlib.import_module(f"balancer.cli.{cmd_name}")
         return cast("click.Command", module.command)
 

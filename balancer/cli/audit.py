@@ -46,6 +46,8 @@ def _print(found: Audit) -> None:
         console.table("by split, as the metadata table gives it", ["split", "images"], list(splits.items()))
     for title, lines in _remarks(found).items():
         _print_remarks(title, lines)
+    for line in found.warnings:
+        console.warn(line)
     if found.ignored_files:
         console.say()
         console.say(f"files that are no pictures, ignored ({found.ignored_files})")
@@ -81,6 +83,7 @@ def _remarks(found: Audit) -> dict[str, Sequence[str]]:
         "images of another class in the metadata table than their folder's": found.misfiled,
         "rows of the metadata table without an image": found.unknown_rows,
         "images outside the class folders, not counted": found.outside,
+        "how metadata tables were read": found.remarks,
         "images that say themselves that a model made them": found.marked_synthetic,
     }
 
@@ -115,6 +118,9 @@ def _as_json(found: Audit) -> dict[str, object]:
         "outside": list(found.outside),
         "marked_synthetic": list(found.marked_synthetic),
         "ignored_files": found.ignored_files,
+        "tables": list(found.tables),
+        "remarks": list(found.remarks),
+        "warnings": list(found.warnings),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.dotted import SETTING_HELP
 from balancer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("config", type=click.Path())
 @click.option("--out", default=None, help="File to write.  [default: CONFIG with .calibration.json]")
 @click.option("--json", "as_json", is_flag=True, help="Print what is written, one JSON object.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("plan")
 @click.argument("config", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--measured", metavar="RUN", default=None, help="Estimate from what this run has measured.")
 @click.option("--no-preflight", is_flag=True, help="Do not load the verifier to see what it can judge.")
 def command(
@@ -143,6 +144,8 @@ def _warn_of_faults(audit: Audit) -> None:
         faults.append(f"exact copies of others and counted: {copies}")
     if faults:
         console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` names them)")
+    for line in audit.warnings:
+        console.warn(line)
 
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:

@@ -48,9 +48,10 @@ def command(
     form = form or _format_of(output)
     _check_destination(form, output)
     manifest = open_manifest(run)
-    table = _select(manifest, condition, _names(count_by), _names(columns), everything)
+    by, shown = (_names(listed, manifest.schema.names) for listed in (count_by, columns))
+    table = _select(manifest, condition, by, shown, everything)
     if form == "table":
-        _print_table(table, _names(count_by) is None and columns is None, manifest.run.facets)
+        _print_table(table, by is None and shown is None, manifest.run.facets)
     else:
         _emit(_rendered(table, form, keep_embedding=columns is not None), output)
     if not table.num_rows and "status" in condition and not everything:
@@ -72,8 +73,14 @@ def _select(
     return manifest.count_by(*count_by, filter=condition, status=status)
 
 
-def _names(listed: str | None) -> list[str] | None:
-    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+def _names(listed: str | None, known: list[str]) -> list[str] | None:
+    """Names between commas; one that has a comma in it goes in double quotes, unless it stands alone."""
+    if listed is None or listed in known:
+        return None if listed is None else [listed]
+    import csv
+
+    [names] = csv.reader([listed], skipinitialspace=True)
+    return [name.strip() for name in names if name.strip()]
 
 
 def _format_of(output: str | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.dotted import SETTING_HELP
 
 if TYPE_CHECKING:
     from actors.run import RunResult
@@ -20,7 +21,7 @@ LISTED_CELLS = 20
 @click.option("--out", default="runs/latest", show_default=True, help="Run folder; an existing run goes on.")
 @click.option("--address", default=None, help="Ray cluster, host:port or `auto`.  [default: RAY_ADDRESS]")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Work on N slots only, as a trial.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--allow-config-change", is_flag=True, help="Go on with a run although the config changed.")
 @click.pass_context
 def command(

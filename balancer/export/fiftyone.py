@@ -32,9 +32,13 @@ VERSION = "1.0.0"
 GROUND_TRUTH = "ground_truth"
 
 _TAKEN = frozenset(
-    "id filepath tags metadata media_type created_at last_modified_at ground_truth dataset_id rand".split()
+    "id filepath tags metadata media_type created_at last_modified_at ground_truth dataset_id rand "
+    "pk objects meta dataset dataset_name filename frames frame_number sample_id in_dataset in_db "
+    "field_names get_field set_field clear_field has_field iter_fields save reload delete update modify "
+    "clean copy merge validate to_dict from_dict to_json from_json to_mongo to_mongo_dict to_dbref "
+    "add_labels compute_metadata select_related cascade_save register_delete_rule STRICT".split()
 )
-"""Fields that FiftyOne or this export has already."""
+"""Fields and attributes that samples of FiftyOne, or this export, have already."""
 
 _PLAIN_TYPES = {
     pa.string(): "StringField",

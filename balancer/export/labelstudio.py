@@ -21,12 +21,16 @@ from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
 from balancer.export.metadata import facet_columns, json_row, metadata_columns, metadata_table, recipe_of
 from balancer.manifest.rows import REAL
+from balancer.names import free_names
 from balancer.storage import slug
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 OPTIONS: frozenset[str] = frozenset()
+
+IMAGE = "image"
+"""The name of the image in the interface."""
 
 DATASET_LABELS = "dataset"
 """Model version of predictions that are the labels of real images."""
@@ -54,9 +58,10 @@ def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
 
 def _task(row: Row, job: Job) -> dict[str, Any]:
     facets = facet_columns(job.manifest.run)
+    controls = _controls(job)
     properties = [(CLASS_PROPERTY, row["label"]), *((name, row[column]) for name, column in facets.items())]
     results = [
-        _choice(name, value, row[f"score_{name}"], row["id"])
+        _choice(name, controls[name], value, row[f"score_{name}"], row["id"])
         for name, value in properties
         if value is not None
     ]
@@ -67,11 +72,18 @@ def _task(row: Row, job: Job) -> dict[str, Any]:
     return {"data": {"image": image, **json_row(row)}, "predictions": [prediction]}
 
 
-def _choice(name: str, value: str, score: float | None, row_id: str) -> dict[str, Any]:
+def _controls(job: Job) -> dict[str, str]:
+    """The name of the control for each property; the image itself has one, too."""
+    slugs = {name: slug(name) for name in (CLASS_PROPERTY, *job.labels.facets)}
+    free = free_names(list(slugs.values()), [IMAGE])
+    return {name: free[plain] for name, plain in slugs.items()}
+
+
+def _choice(name: str, control: str, value: str, score: float | None, row_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": hashlib.blake2b(f"{row_id}\n{name}".encode(), digest_size=5).hexdigest(),
-        "from_name": slug(name),
-        "to_name": "image",
+        "from_name": control,
+        "to_name": IMAGE,
         "type": "choices",
         "value": {"choices": [value]},
     }
@@ -87,10 +99,11 @@ def _judge(row: Mapping[str, Any]) -> str:
 
 def _interface(job: Job) -> str:
     axes = {CLASS_PROPERTY: job.labels.classes, **job.labels.facets}
-    lines = ["<View>", '  <Image name="image" value="$image"/>']
+    controls = _controls(job)
+    lines = ["<View>", f'  <Image name="{IMAGE}" value="$image"/>']
     for name, values in axes.items():
         lines.append(f"  <Header value={quoteattr(name)}/>")
-        lines.append(f'  <Choices name={quoteattr(slug(name))} toName="image" choice="single">')
+        lines.append(f'  <Choices name={quoteattr(controls[name])} toName="{IMAGE}" choice="single">')
         lines += [f"    <Choice value={quoteattr(value)}/>" for value in values]
         lines.append("  </Choices>")
     return "\n".join([*lines, "</View>", ""])

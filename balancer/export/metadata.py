@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.formats import arrow_bytes
-from balancer.training.labels import free_names, plain
+from balancer.names import free_names
+from balancer.training.labels import plain
 
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
@@ -55,7 +56,9 @@ def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> p
     columns |= {name: plain(rows[name]) for name in SINGLE}
     columns["seed"] = columns["seed"].cast(pa.string())
     scores = rows["scores"].combine_chunks()
-    columns |= {f"score_{name}": pc.struct_field(scores, name) for name in run.properties}
+    # By their places: Arrow reads a name that begins with a dot as a path.
+    places = {name: scores.type.get_field_index(name) for name in run.properties}
+    columns |= {f"score_{name}": pc.struct_field(scores, [place]) for name, place in places.items()}
     return pa.table(columns)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from balancer.export.job import Job, Options
 from balancer.export.names import image_name
 from balancer.manifest.schema import EMBEDDING
+from balancer.names import free_names
 from balancer.regular_files import open_regular
 from balancer.training.labels import plain
 
@@ -36,7 +37,7 @@ def identity_of(job: Job) -> bytes:
 def exported_schema(job: Job) -> pa.Schema:
     """Types that all readers know: no dictionaries, no 16-bit floats. With images, in the words of Hugging
     Face's `datasets`, so that it sees them as such."""
-    empty = _plain(job.rows.schema.empty_table())
+    empty = _plain(job.rows.schema.empty_table(), job.options.embed)
     metadata = {IDENTITY: identity_of(job)}
     if not job.options.embed:
         return empty.schema.with_metadata(metadata)
@@ -49,7 +50,7 @@ def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
     done = 0
     size = BATCH_ROWS_EMBEDDED if job.options.embed else BATCH_ROWS
     for batch in job.rows.to_batches(max_chunksize=size):
-        table = _plain(pa.Table.from_batches([batch]))
+        table = _plain(pa.Table.from_batches([batch]), job.options.embed)
         if job.options.embed:
             table = table.add_column(0, IMAGE, _images(job, batch))
         done += table.num_rows
@@ -57,11 +58,12 @@ def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
         yield table.cast(schema)
 
 
-def _plain(rows: pa.Table) -> pa.Table:
+def _plain(rows: pa.Table, embed: bool) -> pa.Table:
     told: dict[str, Any] = {name: plain(rows[name]) for name in rows.column_names}
     size = rows.schema.field(EMBEDDING).type.list_size
     told[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
-    return pa.table(told)
+    names = free_names(rows.column_names, [IMAGE] if embed else [])
+    return pa.table({names[name]: column for name, column in told.items()})
 
 
 def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:

@@ -225,9 +225,11 @@ def _sorted(table: pa.Table, columns: list[str]) -> pa.Table:
     """By these columns, and by place: most rows are in that order already."""
     if not columns and (np.diff(table[PLACE].to_numpy()) > 0).all():
         return table.combine_chunks()
-    names = [*columns, PLACE]
-    keys = pa.table({name: _text(table[name]) for name in names})
-    return table.take(pc.sort_indices(keys, [(name, "ascending") for name in names])).combine_chunks()
+    # Keys by number: Arrow reads a name that begins with a dot as a path.
+    keys = pa.table({str(number): _text(table[name]) for number, name in enumerate([*columns, PLACE])})
+    return table.take(
+        pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])
+    ).combine_chunks()
 
 
 # ---- writing ---------------------------------------------------------------------------------------

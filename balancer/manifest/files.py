@@ -194,7 +194,7 @@ def _column_chunks(
     """Where the columns are: from a byte to the one behind."""
     schema = metadata.schema
     paths = (schema.column(number).path for number in range(metadata.num_columns))
-    leaves = [number for number, path in enumerate(paths) if path.partition(".")[0] in columns]
+    leaves = [number for number, path in enumerate(paths) if not columns.isdisjoint(_beginnings(path))]
     for group in groups:
         of_group = metadata.row_group(group)
         for number in leaves:
@@ -203,6 +203,12 @@ def _column_chunks(
             if chunk.has_dictionary_page:
                 begin = min(begin, chunk.dictionary_page_offset)
             yield begin, begin + chunk.total_compressed_size
+
+
+def _beginnings(path: str) -> Iterator[str]:
+    """The columns that a path can be in: their names may have dots, too."""
+    parts = path.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+
+from balancer.names import free_names
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -24,8 +26,16 @@ def csv_text(table: pa.Table) -> str:
     Text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
     flat = table.flatten()
-    lines = [_csv_line(flat.column_names), *map(_csv_line, _rows(flat))]
+    lines = [_csv_line(_free_headers(flat.column_names)), *map(_csv_line, _rows(flat))]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _free_headers(names: Sequence[str]) -> list[str]:
+    """A column called `scores.class` and the field of that struct need two headers."""
+    found: list[str] = []
+    for name in names:
+        found.append(free_names([name], found)[name])
+    return found
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -25,6 +25,7 @@ from balancer.manifest.replaced import FILE, PLACE
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.scan import Source
 from balancer.manifest.schema import EMBEDDING
+from balancer.names import composed, free_names
 from balancer.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ Filter: TypeAlias = "str | pc.Expression"
 
 TABLE = "manifest"
 _READING_FAILED = re.compile(r"reading the stream registered as \S+ failed: ")
+_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[^\s'"(),=<>!+*/%;]+""")
+COUNT = "count"
 _EXAMPLE = "a condition looks like: class = 'burnt' and score >= 0.8"
 
 
@@ -93,33 +96,41 @@ class Manifest:
         names = self._names(columns)
         with self._reading():
             if isinstance(filter, str) and filter.strip():
-                found = self._source.rows_at(self._meeting(filter, status), names)
+                found = self._source.rows_at(self._meeting(_as_spelled(filter, self.run), status), names)
             else:
                 found = self._source.rows(names, self._condition(filter, status))
         return _as_one(found).replace_schema_metadata(self.schema.metadata)
 
     def count_by(self, *columns: str, filter: Filter | None = None, status: Status = "accepted") -> pa.Table:
-        """One row for each combination of values that occurs, sorted, with its number in column `count`."""
+        """One row for each combination of values that occurs, sorted, with its number in column `count`
+        (`count_` where one of `columns` is called that)."""
         names = self._names(columns)
         if any(pa.types.is_nested(self.schema.field(name).type) for name in names):
             raise UsageError(f"rows cannot be counted by {', '.join(columns)}")
         with self._reading():
             if isinstance(filter, str) and filter.strip():
-                counts = self._counted_by_sql(names, filter, status)
+                counts = self._counted_by_sql(names, _as_spelled(filter, self.run), status)
             else:
                 counts = self._counted(names, self._condition(filter, status))
-        return counts.sort_by([(name, "ascending") for name in names]) if names else counts
+        if names:
+            counts = counts.sort_by([(key, "ascending") for key in _keys(names)])
+        return counts.rename_columns([*names, *free_names([COUNT], names).values()])
 
     def sql(self, query: str, status: Status = "accepted") -> pa.Table:
         """The result of a SQL query over the table `manifest`, whose rows are in no order."""
         schema = _for_sql(self.schema, with_embedding=EMBEDDING in query)
         with self._reading(), _database(_of_status(self._source.dataset(schema), status)) as database:
-            return _run(lambda: database.sql(query), query, schema.names)
+            spelled = _as_spelled(query, self.run)
+            return _run(lambda: database.sql(spelled), spelled, schema.names)
 
     def _names(self, columns: Sequence[str] | None) -> list[str]:
-        for name in columns or ():
+        if columns is None:
+            return list(self.schema.names)
+        spelled = {composed(name): name for name in self.schema.names}
+        names = [name if name in spelled.values() else spelled.get(composed(name), name) for name in columns]
+        for name in names:
             _check_column(name, self.schema.names)
-        return self.schema.names if columns is None else list(columns)
+        return names
 
     def _condition(self, filter: Filter | None, status: Status) -> pc.Expression | None:
         """Raises UsageError for an expression that cannot be applied."""
@@ -144,11 +155,16 @@ class Manifest:
 
     def _counted_by_sql(self, names: Sequence[str], condition: str, status: Status) -> pa.Table:
         schema = _for_sql(self.schema, with_embedding=False)
-        keys = ", ".join(f'"{name}"' for name in names)
+        grouped = ", ".join(map(quoted, names))
+        shown = ", ".join(
+            f"{quoted(name)} AS {quoted(key)}" for name, key in zip(names, _keys(names), strict=True)
+        )
         with _database(_of_status(self._source.dataset(schema), status)) as database:
             rows = database.table(TABLE)
             counts = _run(
-                lambda: rows.filter(condition).aggregate(f"{keys}{', ' * bool(keys)}count(*) AS count", keys),
+                lambda: rows.filter(condition).aggregate(
+                    f"{shown}{', ' * bool(names)}count(*) AS {COUNT}", grouped
+                ),
                 condition,
                 schema.names,
             )
@@ -157,17 +173,20 @@ class Manifest:
     def _counted(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Table:
         scanner = self._source.dataset().scanner(columns=list(names) or [ID], filter=condition)
         if not names:
-            return pa.table({"count": [scanner.count_rows()]})
+            return pa.table({COUNT: [scanner.count_rows()]})
+        keys = _keys(names)
         parts = [self._counts_schema(names).empty_table()]
         for batch in scanner.to_batches():
-            counts = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([([], "count_all")])
-            parts.append(counts.rename_columns([*names, "count"]).cast(parts[0].schema))
-        groups = pa.concat_tables(parts).group_by(list(names)).aggregate([("count", "sum")])
-        return groups.rename_columns([*names, "count"])
+            rows = pa.Table.from_batches([batch]).rename_columns(keys)
+            counts = rows.group_by(keys).aggregate([([], "count_all")])
+            parts.append(counts.rename_columns([*keys, COUNT]).cast(parts[0].schema))
+        groups = pa.concat_tables(parts).group_by(keys).aggregate([(COUNT, "sum")])
+        return groups.rename_columns([*keys, COUNT])
 
     def _counts_schema(self, names: Sequence[str]) -> pa.Schema:
-        keys = [(name, _plain(self.schema.field(name).type)) for name in names]
-        return pa.schema([*keys, ("count", pa.int64())])
+        """With keys in the place of names."""
+        kinds = [_plain(self.schema.field(name).type) for name in names]
+        return pa.schema([*zip(_keys(names), kinds, strict=True), (COUNT, pa.int64())])
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -323,6 +342,43 @@ def manifest_in(storage: Storage) -> Manifest:
     return Manifest(info, storage.uri, Source(storage, info))
 
 
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    """Stand for names where Arrow would read a path: one that begins with a dot."""
+    return [f"key {number}" for number in range(len(names))]
+
+
+def _as_spelled(condition: str, run: RunInfo) -> str:
+    """A condition with the names of the run as the run has them: accents can be typed in two ways. Anything
+    else in it, such as the id of an image, stays as it is."""
+    if condition.isascii():
+        return condition
+    facets = {composed(name): name for name in run.facets}
+    values = {composed(name): name for name in _values_of(run)}
+
+    def spelled(match: re.Match[str]) -> str:
+        token = match[0]
+        if token[0] == "'":
+            known = values.get(composed(token[1:-1].replace("''", "'")))
+            return token if known is None else "'" + known.replace("'", "''") + "'"
+        if token[0] == '"':
+            known = facets.get(composed(token[1:-1].replace('""', '"')))
+            return token if known is None else quoted(known)
+        return facets.get(composed(token), token)
+
+    return _TOKEN.sub(spelled, condition)
+
+
+def _values_of(run: RunInfo) -> Iterator[str]:
+    yield from run.config["classes"]
+    for facet in run.config["facets"].values():
+        yield from facet["values"]
+
+
 def _of_status(rows: ds.Dataset, status: Status) -> ds.Dataset:
     return rows if status == "all" else rows.filter(pc.field(STATUS) == status)
 
@@ -383,11 +439,32 @@ def _explained(error: duckdb.Error, text: str, columns: Sequence[str]) -> UsageE
     import duckdb
 
     first_line = str(error).partition("\n")[0].partition(": ")[2]
-    if unknown := re.match(r'Referenced column "(.+?)" not found', first_line):
+    hint = _hint_to_quote(text, columns)
+    if not hint and (unknown := re.match(r'Referenced column "(.+?)" not found', first_line)):
         return _no_column(unknown[1], columns, quoted=f'"{unknown[1]}"' in text)
     if isinstance(error, duckdb.ParserException):
-        return UsageError(f"{text!r} is not valid SQL: {first_line}", hint=_EXAMPLE)
-    return UsageError(f"{text!r} cannot be evaluated: {first_line}", hint=_EXAMPLE)
+        return UsageError(f"{text!r} is not valid SQL: {first_line}", hint=hint or _EXAMPLE)
+    return UsageError(f"{text!r} cannot be evaluated: {first_line}", hint=hint or _EXAMPLE)
+
+
+def _hint_to_quote(text: str, columns: Sequence[str]) -> str:
+    """Where a condition names a column that SQL reads as something else; empty if there is none."""
+    bare = [match[0] for match in _TOKEN.finditer(text) if match[0][0] not in "'\""]
+    named = [name for name in columns if name in bare]
+    reserved = _words_of_sql() if named else set()
+    found = [name for name in named if name.lower() in reserved or not name.isidentifier()]
+    return f"this column goes in double quotes: {quoted(found[0])}" if found else ""
+
+
+def _words_of_sql() -> set[str]:
+    """Those that cannot be the name of a column without quotes."""
+    import duckdb
+
+    query = (
+        "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
+    )
+    with duckdb.connect(":memory:") as database:
+        return {str(word) for (word,) in database.execute(query).fetchall()}
 
 
 def _check_column(name: str, columns: Sequence[str]) -> None:

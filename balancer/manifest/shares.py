@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -167,14 +167,41 @@ def _columns_of(schema: pa.Schema, options: Mapping[str, Any]) -> pa.Schema:
     columns = options.get("columns")
     if columns is None:
         return schema
-    names = set() if isinstance(columns, Mapping) else {name.partition(".")[0] for name in columns}
+    # A name can have dots of its own, or lead into a struct.
+    names = (
+        set() if isinstance(columns, Mapping) else {*columns, *(name.partition(".")[0] for name in columns)}
+    )
     computed = columns.values() if isinstance(columns, Mapping) else ()
-    text = "\n".join(map(str, (*computed, options.get("filter"))))
+    try:
+        text = "\n".join(map(str, (*computed, options.get("filter"))))
+    except UnicodeDecodeError:  # Arrow cuts long values short, and may do so within a character
+        return _columns_it_misses(schema, names, options)
     if "FieldPath(" in text:  # a column by its number
         return schema
-    return pa.schema(
-        [column for column in schema if column.name in names or _mentions(text, column.name)], schema.metadata
-    )
+    return _subset(schema, {name for name in schema.names if name in names or _mentions(text, name)})
+
+
+def _columns_it_misses(schema: pa.Schema, names: set[str], options: Mapping[str, Any]) -> pa.Schema:
+    """Columns one by one, as Arrow complains that they are not there."""
+    found = names & {*schema.names}
+    while True:
+        nothing = ds.FileSystemDataset([], _subset(schema, found), LOG)
+        try:
+            ds.Scanner.from_dataset(nothing, **options)
+        except pa.ArrowInvalid as error:
+            told = str(error)
+            missing = [
+                name for name in schema.names if f"FieldRef.Name({name}) " in told and name not in found
+            ]
+            if not missing:
+                return schema
+            found.update(missing)
+        else:
+            return _subset(schema, found)
+
+
+def _subset(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
+    return pa.schema([column for column in schema if column.name in names], schema.metadata)
 
 
 def _mentions(text: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from balancer.audit import Audit, RealImage, audit, find_dataset
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import RESERVED_FACET_NAMES, SAMPLE_DATASET, Name, VerificationConfig
+from balancer.config import INTERNAL_PREFIX, RESERVED_FACET_NAMES, SAMPLE_DATASET, Name, VerificationConfig
 from balancer.configfile import MAX_FILE_BYTES, validated
 from balancer.errors import DatasetError
 from balancer.scaffold.text import Facet, Findings, Holdout, text_of
@@ -156,6 +156,8 @@ def _why_unusable(found: Audit, facet: Facet, others: Sequence[Facet]) -> str:
     """Empty if the facet can go into the config beside the others."""
     if not _is_name(facet.name) or not all(map(_is_name, facet.prompts)):
         return f"it or one of its values cannot be named in a config; {_NAME_RULE}"
+    if facet.name.startswith(INTERNAL_PREFIX):
+        return f"names that begin with {INTERNAL_PREFIX} are the manifest's own; rename it if it is a facet"
     if facet.name.lower() in RESERVED_FACET_NAMES:
         return "the manifest has a column of this name; rename it if it is a facet"
     if any(facet.name.lower() == other.name.lower() for other in others):

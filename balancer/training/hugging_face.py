@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.image_files import ImageFiles
+from balancer.names import free_names
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
-from balancer.training.labels import NO_LABEL, Labels, free_names
+from balancer.training.labels import NO_LABEL, Labels
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:

@@ -47,20 +47,6 @@ class Labels:
         return np.asarray(pc.fill_null(found, NO_LABEL)).astype(np.int64)
 
 
-def free_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """A column name for each name: itself, or with underscores behind where the name means something else.
-    Upper and lower case are the same in SQL."""
-    used = {name.casefold() for name in taken}
-    found = {}
-    for name in names:
-        free = name
-        while free.casefold() in used:
-            free += "_"
-        used.add(free.casefold())
-        found[name] = free
-    return found
-
-
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column without a dictionary, which not everything can read."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

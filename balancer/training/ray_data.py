@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.names import free_names
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.hugging_face import IMAGE, LABEL
 from balancer.training.images import Decoder
-from balancer.training.labels import Labels, free_names
+from balancer.training.labels import Labels
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
