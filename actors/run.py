@@ -48,6 +48,7 @@ from balancer.resume import (
     facts_of,
     find_run,
     schedule_of,
+    spelled_as_begun,
     wording_counts_of,
 )
 from balancer.safetext import has_credentials
@@ -112,6 +113,7 @@ def _run(
 ) -> RunResult:
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
+    config = spelled_as_begun(config, known)
     if known is not None:
         view = read_log(open_storage(out, create=False), KEPT)
         check_unchanged(config, models, known, allow_config_change, view.rules)

@@ -85,6 +85,9 @@ MAX_SCANNED_PIXELS = 2_000_000_000
 """Pixels times scans. A progressive photograph has about ten scans, whatever its size; at 64 megapixels 31
 are allowed, which take some seconds: one scan of a megapixel takes 1 to 2 ms."""
 
+_PNG_DEPTH = 24
+"""Where a PNG says how many bits a channel has."""
+
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_END = 0xD9
 _JPEG_BARE = (0x01, 0xD8)
@@ -142,6 +145,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
             _check_pixels(image.width, image.height, max_pixels)
             _check_scans(data, image.width * image.height)
             image.load()
+            _cut_transparent_colour(image, data)
             return np.asarray(_upright(_to_rgb(image), image))
     except UnreadableImage:
         raise
@@ -260,10 +264,20 @@ def _pixel_limit(max_pixels: int) -> str:
     return f"limit of {max_pixels / 1e6:g} (dataset.max_image_megapixels)"
 
 
+def _cut_transparent_colour(image: Image.Image, data: bytes) -> None:
+    """Of a PNG with 16 bits a channel Pillow keeps the upper 8, and of its transparent colour all 16."""
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(colour, tuple) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
+        image.info["transparency"] = tuple(channel >> 8 for channel in colour)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
         deep = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
+        if (transparent := image.info.get("transparency")) is not None:
+            grey[deep == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -69,6 +69,7 @@ def free_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 
 def _plain_value(text: str) -> str:
+    text = composed(text)
     if text.casefold() in ("true", "false"):
         return text.casefold()
     if _NUMBER.fullmatch(text):

@@ -20,6 +20,7 @@ from balancer.manifest.layout import RUN_FILE
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, merged
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.names import composed
 from balancer.plan import Plan, Priority
 from balancer.prompts import ladder
 from balancer.schedule import Outcome, Schedule
@@ -82,6 +83,37 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def spelled_as_begun(config: Config, known: RunInfo | None) -> Config:
+    """The config with the names of a run as that has them: one that was begun when configs were not composed
+    as they are read keeps its spelling."""
+    if known is None:
+        return config
+    facets = known.config["facets"]
+    names = [
+        *known.config["classes"],
+        *facets,
+        *(value for facet in facets.values() for value in facet["values"]),
+    ]
+    spelling = {composed(name): name for name in names if composed(name) != name}
+    return _renamed(config, spelling) if spelling else config
+
+
+def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
+    def named(name: str) -> str:
+        return spelling.get(name, name)
+
+    settings = config.model_dump(mode="json")
+    settings["classes"] = {named(name): of for name, of in settings["classes"].items()}
+    settings["facets"] = {named(name): of for name, of in settings["facets"].items()}
+    for facet in settings["facets"].values():
+        facet["values"] = {named(value): of for value, of in facet["values"].items()}
+        if facet["classes"] != "all":
+            facet["classes"] = [*map(named, facet["classes"])]
+    judged = settings["verification"]
+    judged["unjudged"] = ["=".join(map(named, entry.split("=", 1))) for entry in judged["unjudged"]]
+    return Config.model_validate(settings)
 
 
 def config_of(info: RunInfo, rules: Rules) -> Config:

@@ -481,3 +481,51 @@ def test_hashes_of_one_picture_in_two_sizes_differ_in_few_bits_and_of_two_pictur
 
 def bits_apart(first: str, second: str) -> int:
     return (int(first, 16) ^ int(second, 16)).bit_count()
+
+
+def deep_png(pixels: np.ndarray, transparent: tuple[int, ...] | None) -> bytes:
+    """16 bits a channel, of which Pillow writes no colour and no transparency."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    colour = (
+        b"" if transparent is None else chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    )
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + colour
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("transparent", "seen"),
+    [(None, [0, 1, 1, 255]), (0, [255, 1, 1, 255]), (300, [0, 255, 1, 255]), (7, [0, 1, 1, 255])],
+)
+def test_a_transparent_grey_of_16_bits_is_laid_over_white(transparent: int | None, seen: list[int]):
+    data = deep_png(
+        np.array([[0, 300, 301, 65535]], np.uint16), None if transparent is None else (transparent,)
+    )
+    assert decode_image(data, max_pixels=100)[0, :, 0].tolist() == seen
+
+
+@pytest.mark.parametrize(
+    ("transparent", "seen"),
+    [
+        (None, [[3, 7, 11], [255, 0, 0]]),
+        ((1000, 2000, 3000), [[255, 255, 255], [255, 0, 0]]),
+        ((65535, 0, 0), [[3, 7, 11], [255, 255, 255]]),
+        ((3, 7, 11), [[3, 7, 11], [255, 0, 0]]),
+    ],
+)
+def test_a_transparent_colour_of_16_bits_is_laid_over_white(transparent: Any, seen: list[list[int]]):
+    data = deep_png(np.array([[[1000, 2000, 3000], [65535, 0, 0]]], np.uint16), transparent)
+    assert decode_image(data, max_pixels=100)[0].tolist() == seen

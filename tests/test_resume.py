@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
+import unicodedata
 
 import pyarrow as pa
 import pytest
 
 from balancer.config import Config
+from balancer.configfile import load_config
 from balancer.manifest import ManifestLog
 from balancer.manifest.schema import rows_to_table
-from balancer.resume import schedule_of
+from balancer.resume import check_unchanged, schedule_of, spelled_as_begun
 from tests.manifest_samples import MemoryStorage, rejected, row, run_info, start, void
 
 INFO = run_info()
@@ -50,3 +53,25 @@ def test_nothing_looks_for_garbage_while_a_history_is_taken_in(monkeypatch):
     monkeypatch.setattr("balancer.resume.Schedule", lambda *quotas, **how: seen.append(gc.isenabled()))
     resumed(INFO.schema().empty_table())
     assert seen == [False]
+
+
+def test_a_run_begun_with_names_that_were_not_composed_goes_on_with_them(tmp_path):
+    e, o = (unicodedata.normalize("NFD", letter) for letter in "éö")
+    settings = {
+        "classes": {e: {"prompts": [e]}, "plain": {"prompts": ["a"]}},
+        "facets": {o: {"classes": [e], "values": {o: {"prompts": [o]}, "x": {"prompts": ["x"]}}}},
+        "target": {"per_class": 5},
+        "verification": {"unjudged": [o, f"class={e}", f"{o}={o}"]},
+    }
+    before = Config.model_validate(settings)  # as earlier versions read it
+    (tmp_path / "job.json").write_text(json.dumps(settings))
+    now = load_config(tmp_path / "job.json", ["actors.generators=2"])
+    assert list(now.classes) == ["é", "plain"]
+    known = run_info(config=before.model_dump(mode="json"), fingerprint=before.fingerprint(), facets=[o])
+    taken = spelled_as_begun(now, known)
+    assert (taken.fingerprint(), taken.actors.generators) == (before.fingerprint(), 2)
+    check_unchanged(
+        taken, {"verifier": {"model": "embedded", "embedding_dim": known.embedding_dim}}, known, False
+    )
+    assert spelled_as_begun(now, run_info(config=now.model_dump(mode="json"), facets=["ö"])) is now
+    assert spelled_as_begun(now, None) is now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -20,8 +22,9 @@ from balancer.errors import ManifestError, StorageError, UnavailableError, Usage
 from balancer.images import is_marked_synthetic, read_image
 from balancer.manifest import Manifest
 from balancer.storage import open_storage
-from balancer.training import extras
+from balancer.training import extras, torch_dataset
 from balancer.training.sampling import sample_weights
+from balancer.training.selection import Selection
 from tests.manifest_samples import real, row, start
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
@@ -339,3 +342,39 @@ def test_importing_the_training_and_export_rooms_loads_no_heavy_library():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+# ---- samplers of more rows than torch draws from ---------------------------------------------
+
+
+def made_up(monkeypatch, rows):
+    monkeypatch.setattr(torch_dataset, "select", lambda *_, **__: Selection(rows, {}))
+
+
+def test_a_sampler_draws_from_more_rows_than_torch_does(monkeypatch):
+    count = 2**24 + 2
+    half = pa.array(np.arange(count) % 2 == 0)
+    made_up(monkeypatch, pa.table({"source": pc.if_else(half, "real", "synthetic"), "class": half}))
+    sampler = torch_dataset.sampler_of(None, ["class"], 1.0, "train", None, 1, allow_synthetic_eval=False)
+    drawn = list(itertools.islice(sampler, 1000))
+    assert len(sampler) == count
+    assert max(drawn) > 2**23
+    assert 400 < sum(index % 2 for index in drawn) < 600
+
+
+def test_a_sampler_of_many_rows_keeps_to_the_weights_and_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(torch_dataset, "MOST_DRAWN_FROM", 10)
+    monkeypatch.setattr(torch_dataset, "DRAWS_AT_ONCE", 1000)
+    names = ["none"] * 10 + ["a"] * 900 + ["b"] * 90 + ["none"] * 4000
+    sources = [{"none": "real"}.get(name, "synthetic") for name in names]
+    made_up(monkeypatch, pa.table({"source": sources, "class": names}))
+
+    def draws():
+        made = torch_dataset.sampler_of(None, ["class"], 0.0, "train", None, 1, allow_synthetic_eval=False)
+        return list(pickle.loads(pickle.dumps(made)))
+
+    drawn = Counter(names[index] for index in draws())
+    assert drawn.total() == 5000
+    assert drawn["none"] == 0
+    assert 2300 < drawn["a"] < 2700
+    assert draws() == draws()

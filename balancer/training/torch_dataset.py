@@ -6,7 +6,7 @@ torch is imported on use: the class is made a `torch.utils.data.Dataset` when th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     _Dataset = Dataset[tuple[Any, ...]]
 else:
     _Dataset = object
+
+MOST_DRAWN_FROM = 2**24
+DRAWS_AT_ONCE = 1 << 20
 
 Transform = Callable[[Any], Any]
 """From a Pillow image, as torchvision's transforms take it, to what a batch is made of."""
@@ -112,12 +115,41 @@ def sampler_of(
     allow_synthetic_eval: bool,
 ) -> WeightedRandomSampler:
     import torch
-    from torch.utils.data import WeightedRandomSampler
 
     selection = select(manifest, [*by], split, filter, allow_synthetic_eval=allow_synthetic_eval)
     weights = torch.from_numpy(sample_weights(selection.rows, by, real_weight))
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return WeightedRandomSampler(weights, len(weights), generator=generator)  # type: ignore[arg-type]
+    return _sampler_class()(weights, len(weights), generator=generator)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _sampler_class() -> type[WeightedRandomSampler]:
+    import torch
+    from torch.utils.data import WeightedRandomSampler
+
+    class ManifestSampler(WeightedRandomSampler):
+        """Torch draws from MOST_DRAWN_FROM rows at most; of more, their summed weights are searched."""
+
+        def __iter__(self) -> Iterator[int]:
+            if len(self.weights) <= MOST_DRAWN_FROM:
+                yield from super().__iter__()
+                return
+            sums = torch.cumsum(self.weights, 0)
+            last = int(torch.searchsorted(sums, sums[-1]))  # that has a weight
+            for start in range(0, self.num_samples, DRAWS_AT_ONCE):
+                count = min(DRAWS_AT_ONCE, self.num_samples - start)
+                drawn = torch.rand(count, dtype=sums.dtype, generator=self.generator) * sums[-1]
+                yield from torch.searchsorted(sums, drawn, right=True).clamp(max=last).tolist()
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            arguments = (self.weights, self.num_samples, self.replacement, self.generator)
+            return _made_sampler, arguments
+
+    return ManifestSampler
+
+
+def _made_sampler(*arguments: Any) -> WeightedRandomSampler:
+    return _sampler_class()(*arguments)
 
 
 @functools.cache
