@@ -203,7 +203,7 @@ def test_a_fault_in_json_lines_is_told_with_the_number_of_its_line(tmp_path):
 DOUBTFUL = {
     "names without folders": (
         csv({"1.png": "rain"}),
-        "1 rows, none of which names an image: 1.png is no file",
+        "1 row, none of which names an image: there is no file 1.png",
     ),
     "some rows": (csv({**WEATHER, "cat/9.png": "sun"}), "1 of 5 rows name no image, such as cat/9.png"),
     "case of a value": (
@@ -222,7 +222,7 @@ DOUBTFUL = {
     ),
     "two rows of one file": (
         csv(WEATHER) + "\n./cat/1.png,sun",
-        "1 files have several rows that say different things, such as cat/1.png; the first row counts",
+        "several rows of 1 file say different things, such as cat/1.png; the first row counts",
     ),
     "another folder": (csv(renamed("/mnt/{}/{}")), "4 file names begin with /mnt/, which is taken for this"),
     "several folders": (

@@ -329,7 +329,7 @@ def _folders_of_one_class(class_of: Mapping[str, str]) -> list[str]:
     for folder, class_name in class_of.items():
         folders[class_name].append(folder)
     return [
-        f"{len(alike)} folders are named {name!r}, with other codes for the same letters: all are that class"
+        f"{len(alike)} folders are named {name!r}, but for spaces or the codes of letters: all are that class"
         for name, alike in folders.items()
         if len(alike) > 1
     ]

@@ -135,9 +135,10 @@ def _take(table: Table, found: Mapping[str, Sequence[str]], joined: Joined) -> N
     if unknown:
         joined.warnings.append(_unknown_rows(table, unknown, bool(found)))
     if contradicted:
+        count = len(dict.fromkeys(contradicted))
         joined.warnings.append(
-            f"{table.path}: {len(dict.fromkeys(contradicted))} files have several rows that say different"
-            f" things, such as {contradicted[0]}; the first row counts"
+            f"{table.path}: several rows of {_counted(count, 'file')} say different things, such as "
+            f"{contradicted[0]}; the first row counts"
         )
 
 
@@ -146,12 +147,16 @@ def _same(one: Row, other: Row) -> bool:
 
 
 def _unknown_rows(table: Table, unknown: Sequence[str], others: bool) -> str:
-    rows = len(table.rows)
+    rows = _counted(len(table.rows), "row")
     if others:
-        return f"{table.path}: {len(unknown)} of {rows} rows name no image, such as {unknown[0]}"
-    shape = "such as class/0001.jpg, relative to the dataset"
-    return f"{table.path}: {rows} rows, none of which names an image: {unknown[0]} is no file ({shape})"
+        return f"{table.path}: {len(unknown)} of {rows} name no image, such as {unknown[0]}"
+    shape = "write class/0001.jpg, relative to the dataset"
+    return f"{table.path}: {rows}, none of which names an image: there is no file {unknown[0]} ({shape})"
 
 
 def _file_names(count: int) -> str:
-    return f"{count} file name{'' if count == 1 else 's'}"
+    return _counted(count, "file name")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
