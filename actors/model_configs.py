@@ -7,6 +7,7 @@ all others are refused.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ _ORIGINS = frozenset("_name_or_path name_or_path special_tokens_map_file origin_
 """Where the publisher had it. Most published configs have some of these; no loader is shown them."""
 
 _DEEPEST = 50
+
+_LONGEST_KEY = 200
+"""Those of model libraries are words; every rule looks at each of them."""
 
 _ELSEWHERE_KEY = re.compile(
     r"(.*_)?(files?|paths?|dirs?|directory|folder|subfolder|revision|repo|repo_id|repository|url|uri|hub_id)"
@@ -93,6 +97,8 @@ def _without_origins(value: Any) -> Any:
 
 def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
     key = keys[-1]
+    if len(key) > _LONGEST_KEY:
+        _refuse(f"{name}: {key[:40]!r} is the beginning of a key of {len(key):,} characters", model)
     if key in _ORIGINS or not value:
         return
     if key in _CODE:
@@ -110,16 +116,26 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
 
 def _refuse_string(keys: _Keys, value: str, name: str, model: str) -> None:
     key = keys[-1]
-    if any(map(_ATTENTION.fullmatch, keys)) and not _is_built_in_attention(value):
+    if any(map(_is_attention, keys)) and not _is_built_in_attention(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, a kernel that is not built in", model)
     if key == "model_type" and not _SLUG.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no type of transformers", model)
     if key == "_class_name" and not _CLASS_NAME.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no class name", model)
-    if any(map(_TEXT.fullmatch, keys)) or (key.endswith("_file") and value in TOKENIZER):
+    if any(map(_is_free_text, keys)) or (key.endswith("_file") and value in TOKENIZER):
         return
     if _ELSEWHERE_KEY.fullmatch(key) or _ELSEWHERE.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, another repository, path or file", model)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_attention(key: str) -> bool:
+    return _ATTENTION.fullmatch(key) is not None
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_free_text(key: str) -> bool:
+    return _TEXT.fullmatch(key) is not None
 
 
 def _is_built_in_attention(value: str) -> bool:

@@ -272,8 +272,13 @@ def _as_dict(found: PropertyCalibration) -> dict[str, Any]:
 
 
 def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
-    """The file is there whole or not at all; StorageError if it cannot be written."""
-    from balancer.storage import open_storage
+    """The file is there whole or not at all, and replaces nothing but a calibration; StorageError if it
+    cannot be written, UsageError if it may not."""
+    from balancer.storage import open_storage, refuse_inside_run
+
+    refuse_inside_run(path, "--out")
+    if os.path.lexists(path):
+        read_calibration(path)
 
     folder, name = os.path.split(os.path.abspath(path))
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()

@@ -562,9 +562,22 @@ def test_an_export_of_another_run_is_refused(run, tmp_path):
 
 def test_a_claim_that_cannot_be_read_is_refused(run, tmp_path):
     export(run, "hf", tmp_path / "out")
-    (tmp_path / "out" / CLAIM).write_text("[1")
-    with pytest.raises(UsageError, match="cannot be read"):
-        export(run, "hf", tmp_path / "out")
+    for text in ("[1", "[[1, 2]]"):
+        (tmp_path / "out" / CLAIM).write_text(text)
+        with pytest.raises(UsageError, match="cannot be read"):
+            export(run, "hf", tmp_path / "out")
+
+
+def test_no_link_in_the_destination_leads_to_files_that_are_removed(run, tmp_path):
+    export(run, "hf", tmp_path / "out")
+    theirs = tmp_path / "elsewhere" / ".balancer-export.mine.tmp"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"")
+    (tmp_path / "out" / "link").symlink_to(theirs.parent)
+    with (tmp_path / "out" / JOURNAL).open("a") as journal:
+        journal.write('["link/x", null]\n')
+    export(run, "hf", tmp_path / "out")
+    assert theirs.exists()
 
 
 def test_a_file_put_where_an_image_belongs_is_not_overwritten(run, tmp_path):
@@ -751,6 +764,23 @@ def test_folder_names_are_safe_and_all_different(names: list[str]):
         assert not folder.startswith(".")
         assert not folder.endswith((" ", "."))
     assert len({folder.casefold() for folder in found.values()} - {"metadata", "train"}) == len(names)
+
+
+def test_a_name_that_looks_like_the_slug_of_another_is_another():
+    slugged = folder_names(["con"])["con"]
+    found = folder_names(["con", slugged])
+    assert len(set(found.values())) == 2
+
+
+def test_facets_whose_names_differ_in_number_only_have_their_own_folders(tmp_path):
+    names = ["burn_level", "burn_levels"]
+    facets = {name: {"values": {"severe": {"prompts": ["x"]}}} for name in names}
+    one = real("a.png", split="train") | {"burn_level": "severe", "burn_levels": None}
+    one.pop("lighting")
+    run = commit(tmp_path / "run", one, config=CONFIG | {"facets": facets}, facets=names, plan=[])
+    export(run, "folders", tmp_path / "out", options=Options(copy=True))
+    assert len(list((tmp_path / "out" / "burn_level" / "severe").iterdir())) == 1
+    assert not (tmp_path / "out" / "burn_levels").exists()
 
 
 def test_plain_names_stay_as_they_are():

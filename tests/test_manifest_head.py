@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from balancer.cli import main
 from balancer.errors import BalancerError, ManifestError, StorageError
 from balancer.manifest import ManifestLog, check_run, create_run, open_manifest, read_log
 from balancer.manifest.compaction import compact
-from balancer.manifest.head import read_head
+from balancer.manifest.head import read_head, write_head
 from balancer.manifest.layout import HEAD_FILE, INDEX_FILE, LOG_DIR, fragment_path
 from balancer.manifest.repair import apply, look
 from balancer.storage import open_storage
@@ -230,8 +232,18 @@ def test_a_run_that_no_driver_opened_yet_is_sound(tmp_path):
     start(storage).commit([rejected(ONE)])
 
 
+def with_seq_as_text() -> bytes:
+    storage = MemoryStorage()
+    write_head(storage, run_info().run_id, None)
+    document = json.loads(storage.read(HEAD_FILE)) | {"seq": "3"}
+    del document["checksum"]
+    text = json.dumps(document, sort_keys=True).encode()
+    return json.dumps(document | {"checksum": hashlib.sha256(text).hexdigest()}).encode()
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": "x", "checksum": 1}']
+    "data",
+    [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": "x", "checksum": 1}', with_seq_as_text()],
 )
 def test_a_head_that_is_no_head_is_an_error_and_repaired(run, data):
     storage = open_storage(run, create=False)

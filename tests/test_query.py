@@ -300,6 +300,16 @@ def test_output_is_whole_or_not_there(run, tmp_path):
     assert (tmp_path / "rows.csv").read_text().count("\n") == 6
 
 
+@pytest.mark.parametrize("name", ["run.json", "manifest/log/00000000000000000001.arrow", "images/new.json"])
+def test_output_never_goes_into_a_run(run, name):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    result = CliRunner().invoke(main, ["query", str(run), "--format", "json", "--output", str(run / name)])
+    assert result.exit_code == 2
+    assert "is inside the run folder" in result.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

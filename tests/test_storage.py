@@ -449,7 +449,7 @@ def test_a_path_in_a_working_folder_that_was_deleted_is_told(tmp_path, monkeypat
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(UsageError, match="working folder, which was deleted"):
+    with pytest.raises(StorageError, match="the working folder is gone"):
         open_storage(path, create=create)
 
 

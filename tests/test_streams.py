@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from balancer.storage import open_storage
-from tests.manifest_samples import row, start
+from tests.manifest_samples import image_bytes, row, start
 
 STREAMS = ("stdin", "stdout", "stderr")
 
@@ -22,7 +22,10 @@ STREAMS = ("stdin", "stdout", "stderr")
 def places(tmp_path_factory) -> Path:
     """A folder with a run, a dataset and a config."""
     root = tmp_path_factory.mktemp("streams")
-    start(open_storage(root / "run", create=True)).commit([row("basic/dim/0000"), row("basic/dim/0001")])
+    storage, rows = open_storage(root / "run", create=True), [row("basic/dim/0000"), row("basic/dim/0001")]
+    for each in rows:
+        storage.publish(each["file_name"], image_bytes(each["id"]))
+    start(storage).commit(rows)
     (root / "data/a").mkdir(parents=True)
     Image.new("RGB", (16, 16), "red").save(root / "data/a/0.png")
     document = {
@@ -104,7 +107,7 @@ def test_streams_that_are_closed_end_no_command_in_silence(project, places, clos
     numbers = [STREAMS.index(name) for name in closed]
     line = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in numbers)
     done = subprocess.run(
-        ["sh", "-c", f'exec "$@" {line}', "sh", *command("status", "run")], cwd=places,
+        ["sh", "-c", f'exec "$@" {line}', "sh", *command("query", "run")], cwd=places,
         env=environment(project), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == (4 if "stdout" in closed else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -237,7 +238,7 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
             yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
         for row in reader:
             if row:
-                yield [*zip(headers, row, strict=False)]
+                yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")]
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 

@@ -144,7 +144,8 @@ def _emit(data: bytes, output: str | None) -> None:
         raise UsageError(f"{output} is not a file that can be written", hint="choose another --output")
     if not os.path.isdir(folder):
         raise UsageError(f"--output {output}: no folder {folder}", hint="make the folder first")
-    from balancer.storage import open_storage
+    from balancer.storage import open_storage, refuse_inside_run
 
+    refuse_inside_run(output, "--output")
     open_storage(folder, create=False).replace(name, data)
     console.note(f"wrote {output}")

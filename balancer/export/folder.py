@@ -193,7 +193,9 @@ def _claim(destination: Destination) -> Journal:
 def _check_claim(destination: Destination) -> None:
     path = destination.path / CLAIM
     try:
-        claim = dict(json.loads(read_regular(path, max_bytes=MAX_CLAIM_BYTES, follow_links=False)))
+        claim = json.loads(read_regular(path, max_bytes=MAX_CLAIM_BYTES, follow_links=False))
+        if not isinstance(claim, dict):
+            raise ValueError("it is no JSON object")
     except OSError as error:
         raise _unreadable(path, error) from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -248,6 +250,8 @@ def _remove_temporary(path: Path, journal: Iterable[str]) -> None:
     """What an export that was killed left half written."""
     folders = {name.partition("\n")[0].rpartition("/")[0] for name in journal}
     for folder in ("", *folders):
+        if not (path / folder).resolve().is_relative_to(path.resolve()):
+            continue  # by a link, which is not ours
         for temporary in (path / folder).glob(f"{_OWN}*.tmp"):
             with contextlib.suppress(OSError):
                 temporary.unlink()

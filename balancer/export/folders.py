@@ -59,7 +59,11 @@ class _Places:
 
     def __init__(self, job: Job) -> None:
         run = job.manifest.run
-        facets = {name: facet_folder(name) for name in run.facets}
+        folders = [facet_folder(name) for name in run.facets]
+        facets = {
+            name: folder if folders.count(folder) == 1 else name
+            for name, folder in zip(run.facets, folders, strict=True)
+        }
         self._facets = folder_names(facets.values(), taken=[METADATA, *SPLITS])
         self._facets = {name: self._facets[folder] for name, folder in facets.items()}
         self._classes = folder_names(job.labels.classes, taken=[METADATA, *SPLITS, *self._facets.values()])

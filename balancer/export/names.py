@@ -15,6 +15,9 @@ from balancer.storage import slug
 STEM_LENGTH = 80
 
 _PLAIN = re.compile(r"[^\W_][\w .()+&,-]{0,99}")
+_HASHED = re.compile(r".*-[0-9a-f]{16}")
+"""A name that looks like a slug of another one gets a slug as well."""
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|webp)")
 
@@ -42,11 +45,13 @@ def image_name(row_id: str, file_name: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    fits = _PLAIN.fullmatch(name) is not None and not _RESERVED.fullmatch(name)
+    fits = (
+        _PLAIN.fullmatch(name) is not None and not _RESERVED.fullmatch(name) and not _HASHED.fullmatch(name)
+    )
     return fits and not name.endswith((" ", ".")) and len(name.encode()) <= 200
 
 
 def _slug(name: str) -> str:
     """With a hash in every case, because the plain one is taken."""
     found = slug(name)
-    return found if found != name else f"{name}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    return found if found != name else f"{name}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"

@@ -21,6 +21,8 @@ from balancer.storage import MissingFileError, Storage, is_temporary
 
 FORMAT = 1
 
+MAX_HEAD_BYTES = 100_000
+
 LOG_IS_THERE = "log is there"
 
 
@@ -36,7 +38,7 @@ class Head:
 def read_head(storage: Storage, run_id: str) -> Head | None:
     """None if there is none; BrokenFragmentError if it is damaged, or of another run."""
     try:
-        data = storage.read(HEAD_FILE)
+        data = storage.read(HEAD_FILE, MAX_HEAD_BYTES)
     except MissingFileError:
         return None
     try:
@@ -101,7 +103,10 @@ def _parsed(document: dict[str, Any]) -> Head:
         )
     if checksum != _checksum(document):
         raise ValueError("its bytes are not those that were written")
-    return Head(document["run_id"], document["seq"], document["sha256"])
+    head = Head(document["run_id"], document["seq"], document["sha256"])
+    if not (isinstance(head.run_id, str) and isinstance(head.seq, int) and isinstance(head.sha256, str)):
+        raise ValueError("its values are of other types")
+    return head
 
 
 def _checksum(document: dict[str, Any]) -> str:

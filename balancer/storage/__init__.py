@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from pathlib import Path
 
 from balancer.errors import UsageError
 from balancer.storage.address import bucket_address, local_path
@@ -37,6 +38,7 @@ __all__ = [
     "System",
     "is_temporary",
     "open_storage",
+    "refuse_inside_run",
     "refuse_without_create_only",
     "slug",
     "slug_of_before",
@@ -79,6 +81,17 @@ def _hashed(name: str, num_bytes: int) -> str:
     plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:most]
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=num_bytes).hexdigest()
     return f"{plain or 'name'}-{digest}"
+
+
+def refuse_inside_run(path: str | os.PathLike[str], option: str) -> None:
+    """UsageError for a file that a user wants written where only a run and its commands write."""
+    for folder in Path(os.path.realpath(path)).parents:
+        if (folder / "run.json").is_file() and (folder / "manifest").is_dir():
+            raise UsageError(
+                f"{option} {os.fspath(path)} is inside the run folder {folder}, where it could replace what"
+                " the run needs",
+                hint="choose a place outside it",
+            )
 
 
 def open_storage(uri: str | os.PathLike[str], create: bool) -> Storage:
