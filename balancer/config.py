@@ -454,7 +454,7 @@ class ActorsConfig(_Section):
 class PlanningConfig(_Section):
     """Assumptions behind the estimates of `plan`, used until a run has measured them."""
 
-    acceptance: float = Field(default=0.7, ge=1e-6, le=1)
+    acceptance: float = Field(default=0.7, ge=1e-12, le=1)
     """Expected part of candidates that pass."""
 
     seconds_per_candidate: float | None = Field(default=None, gt=0, le=1_000_000)
