@@ -9,6 +9,7 @@ import json
 import tarfile
 import unicodedata
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ ODD = (
     "FieldPath(0)", "con", "<b>&amp;", "]]>", "`rm`", "a\u2028b",
 )  # fmt: skip
 FACETS = (*WORDS, *OURS, *THEIRS, *ODD)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_facets() -> Iterator[None]:
+    """One run has all the names at once; nothing here plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("balancer.config.MAX_FACETS_OF_CLASS", 1000)
+        patch.setattr("balancer.config.MAX_CELLS", 10**100)
+        yield
 
 
 def named(facets: list[str], classes: list[str], values: list[str]) -> Config:
