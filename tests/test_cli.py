@@ -573,7 +573,7 @@ def test_csv_is_escaped_on_a_terminal_and_as_it_is_elsewhere(monkeypatch: pytest
     pipe = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", pipe)
     console.emit(data)
-    assert pipe.buffer.getvalue() == data  # type: ignore[attr-defined]
+    assert pipe.buffer.getvalue() == data
 
 
 def test_json_is_text_as_it_is_and_has_no_nan(capsys: pytest.CaptureFixture[str]):
