@@ -278,7 +278,7 @@ def test_binary_formats_go_down_a_pipe(run):
 
 
 def test_binary_formats_do_not_go_to_a_terminal(run, monkeypatch):
-    monkeypatch.setattr("balancer.cli.query._is_terminal", lambda: True)
+    monkeypatch.setattr("balancer.cli.console.is_terminal", lambda: True)
     result = query(run, "--format", "parquet")
     assert result.exit_code == 2
     assert "parquet is binary" in result.stderr
@@ -286,7 +286,7 @@ def test_binary_formats_do_not_go_to_a_terminal(run, monkeypatch):
 
 
 def test_a_terminal_gets_the_first_rows_and_a_note(run, monkeypatch):
-    monkeypatch.setattr("balancer.cli.query._is_terminal", lambda: True)
+    monkeypatch.setattr("balancer.cli.console.is_terminal", lambda: True)
     monkeypatch.setattr("balancer.cli.query.TERMINAL_ROWS", 2)
     result = query(run)
     assert "the first 2 of 5 rows" in result.stderr
