@@ -237,7 +237,7 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
             yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
         for row in reader:
             if row:
-                yield [*zip(headers, row, strict=False)]
+                yield [*zip(headers, [*row, *[""] * (len(headers) - len(row))], strict=False)]
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
