@@ -79,7 +79,8 @@ class DatasetConfig(_Section):
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
-    `metadata.parquet`, `metadata.csv` or `metadata.jsonl` if there is one."""
+    `metadata.parquet`, `metadata.csv` or `metadata.jsonl` if there is one, and those in the class folders,
+    whose file names are relative to their own folder."""
 
     holdout: str | None = None
     """Another folder laid out like `path`, kept apart from training: the verifier is tested on its labelled

@@ -241,6 +241,13 @@ def test_what_matches_nothing_or_is_in_doubt_is_a_warning(tmp_path, what):
     assert warning in found.warnings[0]
 
 
+def test_a_column_of_which_short_rows_have_no_cell_is_there_all_the_same(tmp_path):
+    table = "file_name,weather\n" + "\n".join([*FILES, "cat/1.png,rain"])
+    found = audit_dataset(config(dataset(tmp_path, {"metadata.csv": "file_name,x,weather\ncat/1.png,y\n"})))
+    assert found.warnings == ()
+    assert weather(audit_dataset(config(dataset(tmp_path, {"metadata.csv": table}))))["cat/2.png"] is None
+
+
 def test_a_table_beside_another_one_is_not_read_and_that_is_said(tmp_path):
     tables = {"metadata.csv": csv(), "metadata.jsonl": "not read"}
     found = audit_dataset(config(dataset(tmp_path, tables)))
