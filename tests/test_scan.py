@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,10 +13,10 @@ import pyarrow.dataset as ds
 import pytest
 
 from balancer import open_manifest
-from balancer.manifest import Manifest, daemon_threads, shares
+from balancer.manifest import Manifest, ending, shares
 from balancer.manifest.compacted import DamagedCopyError
 from balancer.manifest.compaction import compact
-from balancer.manifest.daemon_threads import Gate, stop_at_exit
+from balancer.manifest.ending import Gate, well_ended
 from balancer.manifest.fragment import BrokenFragmentError
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.query import manifest_in
@@ -289,12 +289,56 @@ def test_a_step_that_does_not_end_is_not_waited_for_at_exit():
     thread.join()
 
 
+def numbers(*, closed: threading.Event | None = None) -> Generator[int, None, None]:
+    try:
+        yield from (1, 2, 3)
+    finally:
+        if closed is not None:
+            closed.set()
+
+
 def test_only_daemon_threads_stop_at_a_closed_gate(monkeypatch):
     gate = Gate()
     gate.close()
-    monkeypatch.setattr(daemon_threads, "_gate", gate)
+    monkeypatch.setattr(ending, "_gate", gate)
     seen: list[int] = []
-    begun(lambda: seen.extend(stop_at_exit(iter([1, 2]))), daemon=False).join()
-    assert seen == [1, 2]
-    begun(lambda: seen.extend(stop_at_exit(iter([3])))).join(0.1)
-    assert seen == [1, 2]
+    begun(lambda: seen.extend(well_ended(numbers())), daemon=False).join()
+    assert seen == [1, 2, 3]
+    begun(lambda: seen.extend(well_ended(numbers()))).join(0.1)
+    assert seen == [1, 2, 3]
+
+
+def test_steps_are_closed_when_they_are_left():
+    closed = threading.Event()
+    next(well_ended(numbers(closed=closed)))
+    assert closed.is_set()
+
+
+def test_at_exit_steps_are_closed_that_somebody_holds(monkeypatch):
+    monkeypatch.setattr(ending, "_gate", Gate())
+    closed = threading.Event()
+    held = well_ended(numbers(closed=closed))
+    next(held)
+    ending._end()
+    assert closed.is_set()
+    assert list(held) == []
+
+
+def test_a_scan_that_is_left_has_finished_what_arrow_began(manifest, monkeypatch):
+    started: list[Iterator[Any]] = []
+    start = ds.Scanner.to_batches
+
+    def to_batches(scan: shares.Scan) -> Iterator[pa.RecordBatch]:
+        def noted(scanner: ds.Scanner) -> Iterator[pa.RecordBatch]:
+            started.append(start(scanner))
+            return started[-1]
+
+        return well_ended(scan._pipelined(noted))
+
+    monkeypatch.setattr(shares.Scan, "to_batches", to_batches)
+    batches = manifest.dataset().to_batches()
+    next(batches)
+    next(batches)
+    assert len(started) >= 2
+    del batches
+    assert all(next(one, None) is None for one in started)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from balancer.manifest.chain import begin
-from balancer.manifest.daemon_threads import stop_at_exit
+from balancer.manifest.ending import well_ended
 from balancer.manifest.files import LOG, PARQUET, Loaded, ManifestFiles, Wanted
 from balancer.storage import LocalStorage
 
@@ -64,10 +66,10 @@ class Scan:
             self.projected_schema = self._scanner([]).projected_schema
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        return stop_at_exit(self._pipelined(ds.Scanner.to_batches))
+        return well_ended(self._pipelined(ds.Scanner.to_batches))
 
     def scan_batches(self) -> Iterator[ds.TaggedRecordBatch]:
-        return stop_at_exit(self._pipelined(ds.Scanner.scan_batches))
+        return well_ended(self._pipelined(ds.Scanner.scan_batches))
 
     def to_table(self) -> pa.Table:
         return pa.Table.from_batches(list(self.to_batches()), self.projected_schema)
@@ -90,22 +92,26 @@ class Scan:
         return self._whole().take(indices)
 
     def to_reader(self) -> pa.RecordBatchReader:
-        return self._whole().to_reader()
+        return self._whole(use_threads=False).to_reader()  # which does nothing while nobody asks
 
-    def _whole(self) -> ds.Scanner:
-        return self._scanner([loaded.fragment for loaded in self._loaded() if loaded.fragment is not None])
+    def _whole(self, **options: Any) -> ds.Scanner:
+        fragments = [loaded.fragment for loaded in self._loaded() if loaded.fragment is not None]
+        return self._scanner(fragments, **options)
 
-    def _pipelined(self, start: Callable[[ds.Scanner], Iterator[T]]) -> Iterator[T]:
+    def _pipelined(self, start: Callable[[ds.Scanner], Iterator[T]]) -> Generator[T, None, None]:
         """Arrow works on a share, from when it is started, while the next one is read."""
-        shares = self._shares()
-        if (first := next(shares, None)) is not None:
-            yield from start(first)
-        at_work: Iterator[T] = iter(())
-        for share in shares:
-            started = start(share)
-            yield from at_work
-            at_work = started
-        yield from at_work
+        at_work: deque[Iterator[T]] = deque()
+        try:
+            for number, share in enumerate(self._shares()):
+                at_work.append(start(share))
+                if number == 0 or len(at_work) == 2:
+                    yield from at_work[0]
+                    at_work.popleft()
+            for started in at_work:
+                yield from started
+        finally:
+            for started in at_work:
+                _finish(started)
 
     def _shares(self) -> Iterator[ds.Scanner]:
         share: list[ds.Fragment] = []
@@ -120,14 +126,14 @@ class Scan:
         if share:
             yield self._scanner(share)
 
-    def _scanner(self, fragments: Sequence[ds.Fragment]) -> ds.Scanner:
+    def _scanner(self, fragments: Sequence[ds.Fragment], **options: Any) -> ds.Scanner:
         compacted = [one for one in fragments if isinstance(one, ds.ParquetFileFragment)]
         newest = [one for one in fragments if not isinstance(one, ds.ParquetFileFragment)]
         children = [
             ds.FileSystemDataset(compacted, self._schema, PARQUET),
             ds.FileSystemDataset(newest, self._schema, LOG),
         ]
-        return ds.Scanner.from_dataset(ds.UnionDataset(self._schema, children), **self._options)
+        return ds.Scanner.from_dataset(ds.UnionDataset(self._schema, children), **self._options | options)
 
     def _loaded(self) -> Iterator[Loaded]:
         condition = self._options.get("filter")
@@ -160,6 +166,12 @@ class Scan:
                 group, num_bytes, num_files = [], 0, REQUESTS
         if group:
             yield group
+
+
+def _finish(started: Iterator[object]) -> None:
+    """Nothing that Arrow has begun goes on after this."""
+    with suppress(Exception):  # whoever left the scan does not want to know
+        deque(started, maxlen=0)
 
 
 def _columns_of(schema: pa.Schema, options: Mapping[str, Any]) -> pa.Schema:
