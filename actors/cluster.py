@@ -16,7 +16,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from actors.leftovers import ended_with_this_process
-from actors.ray_access import refuse_open_cluster, to_oneself
+from actors.ray_access import refuse_open_cluster, started_on_this_machine, to_oneself
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, UsageError, first_line
 from balancer.safetext import has_credentials
@@ -80,10 +80,11 @@ def alone() -> Iterator[None]:
 def connected(address: str | None, allow_open: bool = False) -> Iterator[Resources]:
     """Ray for the length of a run: the cluster at `address` or `RAY_ADDRESS`, else one on this machine.
 
-    A connection that was open before is used and left open. With `allow_open` the cluster need not ask for
-    a token.
+    A connection that was open before is used and left open; ClusterError if `address` is another cluster's.
+    With `allow_open` the cluster need not ask for a token.
     """
     if ray.is_initialized():
+        _refuse_another(address)
         yield _resources()
         return
     end_leftovers = _connect(_named(address), allow_open)
@@ -122,9 +123,31 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
 def refuse_silent(address: str | None) -> None:
     """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer: told before
     anything is written for a run on it."""
-    named = _named(address)
-    if named is not None and not ray.is_initialized():
+    if ray.is_initialized():
+        _refuse_another(address)
+    elif (named := _named(address)) is not None:
         refuse_silent_head(named)
+
+
+def _refuse_another(address: str | None) -> None:
+    """ClusterError if `address` is not that of the cluster to which this process is connected."""
+    if address in (None, "auto", "local"):
+        return
+    _refuse_credentials(address)
+    here = ray.get_runtime_context().gcs_address
+    if _place(address) != _place(here):
+        raise ClusterError(
+            f"this process is connected to Ray at {here} already, and the run is to go to {address}",
+            hint="leave the address out, or call ray.shutdown() first",
+        )
+
+
+def _place(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.gethostbyname(host.strip("[]")), port
+    except (OSError, UnicodeError):
+        return host, port
 
 
 def _named(address: str | None) -> str | None:
@@ -138,9 +161,10 @@ def _connect(address: str | None, allow_open: bool) -> Callable[[], None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         return start_here(quiet)
+    if address == "auto":
+        address = started_on_this_machine()
     refuse_silent_head(address)
-    if address != "auto":
-        refuse_open_cluster(address, allow_open)
+    refuse_open_cluster(address, allow_open)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -148,8 +172,6 @@ def _connect(address: str | None, allow_open: bool) -> Callable[[], None]:
             f"Ray at {address} cannot be joined: {first_line(error)}",
             hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
         ) from error
-    if address == "auto":
-        refuse_open_cluster(ray.get_runtime_context().gcs_address, allow_open)
     return lambda: None
 
 
@@ -185,11 +207,7 @@ def refuse_silent_head(address: str) -> None:
 
     Ray itself tries an absent head for minutes; one TCP connection tells at once.
     """
-    if "@" in address or has_credentials(address):
-        raise ClusterError(
-            "the address of the Ray cluster holds a user or a password",
-            hint="give host:port; Ray takes its token from the environment, RAY_AUTH_TOKEN",
-        )
+    _refuse_credentials(address)
     if "://" in address:
         raise ClusterError(
             f"{address}: Ray Client is not supported, it would pull every image through one port",
@@ -205,6 +223,14 @@ def refuse_silent_head(address: str) -> None:
             f"Ray at {address} does not answer: {error.strerror or error}",
             hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
         ) from error
+
+
+def _refuse_credentials(address: str) -> None:
+    if "@" in address or has_credentials(address):
+        raise ClusterError(
+            "the address of the Ray cluster holds a user or a password",
+            hint="give host:port; Ray takes its token from the environment, RAY_AUTH_TOKEN",
+        )
 
 
 def _resources() -> Resources:

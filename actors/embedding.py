@@ -27,7 +27,7 @@ Path = str | os.PathLike[str]
 
 def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
     """(files, dim). UsageError for a run of simulated actors, whose embeddings mean nothing."""
-    config = Config.model_validate(run.config)
+    config = run.config_as(Config)
     if config.actors.kind == "simulated":
         raise UsageError("the embeddings of this run are simulated, and mean nothing")
     judged = config.verification

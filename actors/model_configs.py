@@ -54,6 +54,17 @@ _BUILT_IN_ATTENTION = frozenset({"eager", "sdpa", "flex_attention", "batched_mm"
 _FLASH_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 """Where the package is missing, transformers takes such a kernel from the hub."""
 
+_COUNT = re.compile(r"(.*_)?(layers?|blocks?|depths?|heads?|experts?|repeats?)(_per_block)?")
+_MOST_COUNTED = 10_000
+"""Published models have up to 130 layers. Libraries build what a config names before they read weights."""
+
+_SIZE = re.compile(r"(.*_)?(size|dim|dims|channels?|width|features?|resolution|positions?|length)")
+_LARGEST_SIZE = 2**26
+"""Vocabularies have up to 300,000 words, contexts up to 10 million."""
+
+_NO_LIMIT_BELOW = 10**29
+"""As `model_max_length`, transformers writes 10**30 where there is none."""
+
 _QUANTISED = frozenset({"awq", "bitsandbytes", "compressed-tensors", "gptq"})
 """Others fetch kernels from the hub, or name classes."""
 
@@ -106,6 +117,8 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
         _refuse(f"{name} has {'an' if key[0] in 'aeiou' else 'a'} {key}{at}, so the model brings code", model)
     if isinstance(value, str):
         _refuse_string(keys, value, name, model)
+    elif isinstance(value, int | float):
+        _refuse_number(keys, value, name, model)
     elif key == "_class_name":
         _refuse(f"{name}: {_dotted(keys)} is no class name", model)
     elif key == "quantization_config" and isinstance(value, Mapping):
@@ -114,28 +127,31 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
             _refuse(f"{name}: {_dotted(keys)} is of method {method!r}, which may fetch kernels", model)
 
 
+def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
+    if keys[-1] == "model_max_length" and value > _NO_LIMIT_BELOW:
+        return
+    for pattern, limit in ((_COUNT, _MOST_COUNTED), (_SIZE, _LARGEST_SIZE)):
+        if _matches(pattern, keys[-1]) and not abs(value) <= limit:
+            _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {limit:,}", model)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _matches(pattern: re.Pattern[str], key: str) -> bool:
+    return pattern.fullmatch(key) is not None
+
+
 def _refuse_string(keys: _Keys, value: str, name: str, model: str) -> None:
     key = keys[-1]
-    if any(map(_is_attention, keys)) and not _is_built_in_attention(value):
+    if any(_matches(_ATTENTION, part) for part in keys) and not _is_built_in_attention(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, a kernel that is not built in", model)
     if key == "model_type" and not _SLUG.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no type of transformers", model)
     if key == "_class_name" and not _CLASS_NAME.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no class name", model)
-    if any(map(_is_free_text, keys)) or (key.endswith("_file") and value in TOKENIZER):
+    if any(_matches(_TEXT, part) for part in keys) or (key.endswith("_file") and value in TOKENIZER):
         return
     if _ELSEWHERE_KEY.fullmatch(key) or _ELSEWHERE.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, another repository, path or file", model)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _is_attention(key: str) -> bool:
-    return _ATTENTION.fullmatch(key) is not None
-
-
-@functools.lru_cache(maxsize=10_000)
-def _is_free_text(key: str) -> bool:
-    return _TEXT.fullmatch(key) is not None
 
 
 def _is_built_in_attention(value: str) -> bool:

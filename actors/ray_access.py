@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray import _raylet
+from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
-from balancer.errors import ClusterError
+from balancer.errors import ClusterError, first_line
+from balancer.regular_files import open_regular
 
 FOLDER = "/tmp/balancer-ray"
 """Where Ray's own is. A longer path would not leave room for the names of its sockets."""
 
 PROBE_TIMEOUT_S = 5.0
+_LONGEST_ADDRESS = 300
 
 # Any call that tells something of the cluster would do. An empty message is a valid request.
 _PROBE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
@@ -85,6 +88,26 @@ def _own_token_file(path: Path) -> None:
         return
     with os.fdopen(fd, "w") as file:
         file.write(secrets.token_hex(32))
+
+
+def started_on_this_machine() -> str:
+    """Where the Ray is that `ray start` has started here: what `--address auto` stands for. ClusterError if
+    there is none, or somebody else says so: our token would go there."""
+    path = Path(get_ray_address_file(None))
+    try:
+        with open_regular(path, follow_links=False) as file:
+            owner, address = os.fstat(file.fileno()).st_uid, file.read(_LONGEST_ADDRESS).decode().strip()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray is known on this machine: {path}: {first_line(error)}",
+            hint="start one with `ray start --head`, or give its address as host:port",
+        ) from error
+    if owner not in (0, os.geteuid()):
+        raise ClusterError(
+            f"{path} is another user's, so that user says where Ray is",
+            hint="give the address of your Ray as host:port",
+        )
+    return address
 
 
 def refuse_open_cluster(address: str, allowed: bool) -> None:

@@ -81,7 +81,7 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
 
     WeightsError if the weights are not there. On CPU one thread computes, as in a run.
     """
-    config = Config.model_validate(manifest.run.config)
+    config = manifest.run.config_as(Config)
     decoder = Decoder.of(manifest.uri, manifest.run)
     makers: dict[Maker, list[Row]] = {}
     for row in rows:

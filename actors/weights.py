@@ -31,7 +31,7 @@ from actors.model_files import (
 )
 from actors.model_view import check_files, list_files, read_checked_config, read_config
 from actors.weight_hashes import combined, weight_files, weights_sha256
-from balancer.config import EMBEDDED_MODEL, Config
+from balancer.config import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
 from balancer.errors import ConfigError, WeightsError, first_line
 from balancer.regular_files import NotRegularError, open_regular
 
@@ -106,6 +106,19 @@ def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> 
     return Availability("hub", None, sum(file.num_bytes for file in files.values()))
 
 
+def refuse_faulty(config: Config) -> None:
+    """Raise what `check` raises of the models that are on this machine. The hub is not asked, and what is not
+    here, or not all of it, is nothing to complain of yet."""
+    for kind, (model, revision, variant) in wanted_models(config).items():
+        if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+            continue
+        if _names_hub(model, kind):
+            _cached(model, _commit(model, revision, kind), variant, kind)
+        elif Path(model).expanduser().is_dir():
+            with contextlib.suppress(IncompleteError):
+                _checked_folder(Path(model).expanduser(), model, variant, kind)
+
+
 def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
     """The folder with the model's files, downloaded if need be; WeightsError says what is missing."""
     found = check(model, revision, variant, kind)
@@ -153,8 +166,11 @@ def _sha256_on_hub(files: Mapping[str, HubFile]) -> str | None:
 
 def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
     dim = config.get("model_cfg", {}).get("embed_dim")
-    if not isinstance(dim, int):
-        raise WeightsError(f"{model}: open_clip_config.json names no embed_dim", hint=_place_hint("verifier"))
+    if type(dim) is not int or not 1 <= dim <= MAX_EMBEDDING_DIM:
+        raise WeightsError(
+            f"{model}: open_clip_config.json names no embed_dim from 1 to {MAX_EMBEDDING_DIM:,}",
+            hint=_place_hint("verifier"),
+        )
     return dim
 
 

@@ -22,6 +22,9 @@ from balancer.rounding import as_written
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
 
+MAX_EMBEDDING_DIM = 65_536
+"""Numbers in an embedding of the verifier; published ones have up to 1,664."""
+
 MAX_CELLS = 100_000
 """Over all classes. So many take seconds to plan with few facets, half a minute with nine; twice as many took
 five minutes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import gc
 import importlib.metadata
@@ -118,7 +119,7 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
 
 def config_of(info: RunInfo, rules: Rules) -> Config:
     """The config of a run as `balancer rejudge` may have changed it since."""
-    return Config.model_validate(merged(info.config, rules.overrides))
+    return dataclasses.replace(info, config=merged(info.config, rules.overrides)).config_as(Config)
 
 
 def check_unchanged(

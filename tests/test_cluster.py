@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
-from actors.cluster import Resources, alone, connected, fit
+from actors.cluster import Resources, alone, connected, fit, refuse_silent
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, UsageError
 
@@ -112,3 +113,20 @@ def test_runs_on_a_ray_of_the_users_share_it(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     with alone(), alone():
         pass
+
+
+@pytest.mark.parametrize("address", ["10.0.0.9:6379", "127.0.0.1:6380", "elsewhere:6379", "6379"])
+def test_a_run_goes_to_no_other_cluster_than_it_is_told(monkeypatch, address):
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    monkeypatch.setattr("actors.cluster._resources", resources)
+    with pytest.raises(
+        ClusterError, match=f"connected to Ray at 127.0.0.1:6379 already, .* go to {address}$"
+    ):
+        refuse_silent(address)
+    with pytest.raises(ClusterError, match="connected to Ray"), connected(address):
+        pass
+    for same in (None, "auto", "local", "127.0.0.1:6379", "localhost:6379"):
+        refuse_silent(same)
+        with connected(same):
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -588,6 +589,29 @@ def test_a_log_shorter_than_its_copy_is_refused():
     del storage.files[fragment_path(3)]
     with pytest.raises(ManifestError, match=f"{fragment_path(3)}: log without gaps"):
         manifest_in(storage)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"covers": []},
+        {"layout": 3},
+        {"files": [3]},
+        {"files": [{"path": []}]},
+        {"rows": float("inf")},
+        {"format": []},
+    ],
+    ids=str,
+)
+def test_an_index_of_other_types_is_damaged(changes):
+    storage = committed(row(SLOTS[0]))
+    compact(storage)
+    document = json.loads(storage.files[INDEX_FILE]) | changes
+    del document["checksum"]
+    checksum = hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()
+    storage.files[INDEX_FILE] = json.dumps(document | {"checksum": checksum}).encode()
+    with pytest.raises(DamagedCopyError, match="index of the compacted copy is readable"):
+        read_index(storage, "run-1")
 
 
 def test_a_copy_made_by_a_newer_version_is_named_so():

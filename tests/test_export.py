@@ -625,7 +625,7 @@ def test_what_an_export_keeps_beside_its_files_is_not_read_or_written_through_an
     "entry",
     [["../precious", None], ["/precious", None], ["..", None], ["", None], [".", None], [7, None],
      ["a", 7], [["a"], None], ["a"], 7, {"a": 1, "b": 2}, ["a\0b", None], ["train", None],
-     ["x" * 9999, None]],
+     ["x" * 9999, None], ["x" * 300, None], ["é" * 200, None], ["x/" * 2500 + "x", None]],
 )  # fmt: skip
 def test_a_journal_with_other_entries_than_ours_touches_nothing_outside(run, tmp_path, entry):
     export(run, "hf", tmp_path / "out")

@@ -527,8 +527,39 @@ def test_every_command_refuses_such_a_model_in_one_line(model, project, tmp_path
     assert "open_clip_config.jsonhasa" in told
     assert "Traceback" not in told
     assert not flag.exists()
-    # A plan is about images; that there is no pre-flight does not end it.
-    assert result.exit_code == (0 if command == "plan" else 4)
+    assert result.exit_code == 4
+
+
+def test_a_plan_refuses_a_generator_that_a_run_would_refuse(model, project, tmp_path):
+    folder = model("generator")
+    edit(folder / "unet/config.json", put("auto_map", value={"AutoModel": "evil.Evil"}))
+    values = yaml.safe_load((project / "configs/demo.yaml").read_text())
+    values["generation"] |= {"model": str(folder)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    result = CliRunner().invoke(main, ["plan", str(tmp_path / "config.yaml"), "--no-preflight"])
+    assert result.exit_code == 4
+    assert "unet/config.jsonhasanauto_map" in "".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "keys", "value"),
+    [
+        ("verifier", OPEN_CLIP, ("model_cfg", "text_cfg", "layers"), 10**9),
+        ("verifier", OPEN_CLIP, ("model_cfg", "embed_dim"), 2**70),
+        ("verifier", OPEN_CLIP, ("model_cfg", "text_cfg", "vocab_size"), 2**40),
+        ("generator", "unet/config.json", ("layers_per_block",), 10**9),
+        ("generator", "unet/config.json", ("block_out_channels",), [32, 2**40]),
+        ("safety checker", "config.json", ("num_hidden_layers",), 10**9),
+        ("safety checker", "config.json", ("hidden_size",), float("inf")),
+        ("second judge", "config.json", ("text_config", "num_hidden_layers"), 10**9),
+    ],
+)
+def test_a_number_that_no_model_has_is_refused_before_it_is_built(model, kind, name, keys, value):
+    folder = model(kind)
+    edit(folder / name, put(*keys, value=value))
+    assert f"{keys[-1]} is " in refusal(folder, kind)
+    assert "the limit is" in refusal(folder, kind)
 
 
 # ---- code planted everywhere ------------------------------------------------------------------------

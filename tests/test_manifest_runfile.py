@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from balancer.config import Config, CopiesConfig
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import create_run, read_run
 from balancer.manifest.layout import RUN_FILE
-from tests.manifest_samples import CONFIG, MemoryStorage, run_info
+from tests.manifest_samples import CONFIG, MemoryStorage, planned, run_info
 
 
 def test_a_run_is_read_as_it_was_written():
@@ -66,6 +67,33 @@ def damaged(**changes: object) -> bytes:
         damaged(config={}),
         damaged(config=CONFIG | {"facets": {}}),
         damaged(format="gone"),
+        damaged(embedding_dim=2**31),
+        damaged(embedding_dim=0),
+        damaged(embedding_dim=True),
+        damaged(seed=float("nan")),
+        damaged(targets={"basic": 1}),
+        damaged(targets={"basic": [], "burnt": 2}),
+        damaged(real_counts={"basic": float("inf")}),
+        damaged(models={"generator": []}),
+        damaged(models={"generator": {"model": ["x"]}}),
+        *(damaged(config=CONFIG | {"attempts": {"max": many}}) for many in (float("inf"), 0, "3", 2**70)),
+        damaged(config=CONFIG | {"output": []}),
+        damaged(config=CONFIG | {"classes": []}),
+        damaged(config=CONFIG | {"facets": CONFIG["facets"] | {"lighting": {"values": 3}}}),
+        *(
+            damaged(plan=[planned("basic/dim", 3) | changed])
+            for changed in (
+                {"quota": float("inf")},
+                {"quota": -1},
+                {"quota": 1.5},
+                {"quota": 2**70},
+                {"cell": [1]},
+                {"class": [1]},
+                {"class": "unknown"},
+                {"lighting": 7},
+                {"priority": None},
+            )
+        ),
     ],
 )
 def test_a_damaged_run_file_is_named(data):
@@ -77,3 +105,11 @@ def test_a_newer_run_file_is_refused_with_the_way_out():
     with pytest.raises(ManifestError, match="format 2 is newer than 1") as caught:
         read_run(MemoryStorage(files={RUN_FILE: damaged(format=2)}))
     assert caught.value.hint == "upgrade balancer"
+
+
+def test_a_config_that_this_version_does_not_understand_is_named():
+    info = run_info(config=CONFIG | {"verification": {"copies": 3}})
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: config: verification\.copies: "):
+        info.config_as(CopiesConfig, "verification", "copies")
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: config: verification\.copies: "):
+        info.config_as(Config)

@@ -14,7 +14,7 @@ import pytest
 
 from actors import ray_access
 from actors.cluster import connected
-from actors.ray_access import ask_for_token, private_folder
+from actors.ray_access import ask_for_token, private_folder, started_on_this_machine
 from balancer.errors import ClusterError
 from chaos import Session
 
@@ -121,6 +121,43 @@ def test_a_cluster_that_asks_for_no_token_is_refused_unless_the_config_allows_it
         assert joined == []
         with connected(told["address"], allow_open=True):
             assert joined == [told["address"]]
+
+
+def test_auto_goes_where_this_user_has_started_ray(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ClusterError, match="no Ray is known on this machine"):
+        started_on_this_machine()
+    path = tmp_path / "ray/ray_current_cluster"
+    path.parent.mkdir()
+    path.write_text("10.0.0.9:6379\n")
+    assert started_on_this_machine() == "10.0.0.9:6379"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("of another user", marks=pytest.mark.skipif(os.getuid() != 0, reason="needs root")),
+        "a link",
+        "a pipe",
+    ],
+)
+def test_auto_does_not_go_where_somebody_else_says(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    path = tmp_path / "ray/ray_current_cluster"
+    path.parent.mkdir()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("10.0.0.9:6379")
+    if kind == "a link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    if kind == "of another user":
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        os.chown(path, os.getuid() + 2, -1)
+    with pytest.raises(ClusterError, match="ray_current_cluster"), connected("auto"):
+        pass
 
 
 # ---- the folder --------------------------------------------------------------------------------------

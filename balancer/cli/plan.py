@@ -40,6 +40,10 @@ def command(
     from balancer.splits import splits_of, training_part
 
     loaded = load_config(config, overrides)
+    if loaded.actors.kind == "models":
+        from actors.weights import refuse_faulty
+
+        refuse_faulty(loaded)
     audit = audit_dataset(loaded)
     splits = splits_of(audit, loaded)
     training = training_part(audit, splits)

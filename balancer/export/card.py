@@ -173,7 +173,7 @@ def _card(job: Job) -> Card:
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
         run_id=manifest.run.run_id,
-        config=Config.model_validate(manifest.run.config),
+        config=manifest.run.config_as(Config),
         models=manifest.run.models,
         classes=tuple(
             ClassFigures(

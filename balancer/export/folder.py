@@ -29,6 +29,7 @@ MAX_JOURNAL_BYTES = 2_000_000_000
 """About ten million files."""
 
 MAX_ENTRY_BYTES = 8192
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # of Linux, in bytes
 """A path and a hash."""
 
 ANOTHER = "choose another DEST"
@@ -239,7 +240,12 @@ def _parse_entry(line: bytes) -> Journal:
 
 def _is_inside(name: str) -> bool:
     path = name.partition("\n")[0]
-    return "\0" not in path and not any(part in ("", ".", "..") for part in path.split("/"))
+    parts = path.split("/")
+    return (
+        len(os.fsencode(path)) <= _LONGEST_PATH
+        and "\0" not in path
+        and not any(part in ("", ".", "..") or len(os.fsencode(part)) > _LONGEST_NAME for part in parts)
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> UsageError:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from balancer.errors import ManifestError
 from balancer.manifest.compacted import read_index
 from balancer.manifest.fragment import (
+    MAX_FRAGMENT_BYTES,
     BrokenFragmentError,
     Fragment,
     Link,
@@ -155,7 +156,7 @@ def load_fragment(
 def read_fragment(storage: Storage, seq: int) -> bytes:
     path = fragment_path(seq)
     try:
-        return storage.read(path)
+        return storage.read(path, MAX_FRAGMENT_BYTES)
     except MissingFileError:
         raise BrokenFragmentError(path, "log without gaps", "it is missing, and was committed") from None
 

@@ -314,7 +314,7 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
 def _leaks(
     rows: Sequence[_Row], storage: Storage, fragments: Sequence[Fragment], info: RunInfo
 ) -> Iterator[tuple[Leak, Problem]]:
-    limits = CopiesConfig.model_validate(info.config.get("verification", {}).get("copies", {}))
+    limits = info.config_as(CopiesConfig, "verification", "copies")
 
     def load(ids: Sequence[str]) -> list[KnownImage]:
         entries = [Entry.of(fragment) for fragment in fragments]

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE
@@ -44,6 +46,12 @@ FILE_BYTES = 64 << 20
 BUFFER_BYTES = 1 << 30
 """Rows are held back in memory until a file is full, or all memory for them is; by then one of n parts has
 about twice an n-th of it. Each file takes a reader about 0.5 ms, whatever it holds."""
+
+MAX_FILE_BYTES = 1 << 32
+"""A file of a copy is closed at FILE_BYTES; the rows of one block can make it larger."""
+
+MAX_INDEX_BYTES = 1_000_000_000
+"""About 500 bytes a file, and files have up to 64 MB: over 100 TB of rows."""
 
 MAKE_ANEW = "the log has everything: `balancer compact RUN --rebuild` makes the copy anew"
 
@@ -104,6 +112,9 @@ class Index:
     files: tuple[DataFile, ...]
 
 
+_INDEX = TypeAdapter(Index)
+
+
 def layout_of(info: RunInfo, rows: int) -> Layout:
     """Folders by class and facets as long as these have enough rows each; files are sorted by the others."""
     names = (CLASS_PROPERTY, *info.facets)
@@ -135,12 +146,12 @@ def folder_of(columns: tuple[str, ...], values: tuple[str | None, ...]) -> str:
 def read_index(storage: Storage, run_id: str) -> Index | None:
     """None if there is none; DamagedCopyError if it is damaged, or not of this run."""
     try:
-        data = storage.read(INDEX_FILE)
+        data = storage.read(INDEX_FILE, MAX_INDEX_BYTES)
     except MissingFileError:
         return None
     try:
         index = _parsed(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCopyError(INDEX_FILE, "index of the compacted copy is readable", str(error)) from error
     if index.run_id != run_id:
         detail = f"it is of run {index.run_id!r}"
@@ -163,15 +174,7 @@ def _parsed(document: dict[str, Any]) -> Index:
         )
     if checksum != _checksum(document):
         raise ValueError("its bytes are not those that were written")
-    layout = document["layout"]
-    return Index(
-        run_id=document["run_id"],
-        covers=document["covers"],
-        sha256=document["sha256"],
-        rows=document["rows"],
-        layout=Layout(**{**layout, "folders": tuple(layout["folders"])}),
-        files=tuple(DataFile(**{**file, "values": tuple(file["values"])}) for file in document["files"]),
-    )
+    return _INDEX.validate_python(document)
 
 
 def _checksum(document: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from balancer.manifest.compacted import (
     layout_of,
     read_index,
 )
-from balancer.manifest.fragment import Fragment
+from balancer.manifest.fragment import MAX_FRAGMENT_BYTES, Fragment
 from balancer.manifest.layout import INDEX_FILE, fragment_path
 from balancer.manifest.places import Places, ids_judged_anew
 from balancer.manifest.replaced import PLACE
@@ -99,7 +99,8 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
 def make_durable(storage: Storage, path: str) -> None:
     """Make sure that a file which can be seen survives a power loss. Whoever wrote it may have been stopped
     just before it knew that; what is built on it must not outlive it."""
-    storage.create(path, storage.read(path))  # which is there, and made so when that is found
+    data = storage.read(path, MAX_FRAGMENT_BYTES)
+    storage.create(path, data)  # it is there, and made durable when that is found
 
 
 def publish_index(storage: Storage, index: Index) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from balancer.manifest.chain import Entry
-from balancer.manifest.compacted import DamagedCopyError, DataFile, Index
+from balancer.manifest.compacted import MAX_FILE_BYTES, DamagedCopyError, DataFile, Index
 from balancer.manifest.compaction import RowsInOrder, deal, with_place
 from balancer.manifest.files import arrow_buffer, difference
 from balancer.manifest.layout import INDEX_FILE
@@ -55,7 +55,7 @@ def _differs(path: str, detail: str) -> DamagedCopyError:
 
 
 def _read(storage: Storage, file: DataFile, schema: pa.Schema) -> pa.Table:
-    table = pq.read_table(pa.BufferReader(arrow_buffer(storage.read(file.path))))
+    table = pq.read_table(pa.BufferReader(arrow_buffer(storage.read(file.path, MAX_FILE_BYTES))))
     return table if table.schema.equals(with_place(schema)) else table.slice(0, 0)
 
 

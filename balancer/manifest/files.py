@@ -22,8 +22,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from balancer.errors import BalancerError
-from balancer.manifest.compacted import DamagedCopyError, DataFile
-from balancer.manifest.fragment import BrokenFragmentError
+from balancer.manifest.compacted import MAX_FILE_BYTES, DamagedCopyError, DataFile
+from balancer.manifest.fragment import MAX_FRAGMENT_BYTES, BrokenFragmentError
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 
 GONE = "it is missing; if the manifest was compacted anew since, open it again"
@@ -96,7 +96,7 @@ class ManifestFiles:
 
     def _fragment(self, path: str, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
-            data = self.storage.read(path)
+            data = self.storage.read(path, MAX_FRAGMENT_BYTES)
         except MissingFileError:
             raise BrokenFragmentError(path, "log without gaps", "it is missing, and was there") from None
         if hashlib.sha256(data).hexdigest() != self._committed[path]:
@@ -115,7 +115,7 @@ class ManifestFiles:
 def difference(storage: Storage, told: DataFile) -> tuple[str, str] | None:
     """The rule that a compacted file breaks, and how; None if it is what was written."""
     try:
-        data = storage.read(told.path)
+        data = storage.read(told.path, MAX_FILE_BYTES)
     except MissingFileError:
         return "compacted files are there", GONE
     if len(data) != told.num_bytes:

@@ -28,6 +28,9 @@ State = Literal["complete", "short", "interrupted", "failed", "budget"]
 EVENTS: tuple[Event, ...] = ("open", "rows", "verdicts", "gc", "repair", "close")
 STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budget")
 
+MAX_FRAGMENT_BYTES = 1 << 30
+"""A commit has some hundred rows at most, and rows of published verifiers take 5 kB."""
+
 _KEY = "balancer."
 CHECKSUM_KEY = b"balancer.checksum"
 _MARK = b"balancer-sha256:"

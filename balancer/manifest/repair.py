@@ -28,7 +28,15 @@ from balancer.manifest.chain import ID, Entry, joined, last_seq, read_again, rea
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.compaction import compact
 from balancer.manifest.copycheck import check_files
-from balancer.manifest.fragment import BrokenFragmentError, Fragment, Stamp, check_successor, decode, encode
+from balancer.manifest.fragment import (
+    MAX_FRAGMENT_BYTES,
+    BrokenFragmentError,
+    Fragment,
+    Stamp,
+    check_successor,
+    decode,
+    encode,
+)
 from balancer.manifest.head import Head, lost_log, read_head
 from balancer.manifest.layout import DAMAGED_DIR, HEAD_FILE, INDEX_FILE, fragment_path
 from balancer.manifest.log import ManifestLog, latest
@@ -174,7 +182,7 @@ def _survey(storage: Storage) -> tuple[_Log, Index | None]:
                 unsolved.append(disputed)
             else:
                 detail = "it is not the one that the next was written after"
-                data = storage.read(fragment_path(seq))
+                data = storage.read(fragment_path(seq), MAX_FRAGMENT_BYTES)
                 damages.append(Damage(seq, "hash chain", detail, data, known_as, Remains()))
                 continue
         sound[seq] = Entry.of(found)

@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.errors import ManifestError, StorageError, UsageError
+from balancer.config import MAX_EMBEDDING_DIM
+from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
+_Model = TypeVar("_Model", bound=BaseModel)
 
 MAX_RUN_BYTES = 1_000_000_000
 """Over 400 bytes for each cell that a plan may have, with long names."""
@@ -63,6 +67,18 @@ class RunInfo:
         """Whether rows of real images name files outside the run folder."""
         return bool(self.config.get("output", {}).get("real_images") == "reference")
 
+    def config_as(self, model: type[_Model], *section: str) -> _Model:
+        """The config, or a section of it, as this version understands it; ManifestError if it does not."""
+        part: Any = self.config
+        for name in section:
+            part = part.get(name, {}) if isinstance(part, dict) else part
+        try:
+            return model.model_validate(part)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            at = ".".join(map(str, (*section, *problem["loc"])))
+            _damaged(f"config: {at}: {problem['msg']}")
+
     def schema(self) -> pa.Schema:
         from balancer.manifest.schema import manifest_schema
 
@@ -106,25 +122,83 @@ def _parse(data: bytes) -> RunInfo:
             f"{RUN_FILE}: format {number} is newer than {FORMAT}, the newest this version reads",
             hint="upgrade balancer",
         )
-    fields = {field.name: field.type for field in dataclasses.fields(RunInfo)}
-    if problem := _mismatch(document, fields):
-        raise ManifestError(f"{RUN_FILE}: it is damaged: {problem}")
-    info = RunInfo(**document)
     try:
-        _ = info.wanted, info.max_attempts, info.properties, [cell["cell"] for cell in info.plan]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ManifestError(f"{RUN_FILE}: it is damaged: plan or config lacks {error}") from error
+        _Document.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _damaged(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+    info = RunInfo(**document)
+    _check_names(info)
     return info
 
 
-_JSON_TYPES = {"str": str, "int": int, "list": list, "dict": dict}
+def _check_names(info: RunInfo) -> None:
+    classes = info.config["classes"].keys()
+    if lacking := set(info.facets) - info.config["facets"].keys():
+        _damaged(f"config.facets lacks {min(lacking)!r}")
+    if unknown := {cell["class"] for cell in info.plan} - classes:
+        _damaged(f"plan has class {min(unknown)!r}, which the config lacks")
+    if lacking := classes - info.targets.keys():
+        _damaged(f"targets lack class {min(lacking)!r}")
+    for cell in info.plan:
+        if wrong := [facet for facet in info.facets if not isinstance(cell.get(facet), str | None)]:
+            _damaged(f"plan: {wrong[0]} of cell {cell['cell']!r} is no text")
 
 
-def _mismatch(document: dict[str, Any], fields: dict[str, Any]) -> str:
-    if wrong := fields.keys() ^ document.keys():
-        return f"{', '.join(sorted(wrong))} missing or unknown"
-    for name, annotation in fields.items():
-        wanted = _JSON_TYPES[annotation.partition("[")[0]]
-        if not isinstance(document[name], wanted):
-            return f"{name} is not {annotation}"
-    return ""
+def _damaged(problem: str) -> NoReturn:
+    raise ManifestError(f"{RUN_FILE}: it is damaged: {first_line(ValueError(problem))}")
+
+
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+_Named = Annotated[dict[str, Any], Field(min_length=1)]
+
+
+class _Open(BaseModel):
+    """Other keys may be there: by other versions."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Cell(_Open):
+    class_name: str = Field(alias="class")
+    cell: str
+    quota: _Count
+    priority: str
+
+
+class _Facet(_Open):
+    values: _Named
+
+
+class _Attempts(_Open):
+    max: Annotated[int, Field(ge=1, le=10**6)]
+
+
+class _Config(_Open):
+    """What is read of the config as it stands; `RunInfo.config_as` checks the rest."""
+
+    classes: _Named
+    facets: dict[str, _Facet]
+    attempts: _Attempts
+    output: dict[str, Any] = {}
+    verification: dict[str, Any] = {}
+
+
+class _Document(BaseModel):
+    """The fields of RunInfo, as others may have written them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    run_id: str
+    created_at: str
+    name: str
+    config: _Config
+    fingerprint: str
+    seed: int
+    facets: list[str]
+    plan: list[_Cell]
+    real_counts: dict[str, _Count]
+    targets: dict[str, _Count]
+    embedding_dim: Annotated[int, Field(ge=1, le=MAX_EMBEDDING_DIM)]
+    versions: dict[str, str]
+    models: dict[str, dict[str, str | int | float | None]]

@@ -70,7 +70,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
 
 def _planning(info: RunInfo) -> PlanningConfig:
-    return PlanningConfig.model_validate(info.config.get("planning", {}))
+    return info.config_as(PlanningConfig, "planning")
 
 
 def state_of(view: LogView, now: datetime.datetime) -> str:
@@ -95,7 +95,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
     exhausted = [slot for slot, count in tries.items() if count >= info.max_attempts and slot not in filled]
     short = Counter(slot.rpartition("/")[0] for slot in exhausted)
     given_up = {}
-    floor = AttemptsConfig.model_validate(info.config["attempts"]).give_up_below
+    floor = info.config_as(AttemptsConfig, "attempts").give_up_below
     tallies = tallies_by(judged, "cell")
     for cell, quota in ((item["cell"], item["quota"]) for item in info.plan):
         tally = tallies.get(cell, Tally(0, 0))

@@ -135,7 +135,7 @@ def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
     import pyarrow.compute as pc
 
     run = manifest.run
-    config = Config.model_validate(run.config)
+    config = run.config_as(Config)
     columns = [
         "cell", "class", "status", "reason", "source", "attempt", "fallback", "review", "generated_at",
         "device",

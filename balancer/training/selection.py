@@ -142,7 +142,7 @@ def _copies_of_holdout(rows: pa.Table) -> dict[str, str]:
 
 
 def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: Manifest) -> dict[str, str]:
-    limits = CopiesConfig.model_validate(manifest.run.config.get("verification", {}).get("copies", {}))
+    limits = manifest.run.config_as(CopiesConfig, "verification", "copies")
 
     def load(ids: Sequence[str]) -> list[KnownImage]:
         columns = ["id", "phash", "pixel_sha256", "embedding"]
