@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id", "source", "class", "split", "file_name", "sha256", "status", "reason", "score", "scores",
-    "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance", "width",
-    "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
+    "unjudged", "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance",
+    "width", "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
     "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
 )  # fmt: skip
 
@@ -27,7 +27,9 @@ class Lineage:
     """One image, the one it was generated from if there is one, and so on.
 
     Of a real image everything from `score` to `generated_at` is None. `scores` are those of each property,
-    `nearest_id` is the known image most like it; `versions` are those of the libraries when the run began.
+    `score` is the lowest of those that were judged, None if none was, and `unjudged` the entries of
+    `verification.unjudged` that concern it. `nearest_id` is the known image most like it; `versions` are
+    those of the libraries when the run began.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Lineage:
     reason: str | None
     score: float | None
     scores: Mapping[str, float | None]
+    unjudged: tuple[str, ...]
     threshold: float | None
     attempt: int | None
     prompt: str | None
@@ -103,12 +106,14 @@ def _row(manifest: Manifest, image_id: str) -> dict[str, Any] | None:
 
 
 def _lineage(row: dict[str, Any], manifest: Manifest, parent: Lineage | None) -> Lineage:
-    told = {name: row[name] for name in _COLUMNS if name not in ("class", "parent_id", "scores", "changes")}
+    own = ("class", "parent_id", "scores", "unjudged", "changes")
+    told = {name: row[name] for name in _COLUMNS if name not in own}
     return Lineage(
         **told,
         class_name=row["class"],
         facets={name: row[name] for name in manifest.run.facets},
         scores=row["scores"] or {},
+        unjudged=tuple(row["unjudged"] or ()),
         changes=tuple(row["changes"] or ()),
         run_name=manifest.run.name,
         versions=manifest.run.versions,

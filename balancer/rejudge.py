@@ -33,6 +33,7 @@ from balancer.manifest.rows import (
     Row,
     RunFacts,
     nearest_columns,
+    unjudged_in,
     utc_now,
 )
 from balancer.manifest.rules import Rules, merged
@@ -78,7 +79,7 @@ PARTS_AT_ONCE = 32
 _COLUMNS = (
     "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
     "deviation", "nonfinite", "unsafe", "pixel_sha256", "nearest_id", "nearest_distance",
-    "nearest_similarity",
+    "nearest_similarity", "unjudged",
 )  # fmt: skip
 
 _HISTORY = pa.schema(
@@ -111,7 +112,7 @@ class Change:
             "score": self.verdict.score,
             "threshold": self.rung.threshold,
             "fallback": self.rung.fallback,
-            "unjudged": facts.unjudged(self.candidate.slot.cell),
+            "unjudged": unjudged_in(self.candidate.slot.cell, facts.config),
             **(nearest_columns(self.nearest) if self.nearest else {}),
             **(dict.fromkeys(("file_name", "sha256", "num_bytes")) if self.status == VOID else {}),
         }
@@ -235,7 +236,8 @@ def new_verdicts(
     nearest_of: Callable[[Row], Nearest | None],
     is_there: Callable[[str], bool],
 ) -> list[Change]:
-    """What becomes of candidates under `config`, slot after slot; those whose status stays are left out.
+    """What becomes of candidates under `config`, slot after slot. Left out are those whose status stays,
+    unless an accepted image is judged on other properties by now: its score is another one.
 
     `nearest_of` gives the image that a candidate may copy, `is_there` says whether a file still is.
     """
@@ -256,6 +258,7 @@ class _Judged:
     verdict: Verdict
     nearest: Nearest | None
     is_news: bool  # that this is the nearest image
+    is_asked_otherwise: bool
     rung: Rung
 
     @property
@@ -286,7 +289,7 @@ def _changes_of_slot(attempts: Sequence[_Judged], is_there: Callable[[str], bool
             status, reason = REJECTED, made.verdict.reason
         else:
             continue
-        if made.is_news or status != made.status:
+        if made.is_news or status != made.status or (made is winner and made.is_asked_otherwise):
             yield made.becomes(status, reason)
 
 
@@ -302,7 +305,8 @@ def _judged_again(
     cell = candidate.slot.cell
     verdict = judge(measurement_of(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
     is_news = nearest is not None and nearest.id != row["nearest_id"]
-    return _Judged(candidate, row["status"], row["file_name"], verdict, nearest, is_news, rung)
+    otherwise = set(row["unjudged"] or ()) != set(unjudged_in(cell, config))
+    return _Judged(candidate, row["status"], row["file_name"], verdict, nearest, is_news, otherwise, rung)
 
 
 def measurement_of(row: Row, cell: Cell) -> Measurement:

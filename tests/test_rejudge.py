@@ -63,7 +63,7 @@ def made(attempt: int, score: float, status: str = "rejected", **changes: Any) -
     kind = row if status == "accepted" else rejected
     values = {"scores": {"class": 1.0, "lighting": score}, "score": score, "status": status}
     nothing_known = dict.fromkeys(
-        "reason unsafe pixel_sha256 nearest_id nearest_distance nearest_similarity review".split()
+        "reason unsafe pixel_sha256 nearest_id nearest_distance nearest_similarity review unjudged".split()
     )
     return nothing_known | kind(SLOT, attempt) | values | changes
 

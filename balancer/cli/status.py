@@ -31,6 +31,7 @@ def command(run: str, as_json: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        _print_rules(status["overrides"])
         _print_given_up(status["given_up"])
         console.say()
         console.table(
@@ -51,10 +52,21 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         ("short", status["short"], _share(status["short"], wanted)),
         ("candidates", candidates, None),
         *rejected,
+        *(
+            (f"accepted, {name} not judged", count, _share(count, status["accepted"]))
+            for name, count in status["unjudged"].items()
+        ),
     ]
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))
     return rows
+
+
+def _print_rules(overrides: dict[str, Any]) -> None:
+    from balancer.manifest.rules import as_settings
+
+    if settings := list(as_settings(overrides)):
+        console.note(f"judged again under {', '.join(settings)} (`balancer rejudge`)")
 
 
 def _print_images(found: ImageCheck) -> None:

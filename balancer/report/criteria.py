@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from balancer.manifest.unjudged import lacks_a_score
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
-    columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets))
+    columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets, "unjudged"))
     rows = manifest.to_table(list(columns))
     missing = {column: count for column, count in _missing_values(facts, rows) if count}
     total = sum(missing.values())
@@ -117,10 +118,12 @@ def _missing_values(facts: Facts, rows: pa.Table) -> Iterator[tuple[str, int]]:
     import pyarrow.compute as pc
 
     synthetic = rows.filter(pc.equal(rows["source"], "synthetic"))
+    without = synthetic.filter(synthetic["score"].is_null()).select(["scores", "unjudged"]).to_pylist()
+    unscored = sum(lacks_a_score(row["scores"], row["unjudged"]) for row in without)
     for column in REQUIRED_OF_ALL:
         yield column, rows[column].null_count
     for column in REQUIRED_OF_SYNTHETIC:
-        yield column, synthetic[column].null_count
+        yield column, synthetic[column].null_count - (unscored if column == "score" else 0)
     for axis, facet in enumerate(facts.run.facets):
         applies = [cell.key for cell in facts.cells if cell.values[axis] is not None]
         wanted = synthetic.filter(pc.is_in(synthetic["cell"], value_set=_strings(applies)))
