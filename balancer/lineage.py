@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
+from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
     from balancer.manifest.query import Manifest
@@ -20,6 +21,8 @@ _COLUMNS = (
     "width", "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
     "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
 )  # fmt: skip
+
+_NOT_AS_JSON = ("generated_at", "parent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,18 @@ class Lineage:
     parent: Lineage | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, but for the time, which is a datetime."""
-        return asdict(self)
+        """For JSON, but for the time, which is a datetime: seeds are text, because most readers of JSON round
+        whole numbers beyond 2^53."""
+        told = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: json_value(value) for name, value in told.items() if name not in _NOT_AS_JSON}
+        return (
+            told
+            | plain
+            | {
+                "seed": None if self.seed is None else str(self.seed),
+                "parent": self.parent and self.parent.as_dict(),
+            }
+        )
 
 
 def lineage_of(manifest: Manifest, image_id: str) -> Lineage:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start
 
 from balancer.cli import main
 from balancer.export import FORMATS, export
@@ -21,6 +20,7 @@ from balancer.manifest.status import status_of
 from balancer.rejudge import apply
 from balancer.report import render_report
 from balancer.storage import Storage, open_storage
+from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start
 
 ONE, TWO, BURNT = "basic/dim/0000", "basic/dim/0001", "burnt/dim/severe/0000"
 LOW = {"class": 0.03, "lighting": 0.75}

@@ -67,7 +67,9 @@ def write(job: Job) -> None:
 def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> Iterator[bytes]:
     yield b'{"samples": ['
     for number, row in enumerate(rows_of(table)):
-        yield (b",\n" if number else b"\n") + json.dumps(_sample(row, plain, facets)).encode()
+        yield (b",\n" if number else b"\n") + json.dumps(
+            _sample(row, plain, facets), allow_nan=False
+        ).encode()
     yield b"\n]}\n"
 
 
