@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
+from balancer.percentages import percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -86,4 +87,4 @@ def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
 
 
 def _share(part: int, whole: int) -> str | None:
-    return f"{100 * part / whole:.1f}%" if whole else None
+    return percent(part, whole, 1) if whole else None

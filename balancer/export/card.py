@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import merged
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
+from balancer.percentages import percent
 from balancer.prompts import ladder
 from balancer.safetext import printable
 from balancer.splits import EVALUATION
@@ -126,7 +128,7 @@ def card_text(job: Job) -> str:
     front = _yaml(_front_matter(card))
     text = environment.get_template("card.md.j2").render(
         card=card,
-        percent=_percent,
+        percent=functools.partial(percent, places=1, unit=" %"),
         generated_evaluation=_tests_on_generated(card),
         unjudged=unjudged_text(card.unjudged, card.generated),
     )
@@ -246,10 +248,6 @@ def _counts(rows: pa.Table, *columns: str) -> Counter[tuple[str, ...]]:
 def _models(generated: pa.Table) -> Sequence[str]:
     pairs = _counts(generated, "model", "model_revision")
     return [f"{model} at {revision}" if revision else model for model, revision in sorted(pairs, key=str)]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.3g} %" if whole else "–"
 
 
 def _tests_on_generated(card: Card) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.manifest.unjudged import lacks_a_score
+from balancer.percentages import percent
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def classes_filled(facts: Facts) -> Criterion:
     below = [count.name for count in facts.classes if count.fill < least]
     enough = f"{lowest.name} has {lowest.total} of {lowest.target}"
     return Criterion(
-        rule=f"Every class reaches {least:.0%} of its target",
+        rule=f"Every class reaches {100 * least:g}% of its target",
         met=not below,
-        figure=f"lowest {int(100 * lowest.fill)}%",
+        figure=f"lowest {percent(lowest.fill, 1, down=True)}",
         detail="below: " + ", ".join(below) if below else enough,
     )
 
@@ -65,9 +66,9 @@ def slots_succeed(facts: Facts) -> Criterion:
     ended = facts.status["state"] in ENDED
     decided = facts.wanted if ended else accepted + facts.status["short"]
     return Criterion(
-        rule=f"At least {least:.0%} of the wanted images end accepted",
+        rule=f"At least {100 * least:g}% of the wanted images end accepted",
         met=facts.wanted == 0 or (decided > 0 and accepted / decided >= least),
-        figure=f"{100 * accepted // decided}%" if decided else "none decided",
+        figure=percent(accepted, decided, nothing="none decided", down=True),
         detail=f"{accepted} of {decided}"
         if ended
         else f"{accepted} of {decided} so far, {facts.wanted} wanted",
