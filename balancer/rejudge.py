@@ -36,7 +36,7 @@ from balancer.manifest.rows import (
     unjudged_in,
     utc_now,
 )
-from balancer.manifest.rules import Rules, merged
+from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
 from balancer.prompts import Rung, ladder
@@ -52,20 +52,6 @@ from balancer.schedule import Schedule
 from balancer.storage import Storage
 from balancer.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, criteria_for, judge
 from balancer.yamltext import Document
-
-ANY = "*"
-
-JUDGEABLE: tuple[tuple[str, ...], ...] = (
-    ("verification", "threshold"),
-    ("verification", "brightness"),
-    ("verification", "copies", ANY),
-    ("verification", "unjudged"),
-    ("verification", "safety", "max_unsafe"),
-    ("attempts", "fallback", "threshold"),
-    ("attempts", "rungs", ANY, "threshold"),
-    ("facets", ANY, "values", ANY, "brightness"),
-)
-"""The settings whose verdicts follow from what rows keep."""
 
 SUPERSEDED = "superseded"
 """Reason of a candidate that passes, but a lower attempt of its slot passes as well by now."""
@@ -401,7 +387,7 @@ def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[s
     changed = validated(Document(copy.deepcopy(before), {(): "run.json"}), settings)
     after = changed.model_dump(mode="json")
     paths = list(_changed(before, after))
-    if odd := [path for path in paths if not any(_matches(path, allowed) for allowed in JUDGEABLE)]:
+    if odd := [path for path in paths if not is_judgeable(path)]:
         raise UsageError(
             f"{', '.join(_dotted(path) for path in odd)} cannot be judged from the stored numbers",
             hint=f"these can: {', '.join(map(_dotted, JUDGEABLE))}; for anything else begin another run",
@@ -427,12 +413,6 @@ def _changed(before: Any, after: Any, path: tuple[str | int, ...] = ()) -> Itera
 
 def _sections(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _matches(path: Sequence[str | int], allowed: Sequence[str]) -> bool:
-    return len(path) == len(allowed) and all(
-        wanted in (ANY, part) for part, wanted in zip(path, allowed, strict=True)
-    )
 
 
 def _nested(path: Sequence[str | int], values: Any) -> Any:

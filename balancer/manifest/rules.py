@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from balancer.dotted import join_keys
 from balancer.manifest.fragment import Stamp
+
+ANY = "*"
+
+JUDGEABLE: tuple[tuple[str, ...], ...] = (
+    ("verification", "threshold"),
+    ("verification", "brightness"),
+    ("verification", "copies", ANY),
+    ("verification", "unjudged"),
+    ("verification", "safety", "max_unsafe"),
+    ("attempts", "fallback", "threshold"),
+    ("attempts", "rungs", ANY, "threshold"),
+    ("facets", ANY, "values", ANY, "brightness"),
+)
+"""The settings whose verdicts follow from what rows keep."""
+
+
+def is_judgeable(path: Sequence[str | int]) -> bool:
+    """Whether `balancer rejudge` can apply another value of a setting."""
+    return any(
+        len(path) == len(allowed)
+        and all(wanted in (ANY, part) for part, wanted in zip(path, allowed, strict=True))
+        for allowed in JUDGEABLE
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +63,7 @@ def as_settings(overrides: Mapping[str, Any], path: tuple[str, ...] = ()) -> Ite
         if isinstance(value, Mapping):
             yield from as_settings(value, (*path, name))
         else:
-            yield f"{'.'.join((*path, name))}={json.dumps(value, ensure_ascii=False)}"
+            yield f"{join_keys((*path, name))}={json.dumps(value, ensure_ascii=False)}"
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
