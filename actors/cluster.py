@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import accelerators
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
@@ -242,6 +243,15 @@ def _resources() -> Resources:
     )
 
 
+def resources_here() -> Resources:
+    """What Ray finds on this machine, without starting it."""
+    gpus = accelerators.get_accelerator_manager_for_resource("GPU")
+    found = gpus.get_current_node_num_accelerators()
+    if (visible := gpus.get_current_process_visible_accelerator_ids()) is not None:
+        found = min(found, len(visible))
+    return Resources(cpus=ray_utils.get_num_cpus(), gpus=(found,) if found else (), driver_node="")
+
+
 def fit(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     """As many actors as fit, or as the config asks; ClusterError if those do not fit.
 
@@ -264,7 +274,15 @@ def _uses_gpus(wanted: ActorsConfig, resources: Resources) -> bool:
 def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     per_generator, per_verifier = wanted.gpus_per_generator, wanted.gpus_per_verifier
     places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
-    generators, why = _count(wanted.generators, places, batches, f"{sum(resources.gpus)} GPUs")
+    room_in_words = f"{sum(resources.gpus)} GPUs"
+    if places != sum(resources.gpus):
+        room_in_words += f" have room for {places} with {per_generator:g} GPU each"
+    if not places:
+        raise ClusterError(
+            f"no generator with {per_generator:g} GPUs fits: the largest node has {max(resources.gpus)}",
+            hint="lower actors.gpus_per_generator",
+        )
+    generators, why = _count(wanted.generators, places, batches, room_in_words, sum(resources.gpus))
     if generators > places:
         raise ClusterError(
             f"{generators} generators with {per_generator:g} GPU each do not fit: "
@@ -286,14 +304,17 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
         gpus_per_generator=per_generator,
         gpus_per_verifier=per_verifier,
         cpus_per_generator=0,
-        reasons=(f"{generators} generators: {why}", f"{verifiers} verifiers beside them: 1 per 8 generators"),
+        reasons=(
+            f"{generators} generators: {why}",
+            f"{verifiers} verifiers beside them: {_why_per_generators(wanted.verifiers, 'actors.verifiers')}",
+        ),
     )
 
 
 def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     """Verifiers and writers reserve no core: they work a twentieth of the time, in the gaps."""
     places = max(1, int(resources.cpus))
-    generators, why = _count(wanted.generators, places, batches, f"{places} CPU cores")
+    generators, why = _count(wanted.generators, places, batches, f"{places} CPU cores", places)
     simulated = wanted.kind == "simulated"
     if generators > places and not simulated:
         raise ClusterError(
@@ -311,12 +332,18 @@ def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     )
 
 
-def _count(wanted: int | str, places: int, batches: int, room: str) -> tuple[int, str]:
+def _count(wanted: int | str, places: int, batches: int, room: str, devices: int) -> tuple[int, str]:
     if isinstance(wanted, int):
         return wanted, "actors.generators asks for it"
     if batches < places:
         return max(1, batches), f"{room}, but only {max(1, batches)} batches to make"
-    return places, f"one for each of {room}"
+    return places, f"one for each of {room}" if places == devices else room
+
+
+def _why_per_generators(wanted: int | str, setting: str) -> str:
+    if isinstance(wanted, int):
+        return f"{setting} asks for it"
+    return f"1 per {GENERATORS_PER_VERIFIER} generators"
 
 
 def _per_generators(wanted: int | str, generators: int) -> int:

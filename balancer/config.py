@@ -53,6 +53,8 @@ RESERVED_FACET_NAMES = frozenset(
     "brightness deviation nonfinite unsafe pixel_sha256 nearest_distance".split()
 )
 
+LEAST_GPU_SHARE = 0.0001
+
 INTERNAL_PREFIX = "__"
 """Of columns that the manifest, and Arrow, keep for themselves, such as `__place`."""
 
@@ -327,7 +329,8 @@ class VerificationConfig(_Section):
     unjudged: tuple[Phrase, ...] = ()
     """What may go on although the labelled images do not show that the verifier can judge it: a property
     (`lighting`) is then not asked of images at all, a single value (`class=combined`) is judged all
-    the same. Rows list both in `unjudged`."""
+    the same. Rows list both in `unjudged`; a property has no part in their `score`, which is null if nothing
+    was judged."""
 
     min_auc: float = Field(default=0.8, ge=0.5, le=1)
     """A value whose labelled images the verifier tells from the others no better than this (area under
@@ -436,11 +439,12 @@ class ActorsConfig(_Section):
     writers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     """`auto`: one per eight generators."""
 
-    gpus_per_generator: float = Field(default=0.9, ge=0.0001, le=1000)
-    """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it."""
+    gpus_per_generator: float = Field(default=0.9, gt=0, le=1000)
+    """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it. More than one GPU
+    is a whole number."""
 
     gpus_per_verifier: float = Field(default=0.1, ge=0, le=1000)
-    """Share of a GPU each verifier reserves; 0 puts verifiers on CPU."""
+    """Share of a GPU each verifier reserves; 0 puts verifiers on CPU. More than one GPU is a whole number."""
 
     call_timeout_s: float = Field(default=600, gt=0, le=MAX_WAIT_S)
     """A call that takes longer is given up and its actor replaced."""
@@ -450,6 +454,17 @@ class ActorsConfig(_Section):
 
     max_restarts: int = Field(default=5, ge=0, le=1_000_000)
     """Replaced actors of one kind without an image committed in between before the run stops."""
+
+    @field_validator("gpus_per_generator", "gpus_per_verifier")
+    @classmethod
+    def _ray_can_reserve(cls, gpus: float) -> float:
+        """Ray takes parts of one GPU in steps of 0.0001, and beyond one GPU whole numbers only."""
+        if gpus > 1 and gpus != int(gpus):
+            below = int(gpus)
+            raise ValueError(f"more than one GPU must be a whole number, such as {below} or {below + 1}")
+        if 0 < gpus < LEAST_GPU_SHARE:
+            raise ValueError(f"must be at least {LEAST_GPU_SHARE}, the smallest share of a GPU")
+        return gpus
 
     allow_open_cluster: bool = False
     """Join a Ray cluster that asks nobody for a token: whoever can reach such a cluster runs code on it."""

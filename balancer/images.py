@@ -149,11 +149,6 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
             return np.asarray(_upright(_to_rgb(image), image))
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError as error:
-        # Pillow refuses these whatever `max_pixels` is, and does not say how large they are.
-        refused = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        limit = _pixel_limit(min(refused, max_pixels))
-        raise UnreadableImage(f"more than {refused / 1e6:.0f} megapixels, over the {limit}") from error
     except MemoryError as error:
         raise UnreadableImage("decoding it needs more memory than there is") from error
     except Exception as error:  # decoders raise a dozen kinds on broken bytes: SyntaxError, struct.error, ...
@@ -208,22 +203,27 @@ def perceptual_hash(pixels: Pixels) -> str:
     return str(imagehash.phash(Image.fromarray(pixels)))
 
 
-_warnings_lock = threading.Lock()
+_pillow_lock = threading.Lock()
 
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow's remarks on odd files are not shown: what matters of them becomes a reason.
+    """Pillow's remarks on odd files are not shown: what matters of them becomes a reason. Its own limit of
+    pixels is lifted, because `_check_pixels` comes before decoding and knows the config's.
 
-    Filters of `warnings` belong to the whole process, hence the lock; only headers are read inside.
+    Filters of `warnings` and that limit belong to the whole process, hence the lock; only headers are read
+    inside.
     """
-    with _warnings_lock, warnings.catch_warnings():
+    with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _open_header(data: bytes) -> ImageFile:
-    # Pillow warns above half of the size it refuses; `_check_pixels` comes before decoding and decides.
     with _quiet_pillow():
         return Image.open(io.BytesIO(data), formats=FORMATS)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
+from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
     from balancer.manifest.query import Manifest
 
 _COLUMNS = (
     "id", "source", "class", "split", "file_name", "sha256", "status", "reason", "score", "scores",
-    "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance", "width",
-    "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
+    "unjudged", "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance",
+    "width", "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
     "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
 )  # fmt: skip
+
+_NOT_AS_JSON = ("generated_at", "parent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Lineage:
     """One image, the one it was generated from if there is one, and so on.
 
     Of a real image everything from `score` to `generated_at` is None. `scores` are those of each property,
-    `nearest_id` is the known image most like it; `versions` are those of the libraries when the run began.
+    `score` is the lowest of those that were judged, None if none was, and `unjudged` the entries of
+    `verification.unjudged` that concern it. `nearest_id` is the known image most like it; `versions` are
+    those of the libraries when the run began.
     """
 
     id: str
@@ -41,6 +46,7 @@ class Lineage:
     reason: str | None
     score: float | None
     scores: Mapping[str, float | None]
+    unjudged: tuple[str, ...]
     threshold: float | None
     attempt: int | None
     prompt: str | None
@@ -67,8 +73,18 @@ class Lineage:
     parent: Lineage | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, but for the time, which is a datetime."""
-        return asdict(self)
+        """For JSON, but for the time, which is a datetime: seeds are text, because most readers of JSON round
+        whole numbers beyond 2^53."""
+        told = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: json_value(value) for name, value in told.items() if name not in _NOT_AS_JSON}
+        return (
+            told
+            | plain
+            | {
+                "seed": None if self.seed is None else str(self.seed),
+                "parent": self.parent and self.parent.as_dict(),
+            }
+        )
 
 
 def lineage_of(manifest: Manifest, image_id: str) -> Lineage:
@@ -103,12 +119,14 @@ def _row(manifest: Manifest, image_id: str) -> dict[str, Any] | None:
 
 
 def _lineage(row: dict[str, Any], manifest: Manifest, parent: Lineage | None) -> Lineage:
-    told = {name: row[name] for name in _COLUMNS if name not in ("class", "parent_id", "scores", "changes")}
+    own = ("class", "parent_id", "scores", "unjudged", "changes")
+    told = {name: row[name] for name in _COLUMNS if name not in own}
     return Lineage(
         **told,
         class_name=row["class"],
         facets={name: row[name] for name in manifest.run.facets},
         scores=row["scores"] or {},
+        unjudged=tuple(row["unjudged"] or ()),
         changes=tuple(row["changes"] or ()),
         run_name=manifest.run.name,
         versions=manifest.run.versions,

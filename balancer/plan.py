@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from balancer.adaptive import Tally
 from balancer.cells import Cell, Facet, cells_of
+from balancer.percentages import percent
 from balancer.rounding import joint_quotas
 from balancer.targets import class_targets, most_generated, values_to_add
 
@@ -204,7 +205,7 @@ def per_image(planning: PlanningConfig, measured: Measured) -> PerImage:
     acceptance, source = _acceptance(planning, measured)
     # However high the ladder: those slots that end short take candidates, too.
     candidates = 1 / acceptance if acceptance else None
-    passing = f"{100 * acceptance:.3g}% of candidates pass" if acceptance else "none passed"
+    passing = f"{_acceptance_text(acceptance)} of candidates pass" if acceptance else "none passed"
     basis = f"{passing} ({source})"
     seconds, pace = _seconds(planning, measured)
     if seconds is None:
@@ -236,7 +237,7 @@ def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, st
     seen += [(0, 0)] * (attempts - len(seen))
     passes = [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen]
     expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
-    passing = f"{100 * acceptance:.3g}% of candidates pass ({source})"
+    passing = f"{_acceptance_text(acceptance)} of candidates pass ({source})"
     basis = f"{plan.total} images, {passing}, up to {attempts} attempts"
     limit = config.budget.max_candidates
     if limit is not None and limit < expected:
@@ -249,8 +250,13 @@ def _hours(candidates: int, config: Config, measured: Measured) -> tuple[float |
     if seconds is None:
         return None, UNKNOWN_PACE
     given = config.actors.generators
-    generators, number = (1, "one generator") if given == "auto" else (given, f"{given} generators")
-    basis = f"{candidates} candidates of {seconds:.3g} s each ({source}), {number} (actors.generators)"
+    generators = 1 if given == "auto" else given
+    number = (
+        "for one generator (actors.generators: auto starts one per GPU or CPU core, which share the time)"
+        if given == "auto"
+        else f"{given} generators (actors.generators)"
+    )
+    basis = f"{candidates} candidates of {seconds:.3g} s each ({source}), {number}"
     hours = candidates * seconds / generators / 3600
     limit = config.budget.max_hours
     if limit is not None and limit < hours:
@@ -286,6 +292,10 @@ def _size(plan: Plan, config: Config, measured: Measured, real_bytes: int) -> tu
 
 def _acceptance(planning: PlanningConfig, measured: Measured) -> tuple[float, str]:
     return _figure(measured.acceptance, planning.acceptance, "planning.acceptance", measured.source)
+
+
+def _acceptance_text(acceptance: float) -> str:
+    return f"{100 * acceptance:.3g}%" if 100 * acceptance < 99.95 else percent(acceptance, 1, 1)
 
 
 def _seconds(planning: PlanningConfig, measured: Measured) -> tuple[float | None, str]:

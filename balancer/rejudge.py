@@ -33,9 +33,10 @@ from balancer.manifest.rows import (
     Row,
     RunFacts,
     nearest_columns,
+    unjudged_in,
     utc_now,
 )
-from balancer.manifest.rules import Rules, merged
+from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
 from balancer.prompts import Rung, ladder
@@ -52,20 +53,6 @@ from balancer.storage import Storage
 from balancer.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, criteria_for, judge
 from balancer.yamltext import Document
 
-ANY = "*"
-
-JUDGEABLE: tuple[tuple[str, ...], ...] = (
-    ("verification", "threshold"),
-    ("verification", "brightness"),
-    ("verification", "copies", ANY),
-    ("verification", "unjudged"),
-    ("verification", "safety", "max_unsafe"),
-    ("attempts", "fallback", "threshold"),
-    ("attempts", "rungs", ANY, "threshold"),
-    ("facets", ANY, "values", ANY, "brightness"),
-)
-"""The settings whose verdicts follow from what rows keep."""
-
 SUPERSEDED = "superseded"
 """Reason of a candidate that passes, but a lower attempt of its slot passes as well by now."""
 
@@ -78,7 +65,7 @@ PARTS_AT_ONCE = 32
 _COLUMNS = (
     "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
     "deviation", "nonfinite", "unsafe", "pixel_sha256", "nearest_id", "nearest_distance",
-    "nearest_similarity",
+    "nearest_similarity", "unjudged",
 )  # fmt: skip
 
 _HISTORY = pa.schema(
@@ -111,7 +98,7 @@ class Change:
             "score": self.verdict.score,
             "threshold": self.rung.threshold,
             "fallback": self.rung.fallback,
-            "unjudged": facts.unjudged(self.candidate.slot.cell),
+            "unjudged": unjudged_in(self.candidate.slot.cell, facts.config),
             **(nearest_columns(self.nearest) if self.nearest else {}),
             **(dict.fromkeys(("file_name", "sha256", "num_bytes")) if self.status == VOID else {}),
         }
@@ -235,7 +222,8 @@ def new_verdicts(
     nearest_of: Callable[[Row], Nearest | None],
     is_there: Callable[[str], bool],
 ) -> list[Change]:
-    """What becomes of candidates under `config`, slot after slot; those whose status stays are left out.
+    """What becomes of candidates under `config`, slot after slot. Left out are those whose status stays,
+    unless an accepted image is judged on other properties by now: its score is another one.
 
     `nearest_of` gives the image that a candidate may copy, `is_there` says whether a file still is.
     """
@@ -256,6 +244,7 @@ class _Judged:
     verdict: Verdict
     nearest: Nearest | None
     is_news: bool  # that this is the nearest image
+    is_asked_otherwise: bool
     rung: Rung
 
     @property
@@ -286,7 +275,7 @@ def _changes_of_slot(attempts: Sequence[_Judged], is_there: Callable[[str], bool
             status, reason = REJECTED, made.verdict.reason
         else:
             continue
-        if made.is_news or status != made.status:
+        if made.is_news or status != made.status or (made is winner and made.is_asked_otherwise):
             yield made.becomes(status, reason)
 
 
@@ -302,7 +291,8 @@ def _judged_again(
     cell = candidate.slot.cell
     verdict = judge(measurement_of(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
     is_news = nearest is not None and nearest.id != row["nearest_id"]
-    return _Judged(candidate, row["status"], row["file_name"], verdict, nearest, is_news, rung)
+    otherwise = set(row["unjudged"] or ()) != set(unjudged_in(cell, config))
+    return _Judged(candidate, row["status"], row["file_name"], verdict, nearest, is_news, otherwise, rung)
 
 
 def measurement_of(row: Row, cell: Cell) -> Measurement:
@@ -397,7 +387,7 @@ def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[s
     changed = validated(Document(copy.deepcopy(before), {(): "run.json"}), settings)
     after = changed.model_dump(mode="json")
     paths = list(_changed(before, after))
-    if odd := [path for path in paths if not any(_matches(path, allowed) for allowed in JUDGEABLE)]:
+    if odd := [path for path in paths if not is_judgeable(path)]:
         raise UsageError(
             f"{', '.join(_dotted(path) for path in odd)} cannot be judged from the stored numbers",
             hint=f"these can: {', '.join(map(_dotted, JUDGEABLE))}; for anything else begin another run",
@@ -423,12 +413,6 @@ def _changed(before: Any, after: Any, path: tuple[str | int, ...] = ()) -> Itera
 
 def _sections(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _matches(path: Sequence[str | int], allowed: Sequence[str]) -> bool:
-    return len(path) == len(allowed) and all(
-        wanted in (ANY, part) for part, wanted in zip(path, allowed, strict=True)
-    )
 
 
 def _nested(path: Sequence[str | int], values: Any) -> Any:

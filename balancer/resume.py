@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import gc
 import importlib.metadata
+import json
 import os
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from balancer.adaptive import WordingCounts
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config import Config
+from balancer.dotted import join_keys
 from balancer.errors import UsageError
 from balancer.manifest.layout import RUN_FILE
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
-from balancer.manifest.rules import Rules, as_settings, merged
+from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.names import composed
 from balancer.plan import Plan, Priority
@@ -119,7 +120,7 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
 
 def config_of(info: RunInfo, rules: Rules) -> Config:
     """The config of a run as `balancer rejudge` may have changed it since."""
-    return dataclasses.replace(info, config=merged(info.config, rules.overrides)).config_as(Config)
+    return config_under(info, rules.overrides)
 
 
 def check_unchanged(
@@ -138,7 +139,8 @@ def check_unchanged(
             hint=f"`balancer rejudge RUN {' '.join([*settings, '--apply'])}` completes it",
         )
     before = config_of(known, rules)
-    changed = _differences(before.decisive(), config.decisive())
+    paths = _differences(before.decisive(), config.decisive())
+    changed = [join_keys(path) for path in paths]
     # A model that came or went shows in the config.
     changed += [
         f"{what} of the {kind}"
@@ -154,10 +156,12 @@ def check_unchanged(
     if changed and not allowed:
         raise UsageError(
             f"this run was started with another config; changed: {', '.join(changed)}",
-            hint="choose another --out, undo the change, or pass --allow-config-change to go on with both",
+            hint=_rejudging(paths, config)
+            if len(paths) == len(changed) and all(map(is_judgeable, paths))
+            else "choose another --out, undo the change, or pass --allow-config-change to go on with both",
         )
     if before.plan_shape() != config.plan_shape():
-        planned = [name for name in changed if name.split(".")[0] in ("classes", "facets", "target")]
+        planned = [join_keys(path) for path in paths if path[0] in ("classes", "facets", "target")]
         raise UsageError(
             f"the plan of a started run is fixed, and {', '.join(planned)} would change it",
             hint="choose another --out",
@@ -184,15 +188,27 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         yield CALIBRATION
 
 
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted paths of the settings that differ."""
+def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
+    """How to go on when only limits changed, which apply to images that were made before."""
+    settings = []
+    for path in paths:
+        value: Any = config.model_dump(mode="json")
+        for key in path:
+            value = value[key]
+        settings.append(f" --set {shlex.quote(f'{join_keys(path)}={json.dumps(value, ensure_ascii=False)}')}")
+    return (
+        f"`balancer rejudge RUN{''.join(settings)} --apply` judges all candidates by it, and the same `run`"
+        " then goes on; --allow-config-change judges only new ones by it"
+    )
+
+
+def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of the settings that differ."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [path]
     names = dict.fromkeys([*before, *after])
     return [
-        found
-        for name in names
-        for found in _differences(before.get(name), after.get(name), f"{path}.{name}".lstrip("."))
+        found for name in names for found in _differences(before.get(name), after.get(name), (*path, name))
     ]
 
 

@@ -100,11 +100,11 @@ class Criteria:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`reason` is None if accepted, else a Flaw or the name of the weakest property. `score` is that of the
-    weakest property that was judged, 1 if none was."""
+    weakest property that was judged, None if none was."""
 
     accepted: bool
     reason: str | None
-    score: float
+    score: float | None
     scores: Mapping[str, float]
 
 
@@ -139,9 +139,9 @@ def judge(
     judged = [name for name in scores if name not in criteria.unjudged]
     # NaN counts as weaker than any number: min() alone would pass over one that is not the first.
     weakest = min(judged, key=lambda name: -1.0 if math.isnan(scores[name]) else scores[name], default=None)
-    score = 1.0 if weakest is None else scores[weakest]
+    score = None if weakest is None else scores[weakest]
     reason: str | None = flaw_of(measurement, criteria, nearest)
-    if reason is None and not score >= criteria.threshold:  # so written, a NaN score is a rejection
+    if reason is None and score is not None and not score >= criteria.threshold:  # NaN is a rejection
         reason = weakest
     return Verdict(accepted=reason is None, reason=reason, score=score, scores=scores)
 

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from balancer.calibration import (
     TEMPERATURES,
     Examples,
+    PropertyCalibration,
     calibrated,
     calibration_document,
     calibration_error,
@@ -25,6 +26,7 @@ from balancer.calibration import (
     wordings_sha256,
     write_calibration,
 )
+from balancer.cli.calibrate import tell_worth
 from balancer.errors import UsageError
 
 VALUES = ("basic", "burnt", "mixed")
@@ -279,3 +281,37 @@ def test_the_hash_of_wordings_is_over_words_and_values_alike():
         )
     }
     assert len(hashes) == 3
+
+
+# ---- what a calibration is worth -----------------------------------------------------------------
+
+
+def with_aucs(*aucs: float | None) -> dict[str, PropertyCalibration]:
+    values = tuple("abcdef"[: len(aucs)])
+    count = len(values)
+    return {
+        "class": PropertyCalibration(
+            values=values,
+            temperature=1.0,
+            kept="",
+            examples=(5,) * count,
+            folds=5,
+            auc=aucs,
+            confusion=((1,) * count,) * count,
+            reliability=(),
+            calibration_error=None,
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("aucs", "recommended", "warned"),
+    [((0.5, 0.5), False, 2), ((0.5, 0.9, None), True, 1), ((0.9, 0.95), True, 0), ((None, None), True, 0)],
+)
+def test_a_calibration_of_a_verifier_that_tells_nothing_apart_is_not_recommended(
+    aucs, recommended, warned, capsys
+):
+    tell_worth("a.json", with_aucs(*aucs), min_auc=0.8)
+    said = capsys.readouterr().err
+    assert ("put into the config: verification.calibration: a.json" in said) is recommended
+    assert said.count("does not tell class=") == warned

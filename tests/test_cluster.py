@@ -73,6 +73,33 @@ def test_every_number_has_its_reason():
     assert "asks for it" in fleet({"generators": 1}, cpus=2).reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({}, "4 generators: one for each of 4 GPUs"),
+        (
+            {"gpus_per_generator": 2, "gpus_per_verifier": 0},
+            "2 generators: 4 GPUs have room for 2 with 2 GPU each",
+        ),
+        ({"gpus_per_generator": 0.45}, "8 generators: 4 GPUs have room for 8 with 0.45 GPU each"),
+    ],
+)
+def test_the_reason_for_a_number_of_generators_has_that_number(wanted, reason):
+    assert fleet(wanted, gpus=[4]).reasons[0] == reason
+
+
+def test_a_number_of_verifiers_that_the_config_gives_is_not_worked_out():
+    assert (
+        fleet({"verifiers": 3}, gpus=[4]).reasons[1]
+        == "3 verifiers beside them: actors.verifiers asks for it"
+    )
+
+
+def test_a_generator_larger_than_every_node_is_refused_with_both_numbers():
+    with pytest.raises(ClusterError, match=r"no generator with 2 GPUs fits: the largest node has 1"):
+        fleet({"gpus_per_generator": 2, "gpus_per_verifier": 0}, gpus=[1, 1])
+
+
 def test_an_address_that_does_not_answer_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with socket.socket() as unused:

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from balancer.config import MAX_CELLS, MAX_FACETS, MAX_FACETS_OF_CLASS, RESERVED_FACET_NAMES, Config
+from balancer.config import (
+    MAX_CELLS,
+    MAX_FACETS,
+    MAX_FACETS_OF_CLASS,
+    RESERVED_FACET_NAMES,
+    ActorsConfig,
+    Config,
+)
 
 CLASSES = {"basic": {"prompts": ["a pizza"]}, "burnt": {"prompts": ["a burnt pizza"]}}
 
@@ -206,3 +213,18 @@ def test_the_fingerprint_does_not_change_with_how_fast_it_is_produced(change: di
 def test_a_config_survives_being_written_as_json():
     written = config(facets={"f": facet(0.4, 0.6, classes=["burnt"])})
     assert Config.model_validate(written.model_dump(mode="json")) == written
+
+
+@pytest.mark.parametrize("setting", ["gpus_per_generator", "gpus_per_verifier"])
+@pytest.mark.parametrize(
+    ("gpus", "problem"),
+    [(1.5, "must be a whole number, such as 1 or 2"), (0.00005, "must be at least 0.0001")],
+)
+def test_a_share_of_gpus_that_ray_cannot_reserve_is_refused(setting, gpus, problem):
+    with pytest.raises(ValidationError, match=problem):
+        ActorsConfig.model_validate({setting: gpus})
+
+
+@pytest.mark.parametrize("gpus", [0.0001, 0.9, 1, 1.0, 2])
+def test_a_share_of_gpus_that_ray_can_reserve_is_taken(gpus):
+    assert ActorsConfig(gpus_per_generator=gpus).gpus_per_generator == gpus

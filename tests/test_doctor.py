@@ -6,6 +6,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from actors.cluster import Resources
 from balancer.cli import main
 
 
@@ -76,3 +77,20 @@ def test_a_token_that_others_can_read_is_a_warning_with_the_remedy(doctor, tmp_p
     assert findings["ray token"]["state"] == "warning"
     assert "chmod 600" in findings["ray token"]["detail"]
     assert "secret" not in result.output
+
+
+def test_the_actors_of_a_run_on_this_machine_are_worked_out_as_the_run_does(doctor, project, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("actors.cluster.resources_here", lambda: Resources(cpus=3, gpus=(), driver_node=""))
+    _, findings = doctor(project / "configs/demo.yaml")
+    assert findings["actors"]["detail"] == "3 generators on CPU: one for each of 3 CPU cores"
+
+
+def test_actors_that_do_not_fit_on_this_machine_are_missing(doctor, project, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("actors.cluster.resources_here", lambda: Resources(cpus=1, gpus=(), driver_node=""))
+    values = yaml.safe_load((project / "configs/demo.yaml").read_text()) | {"actors": {"generators": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    result, findings = doctor(tmp_path / "config.yaml")
+    assert result.exit_code == 4
+    assert findings["actors"]["detail"].startswith("2 generators do not fit: there are 1 CPU cores")

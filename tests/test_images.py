@@ -279,9 +279,15 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int):
     assert "over the limit of 64 (dataset.max_image_megapixels)" in said
 
 
-def test_a_limit_above_pillows_warning_is_honoured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)
-    assert decode_image(encoded(picture(24, 32)), max_pixels=24 * 32).shape == (24, 32, 3)
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_the_limit_of_the_config_is_the_only_one(image_format: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many
+    data = encoded(picture(24, 32), image_format)
+    assert decode_image(data, max_pixels=24 * 32).shape == (24, 32, 3)
+    assert reason(data, max_pixels=700) == (
+        "32 x 24 is 0.0 megapixels, over the limit of 0.0007 (dataset.max_image_megapixels)"
+    )
+    assert Image.MAX_IMAGE_PIXELS == 100  # for whoever else uses Pillow
 
 
 def test_a_file_over_the_byte_limit_is_refused_with_the_number_the_limit_and_the_knob(tmp_path: Path):

@@ -71,5 +71,5 @@ def test_a_driver_outside_the_cluster_joins_it_by_address(cluster, tmp_path, pro
         [*command, "--out", str(out), "--address", addresses["address"]],
         cwd=project, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert joined.returncode == 0, joined.stderr
+    assert joined.returncode == 3, joined.stderr  # the limit leaves images to make
     assert len(accepted_ids(out)) == 8

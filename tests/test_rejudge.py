@@ -21,7 +21,7 @@ from balancer.errors import ConfigError, FencedError, StorageError, UsageError
 from balancer.manifest import check_run, read_log, read_run
 from balancer.manifest.layout import LOG_DIR
 from balancer.manifest.rows import revoked
-from balancer.manifest.rules import Rules
+from balancer.manifest.rules import Rules, as_settings
 from balancer.rejudge import apply, measurement_of, nearest_in, new_verdicts, rejudge
 from balancer.resume import check_unchanged, config_of
 from balancer.schedule import Outcome, Schedule
@@ -63,7 +63,7 @@ def made(attempt: int, score: float, status: str = "rejected", **changes: Any) -
     kind = row if status == "accepted" else rejected
     values = {"scores": {"class": 1.0, "lighting": score}, "score": score, "status": status}
     nothing_known = dict.fromkeys(
-        "reason unsafe pixel_sha256 nearest_id nearest_distance nearest_similarity review".split()
+        "reason unsafe pixel_sha256 nearest_id nearest_distance nearest_similarity review unjudged".split()
     )
     return nothing_known | kind(SLOT, attempt) | values | changes
 
@@ -707,3 +707,24 @@ def test_after_the_threshold_was_lowered_what_was_not_kept_is_made_again(make_co
     assert {row["id"]: row["seed"] for row in synthetic(out, "all")} == seeds
     assert synthetic(out, "void") == []
     assert check_run(storage).problems == ()
+
+
+# ---- going on with a run under other limits ------------------------------------------------------
+
+
+def test_a_run_that_goes_on_under_another_threshold_is_pointed_to_rejudge():
+    with pytest.raises(UsageError, match=r"another config; changed: verification\.threshold") as caught:
+        check_unchanged(config(0.7), MODELS, run_info(config=config().model_dump(mode="json")), False)
+    assert "balancer rejudge RUN --set verification.threshold=0.7 --apply" in caught.value.hint
+
+
+def test_a_run_that_goes_on_under_another_seed_is_not_pointed_to_rejudge():
+    other = config(0.7, seed=3)
+    with pytest.raises(UsageError, match=r"changed: seed, verification\.threshold") as caught:
+        check_unchanged(other, MODELS, run_info(config=config().model_dump(mode="json")), False)
+    assert "rejudge" not in caught.value.hint
+
+
+def test_a_setting_of_a_name_with_a_dot_is_told_in_quotes():
+    overrides = {"facets": {"v1.0": {"values": {"a": {"brightness": [0, 1]}}}}}
+    assert list(as_settings(overrides)) == ['facets."v1.0".values.a.brightness=[0, 1]']

@@ -339,7 +339,7 @@ def test_lineage_says_where_an_image_comes_from(reference_run):
     assert found.versions["torch"] == manifest.run.versions["torch"]
     assert (found.run_id, found.run_name, found.parent) == (manifest.run.run_id, "Rendered pizzas", None)
     assert found.generated_at is not None
-    assert found.as_dict()["seed"] == kept["seed"]
+    assert found.as_dict()["seed"] == str(kept["seed"])
 
 
 def test_lineage_of_real_images_and_of_rejected_candidates(make_run):

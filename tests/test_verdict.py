@@ -112,10 +112,10 @@ def test_a_property_that_is_not_judged_is_scored_and_does_not_decide():
     assert verdict.scores == {"class": 0.9, "lighting": 0.1}
 
 
-def test_an_image_of_which_nothing_is_judged_scores_1():
+def test_an_image_of_which_nothing_is_judged_has_no_score():
     nothing = frozenset({"class", "lighting"})
     verdict = judge(measured(burnt=0.1, dim=0.1), CELL, held_to(0.6, unjudged=nothing))
-    assert (verdict.accepted, verdict.score) == (True, 1.0)
+    assert (verdict.accepted, verdict.score) == (True, None)
 
 
 # ---- two judges ------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
 def main() -> None:
     """Fill up an image dataset: generate what its classes lack, keep what passes verification.
 
-    Exit codes: 0 every quota met, 1 error, 2 usage or config, 3 finished with some cells short,
+    Exit codes: 0 every quota met, 1 error, 2 usage or config, 3 ended with images missing,
     4 something missing (GPU, Ray, weights, storage), 5 another driver took the run over,
     130 interrupted.
     """

@@ -12,6 +12,7 @@ import click
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import UsageError
+from balancer.percentages import percent
 
 if TYPE_CHECKING:
     from balancer.calibration import PropertyCalibration
@@ -58,7 +59,30 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     for name, found in fitted.items():
         if found.kept:
             console.warn(f"{name} keeps its probabilities (temperature 1): {found.kept}")
-    console.note(f"written; put into the config: verification.calibration: {os.fspath(path)}")
+    tell_worth(os.fspath(path), fitted, judged.min_auc)
+
+
+def tell_worth(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: float) -> None:
+    """A temperature changes how sure the verifier is, not what it tells apart."""
+    aucs = {
+        f"{name}={value}": auc
+        for name, found in fitted.items()
+        for value, auc in zip(found.values, found.auc, strict=True)
+        if auc is not None
+    }
+    blind = {name: auc for name, auc in aucs.items() if auc < min_auc}
+    for name, auc in blind.items():
+        console.warn(
+            f"the verifier does not tell {name} from the others: AUC {auc:.2f}, {min_auc:.2f} needed"
+            " (verification.min_auc; chance is 0.50)"
+        )
+    if aucs and len(blind) == len(aucs):
+        console.note(
+            f"written to {path}, but of no use: try another verifier (verification.model) or other wordings"
+            " (labels), and calibrate again"
+        )
+    else:
+        console.note(f"written; put into the config: verification.calibration: {path}")
 
 
 def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
@@ -77,10 +101,10 @@ def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
         )
     ]
     console.say()
-    console.table("values", ["property", "value", "labelled", "AUC", "likeliest, %"], rows)
+    console.table("values", ["property", "value", "labelled", "AUC", "likeliest"], rows)
 
 
-def _right(found: PropertyCalibration) -> list[int | None]:
-    """Of the images labelled with each value, the percentage of which it is the likeliest."""
+def _right(found: PropertyCalibration) -> list[str | None]:
+    """Of the images labelled with each value, the part of which it is the likeliest."""
     counts = enumerate(zip(found.confusion, found.examples, strict=True))
-    return [round(100 * row[index] / count) if count else None for index, (row, count) in counts]
+    return [percent(row[index], count) if count else None for index, (row, count) in counts]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from balancer.cli.streams import results
+from balancer.percentages import percent
 from balancer.safetext import printable, redacted
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _counted_lines(
         nonlocal printed_s
         if clock() - printed_s >= LINE_INTERVAL_S:
             printed_s = clock()
-            note(f"{done} of {total} {what} ({_percent(done, total)})")
+            note(f"{done} of {total} {what} ({percent(done, total, nothing='-')})")
 
     return count
 
@@ -170,8 +171,9 @@ class LineDisplay:
 
 def progress_line(snapshot: Snapshot) -> str:
     """`accepted 131/244 (54%) candidates 160 rejected 22% [lighting 21 burn_level 14] 4.1/s eta 0:27 ...`"""
+    done = percent(snapshot.accepted, snapshot.wanted, nothing="-")
     parts = [
-        f"accepted {snapshot.accepted}/{snapshot.wanted} ({_percent(snapshot.accepted, snapshot.wanted)})",
+        f"accepted {snapshot.accepted}/{snapshot.wanted} ({done})",
         f"short {snapshot.short}" if snapshot.short else "",
         f"candidates {snapshot.candidates}",
         _rejected(snapshot),
@@ -222,17 +224,13 @@ def _rejected(snapshot: Snapshot) -> str:
     if not reasons:
         return ""
     listed = " ".join(f"{reason} {count}" for reason, count in reasons.items())
-    return f"rejected {_percent(sum(reasons.values()), snapshot.candidates)} [{listed}]"
+    return f"rejected {percent(sum(reasons.values()), snapshot.candidates, nothing='-')} [{listed}]"
 
 
 def _pace(snapshot: Snapshot) -> str:
     rate = snapshot.accepted_per_s
     left = "-" if snapshot.eta_s is None else duration(snapshot.eta_s)
     return f"{rate:.{1 if rate >= 1 else 2}f}/s eta {left}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f}%" if whole else "-"
 
 
 def is_terminal() -> bool:

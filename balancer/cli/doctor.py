@@ -36,6 +36,9 @@ PACKAGES = (
 LEAST_SHARED_MEMORY_BYTES = 512_000_000
 """Ray keeps images in shared memory; containers often have 64 MB of it, less than a few batches."""
 
+MANY_BATCHES = 1_000_000
+"""More than any machine has generators for. A run starts no more generators than it has batches to make."""
+
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
 
@@ -73,6 +76,8 @@ def examine(config: Config | None) -> Iterator[Finding]:
     yield _ray_token()
     if config is None:
         return
+    if not os.environ.get("RAY_ADDRESS"):
+        yield _attempt("actors", lambda: _actors(config))
     yield _attempt("dataset", lambda: _dataset(config))
     if config.actors.kind == "models":
         yield from _weights(config)
@@ -149,6 +154,13 @@ def _ray_token() -> Finding:
     if mode & 0o077:
         return Finding("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
     return Finding("ray token", OK, str(path))
+
+
+def _actors(config: Config) -> str:
+    """How many actors a run starts on this machine, as `run` works it out."""
+    from actors.cluster import fit, resources_here
+
+    return "; ".join(fit(resources_here(), config.actors, MANY_BATCHES).reasons)
 
 
 def _dataset(config: Config) -> str:

@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Generate, verify and commit images until every quota of CONFIG is met.
 
-    The same command goes on where an earlier start was left, however that one ended.
+    The same command goes on where an earlier start was left, however that one ended. It exits with 3 if
+    images are missing in the end, because no attempt passed, the budget was spent, or --limit was reached.
     """
     from balancer.configfile import load_config
 
@@ -52,7 +53,7 @@ def command(
             reporter=Reporter(note=console.note, progress=display.update),
         )
     _tell(result, out)
-    if result.state in ("short", "budget"):
+    if result.open_cells:
         ctx.exit(EXIT_SHORT)
 
 
@@ -64,7 +65,7 @@ def _tell(result: RunResult, out: str) -> None:
     reason = {
         "short": "no attempt passed",
         "budget": "the budget was spent",
-        "interrupted": "the limit was reached",
+        "interrupted": "--limit was reached, the same command without it goes on",
     }.get(result.state, result.state)
     console.warn(f"{sum(result.open_cells.values())} images are missing ({reason}):")
     for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
+from balancer.percentages import percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -31,6 +32,7 @@ def command(run: str, as_json: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        _print_rules(status["overrides"])
         _print_given_up(status["given_up"])
         console.say()
         console.table(
@@ -51,10 +53,21 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         ("short", status["short"], _share(status["short"], wanted)),
         ("candidates", candidates, None),
         *rejected,
+        *(
+            (f"accepted, {name} not judged", count, _share(count, status["accepted"]))
+            for name, count in status["unjudged"].items()
+        ),
     ]
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))
     return rows
+
+
+def _print_rules(overrides: dict[str, Any]) -> None:
+    from balancer.manifest.rules import as_settings
+
+    if settings := list(as_settings(overrides)):
+        console.note(f"judged again under {', '.join(settings)} (`balancer rejudge`)")
 
 
 def _print_images(found: ImageCheck) -> None:
@@ -74,4 +87,4 @@ def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
 
 
 def _share(part: int, whole: int) -> str | None:
-    return f"{100 * part / whole:.1f}%" if whole else None
+    return percent(part, whole, 1) if whole else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,19 @@ import yaml
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.config import EMBEDDED_MODEL, Config
+from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
+from balancer.manifest.rules import config_under
+from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
+from balancer.percentages import percent
+from balancer.prompts import ladder
 from balancer.safetext import printable
 from balancer.splits import EVALUATION
+from balancer.storage import open_storage
 
 if TYPE_CHECKING:
     from balancer.export.job import Job
+    from balancer.manifest.query import Manifest
 
 SIZES = {
     "n<1K": 10**3,
@@ -57,6 +65,10 @@ class Card:
     """Name, real and generated images."""
     fallbacks: int
     for_review: int
+    unjudged: Mapping[str, int]
+    """Generated images in the export that were not judged on each property."""
+    judged: int
+    """Generated images in the export that were judged on at least one property."""
     short: int
     licence: str
     generated_from: tuple[str, ...]
@@ -77,6 +89,19 @@ class Card:
     @property
     def candidates(self) -> int:
         return sum(figures.candidates for figures in self.classes)
+
+    @property
+    def threshold(self) -> str:
+        """`0.6`, or `0.8 to 0.5` where attempts differ."""
+        of_attempts = [rung.threshold for rung in ladder(self.config) if not rung.fallback]
+        ends = dict.fromkeys([max(of_attempts), min(of_attempts)])
+        return " to ".join(f"{end:g}" for end in ends)
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """Values that were judged, though labelled images did not prove the verifier on them."""
+        properties = {CLASS_PROPERTY, *self.config.facets}
+        return tuple(name for name in self.config.verification.unjudged if name not in properties)
 
     @property
     def held_out(self) -> bool:
@@ -102,7 +127,10 @@ def card_text(job: Job) -> str:
     card = _card(job)
     front = _yaml(_front_matter(card))
     text = environment.get_template("card.md.j2").render(
-        card=card, percent=_percent, generated_evaluation=_tests_on_generated(card)
+        card=card,
+        percent=functools.partial(percent, places=1, unit=" %"),
+        generated_evaluation=_tests_on_generated(card),
+        unjudged=unjudged_text(card.unjudged, card.generated),
     )
     return f"---\n{front}---\n\n{text}"
 
@@ -173,7 +201,7 @@ def _card(job: Job) -> Card:
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
         run_id=manifest.run.run_id,
-        config=manifest.run.config_as(Config),
+        config=_config(manifest),
         models=manifest.run.models,
         classes=tuple(
             ClassFigures(
@@ -188,10 +216,18 @@ def _card(job: Job) -> Card:
         splits=tuple(_split_figures(job, split) for split in job.splits),
         fallbacks=pc.sum(generated["fallback"]).as_py() or 0,
         for_review=pc.sum(generated["review"]).as_py() or 0,
+        unjudged=count_unjudged(generated, manifest.run.properties),
+        judged=count_judged(generated),
         short=max(0, manifest.run.wanted - accepted.total()),
         licence=job.options.licence,
         generated_from=tuple(_models(generated)),
     )
+
+
+def _config(manifest: Manifest) -> Config:
+    """With the rules that the run was last judged by."""
+    rules = read_log(open_storage(manifest.uri, create=False), [CLASS_PROPERTY]).rules
+    return config_under(manifest.run, rules.overrides)
 
 
 def _tried(job: Job) -> Counter[tuple[str, ...]]:
@@ -212,10 +248,6 @@ def _counts(rows: pa.Table, *columns: str) -> Counter[tuple[str, ...]]:
 def _models(generated: pa.Table) -> Sequence[str]:
     pairs = _counts(generated, "model", "model_revision")
     return [f"{model} at {revision}" if revision else model for model, revision in sorted(pairs, key=str)]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.3g} %" if whole else "–"
 
 
 def _tests_on_generated(card: Card) -> bool:

@@ -67,7 +67,9 @@ def write(job: Job) -> None:
 def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> Iterator[bytes]:
     yield b'{"samples": ['
     for number, row in enumerate(rows_of(table)):
-        yield (b",\n" if number else b"\n") + json.dumps(_sample(row, plain, facets)).encode()
+        yield (b",\n" if number else b"\n") + json.dumps(
+            _sample(row, plain, facets), allow_nan=False
+        ).encode()
     yield b"\n]}\n"
 
 
@@ -107,7 +109,7 @@ def _metadata(job: Job, table: pa.Table, plain: list[str], facets: Mapping[str, 
         _field("tags", "ListField", subfield="fiftyone.core.fields.StringField"),
         _field("metadata", "EmbeddedDocumentField", document="fiftyone.core.metadata.ImageMetadata"),
         *(_label_field(field) for field in (GROUND_TRUTH, *map(_field_name, facets.values()))),
-        *(_field(_field_name(name), _PLAIN_TYPES[table.schema.field(name).type]) for name in plain),
+        *(_plain_field(_field_name(name), table.schema.field(name).type) for name in plain),
     ]
     classes = {_field_name(column): list(job.labels.facets[name]) for name, column in facets.items()}
     return {
@@ -132,6 +134,12 @@ def _metadata(job: Job, table: pa.Table, plain: list[str], facets: Mapping[str, 
         "evaluations": {},
         "runs": {},
     }
+
+
+def _plain_field(name: str, kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        return _field(name, "ListField", subfield=f"fiftyone.core.fields.{_PLAIN_TYPES[kind.value_type]}")
+    return _field(name, _PLAIN_TYPES[kind])
 
 
 def _label_field(name: str) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def write(job: Job) -> None:
 
 def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
     for number, row in enumerate(rows_of(table)):
-        yield (b",\n" if number else b"[\n") + json.dumps(_task(row, job), ensure_ascii=False).encode()
+        yield (b",\n" if number else b"[\n") + json.dumps(
+            _task(row, job), ensure_ascii=False, allow_nan=False
+        ).encode()
     yield b"\n]\n"
 
 

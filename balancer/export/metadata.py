@@ -1,4 +1,4 @@
-"""What an export says of each image: single values, under names that need no explaining."""
+"""What an export says of each image, under names that need no explaining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.formats import arrow_bytes
+from balancer.manifest.formats import arrow_bytes, exact
 from balancer.names import free_names
 from balancer.training.labels import plain
 
@@ -26,7 +26,7 @@ SINGLE = (
     "width", "height", "sha256", "parent_id", "generated_at", "run_id",
 )  # fmt: skip
 
-NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores")
+NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores", "unjudged")
 """Of the manifest, whatever is written."""
 
 
@@ -39,13 +39,14 @@ def metadata_columns(run_schema: pa.Schema) -> list[str]:
 def facet_columns(run: RunInfo) -> dict[str, str]:
     """The column of each facet: its name, unless that means something else."""
     scores = [f"score_{name}" for name in run.properties]
-    return free_names(run.facets, ("image", "file_name", "id", "label", *SINGLE, *scores))
+    return free_names(run.facets, ("image", "file_name", "id", "label", "unjudged", *SINGLE, *scores))
 
 
 def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> pa.Table:
-    """`file_name` as in the export, id, `label`, facets, single values, and `score_<property>` for each.
+    """`file_name` as in the export, id, `label`, facets, single values, `unjudged`, and a `score_<property>`
+    for each property.
 
-    The seed is text: it has 64 bits without a sign, which not all readers have, and JSON even fewer.
+    Seeds are text, and a score that is no number is null: JSON has neither.
     """
     columns: dict[str, Any] = {
         "file_name": pa.array(file_names, pa.string()),
@@ -54,12 +55,18 @@ def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> p
     }
     columns |= {column: plain(rows[facet]) for facet, column in facet_columns(run).items()}
     columns |= {name: plain(rows[name]) for name in SINGLE}
-    columns["seed"] = columns["seed"].cast(pa.string())
+    columns["unjudged"] = rows["unjudged"]
     scores = rows["scores"].combine_chunks()
     # By their places: Arrow reads a name that begins with a dot as a path.
     places = {name: scores.type.get_field_index(name) for name in run.properties}
     columns |= {f"score_{name}": pc.struct_field(scores, [place]) for name, place in places.items()}
-    return pa.table(columns)
+    return exact(pa.table({name: _numbers_only(column) for name, column in columns.items()}))
+
+
+def _numbers_only(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:

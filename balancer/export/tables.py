@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from balancer.export.job import Job, Options
 from balancer.export.names import image_name
+from balancer.manifest.formats import exact
 from balancer.manifest.schema import EMBEDDING
 from balancer.names import free_names
 from balancer.regular_files import open_regular
@@ -35,8 +36,8 @@ def identity_of(job: Job) -> bytes:
 
 
 def exported_schema(job: Job) -> pa.Schema:
-    """Types that all readers know: no dictionaries, no 16-bit floats. With images, in the words of Hugging
-    Face's `datasets`, so that it sees them as such."""
+    """Types that all readers know: no dictionaries, no 16-bit floats, seeds as text. With images, in the
+    words of Hugging Face's `datasets`, so that it sees them as such."""
     empty = _plain(job.rows.schema.empty_table(), job.options.embed)
     metadata = {IDENTITY: identity_of(job)}
     if not job.options.embed:
@@ -63,7 +64,7 @@ def _plain(rows: pa.Table, embed: bool) -> pa.Table:
     size = rows.schema.field(EMBEDDING).type.list_size
     told[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
     names = free_names(rows.column_names, [IMAGE] if embed else [])
-    return pa.table({names[name]: column for name, column in told.items()})
+    return exact(pa.table({names[name]: column for name, column in told.items()}))
 
 
 def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:

@@ -89,7 +89,7 @@ def _tar(job: Job, rows: pa.Table, table: pa.Table) -> Iterator[bytes]:
 
 
 def _about(row: Row) -> bytes:
-    return json.dumps(json_row(row), ensure_ascii=False, sort_keys=True).encode()
+    return json.dumps(json_row(row), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
 def _member(name: str, data: bytes) -> bytes:

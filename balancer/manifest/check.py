@@ -36,6 +36,7 @@ from balancer.manifest.layout import (
 from balancer.manifest.log import rows_in
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.unjudged import lacks_a_score
 from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
 
 READERS = 8
@@ -45,8 +46,8 @@ _THERE = "images are there"
 _READABLE = "images can be read"
 
 _COLUMNS = (
-    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "threshold", "seed",
-    "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
+    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "scores", "unjudged",
+    "threshold", "seed", "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
 )  # fmt: skip
 
 _FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
@@ -266,7 +267,9 @@ def _verdicts(rows: Sequence[_Row]) -> Iterator[Problem]:
 
 def _reaches_threshold(row: _Row) -> bool:
     score, threshold = row["score"], row["threshold"]
-    return score is not None and threshold is not None and bool(score >= threshold)
+    if score is None:
+        return threshold is not None and lacks_a_score(row["scores"], row["unjudged"])
+    return threshold is not None and bool(score >= threshold)
 
 
 def _membership(rows: Sequence[_Row]) -> Iterator[Problem]:

@@ -1,4 +1,8 @@
-"""Rows of a manifest as JSON, CSV, Parquet or Arrow."""
+"""Rows of a manifest as JSON, CSV, Parquet or Arrow.
+
+Whatever leaves goes through `exact`. Seeds have 64 bits without a sign; JavaScript, jq, and pandas where a
+column has nulls, read numbers as floats, which hold 53.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,17 @@ from balancer.names import free_names
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
+def exact(table: pa.Table) -> pa.Table:
+    """The table with numbers that a float cannot hold, unsigned 64-bit ones, as text."""
+    for place, field in enumerate(table.schema):
+        if field.type == pa.uint64():
+            table = table.set_column(place, field.name, table[place].cast(pa.string()))
+    return table
+
+
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as JSON values: times in ISO form, and null for NaN, which JSON lacks."""
-    return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+    return [json_value(row) for row in exact(table).to_pylist()]
 
 
 def csv_text(table: pa.Table) -> str:
@@ -42,13 +54,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet
 
     sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    pyarrow.parquet.write_table(exact(table), sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
 def arrow_bytes(table: pa.Table) -> bytes:
     """An Arrow IPC file, which is a Feather file as well."""
-    sink = pa.BufferOutputStream()
+    table, sink = exact(table), pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
@@ -58,14 +70,15 @@ def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """A value as JSON has it: a time as text, NaN and infinity as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {name: _json_value(inner) for name, inner in value.items()}
-    return [_json_value(inner) for inner in value] if isinstance(value, list) else value
+        return {name: json_value(inner) for name, inner in value.items()}
+    return [json_value(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _csv_line(values: Iterable[Any]) -> str:
@@ -81,8 +94,8 @@ def _csv_field(value: Any) -> str:
 
 
 def _csv_plain(value: Any) -> str:
-    plain = _json_value(value)
-    return plain if isinstance(plain, str) else json.dumps(plain)
+    plain = json_value(value)
+    return "" if plain is None else plain if isinstance(plain, str) else json.dumps(plain)
 
 
 def _harmless(text: str) -> str:

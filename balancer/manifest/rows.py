@@ -42,13 +42,6 @@ class RunFacts:
     cell_offsets: Mapping[str, int]
     now: Callable[[], dt.datetime] = utc_now
 
-    def unjudged(self, cell: Cell) -> list[str]:
-        """Those of `verification.unjudged` that concern a cell: its properties, and its values."""
-        concerned = {name for name, _ in cell.properties} | {
-            f"{name}={value}" for name, value in cell.properties
-        }
-        return [name for name in self.config.verification.unjudged if name in concerned]
-
     def number(self, slot: Slot) -> int:
         """Its place in the plan's order."""
         return self.cell_offsets[slot.cell.key] + slot.index
@@ -67,6 +60,12 @@ class ImageFile:
     file_name: str
     sha256: str
     num_bytes: int
+
+
+def unjudged_in(cell: Cell, config: Config) -> list[str]:
+    """Entries of `verification.unjudged` that concern a cell: its properties, and its values."""
+    concerned = {name for name, _ in cell.properties} | {f"{name}={value}" for name, value in cell.properties}
+    return [name for name in config.verification.unjudged if name in concerned]
 
 
 def candidate_row(
@@ -99,7 +98,7 @@ def candidate_row(
         "scores": dict(verdict.scores),
         "probabilities": {name: list(of.values()) for name, of in measurement.probabilities.items()},
         "second_scores": dict(measurement.second_scores) or None,
-        "unjudged": facts.unjudged(cell),
+        "unjudged": unjudged_in(cell, facts.config),
         "threshold": rung.threshold,
         "fallback": rung.fallback,
         "prompt": request.prompt,

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from balancer.dotted import join_keys
 from balancer.manifest.fragment import Stamp
+
+if TYPE_CHECKING:
+    from balancer.config import Config
+    from balancer.manifest.runfile import RunInfo
+
+ANY = "*"
+
+JUDGEABLE: tuple[tuple[str, ...], ...] = (
+    ("verification", "threshold"),
+    ("verification", "brightness"),
+    ("verification", "copies", ANY),
+    ("verification", "unjudged"),
+    ("verification", "safety", "max_unsafe"),
+    ("attempts", "fallback", "threshold"),
+    ("attempts", "rungs", ANY, "threshold"),
+    ("facets", ANY, "values", ANY, "brightness"),
+)
+"""The settings whose verdicts follow from what rows keep."""
+
+
+def config_under(info: RunInfo, overrides: Mapping[str, Any]) -> Config:
+    """The config of a run as `balancer rejudge` may have changed it since; ManifestError if this version does
+    not understand it."""
+    from balancer.config import Config
+
+    return dataclasses.replace(info, config=merged(info.config, overrides)).config_as(Config)
+
+
+def is_judgeable(path: Sequence[str | int]) -> bool:
+    """Whether `balancer rejudge` can apply another value of a setting."""
+    return any(
+        len(path) == len(allowed)
+        and all(wanted in (ANY, part) for part, wanted in zip(path, allowed, strict=True))
+        for allowed in JUDGEABLE
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +76,7 @@ def as_settings(overrides: Mapping[str, Any], path: tuple[str, ...] = ()) -> Ite
         if isinstance(value, Mapping):
             yield from as_settings(value, (*path, name))
         else:
-            yield f"{'.'.join((*path, name))}={json.dumps(value, ensure_ascii=False)}"
+            yield f"{join_keys((*path, name))}={json.dumps(value, ensure_ascii=False)}"
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.unjudged import count_unjudged
 from balancer.plan import per_image
 from balancer.progress import eta_s
 from balancer.storage import Storage
@@ -26,7 +27,7 @@ from balancer.storage import Storage
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
 
-COLUMNS = (*MEASURED, "cell", "slot", "reason", "file_name")
+COLUMNS = (*MEASURED, "cell", "slot", "reason", "file_name", "unjudged")
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
@@ -38,12 +39,14 @@ class _Counts:
     accepted: int
     short: int
     reasons: Counter[str]
+    unjudged: Mapping[str, int]
     given_up: Mapping[str, Tally]
 
 
 def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
-    only, which says of how many image files were looked at how many are there.
+    only, which says of how many image files were looked at how many are there. `unjudged` counts accepted
+    images that were not judged on a property; `overrides` are the settings that `balancer rejudge` changed.
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -65,6 +68,8 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
         **asdict(per_image(_planning(info), measured_of(judged, view.opened, "this run"))),
+        "unjudged": dict(counts.unjudged),
+        "overrides": dict(view.rules.overrides),
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
     }
 
@@ -108,6 +113,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
         accepted=accepted.num_rows,
         short=short.total(),
         reasons=Counter(rejected["reason"].to_pylist()),
+        unjudged=count_unjudged(accepted, info.properties),
         given_up=given_up,
     )
 

@@ -8,6 +8,8 @@ import os
 from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query import open_manifest
 from balancer.manifest.status import status_of
+from balancer.manifest.unjudged import unjudged_text
+from balancer.percentages import percent
 from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
@@ -55,11 +57,9 @@ def _page(**content: object) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(max_rows=MAX_ROWS, percent=_percent, duration=_duration, **content)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "–"
+    return template.render(
+        max_rows=MAX_ROWS, percent=percent, duration=_duration, unjudged_text=unjudged_text, **content
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from balancer.manifest.unjudged import lacks_a_score
+from balancer.percentages import percent
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -50,9 +52,9 @@ def classes_filled(facts: Facts) -> Criterion:
     below = [count.name for count in facts.classes if count.fill < least]
     enough = f"{lowest.name} has {lowest.total} of {lowest.target}"
     return Criterion(
-        rule=f"Every class reaches {least:.0%} of its target",
+        rule=f"Every class reaches {100 * least:g}% of its target",
         met=not below,
-        figure=f"lowest {int(100 * lowest.fill)}%",
+        figure=f"lowest {percent(lowest.fill, 1, down=True)}",
         detail="below: " + ", ".join(below) if below else enough,
     )
 
@@ -64,9 +66,9 @@ def slots_succeed(facts: Facts) -> Criterion:
     ended = facts.status["state"] in ENDED
     decided = facts.wanted if ended else accepted + facts.status["short"]
     return Criterion(
-        rule=f"At least {least:.0%} of the wanted images end accepted",
+        rule=f"At least {100 * least:g}% of the wanted images end accepted",
         met=facts.wanted == 0 or (decided > 0 and accepted / decided >= least),
-        figure=f"{100 * accepted // decided}%" if decided else "none decided",
+        figure=percent(accepted, decided, nothing="none decided", down=True),
         detail=f"{accepted} of {decided}"
         if ended
         else f"{accepted} of {decided} so far, {facts.wanted} wanted",
@@ -100,7 +102,7 @@ def _by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
-    columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets))
+    columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets, "unjudged"))
     rows = manifest.to_table(list(columns))
     missing = {column: count for column, count in _missing_values(facts, rows) if count}
     total = sum(missing.values())
@@ -117,10 +119,12 @@ def _missing_values(facts: Facts, rows: pa.Table) -> Iterator[tuple[str, int]]:
     import pyarrow.compute as pc
 
     synthetic = rows.filter(pc.equal(rows["source"], "synthetic"))
+    without = synthetic.filter(synthetic["score"].is_null()).select(["scores", "unjudged"]).to_pylist()
+    unscored = sum(lacks_a_score(row["scores"], row["unjudged"]) for row in without)
     for column in REQUIRED_OF_ALL:
         yield column, rows[column].null_count
     for column in REQUIRED_OF_SYNTHETIC:
-        yield column, synthetic[column].null_count
+        yield column, synthetic[column].null_count - (unscored if column == "score" else 0)
     for axis, facet in enumerate(facts.run.facets):
         applies = [cell.key for cell in facts.cells if cell.values[axis] is not None]
         wanted = synthetic.filter(pc.is_in(synthetic["cell"], value_set=_strings(applies)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.adaptive import Tally
 from balancer.config import Config
+from balancer.manifest.rules import config_under
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,7 +93,8 @@ class CellTable:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`status` is what `balancer status` says; `span` the times of the first and the last candidate."""
+    """`config` is the run's with the rules it was last judged by, `status` what `balancer status` says;
+    `span` has the times of the first and the last candidate."""
 
     run: RunInfo
     config: Config
@@ -105,6 +107,12 @@ class Facts:
     for_review: int
     span: tuple[dt.datetime, dt.datetime] | None
     devices: tuple[str, ...]
+
+    @property
+    def unjudged(self) -> Mapping[str, int]:
+        """Generated images that were not judged on each property, without those judged in all of them."""
+        counts: Mapping[str, int] = self.status["unjudged"]
+        return counts
 
     @property
     def real(self) -> int:
@@ -135,7 +143,7 @@ def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
     import pyarrow.compute as pc
 
     run = manifest.run
-    config = run.config_as(Config)
+    config = config_under(run, status["overrides"])
     columns = [
         "cell", "class", "status", "reason", "source", "attempt", "fallback", "review", "generated_at",
         "device",

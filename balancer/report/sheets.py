@@ -60,10 +60,12 @@ def _sheet(class_name: str, rows: pa.Table, storage: Storage) -> Sheet:
 
     of_class = rows.filter(pc.equal(rows["class"], class_name)).sort_by("id")
     chosen = of_class.take(evenly_spaced(of_class.num_rows, PER_CLASS)).to_pylist()
-    thumbnails = (
-        _thumbnail(row["file_name"], f"{row['cell']}, score {row['score']:.2f}", storage) for row in chosen
-    )
+    thumbnails = (_thumbnail(row["file_name"], f"{row['cell']}, {_scored(row)}", storage) for row in chosen)
     return Sheet(class_name, of_class.num_rows, tuple(thumbnails))
+
+
+def _scored(row: dict[str, Any]) -> str:
+    return "not judged" if row["score"] is None else f"score {row['score']:.2f}"
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -123,7 +125,8 @@ def _rejected_sheet(
 
 
 def _why(row: dict[str, Any]) -> str:
-    told = f"{row['cell']}, {row['reason']}, score {row['score']:.2f} of {row['threshold']:g}"
+    of_threshold = "" if row["score"] is None else f" of {row['threshold']:g}"
+    told = f"{row['cell']}, {row['reason']}, {_scored(row)}{of_threshold}"
     return told + (f", nearest {row['nearest_id']}" if row["nearest_id"] else "")
 
 

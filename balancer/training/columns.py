@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.formats import exact
 from balancer.training.labels import plain
 
 if TYPE_CHECKING:
@@ -22,5 +23,5 @@ def usual_columns(run: RunInfo, asked: Sequence[str] | None) -> list[str]:
 
 
 def plain_table(rows: pa.Table, names: Sequence[str]) -> pa.Table:
-    """These columns without dictionaries."""
-    return pa.table({name: plain(rows[name]) for name in names})
+    """These columns without dictionaries, and seeds as text."""
+    return exact(pa.table({name: plain(rows[name]) for name in names}))

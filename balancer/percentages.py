@@ -1,0 +1,25 @@
+"""Parts of a whole as text."""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(
+    part: float, whole: float, places: int = 0, *, unit: str = "%", nothing: str = "–", down: bool = False
+) -> str:
+    """`54%`, or `54.5%` with one place. It is `0%` only if there is none, and `100%` only if it is all:
+    otherwise `<1%` and `>99%`. `nothing` stands for a part of nothing. Figures that are held against a limit
+    are rounded `down`: 79.9 % is not 80 %.
+    """
+    if not whole:
+        return nothing
+    share, scale = 100 * part / whole, 10**places
+    if part in (0, whole):
+        return f"{share:.0f}{unit}"
+    shown = (math.floor(share * scale) if down else round(share * scale)) / scale
+    if shown == 0 and part > 0:
+        return f"<{1 / scale:.{places}f}{unit}"
+    if shown >= 100 and part < whole:
+        return f">{100 - 1 / scale:.{places}f}{unit}"
+    return f"{shown:.{places}f}{unit}"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from balancer.percentages import percent
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (0, 9, "0%"),
+        (9, 9, "100%"),
+        (1, 2, "50%"),
+        (1, 1000, "<1%"),
+        (999, 1000, ">99%"),
+        (12, 10, "120%"),
+        (1, 0, "–"),
+    ],
+)
+def test_0_means_none_and_100_means_all(part, whole, text):
+    assert percent(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "text"), [(0, "0 %"), (1, "<0.1 %"), (12_345, "12.3 %"), (99_999, ">99.9 %"), (100_000, "100 %")]
+)
+def test_the_same_holds_for_one_place(part, text):
+    assert percent(part, 100_000, 1, unit=" %") == text
+
+
+def test_a_figure_that_is_held_against_a_limit_is_not_rounded_up_to_it():
+    assert percent(799, 1000, down=True) == "79%"
+    assert percent(1, 1000, down=True) == "<1%"

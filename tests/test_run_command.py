@@ -1,0 +1,38 @@
+"""What `balancer run` ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import actors.run as job
+from balancer.cli import main
+
+CONFIG = "classes: {a: {prompts: [a]}}\ntarget: {per_class: 2}\n"
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, accepted: int) -> Result:
+    missing = {"a": 2 - accepted} if accepted < 2 else {}
+    result = job.RunResult("run-1", state, 2, accepted, 0, 4, {}, missing)
+    monkeypatch.setattr(job, "run", lambda *_, **__: result)
+    (tmp_path / "job.yaml").write_text(CONFIG)
+    return CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("state", ["short", "budget", "interrupted"])
+def test_a_run_that_leaves_images_missing_exits_with_3_and_lists_the_cells(state, monkeypatch, tmp_path):
+    result = ended(monkeypatch, tmp_path, state, accepted=1)
+    assert result.exit_code == 3
+    assert "1 images are missing" in result.stderr
+    assert "  a: 1" in result.stderr
+
+
+def test_a_run_that_was_limited_says_so(monkeypatch, tmp_path):
+    assert "--limit was reached" in ended(monkeypatch, tmp_path, "interrupted", accepted=1).stderr
+
+
+@pytest.mark.parametrize("state", ["complete", "interrupted"])
+def test_only_a_run_whose_quotas_are_met_exits_with_0(state, monkeypatch, tmp_path):
+    assert ended(monkeypatch, tmp_path, state, accepted=2).exit_code == 0
