@@ -273,18 +273,12 @@ output: {real_images: reference}
     return tmp_path
 
 
-def test_plan_prints_cells_classes_facets_and_cost(small_job: Path):
+def test_plan_prints_classes_facets_and_cost_before_the_cells(small_job: Path):
     result = invoke(*PLAN)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         """\
-6 images to generate in 3 cells, in this order
-  priority  class  light   images
-  critical  b      dark         2
-  critical  b      bright       2
-  high      a      -            2
-
-classes
+6 images to generate in 3 cells of 2 classes
   class  now  to generate  then  target
   a        2            2     4       4
   b        0            4     4       4
@@ -303,6 +297,12 @@ estimate
   candidates per image  1         100% of candidates pass (planning.acceptance)
   time per image        10 s      1 candidates of 10 s each (planning.seconds_per_candidate) on one generator
   cost per image        -         set planning.cost_per_generator_hour for an estimate
+
+cells, in the order in which they are filled
+  priority  class  light   images
+  critical  b      dark         2
+  critical  b      bright       2
+  high      a      -            2
 """  # noqa: E501
     )
 
@@ -310,6 +310,10 @@ estimate
 def test_plan_as_json_is_one_object(small_job: Path):
     plan = json.loads(invoke(*PLAN, "--json").stdout)
     assert plan["total"] == 6
+    assert plan["classes"] == {
+        "a": {"now": 2, "to_generate": 2, "then": 4, "target": 4},
+        "b": {"now": 0, "to_generate": 4, "then": 4, "target": 4},
+    }
     assert plan["cells"] == [
         {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
         {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},

@@ -372,7 +372,7 @@ def test_init_writes_a_config_that_plans():
     plan = invoke("plan", "job.yaml", "--set", "actors.kind=simulated")
     assert (plan.exit_code, plan.stdout.splitlines()[0]) == (
         0,
-        "2 images to generate in 2 cells, in this order",
+        "2 images to generate in 1 cells of 2 classes",
     )
 
 

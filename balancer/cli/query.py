@@ -154,13 +154,7 @@ def _emit(data: bytes, output: str | None) -> None:
     if output is None:
         console.emit(data)
         return
-    folder, name = os.path.split(os.path.abspath(output))
-    if os.path.exists(output) and not os.path.isfile(output):
-        raise UsageError(f"{output} is not a file that can be written", hint="choose another --output")
-    if not os.path.isdir(folder):
-        raise UsageError(f"--output {output}: no folder {folder}", hint="make the folder first")
-    from balancer.storage import open_storage, refuse_inside_run
+    from balancer.storage import write_outside_runs
 
-    refuse_inside_run(output, "--output")
-    open_storage(folder, create=False).replace(name, data)
+    write_outside_runs(output, data, "--output")
     console.note(f"wrote {output}")
