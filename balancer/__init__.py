@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -90,12 +91,12 @@ def run(
     SIGTERM.
     """
     refuse_shadowed()
-    from actors.run import run as run_job
-
     loaded = _loaded(config)
     with contextlib.ExitStack() as stack:
         if progress and reporter is None:
             reporter = stack.enter_context(_on_stderr(loaded.name or os.fspath(out)))
+        from actors.run import run as run_job
+
         return run_job(
             loaded,
             out,
@@ -108,11 +109,14 @@ def run(
 
 @contextlib.contextmanager
 def _on_stderr(title: str) -> Iterator[Reporter]:
-    from actors.run import Reporter
     from balancer.cli import console
 
+    begun_s = time.monotonic()
+    console.note("0:00 loading Ray")
+    from actors.run import Reporter
+
     with console.progress_display(title) as display:
-        yield Reporter(note=console.note, progress=display.update)
+        yield Reporter(note=console.note, progress=display.update, begun_s=begun_s)
 
 
 def run_status(run_folder: str | os.PathLike[str]) -> dict[str, Any]:
