@@ -314,7 +314,7 @@ class SecondJudgeConfig(_Section):
 class CopiesConfig(_Section):
     """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
 
-    Measured on the embedded models (`scripts/measure_copies.py`, 128 x 128 pixels): of 332,520 pairs of
+    Measured on the embedded models (128 x 128 pixels): of 332,520 pairs of
     different pictures 2 are taken for copies. Pictures saved again as JPEG, resized and back, 5 % brighter or
     darker, or with noise are all found; shifted by one pixel 79 % are, by two 29 %, mirrored none. With a
     distance of 8 it is 99 % and 79 %, and 34 pairs.
@@ -498,7 +498,7 @@ class OutputConfig(_Section):
     """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
     of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
     changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
-    by it. (Measured: benchmarks/encode.json.)"""
+    by it."""
 
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""

@@ -60,7 +60,7 @@ def read_config_file(path: str | os.PathLike[str]) -> Document:
 def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
     document = yamltext.read_document(_read_text(path), lambda line: f"{path}:{line}")
     if document is None:
-        raise ConfigError([f"{path} is empty"], hint="configs/demo.yaml is a commented example")
+        raise ConfigError([f"{path} is empty"], hint="`balancer init DATASET` writes one to edit")
     if not isinstance(document.value, dict) or EXTENDS not in document.value:
         return document
     place = document.places[(EXTENDS,)]

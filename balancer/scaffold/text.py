@@ -151,7 +151,8 @@ def _images(count: int) -> str:
 _HOW_TO_GO_ON = """\
 Edit it from top to bottom, the prompts above all. Then `balancer plan` shows what it asks for, \
 `balancer doctor` whether this machine can do it, and `balancer run` does it.
-Every setting is documented in balancer/config.py; what is left out here has its default."""
+`python -m inspect balancer.config` shows every setting and what it means; what is left out here has its \
+default."""
 
 _WITH_HOLDOUT = """\
 path: a folder with one subfolder of images per class
