@@ -12,7 +12,7 @@ from balancer.manifest.gc import find_leftovers
 from balancer.progress import Snapshot
 from balancer.runlog import MAX_BYTES, MAX_LINE_CHARS, RunLog
 from balancer.storage import DiskFullError, open_storage
-from tests.manifest_samples import NOON, at, row, start
+from tests.manifest_samples import NOON, MemoryStorage, at, row, start
 
 SECRET = "s3://key:s3cr3t@bucket/x"
 
@@ -190,6 +190,26 @@ def test_a_driver_that_was_taken_over_leaves_the_log_to_the_other(log, run, time
     other.end(None)
     log.end(FencedError("taken over"))
     assert [line.split()[-1] for line in lines(run)] == ["theirs"]
+
+
+def test_in_a_bucket_it_is_written_once_at_the_end(log, time):
+    bucket = MemoryStorage()
+    start(bucket)
+    log.begin(bucket, "run-1")
+    for minute in range(5):
+        time.seconds = 60.0 * minute
+        log.note("a line")
+    assert "run.log" not in bucket.files
+    log.end(StalledError("no"))
+    assert bucket.files["run.log"].count(b"\n") == 6
+
+
+def test_a_bucket_that_has_just_failed_is_not_tried_again(log):
+    bucket = MemoryStorage()
+    start(bucket)
+    log.begin(bucket, "run-1")
+    log.end(StorageError("no answer for two minutes"))
+    assert "run.log" not in bucket.files
 
 
 def test_neither_fsck_nor_gc_minds_it(log, run):
