@@ -151,6 +151,14 @@ def _place(address: str) -> tuple[str, str]:
         return host, port
 
 
+def starting(address: str | None) -> str:
+    """What `connected` is about to do."""
+    if ray.is_initialized():
+        return "Ray is running already"
+    named = _named(address)
+    return "starting Ray on this machine" if named is None else f"joining Ray at {named}"
+
+
 def _named(address: str | None) -> str | None:
     """None for Ray on this machine."""
     named = address or os.environ.get("RAY_ADDRESS") or None
@@ -260,7 +268,7 @@ def fit(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     if wanted.device == "cuda" and not resources.gpus:
         raise ClusterError(
             "this config needs a GPU (actors.device: cuda) and Ray sees none",
-            hint="run where a GPU is, pass --address of a cluster that has one, or try configs/demo.yaml",
+            hint="run where a GPU is, pass --address of a cluster that has one, or set actors.device: auto",
         )
     if _uses_gpus(wanted, resources):
         return _fit_gpus(resources, wanted, batches)

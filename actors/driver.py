@@ -70,6 +70,7 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None
     note: Callable[[str], None] = lambda text: None
+    announce: Callable[[str], None] = lambda text: None
     wait: Callable[[Sequence[Any], float], list[Any]] = wait
     commit_thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "commit"))
     _committer: Committer = field(init=False)
@@ -182,7 +183,7 @@ class Driver:
                 continue
             self._introduced.add(kind)
             told = [described(ready.description, name) for name in ("model", "device", "dtype", "placement")]
-            self.note(f"{kind}: {told[0]} on {', '.join(filter(None, told[1:]))}")
+            self.announce(f"{kind} ready: {told[0]} on {', '.join(filter(None, told[1:]))}")
 
     # ---- handing out work --------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from balancer.calibration import (
     Calibration,
     Examples,
     calibrated,
+    calibration_file,
     check_calibration,
     read_calibration,
     temperatures_of,
@@ -326,10 +327,10 @@ def copies_of_holdout(measured: RealImages, config: Config) -> dict[str, Nearest
 
 def calibration_of(config: Config) -> Calibration | None:
     """The config's calibration; UsageError if it is not for its verifier, its values and its wordings."""
-    judged = config.verification
-    if judged.calibration is None:
+    judged, path = config.verification, calibration_file(config)
+    if path is None:
         return None
-    found = read_calibration(judged.calibration)
+    found = read_calibration(path)
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
-    check_calibration(found, judged.calibration, judged.model, fingerprint, config.properties())
+    check_calibration(found, path, judged.model, fingerprint, config.properties())
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors import weights
-from actors.cluster import Fleet, alone, connected, fit, refuse_silent, signals_go_to
+from actors.cluster import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
 from actors.driver import Driver
 from actors.feed import Feed
 from actors.fleet import pools_of, start_pools
@@ -33,11 +34,13 @@ from balancer.config import Config
 from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
 from balancer.manifest.compaction import compact_if_long
-from balancer.manifest.fragment import State
+from balancer.manifest.fragment import Stamp, State
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
+from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run
+from balancer.manifest.status import SILENT_AFTER_S
 from balancer.plan import held_back, make_plan
 from balancer.preflight import refuse_unproven, summary
 from balancer.progress import Snapshot
@@ -51,6 +54,7 @@ from balancer.resume import (
     spelled_as_begun,
     wording_counts_of,
 )
+from balancer.runlog import RunLog
 from balancer.safetext import has_credentials
 from balancer.schedule import Schedule
 from balancer.signals import StopSignal, caught
@@ -82,6 +86,12 @@ class Reporter:
 
     note: Callable[[str], None] = lambda text: None
     progress: Callable[[Snapshot], None] = lambda snapshot: None
+    begun_s: float = field(default_factory=time.monotonic)
+
+    def step(self, text: str) -> None:
+        """A note that begins with the time since the start: what takes long says so before it does."""
+        minutes, seconds = divmod(int(time.monotonic() - self.begun_s), 60)
+        self.note(f"{minutes}:{seconds:02d} {text}")
 
 
 def run(
@@ -97,9 +107,32 @@ def run(
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
     """
-    with alone(), _ended_by_signals() as stop:
+    from balancer.cli.console import progress_line
+
+    log = RunLog(progress_line)
+    with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        return _run(config, out, address, limit, allow_config_change, reporter or Reporter(), stop)
+        return _run(config, out, address, limit, allow_config_change, told, log, stop)
+
+
+@contextlib.contextmanager
+def _logged(log: RunLog, reporter: Reporter) -> Iterator[Reporter]:
+    """What the reporter is told goes into the run's log as well, and how the run ends."""
+
+    def note(text: str) -> None:
+        log.note(text)
+        reporter.note(text)
+
+    def progress(snapshot: Snapshot) -> None:
+        log.progress(snapshot)
+        reporter.progress(snapshot)
+
+    try:
+        yield replace(reporter, note=note, progress=progress)
+    except BaseException as error:
+        log.end(error)
+        raise
+    log.end(None)
 
 
 def _run(
@@ -109,6 +142,7 @@ def _run(
     limit: int | None,
     allow_config_change: bool,
     reporter: Reporter,
+    run_log: RunLog,
     stop: StopSignal,
 ) -> RunResult:
     models = describe_models(config)  # before the dataset is read, which can take long
@@ -122,6 +156,7 @@ def _run(
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
+    reporter.step(f"reading the dataset {config.dataset.path}")
     found = audit_dataset(config)
     splits = splits_of(found, config)
     training = training_part(found, splits)
@@ -140,11 +175,16 @@ def _run(
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
     stop.check()
+    reporter.step(f"{len(found.images)} images read, {wanted} to generate; {starting(address)}")
     with contextlib.ExitStack() as stack:
         stack.callback(stop.raise_again)  # when Ray has ended
         resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
         stop.only_note()  # from here on there are loops that look, and finish what is under way
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
+        reporter.step(
+            f"Ray is there; {fleet.generators} generators, {fleet.verifiers} verifiers and {fleet.writers} "
+            "writers start and load their models"
+        )
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
@@ -158,6 +198,8 @@ def _run(
             info = create_run(storage, describe_run(config, plan, models))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
+        _begin_log(run_log, out, info)
+        _tell_of_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
@@ -175,11 +217,39 @@ def _run(
             feed = Feed(config, schedule, learned)
             driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
+            driver.announce = reporter.step
             with _stopped_with_ray(stop):
                 state = driver.run()
             close(state)
     _compact(storage, reporter)
-    return _result(info.run_id, state, schedule)
+    result = _result(info.run_id, state, schedule)
+    missing = sum(result.open_cells.values())
+    run_log.say_progress()
+    run_log.note(
+        f"{state}: {result.accepted} of {result.wanted} images accepted, {missing} missing, "
+        f"{result.candidates} candidates made"
+    )
+    return result
+
+
+def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
+    with contextlib.suppress(BalancerError):
+        run_log.begin(open_storage(out, create=False), info.run_id)
+
+
+def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
+    """`last` is what a driver committed last that did not say how it ended."""
+    if last is None:
+        return
+    silent_s = (utc_now() - last.committed_at).total_seconds()
+    if silent_s < SILENT_AFTER_S:
+        reporter.note(
+            f"taking over from another driver, which committed {max(0, round(silent_s))} s ago: if it is"
+            " still at work, it stops at its next commit, with exit code 5"
+        )
+    else:
+        moment = f"{last.committed_at:%Y-%m-%d %H:%M:%S} UTC"
+        reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
 
 
 def _tell_warnings(reporter: Reporter, *audits: Audit | None) -> None:
@@ -232,7 +302,7 @@ def _measure(
             )
 
     def measure(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
-        reporter.note("the verifier measures the real images")
+        reporter.step("the verifier measures the real images, as soon as it has loaded")
         return call_all(verifiers, "measure_files", calls, notice_stop)
 
     measured = measure_real_images(config, found, holdout, measure)
@@ -272,7 +342,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
             f"going on: {len(schedule.accepted)} of {schedule.wanted} images accepted already, "
             f"{schedule.open} to go"
         )
-    reporter.note(
+    reporter.step(
         f"{schedule.open} images to make, batches of {config.generation.usual_batch}, up to "
         f"{schedule.attempts} attempts each"
     )

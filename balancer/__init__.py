@@ -1,15 +1,17 @@
 """Balance an image-classification dataset with generated images that proved they show what was asked.
 
-The command line's verbs for Python: `audit`, `plan`, `run`, `open_manifest`, and `embed` for images that a
-classifier on stored embeddings is to judge.
+The command line's verbs for Python: `audit`, `plan`, `run`, `run_status`, `write_report`, `export_run`,
+`open_manifest`, and `embed` for images that a classifier on stored embeddings is to judge.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 # Submodules named like a verb are imported here, first: importing one later would put the module in the
 # place of the function.
@@ -24,10 +26,30 @@ if TYPE_CHECKING:
 
     from actors.run import Reporter, RunResult
     from balancer.config import Config
-    from balancer.manifest.query import Manifest
+    from balancer.export import Exported
+    from balancer.manifest.query import Filter, Manifest
     from balancer.plan import Plan
 
-__all__ = ["audit", "embed", "open_manifest", "plan", "run"]
+    __version__: str
+
+__all__ = [
+    "audit",
+    "embed",
+    "export_run",
+    "open_manifest",
+    "plan",
+    "run",
+    "run_status",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("balancer")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def plan(config: Config | str | os.PathLike[str]) -> Plan:
@@ -59,23 +81,75 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     reporter: Reporter | None = None,
+    progress: bool = False,
 ) -> RunResult:
     """Fill every quota with verified images in the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
-    machine), `limit` the number of slots to work on now. InterruptedRun after SIGINT or SIGTERM.
+    machine), `limit` the number of slots to work on now. With `progress` notes and progress are shown on
+    stderr, as the command line shows them; `reporter` takes them instead. InterruptedRun after SIGINT or
+    SIGTERM.
     """
     refuse_shadowed()
-    from actors.run import run as run_job
+    loaded = _loaded(config)
+    with contextlib.ExitStack() as stack:
+        if progress and reporter is None:
+            reporter = stack.enter_context(_on_stderr(loaded.name or os.fspath(out)))
+        from actors.run import run as run_job
 
-    return run_job(
-        _loaded(config),
-        out,
-        address=address,
-        limit=limit,
-        allow_config_change=allow_config_change,
-        reporter=reporter,
-    )
+        return run_job(
+            loaded,
+            out,
+            address=address,
+            limit=limit,
+            allow_config_change=allow_config_change,
+            reporter=reporter,
+        )
+
+
+@contextlib.contextmanager
+def _on_stderr(title: str) -> Iterator[Reporter]:
+    from balancer.cli import console
+
+    begun_s = time.monotonic()
+    console.note("0:00 loading Ray")
+    from actors.run import Reporter
+
+    with console.progress_display(title) as display:
+        yield Reporter(note=console.note, progress=display.update, begun_s=begun_s)
+
+
+def run_status(run_folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """How far a run is, from its files alone: what `balancer status --json` prints."""
+    from balancer.manifest.rows import utc_now
+    from balancer.manifest.status import status_of
+    from balancer.storage import open_storage
+
+    return status_of(open_storage(run_folder, create=False), utc_now())
+
+
+def write_report(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> str:
+    """Write a run's report to `out`, by default `report.html` in its folder; returns where it is."""
+    from balancer.report import write_report as write
+
+    return write(run_folder, out)
+
+
+def export_run(
+    run_folder: str | os.PathLike[str],
+    form: str,
+    destination: str | os.PathLike[str],
+    filter: Filter | None = None,
+    **options: Any,
+) -> Exported:
+    """Write the accepted images of a run to `destination` in one of `balancer.export.FORMATS`.
+
+    `options` are those of `balancer export`: `copy`, `embed`, `shard_megabytes`, `licence`,
+    `allow_synthetic_eval`.
+    """
+    from balancer.export import Options, export
+
+    return export(open_manifest(run_folder), form, destination, filter, Options(**options))
 
 
 def open_manifest(run_folder: str | os.PathLike[str]) -> Manifest:

@@ -327,8 +327,14 @@ def _temperature(name: str, found: Mapping[str, Any]) -> float:
 
 def temperatures_of(config: Config) -> dict[str, float]:
     """The temperature of each property that the config's calibration has; none without one."""
-    path = config.verification.calibration
+    path = calibration_file(config)
     return {} if path is None else dict(read_calibration(path).temperatures)
+
+
+def calibration_file(config: Config) -> str | None:
+    """Where the config's calibration is; None without one."""
+    path = config.verification.calibration
+    return None if path is None else os.fspath(config.found_at("verification.calibration", path))
 
 
 def check_calibration(

@@ -9,11 +9,22 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.dotted import join_keys
@@ -73,14 +84,23 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class PathBases:
+    """The folder of the config file in which each path stands, by its dotted name. A path that is not here,
+    such as one from the command line, is meant from the working folder. No setting: all are equal."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DatasetConfig(_Section):
     path: str = SAMPLE_DATASET
-    """Folder with one subfolder of images per class; `sample` is the rendered sample dataset, made
-    on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+    """Folder with one subfolder of images per class, looked for beside the config file, then in the working
+    folder; `sample` is the rendered sample dataset, made on first use in the cache folder
+    (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
@@ -88,9 +108,9 @@ class DatasetConfig(_Section):
     whose file names are relative to their own folder."""
 
     holdout: str | None = None
-    """Another folder laid out like `path`, kept apart from training: the verifier is tested on its labelled
-    images too, and a candidate that copies one of them is rejected. `sample` is the hold-out of the
-    sample dataset."""
+    """Another folder laid out like `path`, looked for in the same places and kept apart from training: the
+    verifier is tested on its labelled images too, and a candidate that copies one of them is rejected.
+    `sample` is the hold-out of the sample dataset."""
 
     splits: dict[Split, PositiveShare] | None = None
     """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
@@ -299,7 +319,7 @@ class SecondJudgeConfig(_Section):
 class CopiesConfig(_Section):
     """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
 
-    Measured on the embedded models (`scripts/measure_copies.py`, 128 x 128 pixels): of 332,520 pairs of
+    Measured on the embedded models (128 x 128 pixels): of 332,520 pairs of
     different pictures 2 are taken for copies. Pictures saved again as JPEG, resized and back, 5 % brighter or
     darker, or with noise are all found; shifted by one pixel 79 % are, by two 29 %, mirrored none. With a
     distance of 8 it is 99 % and 79 %, and 34 pairs.
@@ -323,8 +343,8 @@ class VerificationConfig(_Section):
     """Least probability each property of an accepted image must reach."""
 
     calibration: str | None = None
-    """A file that `balancer calibrate` wrote for this verifier and these wordings; without one,
-    probabilities are the verifier's own."""
+    """A file that `balancer calibrate` wrote for this verifier and these wordings, looked for beside the
+    config file, then in the working folder; without one, probabilities are the verifier's own."""
 
     unjudged: tuple[Phrase, ...] = ()
     """What may go on although the labelled images do not show that the verifier can judge it: a property
@@ -496,7 +516,7 @@ class OutputConfig(_Section):
     """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
     of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
     changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
-    by it. (Measured: benchmarks/encode.json.)"""
+    by it."""
 
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""
@@ -551,6 +571,30 @@ class Config(_Section):
     planning: PlanningConfig = PlanningConfig()
     output: OutputConfig = OutputConfig()
     criteria: CriteriaConfig = CriteriaConfig()
+
+    _bases: PathBases = PrivateAttr(default_factory=PathBases)
+
+    def with_bases(self, bases: PathBases) -> Self:
+        found = self.model_copy()
+        found._bases = bases
+        return found
+
+    @property
+    def bases(self) -> PathBases:
+        return self._bases
+
+    def places_of(self, name: str, path: str) -> tuple[Path, ...]:
+        """Where a relative path of the setting `name` may be: beside the config file that names it, then in
+        the working folder."""
+        plain = Path(path).expanduser()
+        base = self._bases.folders.get(name, Path())
+        beside = base / plain
+        return (plain,) if beside.absolute() == plain.absolute() else (beside, plain)
+
+    def found_at(self, name: str, path: str) -> Path:
+        """The first of these places where there is something; the last one if there is nothing."""
+        *others, last = self.places_of(name, path)
+        return next(filter(os.path.lexists, others), last)
 
     @model_validator(mode="after")
     def _cells_can_be_planned(self) -> Self:

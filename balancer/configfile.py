@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from balancer import configproblems, legacy, yamltext
-from balancer.config import Config
+from balancer.config import Config, PathBases
 from balancer.dotted import keys_of, split_setting
 from balancer.errors import ConfigError
 from balancer.names import composed
@@ -25,6 +25,9 @@ EXTENDS = "extends"
 """A config may begin from another one: `extends: base.yaml`, beside it. What it says itself goes before."""
 
 MAX_EXTENDS = 5
+
+OVERRIDE = "--set "
+"""What the place of a setting from the command line begins with."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def read_config_file(path: str | os.PathLike[str]) -> Document:
 def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
     document = yamltext.read_document(_read_text(path), lambda line: f"{path}:{line}")
     if document is None:
-        raise ConfigError([f"{path} is empty"], hint="configs/demo.yaml is a commented example")
+        raise ConfigError([f"{path} is empty"], hint="`balancer init DATASET` writes one to edit")
     if not isinstance(document.value, dict) or EXTENDS not in document.value:
         return document
     place = document.places[(EXTENDS,)]
@@ -99,7 +102,21 @@ def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
     config, problems = examine(document)
     if config is None or problems:
         raise config_error(problems)
-    return config
+    return config.with_bases(_bases_of(document))
+
+
+LOCAL_PATHS = (("dataset", "path"), ("dataset", "holdout"), ("verification", "calibration"))
+"""Settings that name something on this machine."""
+
+
+def _bases_of(document: Document) -> PathBases:
+    """Of paths that a file gives, its folder: with `extends` there may be several."""
+    folders = {}
+    for path in LOCAL_PATHS:
+        file, _, line = document.places.get(path, "").rpartition(":")
+        if line.isdigit() and not file.startswith(OVERRIDE):
+            folders[".".join(path)] = Path(file).parent
+    return PathBases(folders)
 
 
 def examine(document: Document) -> tuple[Config | None, list[Problem]]:
@@ -156,7 +173,7 @@ def _read_text(path: Path) -> str:
 
 def apply_override(document: Document, override: str) -> None:
     """Put one value in the place of what the file says, and of what is wrong with that."""
-    place = f"--set {override}"
+    place = f"{OVERRIDE}{override}"
     parts, text = split_setting(override)
     keys = keys_of(parts, document.value)
     if text is None or not all(keys):

@@ -115,7 +115,7 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
             facet["classes"] = [*map(named, facet["classes"])]
     judged = settings["verification"]
     judged["unjudged"] = ["=".join(map(named, entry.split("=", 1))) for entry in judged["unjudged"]]
-    return Config.model_validate(settings)
+    return Config.model_validate(settings).with_bases(config.bases)
 
 
 def config_of(info: RunInfo, rules: Rules) -> Config:

@@ -45,5 +45,17 @@ def _without_dots(text: str) -> str:
     return re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
 
 
+_VOWEL = re.compile(r"[aeiou]|(?:hon(?:est|ou?r)|hour|heir)")
+_CONSONANT = re.compile(r"eu|ewe|one\b|uni(?!d|n|m)|us(?:e|u|a)|ut(?:e|i)|ur[aeio]|ukulele")
+"""Spelled with a vowel and said with a consonant: a European, a unicorn, but an uninvited one."""
+
+
+def with_article(words: str) -> str:
+    """`an empty shelf`, `a unicorn`, `an éclair`."""
+    plain = unicodedata.normalize("NFD", words).casefold()
+    is_vowel = _VOWEL.match(plain) and not _CONSONANT.match(plain)
+    return f"{'an' if is_vowel else 'a'} {words}"
+
+
 def class_wording(class_name: str) -> str:
-    return f"a photo of a {in_words(class_name)}"
+    return f"a photo of {with_article(in_words(class_name))}"

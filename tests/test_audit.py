@@ -26,7 +26,7 @@ from balancer.audit import (
     match_classes,
 )
 from balancer.cli import main
-from balancer.config import Config, DatasetConfig
+from balancer.config import Config
 from balancer.errors import DatasetError, StorageError
 from balancer.images import encode_image, perceptual_hash
 
@@ -465,8 +465,10 @@ def test_a_config_decides_limits_facets_and_table(dataset: Dataset):
 
 def test_a_path_is_taken_as_it_is_and_home_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert dataset_folder(DatasetConfig(path="photos")) == Path("photos")
-    assert dataset_folder(DatasetConfig(path="~/photos")) == tmp_path / "photos"
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for path, folder in {"photos": Path("photos"), "~/photos": tmp_path / "photos"}.items():
+        assert dataset_folder(config("a", dataset={"path": path})) == folder
 
 
 def test_a_dataset_in_an_object_store_is_refused_clearly():

@@ -17,11 +17,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.cells import cell_len
 
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
 from balancer.progress import ClassProgress, Snapshot
 from balancer.storage import open_storage
+from tests.fake_terminal import use_terminal
 from tests.manifest_samples import rejected, row, start
 
 HEAVY = (
@@ -271,18 +273,12 @@ output: {real_images: reference}
     return tmp_path
 
 
-def test_plan_prints_cells_classes_facets_and_cost(small_job: Path):
+def test_plan_prints_classes_facets_and_cost_before_the_cells(small_job: Path):
     result = invoke(*PLAN)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         """\
-6 images to generate in 3 cells, in this order
-  priority  class  light   images
-  critical  b      dark         2
-  critical  b      bright       2
-  high      a      -            2
-
-classes
+6 images to generate in 3 cells of 2 classes
   class  now  to generate  then  target
   a        2            2     4       4
   b        0            4     4       4
@@ -301,6 +297,12 @@ estimate
   candidates per image  1         100% of candidates pass (planning.acceptance)
   time per image        10 s      1 candidates of 10 s each (planning.seconds_per_candidate) on one generator
   cost per image        -         set planning.cost_per_generator_hour for an estimate
+
+cells, in the order in which they are filled
+  priority  class  light   images
+  critical  b      dark         2
+  critical  b      bright       2
+  high      a      -            2
 """  # noqa: E501
     )
 
@@ -308,6 +310,10 @@ estimate
 def test_plan_as_json_is_one_object(small_job: Path):
     plan = json.loads(invoke(*PLAN, "--json").stdout)
     assert plan["total"] == 6
+    assert plan["classes"] == {
+        "a": {"now": 2, "to_generate": 2, "then": 4, "target": 4},
+        "b": {"now": 0, "to_generate": 4, "then": 4, "target": 4},
+    }
     assert plan["cells"] == [
         {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
         {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
@@ -489,20 +495,6 @@ def test_off_a_terminal_progress_goes_to_stderr_as_lines(capsys: pytest.CaptureF
     assert (captured.out, captured.err.count("accepted 131/244")) == ("", 1)
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def use_terminal(monkeypatch: pytest.MonkeyPatch, kind: str = "xterm") -> Terminal:
-    stream = Terminal()
-    for name, value in {"TERM": kind, "COLUMNS": "120"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
 def test_on_a_terminal_progress_shows_every_class(monkeypatch: pytest.MonkeyPatch):
     terminal = use_terminal(monkeypatch)
     with console.progress_display("demo") as display:
@@ -531,6 +523,36 @@ def test_a_plain_table_aligns_numbers_right_and_shows_nothing_as_a_dash(capsys: 
     assert capsys.readouterr().out == (
         "title\n  name    count\n  a           3\n  longer      -\n  b          12\n"
     )
+
+
+def test_a_narrow_terminal_wraps_text_between_words_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch, columns=30)
+    name, text = "a-name-without-any-space-in-it", "several words that do not fit"
+    console.table("title", ["name", "detail"], [[name, text]])
+    shown = terminal.getvalue()
+    assert name in shown
+    assert "…" not in shown
+    assert set(text.split()) <= set(shown.split())
+    assert text not in shown
+
+
+def test_on_one_line_nothing_wraps_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch, columns=30)
+    rows = [["thin crust/dim/0000-1", "several words that do not fit"]] * 2
+    console.table("title", ["id", "prompt"], rows, one_line=True)
+    for text in rows[0]:
+        assert terminal.getvalue().count(text) == 2
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+@pytest.mark.parametrize("wide", ["照り焼き", "क्रीम", "e\u0301clair"])
+def test_columns_are_aligned_by_the_width_that_a_terminal_shows(
+    monkeypatch: pytest.MonkeyPatch, kind: str, wide: str
+):
+    terminal = use_terminal(monkeypatch, kind)
+    console.table("title", ["name", "next"], [[wide, "@"], ["plain", "@"]])
+    found = {cell_len(line.partition("@")[0]) for line in terminal.getvalue().splitlines() if "@" in line}
+    assert len(found) == 1
 
 
 def test_a_table_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]):

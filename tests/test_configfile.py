@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.audit import dataset_folder, holdout_folder
+from balancer.calibration import calibration_file
 from balancer.config import Config
 from balancer.configfile import MAX_FILE_BYTES, load_config
-from balancer.errors import ConfigError
+from balancer.errors import ConfigError, DatasetError
 from balancer.yamltext import MAX_DEPTH, MAX_NODES, read_document
 
 GOOD = """\
@@ -125,6 +127,71 @@ def test_configs_that_extend_each_other_are_refused():
     Path("base.yaml").write_text("extends: job.yaml\n")
     [problem] = problems("extends: base.yaml\n")
     assert problem.endswith("extends: more than 5 files, or in a circle")
+
+
+# Where the paths of a config lead
+
+
+def folders(*names: str) -> None:
+    for name in names:
+        Path(name).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        (["jobs/data", "data"], "jobs/data"),
+        (["jobs/data"], "jobs/data"),
+        (["data"], "data"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["path", "holdout"])
+def test_a_dataset_is_looked_for_beside_its_config_then_in_the_working_folder(
+    there: Sequence[str], found: str, setting: str
+):
+    folders("jobs", *there)
+    config = load(f"{GOOD}dataset: {{{setting}: data}}\n", name="jobs/job.yaml")
+    folder = dataset_folder(config) if setting == "path" else holdout_folder(config)
+    assert folder == Path(found)
+    assert getattr(config.dataset, setting) == "data"
+
+
+def test_a_dataset_that_an_extended_config_names_is_looked_for_beside_that_one():
+    folders("base/data", "jobs/data")
+    Path("base/base.yaml").write_text(f"{GOOD}dataset: {{path: data}}\n")
+    config = load("extends: ../base/base.yaml\n", name="jobs/job.yaml")
+    assert dataset_folder(config).samefile("base/data")
+
+
+def test_a_dataset_from_the_command_line_is_looked_for_in_the_working_folder():
+    folders("jobs/data", "data")
+    assert dataset_folder(load(GOOD, ["dataset.path=data"], name="jobs/job.yaml")) == Path("data")
+
+
+def test_a_dataset_that_is_nowhere_is_told_with_the_places():
+    folders("jobs")
+    here = Path.cwd()
+    with pytest.raises(DatasetError) as caught:
+        dataset_folder(load(f"{GOOD}dataset: {{path: data}}\n", name="jobs/job.yaml"))
+    assert caught.value.message == (
+        "dataset.path: no such dataset folder: data; looked for "
+        f"{here}/jobs/data (beside the config), {here}/data"
+    )
+
+
+def test_a_calibration_is_looked_for_in_the_same_places():
+    folders("jobs")
+    config = load(f"{GOOD}verification: {{calibration: c.json}}\n", name="jobs/job.yaml")
+    assert calibration_file(config) == "c.json"
+    Path("jobs/c.json").touch()
+    assert calibration_file(config) == "jobs/c.json"
+
+
+def test_from_where_a_config_is_read_does_not_change_what_it_says():
+    folders("jobs")
+    inside, outside = (load(GOOD, name=name) for name in ("jobs/job.yaml", "job.yaml"))
+    assert inside == outside
+    assert inside.fingerprint() == outside.fingerprint()
 
 
 # What cannot be read at all

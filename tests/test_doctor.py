@@ -37,6 +37,18 @@ def test_the_demo_has_all_it_needs_without_gpu_or_download(doctor, project):
     assert findings["dataset"]["detail"].startswith("56 images of 6 classes")
 
 
+def test_it_looks_at_the_config_as_set_changes_it(doctor, project):
+    result, findings = doctor(project / "configs/demo.yaml", "--set", "dataset.path=nowhere")
+    assert result.exit_code == 4
+    assert "nowhere" in findings["dataset"]["detail"]
+
+
+def test_settings_without_a_config_are_a_mistake():
+    result = CliRunner().invoke(main, ["doctor", "--set", "seed=1"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "none is given" in result.stderr
+
+
 def test_what_is_missing_is_named_and_ends_with_exit_code_4(doctor, project, monkeypatch):
     monkeypatch.setenv("PATH", "")
     result, findings = doctor(project / "configs/pizza.yaml")

@@ -221,7 +221,7 @@ def test_plan_and_run_say_that_fields_are_not_used(reference: Path, caplog: pyte
         ({"target_distribution": None, "images_per_class": 5}, "target.per_class", 5),
         ({"class_specific_prompts": {"a": ["x", "y"], "b": "z"}}, "classes.a.prompts", ("x", "y")),
         ({"class_specific_prompts": {"a": {"prompt": "x"}}}, "classes.a.prompts", ("x",)),
-        ({"class_specific_prompts": {"b": {"prompt": "x"}}}, "classes.a.prompts", ("a photo of a a",)),
+        ({"class_specific_prompts": {"b": {"prompt": "x"}}}, "classes.a.prompts", ("a photo of an a",)),
         ({"class_specific_prompts": {"a": {"negative_prompt": "x"}}}, "classes.a.negative_prompt", "x"),
         ({"dataset_path": "data/x"}, "dataset.path", "data/x"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from balancer.configfile import load_config
+from balancer.scaffold.text import _HOW_TO_GO_ON
 
 TEXT_SUFFIXES = {
     "",
@@ -156,3 +159,41 @@ def test_no_file_names_a_package_index_or_a_place_on_one_machine(sources, projec
     found = {str(path): match[0] for path, text in sources.items() if (match := pattern.search(text))}
     found.pop(__file__)  # the options above
     assert found == {}
+
+
+def test_no_text_of_the_packages_names_a_file_that_only_the_repository_has(project):
+    named = re.compile(r"\b(?:configs|scripts|docs|tests|benchmarks)/\w")
+    found = [
+        f"{path.relative_to(project)}:{node.lineno}: {node.value}"
+        for package in ("balancer", "actors")
+        for path in (project / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and named.search(node.value)
+    ]
+    assert found == []
+
+
+def test_the_way_to_the_settings_that_init_names_works():
+    command = "inspect balancer.config"
+    assert f"python -m {command}" in _HOW_TO_GO_ON
+    shown = subprocess.run(
+        [sys.executable, "-m", *command.split()], capture_output=True, text=True, check=True
+    )
+    assert "max_image_megapixels" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "expected"),
+    [("bash", "balancer repo", "plain,report"), ("bash", "balancer report --o", "plain,--out")],
+)
+def test_a_shell_completes_commands_and_options(readme, shell, words, expected):
+    assert f"_BALANCER_COMPLETE={shell}_source balancer" in readme
+    asked = {
+        "_BALANCER_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    code = "import sys; from balancer.cli import main; main(prog_name='balancer')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [expected]

@@ -22,6 +22,7 @@ from balancer.manifest import Manifest, open_manifest
 from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
+from tests.fake_terminal import use_terminal
 from tests.manifest_samples import real, rejected, row, start, void
 
 DIM, SEVERE = "basic/dim/0000", "burnt/dim/severe/0000"
@@ -229,8 +230,29 @@ def test_sql_changes_nothing_and_reaches_nothing(manifest, tmp_path, statement):
 
 def test_a_table_shows_the_columns_one_looks_for(run):
     lines = query(run, "class = 'burnt'").stdout.splitlines()
-    assert lines[1].split() == "id class lighting burn_level source status reason score file_name".split()
+    assert lines[0] == "2 rows, all of them with class burnt, lighting dim, status accepted"
+    assert lines[1].split() == "id burn_level source score file_name".split()
     assert [line.split()[0] for line in lines[2:]] == ["real/b.png", f"{SEVERE}-1"]
+
+
+def test_a_table_of_one_row_has_every_column(run):
+    lines = query(run, f"id = '{SEVERE}-1'").stdout.splitlines()
+    assert lines[0] == "1 row"
+    assert lines[1].split() == "id class lighting burn_level source status reason score file_name".split()
+
+
+def test_columns_that_were_asked_for_are_shown_even_if_all_rows_have_one_value(run):
+    lines = query(run, "--columns", "status,class").stdout.splitlines()
+    assert (lines[0], lines[1].split()) == ("5 rows", ["status", "class"])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--columns", "prompt,id,class")])
+def test_a_narrow_terminal_cuts_no_id_and_keeps_a_row_on_one_line(run, monkeypatch, arguments):
+    terminal = use_terminal(monkeypatch, columns=40)
+    main.main(["query", str(run), *arguments], standalone_mode=False)
+    for name in ids(open_manifest(run).to_table()):
+        assert sum(name in line for line in terminal.getvalue().splitlines()) == 1
+    assert "…" not in terminal.getvalue()
 
 
 def test_counts_as_json(run):

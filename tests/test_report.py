@@ -182,6 +182,23 @@ def test_the_command_says_where_the_report_is(run):
     assert (result.exit_code, result.stdout) == (0, f"{run.uri}/report.html\n")
 
 
+def test_a_report_goes_where_out_says_and_its_links_lead_into_the_run(run, tmp_path):
+    run.candidate(PLAN[0])
+    page = tmp_path / "pizza.html"
+    result = CliRunner().invoke(main, ["report", run.uri, "--out", str(page)])
+    assert (result.exit_code, result.stdout) == (0, f"{page}\n")
+    assert re.findall(r'href="([^"]*)"', page.read_text()) == [f"file://{run.uri}/images/1-0.png"]
+    assert not run.storage.exists("report.html")
+
+
+@pytest.mark.parametrize("name", ["run.json", "manifest/report.html", "nowhere/report.html", "manifest"])
+def test_a_report_never_goes_into_a_run_or_where_no_file_can_be(run, name):
+    before = run.storage.list("")
+    result = CliRunner().invoke(main, ["report", run.uri, "--out", f"{run.uri}/{name}"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert run.storage.list("") == before
+
+
 def test_the_command_refuses_a_folder_that_is_not_there_in_one_line(tmp_path):
     result = CliRunner().invoke(main, ["report", str(tmp_path / "none")])
     assert result.exit_code == 2

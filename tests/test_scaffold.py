@@ -127,6 +127,35 @@ def test_prompts_are_a_photo_of_each_class_with_a_request_to_edit_them():
     assert "# EDIT the prompts" in starter_config(at)
 
 
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("empty", "a photo of an empty"),
+        ("open_box", "a photo of an open box"),
+        ("Apple", "a photo of an Apple"),
+        ("éclair", "a photo of an éclair"),
+        ("e\u0301clair", "a photo of an éclair"),
+        ("Äpfel", "a photo of an Äpfel"),
+        ("crème_brûlée", "a photo of a crème brûlée"),
+        ("unicorn", "a photo of a unicorn"),
+        ("umbrella", "a photo of an umbrella"),
+        ("uneven_edge", "a photo of an uneven edge"),
+        ("unidentified", "a photo of an unidentified"),
+        ("used_car", "a photo of a used car"),
+        ("hourglass", "a photo of an hourglass"),
+        ("house", "a photo of a house"),
+        ("one-way_sign", "a photo of a one way sign"),
+        ("7up", "a photo of a 7up"),
+        ("寿司", "a photo of a 寿司"),
+    ],
+)
+def test_a_prompt_has_the_article_of_its_class_and_its_accents(name: str, prompt: str):
+    Path("job.yaml").write_text(starter_config(dataset({name: 1})), encoding="utf-8")
+    assert f"- {prompt}\n" in Path("job.yaml").read_text(encoding="utf-8")
+    [of_class] = load_config("job.yaml").classes.values()
+    assert of_class.prompts == (prompt,)
+
+
 @pytest.mark.parametrize("name", ["x" * 101, "a\tb", "a\nb"])
 def test_a_class_that_no_config_can_name_is_refused(name: str):
     with pytest.raises(DatasetError, match="1 class folders cannot be named in a config") as caught:
@@ -195,12 +224,17 @@ def test_the_models_are_those_of_the_photograph_config(project: Path):
 # Facets
 
 
-def test_without_a_metadata_table_there_is_a_lighting_facet_of_four_values_to_edit():
-    at = dataset({"cat": 2})
-    facet = starter(at).facets["lighting"]
+def test_without_a_metadata_table_a_facet_is_there_as_a_comment_to_take_in():
+    text = starter_config(dataset({"cat": 2}))
+    assert "as an example: to have it" in text
+    Path("job.yaml").write_text(text)
+    assert load_config("job.yaml").facets == {}
+    start = text.index("# facets:")
+    section = text[start : text.index("\n\n", start)]
+    Path("job.yaml").write_text(text.replace(section, section.replace("# ", "", 1).replace("\n# ", "\n")))
+    facet = load_config("job.yaml").facets["lighting"]
     assert (facet.classes, len(facet.values)) == ("all", 4)
     assert all(len(value.prompts) == 2 for value in facet.values.values())
-    assert "as an example: EDIT it, or drop it" in starter_config(at)
 
 
 def test_facets_are_those_of_the_metadata_table():
@@ -323,10 +357,10 @@ WEATHER = ["rainy"] * 6 + ["sunny"] * 2
 @pytest.mark.parametrize(
     ("counts", "rows", "unjudged"),
     [
-        ({"cat": 8, "dog": 5}, {}, ("lighting",)),
-        ({"cat": 8, "dog": 4}, {}, ("class=dog", "lighting")),
-        ({"cat": 8, "dog": 0}, {}, ("class=cat", "class=dog", "lighting")),
-        ({"cat": 8}, {}, ("class=cat", "lighting")),
+        ({"cat": 8, "dog": 5}, {}, ()),
+        ({"cat": 8, "dog": 4}, {}, ("class=dog",)),
+        ({"cat": 8, "dog": 0}, {}, ("class=cat", "class=dog")),
+        ({"cat": 8}, {}, ("class=cat",)),
         ({"cat": 8, "dog": 5}, columns("cat", weather=WEATHER), ("weather=sunny",)),
         ({"cat": 8, "dog": 5}, columns("cat", weather=["rainy", "sunny"] * 4), ("weather",)),
     ],
@@ -347,7 +381,7 @@ def test_exactly_what_labelled_images_cannot_prove_is_listed_as_unjudged(
 def test_images_of_the_hold_out_are_labelled_ones_too():
     dataset({"cat": 3, "dog": 5}, at="data/holdout")
     config = starter(dataset({"cat": 2, "dog": 0}, at="data/train"))
-    assert config.verification.unjudged == ("lighting",)
+    assert config.verification.unjudged == ()
     assert checked_by_a_perfect_verifier(config).blocking == ()
 
 
@@ -372,7 +406,7 @@ def test_init_writes_a_config_that_plans():
     plan = invoke("plan", "job.yaml", "--set", "actors.kind=simulated")
     assert (plan.exit_code, plan.stdout.splitlines()[0]) == (
         0,
-        "2 images to generate in 2 cells, in this order",
+        "2 images to generate in 1 cells of 2 classes",
     )
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "credited_facets",
     "dataset_folder",
     "find_dataset",
+    "holdout_folder",
     "known_values",
     "match_classes",
 ]
@@ -177,7 +178,7 @@ def _audit(
 
 def audit_dataset(config: Config) -> Audit:
     """Audit the dataset of a config, within its limits and for its facets."""
-    return _audit_folder(dataset_folder(config.dataset), config.dataset.metadata, config)
+    return _audit_folder(dataset_folder(config), config.dataset.metadata, config)
 
 
 def audit_holdout(config: Config) -> Audit | None:
@@ -185,7 +186,7 @@ def audit_holdout(config: Config) -> Audit | None:
 
     Its table has the name of the dataset's. Raises DatasetError for folders that are no class of the config.
     """
-    folder = holdout_folder(config.dataset)
+    folder = holdout_folder(config)
     if folder is None:
         return None
     metadata = config.dataset.metadata

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from balancer.audit.facet_table import METADATA_FILES
+from balancer.audit.location import SAMPLE_HINT
 from balancer.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
@@ -18,7 +19,6 @@ OTHER_PICTURE_SUFFIXES = frozenset(
 SPLITS = frozenset("train training val valid validation dev test testing holdout".split())
 
 _NOT_UTF8 = "its name is not valid UTF-8"
-_SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
 
 
 @dataclass(slots=True)
@@ -58,13 +58,13 @@ def _top_entries(root: Path) -> list[os.DirEntry[str]]:
     try:
         entries = _visible(root)
     except FileNotFoundError:
-        raise DatasetError(f"{root}: no such dataset folder", hint=_SAMPLE_HINT) from None
+        raise DatasetError(f"{root}: no such dataset folder", hint=SAMPLE_HINT) from None
     except NotADirectoryError:
-        raise DatasetError(f"{root}: a dataset is a folder, not a file", hint=_SAMPLE_HINT) from None
+        raise DatasetError(f"{root}: a dataset is a folder, not a file", hint=SAMPLE_HINT) from None
     except OSError as error:
         raise DatasetError(f"{root}: the dataset cannot be read: {error.strerror}") from error
     if not entries:
-        raise DatasetError(f"{root}: the dataset folder is empty", hint=_SAMPLE_HINT)
+        raise DatasetError(f"{root}: the dataset folder is empty", hint=SAMPLE_HINT)
     return entries
 
 

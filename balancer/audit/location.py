@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -12,18 +13,38 @@ from balancer.cache import cache_folder
 from balancer.errors import DatasetError, StorageError
 from balancer.storage.address import refuse_credentials
 
+SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
+
 if TYPE_CHECKING:
-    from balancer.config import DatasetConfig
+    from balancer.config import Config
 
 
-def dataset_folder(config: DatasetConfig) -> Path:
+def dataset_folder(config: Config) -> Path:
     """The folder with the class folders of a config's dataset; see `find_dataset`."""
-    return find_dataset(config.path)
+    return _of_config(config, "dataset.path", config.dataset.path, "train")
 
 
-def holdout_folder(config: DatasetConfig) -> Path | None:
+def holdout_folder(config: Config) -> Path | None:
     """The folder of a config's hold-out images, None if it has none."""
-    return None if config.holdout is None else find_dataset(config.holdout, "holdout")
+    path = config.dataset.holdout
+    return None if path is None else _of_config(config, "dataset.holdout", path, "holdout")
+
+
+def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
+    from balancer.config import SAMPLE_DATASET
+
+    if path == SAMPLE_DATASET or "://" in path:
+        return find_dataset(path, split)
+    refuse_credentials(path, "the path of this dataset")
+    places = config.places_of(setting, path)
+    if not any(map(os.path.lexists, places)):
+        *beside, here = (place.absolute() for place in places)
+        looked = "".join(f"{place} (beside the config), " for place in beside)
+        raise DatasetError(
+            f"{setting}: no such dataset folder: {path}; looked for {looked}{here}",
+            hint=SAMPLE_HINT,
+        )
+    return config.found_at(setting, path)
 
 
 def find_dataset(path: str, split: str = "train") -> Path:

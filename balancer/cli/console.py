@@ -31,14 +31,19 @@ LINE_INTERVAL_S = 10.0
 Cell = str | int | float | None
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, one_line: bool = False
+) -> None:
+    """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`.
+
+    On a narrow terminal text wraps between words, and no word is cut. With `one_line` nothing wraps.
+    """
     numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
     title, columns = printable(title), [printable(column) for column in columns]
     cells = [[_text(cell) for cell in row] for row in rows]
     with results() as stdout:
         if _is_terminal(stdout):
-            _rich_table(title, columns, cells, numeric)
+            _rich_table(title, columns, cells, numeric, one_line)
         else:
             print("\n".join(_plain_table(title, columns, cells, numeric)), file=stdout)
 
@@ -253,32 +258,46 @@ def _is_numeric(column: Sequence[Cell]) -> bool:
 def _plain_table(
     title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
 ) -> Iterator[str]:
+    from rich.cells import cell_len  # a Chinese character is two columns wide, a combining mark none
+
     lines = [columns, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
     yield title
     for line in lines:
-        padded = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        )
+        padded = []
+        for cell, width, right in zip(line, widths, numeric, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if right else cell + space)
         yield "  " + "  ".join(padded).rstrip()
 
 
 def _rich_table(
-    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
+    title: str,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    one_line: bool,
 ) -> None:
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     # Text throughout: a name with brackets is not markup.
     grid = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column, right in zip(columns, numeric, strict=True):
-        grid.add_column(Text(column), justify="right" if right else "left")
+    for number, (column, right) in enumerate(zip(columns, numeric, strict=True)):
+        shown = [column, *(row[number] for row in cells)]
+        pieces = shown if one_line else [word for text in shown for word in text.split()]
+        grid.add_column(
+            Text(column),
+            justify="right" if right else "left",
+            min_width=max(map(cell_len, pieces), default=0),
+            no_wrap=one_line,
+        )
     for row in cells:
         grid.add_row(*map(Text, row))
-    Console().print(grid)
+    Console().print(grid, crop=False)
 
 
 @contextmanager

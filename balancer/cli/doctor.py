@@ -8,7 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
-from balancer.errors import BalancerError, UnavailableError
+from balancer.dotted import SETTING_HELP
+from balancer.errors import BalancerError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from actors.model_files import Kind
@@ -51,10 +52,13 @@ class Finding:
 
 @click.command("doctor")
 @click.argument("config", required=False, type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(config: str | None, as_json: bool) -> None:
+def command(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check this machine, and what CONFIG needs of it: versions, GPUs, Ray, weights, disk."""
-    findings = list(examine(_load(config)))
+    if overrides and config is None:
+        raise UsageError("--set changes a config, and none is given", hint="balancer doctor CONFIG --set ...")
+    findings = list(examine(_load(config, overrides)))
     if as_json:
         console.print_json(
             {"findings": [{"what": f.what, "state": f.state, "detail": f.detail} for f in findings]}
@@ -83,12 +87,12 @@ def examine(config: Config | None) -> Iterator[Finding]:
         yield from _weights(config)
 
 
-def _load(config: str | None) -> Config | None:
+def _load(config: str | None, overrides: Sequence[str]) -> Config | None:
     if config is None:
         return None
     from balancer.configfile import load_config
 
-    return load_config(config)
+    return load_config(config, overrides)
 
 
 def _package(name: str) -> Finding:

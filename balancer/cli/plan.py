@@ -154,12 +154,26 @@ def _warn_of_faults(audit: Audit) -> None:
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
     cells = [wanted.as_dict(facets) for wanted in plan.cells]
-    return {"total": plan.total, "cells": cells, "estimate": cost.as_dict()}
+    classes = {
+        name: {"now": now, "to_generate": lacking, "then": then, "target": target}
+        for name, now, lacking, then, target in _by_class(plan)
+    }
+    return {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
 
 
 def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
+    """The summary first: there may be hundreds of cells."""
     console.table(
-        f"{plan.total} images to generate in {len(plan.cells)} cells, in this order",
+        f"{plan.total} images to generate in {len(plan.cells)} cells of {len(plan.counts)} classes",
+        ["class", "now", "to generate", "then", "target"],
+        _by_class(plan),
+    )
+    for facet in facets:
+        _print_facet(plan, facet)
+    _print_estimate(cost)
+    console.say()
+    console.table(
+        "cells, in the order in which they are filled",
         ["priority", "class", *facets, "images"],
         [
             [
@@ -171,22 +185,17 @@ def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
             for wanted in plan.cells
         ],
     )
-    _print_classes(plan)
-    for facet in facets:
-        _print_facet(plan, facet)
-    _print_estimate(cost)
 
 
-def _print_classes(plan: Plan) -> None:
+def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
+    """Class, images now, images to generate, both together, target."""
     lacking = Counter[str]()
     for wanted in plan.cells:
         lacking[wanted.cell.class_name] += wanted.quota
-    rows: list[list[console.Cell]] = [
-        [name, count, lacking[name], count + lacking[name], plan.targets[name]]
+    return [
+        (name, count, lacking[name], count + lacking[name], plan.targets[name])
         for name, count in plan.counts.items()
     ]
-    console.say()
-    console.table("classes", ["class", "now", "to generate", "then", "target"], rows)
 
 
 def _print_facet(plan: Plan, facet: str) -> None:

@@ -103,13 +103,28 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
     """On a terminal the first rows only; to a pipe all of them."""
     from balancer.manifest.formats import json_rows
 
+    title = f"{table.num_rows} row{'' if table.num_rows == 1 else 's'}"
     if choose:
         table = table.select(["id", "class", *facets, "source", "status", "reason", "score", "file_name"])
+        table, same = _without_constants(table)
+        title += f", all of them with {same}" if same else ""
     shown = table.slice(0, TERMINAL_ROWS) if console.is_terminal() else table
     rows = [[_cell(value) for value in row.values()] for row in json_rows(shown)]
-    console.table(f"{table.num_rows} row{'' if table.num_rows == 1 else 's'}", table.column_names, rows)
+    console.table(title, table.column_names, rows, one_line=True)
     if shown.num_rows < table.num_rows:
         console.note(f"the first {shown.num_rows} of {table.num_rows} rows; --format csv gives all")
+
+
+def _without_constants(table: pa.Table) -> tuple[pa.Table, str]:
+    """The columns in which rows differ, and the values of the others as text, nulls left out."""
+    if table.num_rows < 2:
+        return table, ""
+    from balancer.manifest.formats import json_rows
+
+    constant = [name for name in table.column_names if len(table[name].unique()) == 1]
+    [values] = json_rows(table.select(constant).slice(0, 1))
+    same = ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
+    return table.drop_columns(constant), same
 
 
 def _cell(value: object) -> str | int | float | None:
@@ -139,13 +154,7 @@ def _emit(data: bytes, output: str | None) -> None:
     if output is None:
         console.emit(data)
         return
-    folder, name = os.path.split(os.path.abspath(output))
-    if os.path.exists(output) and not os.path.isfile(output):
-        raise UsageError(f"{output} is not a file that can be written", hint="choose another --output")
-    if not os.path.isdir(folder):
-        raise UsageError(f"--output {output}: no folder {folder}", hint="make the folder first")
-    from balancer.storage import open_storage, refuse_inside_run
+    from balancer.storage import write_outside_runs
 
-    refuse_inside_run(output, "--output")
-    open_storage(folder, create=False).replace(name, data)
+    write_outside_runs(output, data, "--output")
     console.note(f"wrote {output}")

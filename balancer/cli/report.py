@@ -9,16 +9,17 @@ from balancer.cli import console
 
 @click.command(name="report")
 @click.argument("run", metavar="RUN")
-def command(run: str) -> None:
-    """Write RUN/report.html: counts, criteria, scores and contact sheets in one file that needs nothing else.
+@click.option("--out", metavar="FILE", help="File to write, outside the run.  [default: RUN/report.html]")
+def command(run: str, out: str | None) -> None:
+    """Write RUN's report, one HTML file that needs nothing else: counts, criteria, scores, contact sheets.
 
     It can be made while the run goes on, and made again at any time.
     """
     from balancer.manifest.image_check import check_images
-    from balancer.report import REPORT_FILE, render_report
+    from balancer.report import write_report
     from balancer.storage import open_storage
 
-    render_report(run)
+    written = write_report(run, out)
     if warning := check_images(open_storage(run, create=False)).warning:
         console.warn(warning)
-    console.say(f"{run.rstrip('/')}/{REPORT_FILE}")
+    console.say(written)

@@ -41,17 +41,16 @@ def command(
     from balancer.configfile import load_config
 
     loaded = load_config(config, overrides)
-    from actors.run import Reporter, run
+    from balancer import run
 
-    with console.progress_display(loaded.name or out) as display:
-        result = run(
-            loaded,
-            out,
-            address=address,
-            limit=limit,
-            allow_config_change=allow_config_change,
-            reporter=Reporter(note=console.note, progress=display.update),
-        )
+    result = run(
+        loaded,
+        out,
+        address=address,
+        limit=limit,
+        allow_config_change=allow_config_change,
+        progress=True,
+    )
     _tell(result, out)
     if result.open_cells:
         ctx.exit(EXIT_SHORT)

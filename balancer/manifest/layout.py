@@ -9,6 +9,7 @@ from balancer.cells import Candidate
 from balancer.storage import slug, slug_of_before
 
 RUN_FILE = "run.json"
+RUN_LOG = "run.log"
 IMAGES_DIR = "images"
 LOG_DIR = "manifest/log"
 HEAD_FILE = "manifest/head.json"

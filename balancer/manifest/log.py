@@ -136,6 +136,8 @@ class ManifestLog:
         self._kept: pa.Table | None = None
         self.rules = Rules()
         """Those under which verdicts were taken when the log was opened."""
+        self.taken_from: Stamp | None = None
+        """The last word of the driver before this one, if it did not say how it ended."""
 
     @classmethod
     def open(
@@ -156,6 +158,7 @@ class ManifestLog:
         log._entries = list(chain.entries)
         tables = [chain.table, *(fragment.table.select(KEPT) for fragment in log._claim(detail))]
         stamps = [entry.stamp for entry in log._entries]
+        log.taken_from = _left_open([stamp for stamp in stamps if stamp.writer != log._writer])
         view = view_of(stamps, joined(tables, schema, KEPT))
         log._kept, log.rules = view.table, view.rules
         log._doomed = _doomed(stamps)
@@ -387,6 +390,10 @@ def rows_in(
     found = (fragment.table.filter(pc.is_in(fragment.table[ID], value_set=wanted)) for fragment in fragments)
     rows = joined([table for table in found if table.num_rows], schema, names)
     return rows_with_ids(latest(rows), ids).select(list(columns))
+
+
+def _left_open(stamps: Sequence[Stamp]) -> Stamp | None:
+    return stamps[-1] if stamps and stamps[-1].event not in ("close", "repair") else None
 
 
 def _doomed(stamps: Iterable[Stamp]) -> frozenset[str]:

@@ -50,7 +50,7 @@ COUNT = "count"
 _EXAMPLE = "a condition looks like: class = 'burnt' and score >= 0.8"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
     """The rows of a run as they were when it was opened; `run` says what the run is.
 
@@ -63,6 +63,17 @@ class Manifest:
     uri: str
     """The run folder."""
     _source: Source
+
+    def __repr__(self) -> str:
+        facets = f", facets={self.run.facets!r}" if self.run.facets else ""
+        classes = len(self.run.config["classes"])
+        return f"Manifest({self.uri!r}, run_id={self.run.run_id!r}, classes={classes}{facets})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts, and a few rows with their images."""
+        from balancer.report.notebook import manifest_html
+
+        return manifest_html(self)
 
     @property
     def schema(self) -> pa.Schema:
@@ -101,12 +112,14 @@ class Manifest:
                 found = self._source.rows(names, self._condition(filter, status))
         return _as_one(found).replace_schema_metadata(self.schema.metadata)
 
-    def count_by(self, *columns: str, filter: Filter | None = None, status: Status = "accepted") -> pa.Table:
+    def count_by(
+        self, *columns: str | Sequence[str], filter: Filter | None = None, status: Status = "accepted"
+    ) -> pa.Table:
         """One row for each combination of values that occurs, sorted, with its number in column `count`
-        (`count_` where one of `columns` is called that)."""
-        names = self._names(columns)
+        (`count_` where one of `columns` is called that). `columns` are names, or lists of them."""
+        names = self._names([name for listed in columns for name in _listed(listed)])
         if any(pa.types.is_nested(self.schema.field(name).type) for name in names):
-            raise UsageError(f"rows cannot be counted by {', '.join(columns)}")
+            raise UsageError(f"rows cannot be counted by {', '.join(names)}")
         with self._reading():
             if isinstance(filter, str) and filter.strip():
                 counts = self._counted_by_sql(names, _as_spelled(filter, self.run), status)
@@ -127,7 +140,10 @@ class Manifest:
         if columns is None:
             return list(self.schema.names)
         spelled = {composed(name): name for name in self.schema.names}
-        names = [name if name in spelled.values() else spelled.get(composed(name), name) for name in columns]
+        names = [
+            name if name in spelled.values() else spelled.get(composed(name), name)
+            for name in _listed(columns)
+        ]
         for name in names:
             _check_column(name, self.schema.names)
         return names
@@ -272,7 +288,9 @@ class Manifest:
         """
         from balancer.training.torch_dataset import dataset_of
 
-        return dataset_of(self, split, transform, facets, filter, allow_synthetic_eval=allow_synthetic_eval)
+        return dataset_of(
+            self, split, transform, _listed(facets), filter, allow_synthetic_eval=allow_synthetic_eval
+        )
 
     def sampler(
         self,
@@ -293,7 +311,7 @@ class Manifest:
         from balancer.training.torch_dataset import sampler_of
 
         return sampler_of(
-            self, by, real_weight, split, filter, seed, allow_synthetic_eval=allow_synthetic_eval
+            self, _listed(by), real_weight, split, filter, seed, allow_synthetic_eval=allow_synthetic_eval
         )
 
     def to_hf(
@@ -311,7 +329,9 @@ class Manifest:
         """
         from balancer.training.hugging_face import hugging_face_dataset
 
-        return hugging_face_dataset(self, split, filter, columns, allow_synthetic_eval=allow_synthetic_eval)
+        return hugging_face_dataset(
+            self, split, filter, columns and _listed(columns), allow_synthetic_eval=allow_synthetic_eval
+        )
 
     def to_ray(
         self,
@@ -329,7 +349,9 @@ class Manifest:
         """
         from balancer.training.ray_data import ray_dataset
 
-        return ray_dataset(self, split, filter, columns, allow_synthetic_eval=allow_synthetic_eval)
+        return ray_dataset(
+            self, split, filter, columns and _listed(columns), allow_synthetic_eval=allow_synthetic_eval
+        )
 
 
 def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
@@ -340,6 +362,11 @@ def open_manifest(uri: str | os.PathLike[str]) -> Manifest:
 def manifest_in(storage: Storage) -> Manifest:
     info = read_run(storage)
     return Manifest(info, storage.uri, Source(storage, info))
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    """A single name is meant as one, not as its letters."""
+    return [names] if isinstance(names, str) else [*names]
 
 
 def quoted(name: str) -> str:

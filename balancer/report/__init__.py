@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from pathlib import Path
 
 from balancer.manifest.image_check import ImageCheck
-from balancer.manifest.query import open_manifest
+from balancer.manifest.query import manifest_in
 from balancer.manifest.status import status_of
 from balancer.manifest.unjudged import unjudged_text
 from balancer.percentages import percent
@@ -14,7 +15,7 @@ from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
-from balancer.storage import open_storage
+from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
 
 REPORT_FILE = "report.html"
 
@@ -22,14 +23,41 @@ MAX_ROWS = 300
 """Longer tables are cut off, and say so: a page of thousands of cells is no report."""
 
 
-def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = None) -> str:
-    """Write `report.html` into the run folder and return its text. Works while the run goes on, too."""
+def write_report(
+    run_uri: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, now: dt.datetime | None = None
+) -> str:
+    """Write a run's report to the file `out`, by default `report.html` in its folder; returns the place.
+
+    Works while the run goes on, too. UsageError for an `out` that cannot be written, or is inside a run.
+    """
+    if out is None:
+        render_report(run_uri, now)
+        return f"{os.fspath(run_uri).rstrip('/')}/{REPORT_FILE}"
     storage = open_storage(run_uri, create=False)
-    manifest = open_manifest(run_uri)
+    write_outside_runs(out, _rendered(storage, now, _address(storage)).encode(), "--out")
+    return os.fspath(out)
+
+
+def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = None) -> str:
+    """Write `report.html` into the run folder and return its text."""
+    storage = open_storage(run_uri, create=False)
+    page = _rendered(storage, now, ".")
+    storage.replace(REPORT_FILE, page.encode())
+    return page
+
+
+def _address(storage: Storage) -> str:
+    """What the links of a page that lies elsewhere begin with."""
+    return Path(storage.uri).as_uri() if isinstance(storage, LocalStorage) else storage.uri
+
+
+def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
+    manifest = manifest_in(storage)
     made_at = now or dt.datetime.now(dt.UTC)
     facts = gather_facts(manifest, status_of(storage, made_at))
     rejected, given_up = rejected_sheets(facts, manifest, storage)
-    page = _page(
+    return _page(
+        base=base,
         facts=facts,
         criteria=check_criteria(facts, manifest),
         histograms=score_histograms(facts, manifest),
@@ -42,8 +70,6 @@ def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = Non
         budget=_budget(facts),
         made_at=made_at,
     )
-    storage.replace(REPORT_FILE, page.encode())
-    return page
 
 
 def _page(**content: object) -> str:

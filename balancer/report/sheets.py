@@ -30,7 +30,7 @@ MAX_BYTES = MAX_PIXELS = 64_000_000
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """`data_uri` is None if the image cannot be shown; `link` leads from the report to the file."""
+    """`data_uri` is None if the image cannot be shown; `link` leads from the run folder to the file."""
 
     caption: str
     link: str
@@ -135,7 +135,7 @@ def _thumbnail(path: str, caption: str, storage: Storage) -> Thumbnail:
         data_uri = thumbnail_uri(storage.read(path, MAX_BYTES))
     except BalancerError:  # a damaged image costs its thumbnail, not the report
         data_uri = None
-    return Thumbnail(caption=caption, link="./" + quote(str(PurePosixPath(path))), data_uri=data_uri)
+    return Thumbnail(caption=caption, link=quote(str(PurePosixPath(path))), data_uri=data_uri)
 
 
 def thumbnail_uri(data: bytes) -> str:

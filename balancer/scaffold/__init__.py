@@ -56,7 +56,7 @@ def starter_config(dataset: str) -> str:
             facets=shown,
             facets_found=bool(facets),
             left_out=left_out,
-            unproven=_unproven(counts, shown, labelled),
+            unproven=_unproven(counts, facets, labelled),
         )
     )
     if len(text.encode()) > MAX_FILE_BYTES:

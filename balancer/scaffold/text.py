@@ -56,7 +56,17 @@ class Findings:
 
 
 def text_of(found: Findings) -> str:
-    return yaml_text(_values(found), heading=_heading(found), above=_above(found), beside=_beside(found))
+    text = yaml_text(_values(found), heading=_heading(found), above=_above(found), beside=_beside(found))
+    return text if found.facets_found else _without_section(text, "facets")
+
+
+def _without_section(text: str, name: str) -> str:
+    """The section as a comment, for whoever takes the `# ` away."""
+    lines = text.split("\n")
+    start = lines.index(f"{name}:")
+    end = lines.index("", start)
+    lines[start:end] = [f"# {line}" for line in lines[start:end]]
+    return "\n".join(lines)
 
 
 def _values(found: Findings) -> dict[str, object]:
@@ -141,7 +151,8 @@ def _images(count: int) -> str:
 _HOW_TO_GO_ON = """\
 Edit it from top to bottom, the prompts above all. Then `balancer plan` shows what it asks for, \
 `balancer doctor` whether this machine can do it, and `balancer run` does it.
-Every setting is documented in balancer/config.py; what is left out here has its default."""
+`python -m inspect balancer.config` shows every setting and what it means; what is left out here has its \
+default."""
 
 _WITH_HOLDOUT = """\
 path: a folder with one subfolder of images per class
@@ -164,7 +175,9 @@ A class may have more:
   negative_prompt: what its images must not show"""
 
 _FOUND_FACETS = "Axes besides the class, found in the dataset's metadata table. EDIT the prompts."
-_EXAMPLE_FACET = "An axis besides the class, as an example: EDIT it, or drop it."
+_EXAMPLE_FACET = """\
+An axis besides the class, as an example: to have it, take the "# " away from here to `backlit` and EDIT it. \
+Unless labelled images show its values, `lighting` then goes into verification.unjudged."""
 _SHARES = """\
 The images made for a class are spread evenly over the values; to have it otherwise, give every value \
 a `share`."""

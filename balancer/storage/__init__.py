@@ -42,6 +42,7 @@ __all__ = [
     "refuse_without_create_only",
     "slug",
     "slug_of_before",
+    "write_outside_runs",
 ]
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -92,6 +93,20 @@ def refuse_inside_run(path: str | os.PathLike[str], option: str) -> None:
                 " the run needs",
                 hint="choose a place outside it",
             )
+
+
+def write_outside_runs(path: str | os.PathLike[str], data: bytes, option: str) -> None:
+    """Write a file where a user wants it, whole or not at all, over one that is there; `option` is how the
+    user named it. UsageError for a place that is no file, has no folder or is inside a run."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(
+            f"{os.fspath(path)} is not a file that can be written", hint=f"choose another {option}"
+        )
+    if not os.path.isdir(folder):
+        raise UsageError(f"{option} {os.fspath(path)}: no folder {folder}", hint="make the folder first")
+    refuse_inside_run(path, option)
+    LocalStorage(folder).replace(name, data)
 
 
 def open_storage(uri: str | os.PathLike[str], create: bool) -> Storage:
