@@ -36,6 +36,7 @@ def command(run: str, as_json: bool) -> None:
         console.table(
             "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
         )
+        _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
 
 
@@ -55,6 +56,13 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))
     return rows
+
+
+def _print_current(current: dict[str, int] | None, state: str) -> None:
+    if state == "running" or (current and not current["behind"]):
+        return
+    how = f"{current['behind']} commits behind" if current else "missing or damaged"
+    console.note(f"manifest/current.parquet is {how}; `balancer compact` writes it")
 
 
 def _print_images(found: ImageCheck) -> None:
