@@ -34,6 +34,7 @@ from balancer.config import Config
 from balancer.copies import CopyIndex
 from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
 from balancer.manifest.compaction import compact_if_long
+from balancer.manifest.current import renew_current
 from balancer.manifest.fragment import Stamp, State
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
@@ -153,6 +154,7 @@ def _run(
         check_unchanged(config, models, known, allow_config_change, view.rules)
         if (done := _finished_before(config, known, view)) is not None:
             reporter.note(f"nothing left to do, the run is {done.state}: {out}")
+            _renew_current(open_storage(out, create=False), reporter)
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
@@ -255,6 +257,14 @@ def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
 def _tell_warnings(reporter: Reporter, *audits: Audit | None) -> None:
     for line in [line for audit in audits if audit for line in audit.warnings]:
         reporter.note(f"warning: {line}")
+
+
+def _renew_current(storage: Storage, reporter: Reporter) -> None:
+    """Whoever finished the run may have been killed before that, or be of a version without this file."""
+    try:
+        renew_current(storage)
+    except BalancerError as error:
+        reporter.note(f"warning: manifest/current.parquet may be behind: {error.message}")
 
 
 def _compact(storage: Storage, reporter: Reporter) -> None:

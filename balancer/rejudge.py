@@ -23,6 +23,7 @@ from balancer.config import Config
 from balancer.configfile import validated
 from balancer.copies import COMPARED, copies_among, known_images
 from balancer.errors import BalancerError, FencedError, UsageError
+from balancer.manifest.current import renew_current
 from balancer.manifest.fragment import State
 from balancer.manifest.log import LogView, ManifestLog, read_log, rows_of
 from balancer.manifest.rows import (
@@ -338,6 +339,7 @@ def apply(
         )
     found = _look(storage, info, view, settings)
     if not found.pending:
+        renew_current(storage)
         return found
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now)
     found = _look(storage, info, log, settings)

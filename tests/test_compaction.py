@@ -6,8 +6,12 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import duckdb
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -18,14 +22,15 @@ from hypothesis import strategies as st
 
 from balancer import open_manifest
 from balancer.errors import ManifestError, UsageError
-from balancer.manifest import Manifest, check_run, compacted, compaction, create_run, read_log
+from balancer.manifest import Manifest, compacted, compaction, create_run, read_log
 from balancer.manifest.compacted import DamagedCopyError, read_index
 from balancer.manifest.compaction import compact
+from balancer.manifest.gc import COMPACTED, find_leftovers
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, fragment_path
 from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import MemoryStorage, image_bytes, real, rejected, row, run_info, start, void
+from tests.manifest_samples import MemoryStorage, at, real, rejected, row, run_info, start, void
 
 SLOTS = [f"{cell}/{index:04d}" for cell in ("basic/dim", "burnt/dim/severe") for index in range(4)]
 
@@ -39,7 +44,7 @@ def committed(*rows: dict[str, Any]) -> MemoryStorage:
 
 
 def data_files(storage: MemoryStorage) -> list[str]:
-    return [path for path in storage.files if path.endswith(".parquet")]
+    return [path for path in storage.files if path.startswith(DATA_DIR) and path != INDEX_FILE]
 
 
 def as_the_log_has_it(storage: Any) -> None:
@@ -175,18 +180,53 @@ def test_types_and_values_survive():
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def test_folders_are_by_class_and_facets_and_what_does_not_apply_is_null():
+def test_a_part_is_of_one_class_and_facets_and_what_does_not_apply_is_null():
     storage = committed(row(SLOTS[0]), row(SLOTS[4]), rejected(SLOTS[5]))
+    index = compact(storage)
+    assert index is not None
+    assert index.layout.columns == ("class", "lighting", "burn_level", "status")
+    assert {file.values for file in index.files} == {
+        ("basic", "dim", None, "accepted"),
+        ("burnt", "dim", "severe", "accepted"),
+        ("burnt", "dim", "severe", "rejected"),
+    }
+
+
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    "duckdb": lambda root: duckdb.sql(f"select class, lighting from '{root}/**/*.parquet'").to_arrow_table(),
+    "pyarrow": lambda root: ds.dataset(root, partitioning="hive").to_table(["class", "lighting"]),
+    "pandas": lambda root: pa.Table.from_pandas(pd.read_parquet(root)[["class", "lighting"]].astype(str)),
+}
+HIVE = "__HIVE_DEFAULT_PARTITION__"
+LIKE_OTHERS = ["Dog", "dog", "a=b", "007", "2026-01-02", "true", "null", HIVE, "../up", "_hidden", ".dot"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_other_readers_read_the_folder_as_its_columns_say(reader, tmp_path):
+    """Of paths like `class=dog` they take the values, and the types that these look like."""
+    storage = open_storage(tmp_path / "run", create=True)
+    names = [{"class": name, "lighting": name} for name in LIKE_OTHERS]
+    start(storage).commit([row(f"basic/dim/{n:04d}", **name) for n, name in enumerate(names)])
     compact(storage)
-    folders = {path.rpartition("/")[0] for path in data_files(storage)}
-    assert folders == {
-        f"{DATA_DIR}/class=basic/lighting=dim/burn_level=__HIVE_DEFAULT_PARTITION__",
-        f"{DATA_DIR}/class=burnt/lighting=dim/burn_level=severe",
-    }
-    assert {path.rpartition("/")[2].partition("-")[0] for path in data_files(storage)} == {
-        "accepted",
-        "rejected",
-    }
+    found = READERS[reader](tmp_path / "run" / DATA_DIR)
+    assert sorted(map(str, found.to_pylist())) == sorted(map(str, names))
+
+
+def test_a_copy_whose_folders_are_named_by_values_is_read_as_before(monkeypatch):
+    def path(copy: str, number: int) -> str:
+        return f"{DATA_DIR}/class=basic-4e2eca/lighting={HIVE}/accepted-{copy}-{number:05d}.parquet"
+
+    monkeypatch.setattr(compaction, "data_path", path)
+    storage = committed(*(row(slot) for slot in SLOTS))
+    compact(storage)
+    as_the_log_has_it(storage)
+    monkeypatch.undo()
+    start(storage).commit([row("basic/dim/0009")])
+    compact(storage)
+    as_the_log_has_it(storage)
+    old = [file for file in find_leftovers(storage, timedelta(0), lambda: at(1)) if file.kind == COMPACTED]
+    assert old
+    assert all("class=" in file.path for file in old)
 
 
 HOSTILE = ["../../../etc/passwd", "a b/c", "日本", "=1+1", "Foo", "foo", "%2e%2e", "x" * 300, ".", "-"]
@@ -207,16 +247,15 @@ def test_names_from_outside_lead_nowhere_and_come_back_as_they_were(tmp_path):
     assert all(path.is_relative_to(tmp_path / "run" / DATA_DIR) for path in files)
 
 
-def test_folders_end_where_they_would_hold_too_few_rows(monkeypatch):
-    monkeypatch.setattr(compacted, "LEAST_FOLDERS", 1)
+def test_parts_end_where_they_would_hold_too_few_rows(monkeypatch):
+    monkeypatch.setattr(compacted, "LEAST_PARTS", 1)
     storage = committed(*(row(slot) for slot in reversed(SLOTS)))
     index = compact(storage)
     assert index is not None
     assert index.layout.folders == ()
     (file,) = data_files(storage)
-    assert file.rpartition("/")[0] == DATA_DIR
     table = pq.read_table(pa.BufferReader(storage.files[file]))
-    assert table["class"].to_pylist() == ["basic"] * 4 + ["burnt"] * 4  # sorted by what has no folder
+    assert table["class"].to_pylist() == ["basic"] * 4 + ["burnt"] * 4  # sorted by what is no part
     as_the_log_has_it(storage)
 
 
@@ -229,20 +268,6 @@ def test_row_groups_have_statistics_and_pages_checksums():
     assert (columns["score"].statistics.min, columns["score"].statistics.max) == (0.75, 0.875)
     assert columns["embedding.list.element"].compression == "UNCOMPRESSED"
     assert columns["prompt"].compression == "ZSTD"
-
-
-def test_classes_whose_folders_have_one_name_are_told_apart(monkeypatch):
-    for module in (compacted, compaction):
-        monkeypatch.setattr(module, "slug", lambda name: "same")
-    storage = committed(*(row(slot) for slot in SLOTS))
-    for slot in SLOTS:
-        storage.publish(f"images/{slot}-1.png", image_bytes(f"{slot}-1"))
-    index = compact(storage)
-    assert index is not None
-    assert len({file.path for file in index.files}) == len(index.files) == 2
-    assert manifest_in(storage).to_table().equals(read_log(storage).table)
-    assert manifest_in(storage).count_by("class")["count"].to_pylist() == [4, 4]
-    assert [problem.rule for problem in check_run(storage).problems] == ["no more images than planned"] * 2
 
 
 def test_the_index_is_published_last():
@@ -359,6 +384,9 @@ def test_embeddings_are_read_when_they_are_asked_for(wide):
 def test_files_of_other_classes_are_not_opened(wide):
     manifest = manifest_in(wide)
     of_burnt = (pc.field("class") == "burnt") & (pc.field("score") > 0)
+    index = read_index(wide, "run-1")
+    assert index is not None
+    burnt = {file.path for file in index.files if file.values[0] == "burnt"}
     for work in (
         lambda: manifest.to_table(["id"], of_burnt),
         lambda: manifest.count_by("lighting", filter=of_burnt),
@@ -367,7 +395,7 @@ def test_files_of_other_classes_are_not_opened(wide):
     ):
         wide.of(work)
         assert wide.asked
-        assert all("class=burnt" in path for path, _ in wide.asked)
+        assert {path for path, _ in wide.asked} <= burnt
 
 
 def test_rows_that_are_wanted_whole_cost_their_row_groups_only(wide, monkeypatch):
@@ -381,7 +409,7 @@ def test_opening_looks_into_no_compacted_file(wide):
     assert wide.of(lambda: manifest_in(wide)) == 0
 
 
-def test_counting_by_folders_takes_little(wide):
+def test_counting_by_what_parts_share_takes_little(wide):
     manifest = manifest_in(wide)
     assert wide.of(lambda: manifest.count_by("class", "lighting")) < 200_000
     assert manifest.count_by("class", "lighting").to_pylist() == [

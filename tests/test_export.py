@@ -84,7 +84,8 @@ def test_datasets_loads_the_imagefolder(exports, rows):
     found = datasets.load_dataset("imagefolder", data_dir=str(exports / "hf"))
     assert list(found) == ["train"]
     train = found["train"]
-    assert Counter(train["label"]) == dict.fromkeys(CLASSES, 50)
+    assert train.features["label"].names == list(CLASSES)
+    assert Counter(train["class"]) == dict.fromkeys(CLASSES, 50)
     one = train[299]
     kept = rows[one["id"]]
     assert one["image"].size == (128, 128)
@@ -166,7 +167,7 @@ def test_duckdb_reads_the_parquet_file(exports):
 def test_a_table_has_every_column_and_no_type_that_is_hard_to_read(exports, reference_run):
     table = pa.ipc.open_file(exports / "table.arrow").read_all()
     manifest = open_manifest(reference_run).to_table()
-    assert table.column_names == ["image", *manifest.column_names]
+    assert table.column_names == ["image", "label", *manifest.column_names]
     assert not any(pa.types.is_dictionary(field.type) for field in table.schema)
     assert table["embedding"].type.value_type == pa.float32()
     told = ("id", "class", "scores", "seed", "generated_at", "nearest_id")
@@ -174,35 +175,31 @@ def test_a_table_has_every_column_and_no_type_that_is_hard_to_read(exports, refe
     assert pq.read_table(exports / "table.parquet").equals(table)
 
 
-def test_torchvision_reads_the_class_folders_of_a_class_layout(exports):
+def test_torchvision_reads_the_class_folders(exports):
     from torchvision.datasets import ImageFolder
 
-    class ClassFolders(ImageFolder):
-        def find_classes(self, directory):
-            names = [name for name in CLASSES if (Path(directory) / name).is_dir()]
-            return names, {name: place for place, name in enumerate(names)}
-
-    found = ClassFolders(str(exports / "folders"))
+    found = ImageFolder(str(exports / "folders" / "train"))
+    assert tuple(found.classes) == CLASSES
     assert Counter(found.targets) == dict.fromkeys(range(6), 50)
     assert found[0][0].size == (128, 128)
 
 
-def test_folders_are_the_earlier_layout_of_relative_links(exports, reference_run, rows):
+def test_folders_hold_relative_links_by_class_and_by_facet(exports, reference_run, rows):
     root = exports / "folders"
-    assert {path.name for path in root.iterdir() if path.is_dir()} == {
-        *CLASSES, "lighting", "burn_levels", "metadata",
-    }  # fmt: skip
-    assert {path.name for path in (root / "burn_levels").iterdir()} == {
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {"train", "facets", "metadata"}
+    assert {path.name for path in (root / "train").iterdir()} == set(CLASSES)
+    assert {path.name for path in (root / "facets/train").iterdir()} == {"lighting", "burn_levels"}
+    assert {path.name for path in (root / "facets/train/burn_levels").iterdir()} == {
         "slightly_burnt", "moderately_burnt", "severely_burnt",
     }  # fmt: skip
-    dim = list((root / "lighting" / "dim_ambient").iterdir())
+    dim = list((root / "facets/train/lighting/dim_ambient").iterdir())
     assert len(dim) == sum(one["lighting"] == "dim_ambient" for one in rows.values()) > 61
     for link in dim:
         assert not os.path.isabs(os.readlink(link))
         assert link.resolve().is_relative_to(reference_run.resolve())
-    listed = pq.read_table(root / "metadata" / "images.parquet")["file_name"].to_pylist()
+    listed = pq.read_table(root / "metadata" / "train.parquet")["file_name"].to_pylist()
     assert all((root / name).is_file() for name in listed)
-    assert (root / "metadata" / "images.csv").read_text().count("\n") == 301
+    assert (root / "metadata" / "train.csv").read_text().count("\n") == 301
 
 
 def test_label_studio_tasks_have_the_documented_fields(exports, rows):
@@ -708,11 +705,10 @@ def test_splits_are_splits_of_the_imagefolder(run, tmp_path):
 def test_with_splits_each_is_a_folder_of_the_layout(run, tmp_path):
     export(run, "folders", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
-        "train", "validation", "test",
+        "train", "validation", "test", "facets", "metadata",
     }  # fmt: skip
-    assert {path.name for path in (tmp_path / "out" / "test").iterdir()} == {"burnt", "lighting", "metadata"}
-    (listed,) = pq.read_table(tmp_path / "out/test/metadata/images.parquet")["file_name"].to_pylist()
-    assert (tmp_path / "out" / "test" / listed).read_bytes() == image_bytes("burnt/dim/c.png-1")
+    (listed,) = pq.read_table(tmp_path / "out/metadata/test.parquet")["file_name"].to_pylist()
+    assert (tmp_path / "out" / listed).read_bytes() == image_bytes("burnt/dim/c.png-1")
 
 
 def test_copies_are_no_links(run, tmp_path):
@@ -780,8 +776,8 @@ def test_facets_whose_names_differ_in_number_only_have_their_own_folders(tmp_pat
     one.pop("lighting")
     run = commit(tmp_path / "run", one, config=CONFIG | {"facets": facets}, facets=names, plan=[])
     export(run, "folders", tmp_path / "out", options=Options(copy=True))
-    assert len(list((tmp_path / "out" / "burn_level" / "severe").iterdir())) == 1
-    assert not (tmp_path / "out" / "burn_levels").exists()
+    assert len(list((tmp_path / "out/facets/train/burn_level/severe").iterdir())) == 1
+    assert not (tmp_path / "out/facets/train/burn_levels").exists()
 
 
 def test_plain_names_stay_as_they_are():

@@ -301,7 +301,7 @@ def test_a_sound_compacted_copy_is_looked_at_and_has_no_problems(compacted):
 
 
 def data_file(run: Path, number: int = 0) -> Path:
-    return sorted(run.rglob("*.parquet"))[number]
+    return sorted((run / DATA_DIR).rglob("*.parquet"))[number]
 
 
 def with_other_rows(run: Path) -> None:
@@ -312,7 +312,7 @@ def with_other_rows(run: Path) -> None:
     file = index.files[0]
     table = pq.read_table(pa.BufferReader(storage.read(file.path)))
     changed = table.set_column(table.column_names.index("phash"), "phash", pa.array(["0" * 16] * len(table)))
-    written = Files(storage, index.layout, info_of(run).schema()).write(file.values, changed)
+    written = Files(storage, info_of(run).schema()).write(file.values, changed)
     publish_index(storage, dataclasses.replace(index, files=(written, *index.files[1:])))
 
 
@@ -401,7 +401,7 @@ def test_a_real_image_kept_elsewhere_that_changed_is_found(tmp_path):
         ("images/basic/.0001-1.png.ab.tmp", "no temporary files"),
         ("images/basic/dim/0009-1.png", "no unreferenced images"),
         (f"{LOG_DIR}/notes.txt", "nothing foreign in the log"),
-        (f"{DATA_DIR}/class=basic/old.parquet", "no superseded compacted files"),
+        (f"{DATA_DIR}/earlier/00001.parquet", "no superseded compacted files"),
     ],
 )
 def test_leftovers_are_notes_and_no_problems(run, path, rule):

@@ -14,12 +14,18 @@ def command(run: str, rebuild: bool) -> None:
     """Copy what is committed in RUN into Parquet files for queries, by class and facets.
 
     The log stays as it is, and has everything; a run may go on meanwhile. Files of an earlier copy stay for
-    those who read them, until `balancer gc` deletes them.
+    those who read them, until `balancer gc` deletes them. manifest/current.parquet, the accepted images for
+    other programs, is written anew if it is behind.
     """
     from balancer.manifest.compaction import compact
+    from balancer.manifest.current import renew_current
+    from balancer.manifest.layout import CURRENT_FILE
     from balancer.storage import open_storage
 
-    index = compact(open_storage(run, create=False), rebuild=rebuild)
+    storage = open_storage(run, create=False)
+    index = compact(storage, rebuild=rebuild)
+    if renew_current(storage, rebuild=rebuild):
+        console.say(f"{CURRENT_FILE} was written")
     if index is None:
         console.say("nothing to do: the compacted copy is up to date")
         return

@@ -38,6 +38,7 @@ def command(run: str, as_json: bool) -> None:
         console.table(
             "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
         )
+        _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
 
 
@@ -68,6 +69,13 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 
     if settings := list(as_settings(overrides)):
         console.note(f"judged again under {', '.join(settings)} (`balancer rejudge`)")
+
+
+def _print_current(current: dict[str, int] | None, state: str) -> None:
+    if state == "running" or (current and not current["behind"]):
+        return
+    how = f"{current['behind']} commits behind" if current else "missing or damaged"
+    console.note(f"manifest/current.parquet is {how}; `balancer compact` writes it")
 
 
 def _print_images(found: ImageCheck) -> None:

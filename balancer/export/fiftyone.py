@@ -36,9 +36,14 @@ _TAKEN = frozenset(
     "pk objects meta dataset dataset_name filename frames frame_number sample_id in_dataset in_db "
     "field_names get_field set_field clear_field has_field iter_fields save reload delete update modify "
     "clean copy merge validate to_dict from_dict to_json from_json to_mongo to_mongo_dict to_dbref "
-    "add_labels compute_metadata select_related cascade_save register_delete_rule STRICT".split()
+    "add_labels compute_metadata select_related cascade_save register_delete_rule STRICT "
+    "update_field from_doc from_frame compare_indexes create_index list_indexes ensure_index ensure_indexes "
+    "drop_collection switch_collection switch_db my_metaclass fancy_getattr".split()
 )
 """Fields and attributes that samples of FiftyOne, or this export, have already."""
+
+_OWN_PREFIXES = ("balancer_", "field_")
+"""A facet that begins so gets another prefix, or it could meet the name of a changed one."""
 
 _PLAIN_TYPES = {
     pa.string(): "StringField",
@@ -179,7 +184,9 @@ def _field_name(column: str) -> str:
     """Fields are attributes of samples, too."""
     if not column.isidentifier() or column.startswith("_"):
         column = f"field_{slug(column).replace('-', '_')}"
-    return f"balancer_{column}" if column in _TAKEN else column
+    elif column in _TAKEN or column.startswith(_OWN_PREFIXES):
+        column = f"balancer_{column}"
+    return column
 
 
 def _object_id(text: str) -> str:

@@ -82,6 +82,10 @@ class Folder:
         sha256 = known and self._put(path, known, make)
         self._note(f"{path}\n{recipe}", sha256 or self._replace(path, make()))
 
+    def make_folder(self, path: str) -> None:
+        """A folder, which may stay empty."""
+        self._located(f"{path}/{CLAIM}")
+
     def link(self, path: str, target: Path) -> None:
         """Make a relative link to `target`, unless it is there."""
         at = self._located(path)

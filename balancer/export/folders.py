@@ -1,12 +1,12 @@
-"""`folders`: the layout of the earlier tool, which people and image folders of any library read.
+"""`folders`: class folders for people, and for readers such as torchvision's `ImageFolder(DEST/train)`.
 
-    basic/...                     one folder a class
-    lighting/dim_ambient/...      the same images by the values of each facet
-    burn_levels/severely_burnt/...
-    metadata/images.parquet, metadata/images.csv
+    train/basic/...                        one folder a class, and nothing else
+    facets/train/lighting/dim_ambient/...  the same images by the values of each facet
+    facets/train/burn_levels/severely_burnt/...
+    metadata/train.parquet, metadata/train.csv
 
-All are links to the images in the run folder, or copies. Where a run has images for validation or test, each
-split is a folder with these in it.
+All are links to the images in the run folder, or copies. Validation and test, where there are any, have the
+same; each split has a folder for every class that has images in any, so labels are the same numbers in all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from balancer.export.job import Job, Options, Row, rows_of
 from balancer.export.metadata import metadata_columns, metadata_table
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.formats import csv_text, parquet_bytes
-from balancer.splits import SPLITS, TRAIN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 OPTIONS = frozenset({"copy"})
 
 METADATA = "metadata"
+BY_FACET = "facets"
 
 
 def columns(options: Options, schema: pa.Schema) -> list[str]:
@@ -42,16 +42,17 @@ def write(job: Job) -> None:
     done = itertools.count(1)
     with claimed(job.destination) as folder:
         for split in job.splits:
-            top = f"{split}/" if job.splits != [TRAIN] else ""
+            for class_folder in places.class_folders:
+                folder.make_folder(f"{split}/{class_folder}")
             rows, names = job.of_split(split), []
             for row in rows_of(rows):
-                first, *others = (top + path for path in places.of(row))
-                names.append(first.removeprefix(top))
-                _place(folder, (first, *others), row, job)
+                paths = places.of(row, split)
+                names.append(paths[0])
+                _place(folder, paths, row, job)
                 job.progress(next(done))
             table = metadata_table(rows, job.manifest.run, names)
-            folder.put(f"{top}{METADATA}/images.parquet", parquet_bytes(table))
-            folder.put(f"{top}{METADATA}/images.csv", csv_text(table).encode())
+            folder.put(f"{METADATA}/{split}.parquet", parquet_bytes(table))
+            folder.put(f"{METADATA}/{split}.csv", csv_text(table).encode())
 
 
 class _Places:
@@ -64,17 +65,18 @@ class _Places:
             name: folder if folders.count(folder) == 1 else name
             for name, folder in zip(run.facets, folders, strict=True)
         }
-        self._facets = folder_names(facets.values(), taken=[METADATA, *SPLITS])
-        self._facets = {name: self._facets[folder] for name, folder in facets.items()}
-        self._classes = folder_names(job.labels.classes, taken=[METADATA, *SPLITS, *self._facets.values()])
+        names = folder_names(facets.values())
+        self._facets = {name: names[folder] for name, folder in facets.items()}
+        self._classes = folder_names(job.labels.classes)
+        self.class_folders = [self._classes[name] for name in _values(job.rows, CLASS_PROPERTY)]
         self._values = {name: folder_names(_values(job.rows, name)) for name in run.facets}
 
-    def of(self, row: Row) -> list[str]:
+    def of(self, row: Row, split: str) -> list[str]:
         name = image_name(row["id"], row["file_name"])
-        paths = [f"{self._classes[row[CLASS_PROPERTY]]}/{name}"]
+        paths = [f"{split}/{self._classes[row[CLASS_PROPERTY]]}/{name}"]
         for facet, folder in self._facets.items():
             if (value := row[facet]) is not None:
-                paths.append(f"{folder}/{self._values[facet][value]}/{name}")
+                paths.append(f"{BY_FACET}/{split}/{folder}/{self._values[facet][value]}/{name}")
         return paths
 
 
@@ -83,11 +85,11 @@ def facet_folder(name: str) -> str:
     return name if name.endswith(("ing", "s")) else f"{name}s"
 
 
-def _values(rows: pa.Table, facet: str) -> Sequence[str]:
-    """A dataset may know more values than the config."""
+def _values(rows: pa.Table, column: str) -> Sequence[str]:
+    """Those that occur. A dataset may know more values of a facet than the config."""
     import pyarrow.compute as pc
 
-    return sorted(value for value in pc.unique(rows[facet]).to_pylist() if value is not None)
+    return sorted(value for value in pc.unique(rows[column]).to_pylist() if value is not None)
 
 
 def _place(folder: Folder, paths: Sequence[str], row: Row, job: Job) -> None:

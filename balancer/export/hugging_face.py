@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.card import card_text
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, rows_of
-from balancer.export.metadata import metadata_columns, metadata_table
+from balancer.export.metadata import class_label, hugging_face_types, metadata_columns, metadata_table
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.formats import parquet_bytes
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 OPTIONS = frozenset({"licence"})
 
 METADATA = "metadata.parquet"
+LABEL = "label"
 
 
 def columns(options: Options, schema: pa.Schema) -> list[str]:
@@ -43,5 +45,14 @@ def write(job: Job) -> None:
                 folder.put_image(f"{split}/{name}", row["sha256"], functools.partial(job.image, row))
                 names.append(name)
                 job.progress(next(done))
-            table = metadata_table(rows, job.manifest.run, names)
-            folder.put(f"{split}/{METADATA}", parquet_bytes(table))
+            folder.put(f"{split}/{METADATA}", parquet_bytes(_metadata(rows, names, job)))
+
+
+def _metadata(rows: pa.Table, names: Sequence[str], job: Job) -> pa.Table:
+    """The label as a number whose names `datasets` knows, the class as text for other readers."""
+    table = metadata_table(rows, job.manifest.run, names)
+    place = table.column_names.index(LABEL)
+    classes = table[LABEL]
+    table = table.set_column(place, LABEL, [job.labels.numbers(rows, CLASS_PROPERTY)])
+    table = table.add_column(place + 1, CLASS_PROPERTY, classes)
+    return table.replace_schema_metadata(hugging_face_types({LABEL: class_label(job.labels.classes)}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from balancer.training.labels import plain
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of what exports write and where; one of another version is another export."""
 
 SINGLE = (
@@ -75,6 +76,16 @@ def json_row(row: dict[str, Any]) -> dict[str, Any]:
     if "generated_at" in told:
         told["generated_at"] = told["generated_at"].isoformat()
     return told
+
+
+def class_label(names: Sequence[str]) -> dict[str, Any]:
+    """The type of a column of label numbers, in the words of Hugging Face's `datasets`."""
+    return {"_type": "ClassLabel", "names": list(names)}
+
+
+def hugging_face_types(features: dict[str, Any]) -> dict[bytes, bytes]:
+    """Metadata of an Arrow schema from which `datasets` takes the types of these columns."""
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
 
 def recipe_of(table: pa.Table) -> str:

@@ -20,6 +20,8 @@ _HASHED = re.compile(r".*-[0-9a-f]{16}")
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|webp)")
+_KNOWN_AS = {".jpe": ".jpg", ".jfif": ".jpg"}
+"""Of suffixes that readers of image folders skip without a word."""
 
 
 def folder_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
@@ -41,7 +43,8 @@ def image_name(row_id: str, file_name: str) -> str:
     if suffix is None or not file_name.lower().endswith(suffix[0]):
         raise ManifestError(f"row {row_id!r} names {file_name}, which is no PNG, JPEG or WebP by its name")
     plain = re.sub(r"[^A-Za-z0-9_]+", "-", row_id).strip("-_")[:STEM_LENGTH] or "image"
-    return f"{plain}-{hashlib.blake2b(row_id.encode(), digest_size=6).hexdigest()}{suffix[0]}"
+    digest = hashlib.blake2b(row_id.encode(), digest_size=6).hexdigest()
+    return f"{plain}-{digest}{_KNOWN_AS.get(suffix[0], suffix[0])}"
 
 
 def _is_plain(name: str) -> bool:

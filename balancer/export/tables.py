@@ -9,7 +9,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from balancer.cells import CLASS_PROPERTY
 from balancer.export.job import Job, Options
+from balancer.export.metadata import class_label, hugging_face_types
 from balancer.export.names import image_name
 from balancer.manifest.formats import exact
 from balancer.manifest.schema import EMBEDDING
@@ -20,7 +22,7 @@ from balancer.training.labels import plain
 OPTIONS = frozenset({"embed"})
 
 IDENTITY = b"balancer.export"
-IMAGE = "image"
+IMAGE, LABEL = "image", "label"
 
 BATCH_ROWS = 65_536
 BATCH_ROWS_EMBEDDED = 256
@@ -43,8 +45,9 @@ def exported_schema(job: Job) -> pa.Schema:
     if not job.options.embed:
         return empty.schema.with_metadata(metadata)
     image = pa.field(IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    metadata[b"huggingface"] = json.dumps({"info": {"features": {IMAGE: {"_type": "Image"}}}}).encode()
-    return pa.schema([image, *empty.schema], metadata=metadata)
+    label = pa.field(LABEL, pa.int64())
+    metadata |= hugging_face_types({IMAGE: {"_type": "Image"}, LABEL: class_label(job.labels.classes)})
+    return pa.schema([image, label, *empty.schema], metadata=metadata)
 
 
 def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -53,6 +56,8 @@ def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
     for batch in job.rows.to_batches(max_chunksize=size):
         table = _plain(pa.Table.from_batches([batch]), job.options.embed)
         if job.options.embed:
+            rows = pa.Table.from_batches([batch])
+            table = table.add_column(0, LABEL, [job.labels.numbers(rows, CLASS_PROPERTY)])
             table = table.add_column(0, IMAGE, _images(job, batch))
         done += table.num_rows
         job.progress(done)
@@ -63,7 +68,7 @@ def _plain(rows: pa.Table, embed: bool) -> pa.Table:
     told: dict[str, Any] = {name: plain(rows[name]) for name in rows.column_names}
     size = rows.schema.field(EMBEDDING).type.list_size
     told[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
-    names = free_names(rows.column_names, [IMAGE] if embed else [])
+    names = free_names(rows.column_names, [IMAGE, LABEL] if embed else [])
     return exact(pa.table({names[name]: column for name, column in told.items()}))
 
 

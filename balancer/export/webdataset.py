@@ -1,8 +1,9 @@
 """`webdataset`: tar shards of a bounded size, `train-000000.tar` and so on.
 
-A sample is an image file, its class as a number (`.cls`) and what else is known (`.json`). Samples come in an
-order of no meaning, by a hash, so that every shard has all classes in it; the same rows always make the
-same bytes.
+A sample is an image file, its class as a number (`.cls`) and what else is known (`.json`). Readers take every
+file of a kind by one extension, so images of several kinds are all called `.jpg`: they decode by content.
+Samples come in an order of no meaning, by a hash, and every shard has all classes in it; the same rows always
+make the same bytes.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ OPTIONS = frozenset({"shard_megabytes"})
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
 
+LEAST_SHARDS = 8
+
+PNG, JPEG = ".png", ".jpg"
+
 
 def columns(options: Options, schema: pa.Schema) -> list[str]:
     return [*metadata_columns(schema), "num_bytes"]
 
 
 def write(job: Job) -> None:
-    done = 0
+    done, suffix = 0, _suffix(job.rows)
     with claimed(job.destination) as folder:
         for split in job.splits:
             rows = _in_no_order(job.of_split(split))
-            names = [image_name(row["id"], row["file_name"]) for row in rows_of(rows.select(_NAMED))]
+            names = [f"{stem}{suffix}" for stem, _ in _named(rows)]
             table = metadata_table(rows, job.manifest.run, names)
             sizes = [
                 _size(image_bytes, row)
@@ -55,10 +60,25 @@ def write(job: Job) -> None:
 _NAMED = ["id", "file_name"]
 
 
+def _named(rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """Stem and suffix of each image."""
+    for row in rows_of(rows.select(_NAMED)):
+        stem, _, suffix = image_name(row["id"], row["file_name"]).rpartition(".")
+        yield stem, f".{suffix}"
+
+
+def _suffix(rows: pa.Table) -> str:
+    """The one of all images, in all splits."""
+    return PNG if {suffix for _, suffix in _named(rows)} == {PNG} else JPEG
+
+
 def _in_no_order(rows: pa.Table) -> pa.Table:
+    """By a hash, but the fullest row first: `datasets` takes the fields of all samples from the first few."""
     ids = rows["id"].to_pylist()
     order = sorted(range(len(ids)), key=lambda place: hashlib.blake2b(ids[place].encode()).digest())
-    return rows.take(order)
+    given = sum(column.is_valid().to_numpy().astype(int) for column in rows.columns)
+    first = max(order, key=lambda place: given[place], default=None)
+    return rows.take(sorted(order, key=lambda place: place != first))
 
 
 def _size(image_bytes: int, row: Row) -> int:
@@ -67,13 +87,17 @@ def _size(image_bytes: int, row: Row) -> int:
 
 
 def _cuts(sizes: Sequence[int], max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Where shards begin and end; a sample larger than `max_bytes` has one for itself."""
-    start, size = 0, len(END)
+    """Where shards begin and end: LEAST_SHARDS of about one size, or more if these are over `max_bytes`.
+    A larger sample has a shard for itself. One worker of a loader reads a whole shard, so there are several.
+    """
+    even = sum(sizes) / LEAST_SHARDS
+    start, size, before, full = 0, len(END), 0, even
     for place, takes in enumerate(sizes):
-        if place > start and size + takes > max_bytes:
+        if place > start and (size + takes > max_bytes or before >= full):
             yield start, place
-            start, size = place, len(END)
+            start, size, full = place, len(END), (before // even + 1) * even
         size += takes
+        before += takes
     if sizes:
         yield start, len(sizes)
 
@@ -89,7 +113,8 @@ def _tar(job: Job, rows: pa.Table, table: pa.Table) -> Iterator[bytes]:
 
 
 def _about(row: Row) -> bytes:
-    return json.dumps(json_row(row), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    told = {name: value for name, value in json_row(row).items() if value != []}  # of no type for `datasets`
+    return json.dumps(told, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
 def _member(name: str, data: bytes) -> bytes:

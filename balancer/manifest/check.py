@@ -20,10 +20,12 @@ from balancer.leaks import Leak, find_leaks
 from balancer.manifest.chain import Entry, last_seq, load_fragment
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.copycheck import check_files, check_rows
+from balancer.manifest.current import problem_of_current
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
 from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.layout import (
+    CURRENT_FILE,
     DATA_DIR,
     IMAGES_DIR,
     INDEX_FILE,
@@ -121,6 +123,7 @@ def check_run(storage: Storage) -> Findings:
     for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
     standing = list({row["id"]: row for row in rows}.values())
+    of_copy += _current(storage, info, () if problems else fragments)
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))
@@ -164,6 +167,14 @@ def _copy(
     if fragments and not found:
         found += check_rows(storage, index, [Entry.of(fragment) for fragment in fragments], info)
     return [Problem(error.rule, error.path, error.detail) for error in found]
+
+
+def _current(storage: Storage, info: RunInfo, fragments: Sequence[Fragment]) -> list[Problem]:
+    """What is wrong with the file of accepted rows, if the log is sound."""
+    if not fragments:
+        return []
+    detail = problem_of_current(storage, info.run_id, fragments[-1])
+    return [Problem("current rows are those of the log", CURRENT_FILE, detail)] if detail else []
 
 
 def _check_log(storage: Storage, info: RunInfo, copied: int) -> tuple[list[Fragment], list[Problem]]:

@@ -24,18 +24,15 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE
 from balancer.manifest.runfile import RunInfo
-from balancer.storage import MissingFileError, Storage, slug
+from balancer.storage import MissingFileError, Storage
 
 FORMAT = 1
 
 STATUS = "status"
 
-NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
-"""Stands for no value in folder names, as other tools have it."""
-
-LEAST_FOLDERS = 64
-ROWS_IN_FOLDER = 16_384
-"""Up to so many folders whatever they hold, and more if they hold so many rows on average."""
+LEAST_PARTS = 64
+ROWS_IN_PART = 16_384
+"""Up to so many parts whatever they hold, and more if they hold so many rows on average."""
 
 ROW_BYTES = 1024
 """About what a row takes in memory besides its embedding."""
@@ -70,9 +67,9 @@ class DamagedCopyError(ManifestError):
 class Layout:
     """How rows are dealt to files; the same layout of the same log gives the same files.
 
-    `folders` are the columns that have a level of folders each, `rows_in_file` at most are in a file, and as
-    many as `rows_at_once` in memory before the largest part is written, although it could still grow. So many
-    as `rows_in_block`, or a few more, are dealt at a time.
+    All rows of a part have the same values in the columns `folders`, which named folders in earlier versions.
+    `rows_in_file` at most are in a file, and as many as `rows_at_once` in memory before the largest part is
+    written, although it could still grow. `rows_in_block` are dealt at a time, approximately.
     """
 
     folders: tuple[str, ...]
@@ -116,9 +113,9 @@ _INDEX = TypeAdapter(Index)
 
 
 def layout_of(info: RunInfo, rows: int) -> Layout:
-    """Folders by class and facets as long as these have enough rows each; files are sorted by the others."""
+    """Parts by class and facets as long as these have enough rows each; files are sorted by the others."""
     names = (CLASS_PROPERTY, *info.facets)
-    depth, most = 0, max(LEAST_FOLDERS, rows // ROWS_IN_FOLDER)
+    depth, most = 0, max(LEAST_PARTS, rows // ROWS_IN_PART)
     while depth < len(names) and _combinations(info, names[: depth + 1]) <= most:
         depth += 1
     row_bytes = 2 * info.embedding_dim + ROW_BYTES
@@ -134,13 +131,10 @@ def _combinations(info: RunInfo, names: tuple[str, ...]) -> int:
     return len({tuple(cell[name] for name in names) for cell in info.plan})
 
 
-def folder_of(columns: tuple[str, ...], values: tuple[str | None, ...]) -> str:
-    """`manifest/data/class=burnt/lighting=dim`: names from outside as slugs."""
-    parts = (
-        f"{slug(name)}={NULL_FOLDER if value is None else slug(value)}"
-        for name, value in zip(columns, values, strict=True)
-    )
-    return "/".join((DATA_DIR, *parts))
+def data_path(copy: str, number: int) -> str:
+    """A file of a copy. Its path has no value of a row: most readers take values from paths like
+    `class=burnt` instead of those in the column, and guess their types."""
+    return f"{DATA_DIR}/{copy}/{number:05d}.parquet"
 
 
 def read_index(storage: Storage, run_id: str) -> Index | None:

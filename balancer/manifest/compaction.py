@@ -25,8 +25,8 @@ from balancer.manifest.compacted import (
     DataFile,
     Index,
     Layout,
+    data_path,
     encode_index,
-    folder_of,
     layout_of,
     read_index,
 )
@@ -36,7 +36,7 @@ from balancer.manifest.places import Places, ids_judged_anew
 from balancer.manifest.replaced import PLACE
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.schema import EMBEDDING
-from balancer.storage import MissingFileError, Storage, slug
+from balancer.storage import MissingFileError, Storage
 
 LIGHT = ("attempt",)
 """The log is checked by reading it all; of its rows nothing is needed for that."""
@@ -80,7 +80,7 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
     del chain  # it has the ids of all rows, which may be as large as what is held back below
     layout = layout_of(info, sum(entry.rows for entry in entries))
     rows = RowsInOrder(storage, entries, schema)
-    files = Files(storage, layout, schema)
+    files = Files(storage, schema)
     dealt = deal(rows.blocks(layout.rows_in_block), layout, info)
     written = [files.write(values, table) for values, table in dealt]
     index = Index(
@@ -237,19 +237,17 @@ def _sorted(table: pa.Table, columns: list[str]) -> pa.Table:
 
 
 class Files:
-    """Files of one compaction; their names are of no other."""
+    """Files of one compaction, in a folder of their own."""
 
-    def __init__(self, storage: Storage, layout: Layout, schema: pa.Schema) -> None:
+    def __init__(self, storage: Storage, schema: pa.Schema) -> None:
         self._storage = storage
-        self._layout = layout
         self._options = parquet_options(with_place(schema))
-        self._name = uuid.uuid4().hex[:12]
+        self._copy = uuid.uuid4().hex[:12]
         self._number = 0
 
     def write(self, values: Values, table: pa.Table) -> DataFile:
         self._number += 1
-        folder = folder_of(self._layout.folders, values[:-1])
-        path = f"{folder}/{slug(str(values[-1]))}-{self._name}-{self._number:05d}.parquet"
+        path = data_path(self._copy, self._number)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **self._options)
         data = sink.getvalue().to_pybytes()

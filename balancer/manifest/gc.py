@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from balancer.errors import BalancerError, FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest.compacted import read_index
 from balancer.manifest.compaction import make_durable
+from balancer.manifest.current import renew_current
 from balancer.manifest.head import read_head
 from balancer.manifest.layout import DATA_DIR, HEAD_FILE, IMAGES_DIR, INDEX_FILE
 from balancer.manifest.log import LogView, ManifestLog, read_log
@@ -81,6 +82,7 @@ def delete_leftovers(
         make_durable(storage, INDEX_FILE)  # or the index before it could come back, which names them
     _delete(storage, others)
     if len(others) == len(found):
+        renew_current(storage)
         return others
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now, detail={"reason": "gc"})
     try:

@@ -12,7 +12,8 @@ No leases, no heartbeats, no clocks: `committed_at` is for people only. Rows ref
 published before, so a committed row is never dangling.
 
 After each commit `head.json` is renewed. It says how far the log reaches, so a reader misses what is lost
-later (`head`). Before each commit it shows whether the folder is still the run's.
+later (`head`). Before each commit it shows whether the folder is still the run's. Whoever closes the log
+writes `current.parquet` for readers that do not know the log (`current`).
 
 A fragment "rows" adds rows. A fragment "verdicts" judges rows anew that are there: each of its rows
 replaces the earlier one of its id, at that one's place, for every reader. A row whose status is `void`
@@ -38,7 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.errors import FencedError, ManifestError, StorageError
+from balancer.errors import BalancerError, FencedError, ManifestError, StorageError
 from balancer.manifest.chain import (
     ID,
     Entry,
@@ -48,6 +49,7 @@ from balancer.manifest.chain import (
     read_chain,
     with_id,
 )
+from balancer.manifest.current import write_current
 from balancer.manifest.fragment import (
     BrokenFragmentError,
     Event,
@@ -234,6 +236,7 @@ class ManifestLog:
         empty = self._schema.empty_table()
         while self._append(self._stamp("close", state, detail), empty).stamp.event != "close":
             pass
+        self._write_current()
 
     def doom(self, paths: Sequence[str]) -> None:
         """Say which files are about to be deleted; when it returns, no driver will use their names any more,
@@ -283,6 +286,11 @@ class ManifestLog:
     def _renew_head(self) -> None:
         with contextlib.suppress(StorageError):  # what is committed is committed, and the head may be behind
             write_head(self._storage, self._run_id, self._last)
+
+    def _write_current(self) -> None:
+        # Of Arrow's own errors, too: the log is closed, and `status` and `fsck` tell that the file is behind.
+        with contextlib.suppress(BalancerError, OSError, ValueError):
+            write_current(self._storage)
 
     def _refuse_another_folder(self) -> None:
         """StorageError if the run's folder was exchanged for another one since the last commit."""

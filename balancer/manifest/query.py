@@ -278,18 +278,27 @@ class Manifest:
         facets: Sequence[str] = (),
         *,
         filter: Filter | None = None,
+        size: int | None = None,
         allow_synthetic_eval: bool = False,
     ) -> ImageDataset:
         """A map-style dataset for a DataLoader: (image, label), with `facets` (image, label, facet labels).
 
-        `transform` gets a Pillow image; without one an image is a float32 tensor (3, height, width) in 0..1.
+        With `size` every image is a square of so many pixels, scaled to cover it and cut in the middle; a
+        DataLoader makes batches of images of one size only. `transform` gets a Pillow image; without one an
+        image is a float32 tensor (3, height, width) in 0..1.
         `label` is an int, the place of the class in the dataset's `classes`; facet labels are a dict of ints,
         -1 where a facet does not apply or is not known. UsageError if there are no rows.
         """
         from balancer.training.torch_dataset import dataset_of
 
         return dataset_of(
-            self, split, transform, _listed(facets), filter, allow_synthetic_eval=allow_synthetic_eval
+            self,
+            split,
+            transform,
+            _listed(facets),
+            filter,
+            size=size,
+            allow_synthetic_eval=allow_synthetic_eval,
         )
 
     def sampler(
@@ -339,18 +348,24 @@ class Manifest:
         *,
         filter: Filter | None = None,
         columns: Sequence[str] | None = None,
+        size: int | None = None,
         allow_synthetic_eval: bool = False,
     ) -> ray.data.Dataset:
         """A Ray Data dataset: `image` (uint8, height x width x 3), `label` (int), class, facets and
         `columns`, by default where each image comes from. Pixels are read as blocks are consumed, by Ray's
-        workers, which must reach the run folder by the same path.
+        workers, which must reach the run folder by the same path. `size` is that of `to_torch`.
 
         Needs the extra `ray-data`; UnavailableError without it.
         """
         from balancer.training.ray_data import ray_dataset
 
         return ray_dataset(
-            self, split, filter, columns and _listed(columns), allow_synthetic_eval=allow_synthetic_eval
+            self,
+            split,
+            filter,
+            columns and _listed(columns),
+            size=size,
+            allow_synthetic_eval=allow_synthetic_eval,
         )
 
 

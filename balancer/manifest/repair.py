@@ -28,6 +28,7 @@ from balancer.manifest.chain import ID, Entry, joined, last_seq, read_again, rea
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.compaction import compact
 from balancer.manifest.copycheck import check_files
+from balancer.manifest.current import renew_current
 from balancer.manifest.fragment import (
     MAX_FRAGMENT_BYTES,
     BrokenFragmentError,
@@ -145,6 +146,7 @@ def apply(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -> Repair:
             hint="restore the log from a copy of the run folder",
         )
     if not found.is_needed and not log.is_half_repaired:
+        renew_current(storage)
         return found
     if found.drops_copy:
         storage.delete(INDEX_FILE)
@@ -154,6 +156,7 @@ def apply(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -> Repair:
     _say(storage, log.info, found, now)
     if index is not None and not found.drops_copy:
         compact(storage, rebuild=True)  # saved rows stand in other places now
+        renew_current(storage, rebuild=True)
     return found
 
 

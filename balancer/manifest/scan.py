@@ -107,6 +107,9 @@ class Source:
         index = read_index(storage, info.run_id)
         after = (index.covers, index.sha256) if index else (0, "")
         chain = read_chain(storage, self.schema, info.run_id, LIGHT, after)
+        self.run_id = info.run_id
+        self.reach = (chain.last.stamp.seq, chain.last.known_as) if chain.last else (0, "")
+        """Number and sha256 of the last fragment that was there; 0 and "" for a log without any."""
         entries = [entry for entry in chain.entries if entry.rows]
         self.files = ManifestFiles(
             storage,

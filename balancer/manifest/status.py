@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from balancer.adaptive import Tally
 from balancer.config import AttemptsConfig, PlanningConfig
+from balancer.errors import ManifestError
+from balancer.manifest.current import read_reach
 from balancer.manifest.image_check import look_at_images
 from balancer.manifest.log import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
@@ -71,7 +73,19 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "unjudged": dict(counts.unjudged),
         "overrides": dict(view.rules.overrides),
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
+        "current": _current(storage, info, view),
     }
+
+
+def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] | None:
+    """How many fragments the file of accepted rows has, and how many it is behind; None if it has none."""
+    try:
+        reach = read_reach(storage)
+    except ManifestError:
+        return None
+    if reach is None or reach.run_id != info.run_id:
+        return None
+    return {"fragments": reach.seq, "behind": max(view.fragments - reach.seq, 0)}
 
 
 def _planning(info: RunInfo) -> PlanningConfig:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-from balancer.errors import ManifestError
+import numpy as np
+
+from balancer.errors import ManifestError, UsageError
 from balancer.images import Pixels, UnreadableImage, decode_image
 from balancer.manifest.image_files import ImageFiles, max_image_pixels
 from balancer.manifest.schema import EMBEDDING
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from balancer.manifest.query import Filter, Manifest
     from balancer.manifest.runfile import RunInfo
+
+
+MAX_SIZE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,21 @@ class ManifestImages(Sequence[ManifestImage]):
         for batch in self._rows.to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 yield ManifestImage(row, self._decoder)
+
+
+def fitted(pixels: Pixels, size: int | None) -> Pixels:
+    """Pixels as a square of `size`: scaled until it is covered, the middle cut out. As they are without."""
+    if size is None:
+        return pixels
+    from PIL import Image, ImageOps
+
+    square = ImageOps.fit(Image.fromarray(pixels), (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square)
+
+
+def check_size(size: int | None) -> None:
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise UsageError(f"size={size}: images have a size from 1 to {MAX_SIZE}")
 
 
 def images_of(

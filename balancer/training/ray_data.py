@@ -18,7 +18,7 @@ from balancer.names import free_names
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.hugging_face import IMAGE, LABEL
-from balancer.training.images import Decoder
+from balancer.training.images import Decoder, check_size, fitted
 from balancer.training.labels import Labels
 from balancer.training.selection import select, warn_of_left_out
 
@@ -39,8 +39,10 @@ def ray_dataset(
     filter: Filter | None,
     columns: Sequence[str] | None,
     *,
+    size: int | None,
     allow_synthetic_eval: bool,
 ) -> ray.data.Dataset:
+    check_size(size)
     library = need("ray.data", "ray-data")
     names = usual_columns(manifest.run, columns)
     wanted = [*names, "file_name", "source", "width", "height"]
@@ -50,9 +52,9 @@ def ray_dataset(
     table = plain_table(rows, list(dict.fromkeys([*names, "file_name", "source"])))
     table = table.rename_columns(free_names(table.column_names, (IMAGE, LABEL)))
     table = table.append_column(LABEL, [Labels.of(manifest.run).numbers(rows, CLASS_PROPERTY)])
-    size = _block_rows(rows)
-    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-    read = functools.partial(_with_pixels, decoder=Decoder.of(manifest.uri, manifest.run))
+    length = _block_rows(rows)
+    blocks = [table.slice(start, length) for start in range(0, table.num_rows, length)]
+    read = functools.partial(_with_pixels, decoder=Decoder.of(manifest.uri, manifest.run), size=size)
     dataset: ray.data.Dataset = library.from_arrow(blocks)
     return dataset.map_batches(read, batch_size=None, batch_format="pyarrow")
 
@@ -62,12 +64,12 @@ def _block_rows(rows: pa.Table) -> int:
     return max(1, min(1024, round(BLOCK_BYTES / (3 * pixels))))
 
 
-def _with_pixels(rows: pa.Table, decoder: Decoder) -> pa.Table:
+def _with_pixels(rows: pa.Table, decoder: Decoder, size: int | None = None) -> pa.Table:
     """Rows with a column of tensors, all of one shape or not. Arrow in and out: other formats of Ray's have
     no missing whole numbers."""
     extensions = need("ray.data.extensions", "ray-data")
     named = zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True)
-    images = _together([decoder.pixels(name, source) for name, source in named])
+    images = _together([fitted(decoder.pixels(name, source), size) for name, source in named])
     return rows.append_column(IMAGE, extensions.ArrowTensorArray.from_numpy(images))
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.rows import REAL, SYNTHETIC
-from balancer.training.images import Decoder
+from balancer.training.images import Decoder, check_size, fitted
 from balancer.training.labels import Labels
 from balancer.training.sampling import sample_weights
 from balancer.training.selection import select, warn_of_left_out
@@ -58,11 +58,13 @@ class ImageDataset(_Dataset):
         decoder: Decoder,
         transform: Transform | None,
         facets: Sequence[str],
+        size: int | None = None,
     ) -> None:
         self.classes = labels.classes
         self.facet_values = {name: labels.facets[name] for name in facets}
         self.targets = labels.numbers(rows, CLASS_PROPERTY)
         self.transform = transform
+        self.size = size
         self._decoder = decoder
         # Arrow and numpy hold no Python object a row: forked workers go on sharing the memory.
         self._ids, self._names = (rows[name].combine_chunks() for name in ("id", "file_name"))
@@ -75,7 +77,7 @@ class ImageDataset(_Dataset):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         label = int(self.targets[index])  # first, because it raises IndexError past the end
         source = REAL if self._is_real[index] else SYNTHETIC
-        pixels = self._decoder.pixels(self._names[int(index)].as_py(), source)
+        pixels = fitted(self._decoder.pixels(self._names[int(index)].as_py(), source), self.size)
         image = _tensor(pixels) if self.transform is None else self.transform(_pillow(pixels))
         if not self._facets:
             return image, label
@@ -93,15 +95,17 @@ def dataset_of(
     facets: Sequence[str],
     filter: Filter | None,
     *,
+    size: int | None,
     allow_synthetic_eval: bool,
 ) -> ImageDataset:
+    check_size(size)
     labels = Labels.of(manifest.run)
     labels.check(facets)
     columns = ["id", "file_name", "source", CLASS_PROPERTY, *facets]
     selection = select(manifest, columns, split, filter, allow_synthetic_eval=allow_synthetic_eval)
     warn_of_left_out(selection)
     decoder = Decoder.of(manifest.uri, manifest.run)
-    return _dataset_class()(selection.rows, labels, decoder, transform, facets)
+    return _dataset_class()(selection.rows, labels, decoder, transform, facets, size)
 
 
 def sampler_of(
