@@ -184,8 +184,8 @@ def _run(
         stop.only_note()  # from here on there are loops that look, and finish what is under way
         fleet = fit(resources, config.actors, -(-wanted // config.generation.usual_batch))
         reporter.step(
-            f"Ray is there; {fleet.generators} generators, {fleet.verifiers} verifiers and {fleet.writers} "
-            "writers start and load their models"
+            f"Ray is there; actors start and load their models (generators {fleet.generators}, "
+            f"verifiers {fleet.verifiers}, writers {fleet.writers})"
         )
         pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
         for pool in pools:

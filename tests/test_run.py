@@ -205,7 +205,7 @@ def test_a_run_says_what_takes_long_before_it_does_it_and_its_log_has_all_it_sai
     for step in (
         "reading the dataset",
         f"images read, {WANTED} to generate; Ray is running already",
-        "Ray is there; 2 generators",
+        "Ray is there; actors start and load their models (generators 2, verifiers 1",
         "the verifier measures the real images",
         "images to make",
         "generator ready",
