@@ -133,7 +133,7 @@ def test_types_are_those_of_every_reader_and_seeds_are_exact(tmp_path):
     assert {"embedding", "probabilities"} == {*run_info().schema().names} - {*schema.names}
     assert pd.read_parquet(path)["seed"].dropna().to_list() == [str(2**64 - 3)]
     asked = f"select seed, class, scores['class'] from '{path}' where source = 'synthetic'"
-    assert duckdb.sql(asked).fetchall() == [(str(2**64 - 3), "basic", 0.75)]
+    assert duckdb.execute(asked).fetchall() == [(str(2**64 - 3), "basic", 0.75)]
 
 
 def test_a_run_without_an_accepted_image_has_a_table_without_rows():
@@ -196,7 +196,7 @@ def test_another_driver_that_closes_meanwhile_is_not_overwritten_with_less():
             others.pop()()
         replace(path, data)
 
-    storage.replace = replaced_late  # type: ignore[method-assign]
+    storage.replace = replaced_late
     renew_current(storage, rebuild=True)
     assert not others
     is_right(storage)
@@ -213,7 +213,7 @@ def test_a_log_is_closed_although_the_file_cannot_be_written():
             raise OSError("no space left")
         replace(path, data)
 
-    storage.replace = refused  # type: ignore[method-assign]
+    storage.replace = refused
     log.close("complete")
     assert status_of(storage, at(0))["state"] == "complete"
     assert status_of(storage, at(0))["current"] is None

@@ -173,7 +173,7 @@ def by_webdataset(root: Path, _: Path) -> Iterator[Any]:
 
 def by_duckdb(root: Path, _: Path) -> Iterator[Any]:
     asked = f"""select split, class, width, height from read_parquet('{root / "parquet"}')"""
-    for split, name, width, height in duckdb.sql(asked).fetchall():
+    for split, name, width, height in duckdb.execute(asked).fetchall():
         yield split, name, (width, height)
 
 

@@ -91,7 +91,7 @@ def test_python_runs(block: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("block", blocks("sql"))
 def test_sql_runs(block: str) -> None:
-    assert duckdb.sql(block).fetchall()
+    assert duckdb.execute(block).fetchall()
 
 
 @pytest.mark.parametrize("words", commands())

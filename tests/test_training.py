@@ -378,3 +378,11 @@ def test_a_sampler_of_many_rows_keeps_to_the_weights_and_can_be_repeated(monkeyp
     assert drawn["none"] == 0
     assert 2300 < drawn["a"] < 2700
     assert draws() == draws()
+
+
+def test_images_of_mixed_sizes_make_batches_of_one_size(small):
+    (batch, labels), *_ = DataLoader(small.to_torch(None, size=20), batch_size=4)
+    assert batch.shape == (4, 3, 20, 20)
+    assert len(labels) == 4
+    with pytest.raises(UsageError, match="size=0"):
+        small.to_torch(None, size=0)
