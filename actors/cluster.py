@@ -253,7 +253,7 @@ def _resources() -> Resources:
 
 def resources_here() -> Resources:
     """What Ray finds on this machine, without starting it."""
-    gpus = accelerators.get_accelerator_manager_for_resource("GPU")
+    gpus = accelerators.NvidiaGPUAcceleratorManager
     found = gpus.get_current_node_num_accelerators()
     if (visible := gpus.get_current_process_visible_accelerator_ids()) is not None:
         found = min(found, len(visible))

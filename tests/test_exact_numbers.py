@@ -50,10 +50,15 @@ def as_floats(text: str | bytes) -> Any:
 
 
 def with_pandas(path: Path) -> list[Mapping[str, Any]]:
-    import pandas
-
+    pandas = pytest.importorskip("pandas")
     read = pandas.read_feather if path.suffix == ".arrow" else pandas.read_parquet
     return read(path).to_dict("records")
+
+
+def content_of(shard: tarfile.TarFile, name: str) -> bytes:
+    file = shard.extractfile(name)
+    assert file is not None
+    return file.read()
 
 
 def with_csv(path: Path) -> list[Mapping[str, Any]]:
@@ -74,7 +79,7 @@ def rows_of(form: str, out: Path) -> list[Mapping[str, Any]]:
     if form == "webdataset":
         with tarfile.open(next(out.glob("*.tar"))) as shard:
             notes = [name for name in shard.getnames() if name.endswith(".json")]
-            return [as_floats(shard.extractfile(name).read()) for name in notes]
+            return [as_floats(content_of(shard, name)) for name in notes]
     if form == "labelstudio":
         return [task["data"] for task in as_floats((out / "tasks.json").read_text())]
     return as_floats((out / "samples.json").read_text())["samples"]

@@ -21,11 +21,16 @@ from balancer.rejudge import apply
 from balancer.report import render_report
 from balancer.storage import Storage, open_storage
 from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start
+from tests.test_exact_numbers import content_of
 
 ONE, TWO, BURNT = "basic/dim/0000", "basic/dim/0001", "burnt/dim/severe/0000"
 LOW = {"class": 0.03, "lighting": 0.75}
-CLASS_ONLY = {"unjudged": ["class"], "scores": LOW, "score": 0.75}
-NOTHING = {"unjudged": ["class", "lighting"], "scores": {"class": 0.03, "lighting": 0.1}, "score": None}
+CLASS_ONLY: dict[str, Any] = {"unjudged": ["class"], "scores": LOW, "score": 0.75}
+NOTHING: dict[str, Any] = {
+    "unjudged": ["class", "lighting"],
+    "scores": {"class": 0.03, "lighting": 0.1},
+    "score": None,
+}
 
 
 def commit(
@@ -208,7 +213,9 @@ def exported(form: str, folder: Path) -> list[dict[str, Any]]:
         return pa.ipc.open_file(folder).read_all().to_pylist()
     if form == "webdataset":
         with tarfile.open(next(folder.glob("*.tar"))) as shard:
-            return [json.load(shard.extractfile(name)) for name in shard.getnames() if name.endswith(".json")]
+            return [
+                json.loads(content_of(shard, name)) for name in shard.getnames() if name.endswith(".json")
+            ]
     if form == "labelstudio":
         return [task["data"] for task in json.loads((folder / "tasks.json").read_text())]
     return json.loads((folder / "samples.json").read_text())["samples"]

@@ -7,7 +7,7 @@ that labelled images did not prove the verifier on that value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMN = "unjudged"
 
 
-def count_unjudged(rows: pa.Table, properties: Sequence[str]) -> dict[str, int]:
+def count_unjudged(rows: pa.Table, properties: Iterable[str]) -> dict[str, int]:
     """How many of these rows were not judged on each property, without those judged in all of them."""
     entries = Counter(pc.list_flatten(rows[COLUMN]).to_pylist())
     return {name: entries[name] for name in properties if entries[name]}
@@ -33,7 +33,8 @@ def lacks_a_score(scores: Mapping[str, float | None] | None, unjudged: Collectio
 def count_judged(rows: pa.Table) -> int:
     """How many of these rows were judged on at least one property."""
     marked = rows.filter(pc.greater(pc.list_value_length(rows[COLUMN]), 0)).select(["scores", COLUMN])
-    return rows.num_rows - sum(lacks_a_score(row["scores"], row[COLUMN]) for row in marked.to_pylist())
+    total: int = rows.num_rows
+    return total - sum(lacks_a_score(row["scores"], row[COLUMN]) for row in marked.to_pylist())
 
 
 def unjudged_text(counts: Mapping[str, int], images: int) -> str:
