@@ -193,9 +193,11 @@ def test_a_part_is_of_one_class_and_facets_and_what_does_not_apply_is_null():
 
 
 READERS: dict[str, Callable[[Path], pa.Table]] = {
-    "duckdb": lambda root: duckdb.execute(
-        f"select class, lighting from '{root}/**/*.parquet'"
-    ).to_arrow_table(),
+    "duckdb": lambda root: (
+        duckdb.read_parquet(f"{root}/**/*.parquet", hive_partitioning=True)
+        .project("class, lighting")
+        .to_arrow_table()
+    ),
     "pyarrow": lambda root: ds.dataset(root, partitioning="hive").to_table(["class", "lighting"]),
     "pandas": lambda root: pa.Table.from_pandas(pd.read_parquet(root)[["class", "lighting"]].astype(str)),
 }
