@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import configuration_page
 from balancer.configfile import load_config
 from balancer.scaffold.text import _HOW_TO_GO_ON
 
@@ -197,3 +198,13 @@ def test_a_shell_completes_commands_and_options(readme, shell, words, expected):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [expected]
+
+
+def test_the_page_of_settings_shows_the_config_as_it_is():
+    assert configuration_page.PAGE.read_text() == configuration_page.page()
+
+
+def test_every_setting_is_explained():
+    rows = [line for line in configuration_page.page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert not [row for row in rows if row.endswith("|  |")]
