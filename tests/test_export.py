@@ -742,7 +742,7 @@ def test_names_that_are_no_folder_names_lead_nowhere(tmp_path, form):
     for one in rows:
         data = image_bytes(one["file_name"][7:-4])
         one |= {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    run = commit(tmp_path / "run", *rows, config=config)
+    run = commit(tmp_path / "run", *rows, config=config, plan=[], targets=dict.fromkeys(names, 1))
     before = set(tmp_path.rglob("*"))
     found = export(run, form, tmp_path / "out", options=Options(copy=form == "folders"))
     assert found.images == len(names)
