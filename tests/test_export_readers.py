@@ -89,7 +89,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         one[FACETS[0]], one[FACETS[1]] = one.pop("lighting"), one.pop("burn_level")
         one["scores"] = None if one["scores"] is None else {"class": 0.75, FACETS[0]: 0.875, FACETS[1]: None}
         committed.append(one | {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    start(storage, config=config, facets=list(FACETS)).commit(committed)
+    targets = dict.fromkeys(CLASSES, 1)
+    start(storage, config=config, facets=list(FACETS), plan=[], targets=targets).commit(committed)
     return open_manifest(folder)
 
 

@@ -49,7 +49,6 @@ from balancer.manifest.chain import (
     read_chain,
     with_id,
 )
-from balancer.manifest.current import write_current
 from balancer.manifest.fragment import (
     BrokenFragmentError,
     Event,
@@ -288,6 +287,8 @@ class ManifestLog:
             write_head(self._storage, self._run_id, self._last)
 
     def _write_current(self) -> None:
+        from balancer.manifest.current import write_current  # which imports much, pandas by way of Arrow
+
         # Of Arrow's own errors, too: the log is closed, and `status` and `fsck` tell that the file is behind.
         with contextlib.suppress(BalancerError, OSError, ValueError):
             write_current(self._storage)
