@@ -75,7 +75,7 @@ TOO_MUCH: dict[str, tuple[str, Write, str]] = {
     "columns": (CSV, text("," * MAX_COLUMNS + "\n"), "row 1 has 1,001 columns, over the limit of 1,000"),
     "keys of all rows": (JSONL, text(OWN_KEYS), "have 1,001 columns together, over the limit of 1,000"),
     "blank lines": (CSV, text("file_name\n" + "\n" * 100_000_000), "more than 2,000,000 rows"),
-    "blank lines of JSON": (JSONL, text("\n" * 100_000_000), "more than 2,000,000 rows, blank ones included"),
+    "blank lines of JSON": (JSONL, text("\n" * 100_000_000), "more than 2,000,000 rows with blank ones"),
     "keys": (JSONL, text(MANY_KEYS), "row 1 has 1,001 columns, over the limit of 1,000"),
 }
 

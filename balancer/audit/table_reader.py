@@ -148,7 +148,7 @@ def _column_name(header: str) -> str:
 
 def _check_shape(row: Row, number: int) -> None:
     if number > MAX_ROWS:
-        raise _TooMuchError(f"more than {MAX_ROWS:,} rows, blank ones included, the most that a table may have")
+        raise _TooMuchError(f"more than {MAX_ROWS:,} rows with blank ones, the most that a table may have")
     if len(row) > MAX_COLUMNS:
         raise _TooMuchError(f"row {number} has {len(row):,} columns, over the limit of {MAX_COLUMNS:,}")
 
