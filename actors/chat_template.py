@@ -41,7 +41,7 @@ def render(
             ],
             input=json.dumps([template, conversations, variables]).encode(),
             capture_output=True,
-            env=_environment(),
+            env=child_environment(),
             timeout=WAIT_S,
         )
     except subprocess.TimeoutExpired as error:
@@ -59,7 +59,7 @@ def _why(done: subprocess.CompletedProcess[bytes]) -> str:
     return told[-_LONGEST_REASON:] or f"its process ended with {done.returncode}"
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("PYTHON")}
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -69,7 +69,7 @@ def serve() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template, conversations, variables = json.load(sys.stdin)
-    _limit()
+    limit(CPU_SECONDS, MEMORY_BYTES)
     try:
         prompts, _ = render_jinja_template(
             conversations=conversations, chat_template=template, add_generation_prompt=True, **variables
@@ -81,11 +81,12 @@ def serve() -> None:
     json.dump(prompts, sys.stdout)
 
 
-def _limit() -> None:
+def limit(cpu_seconds: int, memory_bytes: int) -> None:
+    """So much more for this process, and no files written."""
     spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     limits = {
-        resource.RLIMIT_CPU: spent + CPU_SECONDS,
-        resource.RLIMIT_AS: _used_bytes() + MEMORY_BYTES,
+        resource.RLIMIT_CPU: spent + cpu_seconds,
+        resource.RLIMIT_AS: _used_bytes() + memory_bytes,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 from actors.model_configs import checked_config
 from actors.model_files import INCOMPLETE_HINT, IncompleteError, is_config, is_index, is_weights
+from actors.tokenizer_trial import check_tokenizer
 from balancer.errors import BalancerError, WeightsError, first_line
 from balancer.regular_files import NotRegularError, open_regular, read_regular
 
@@ -119,6 +120,9 @@ def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
             read_checked_config(folder, name, model)
         elif is_index(name):
             _check_index(read_config(folder, name, model), name, needed, model)
+        elif name.rpartition("/")[2] == "tokenizer.json":
+            read_file(folder, name, model)  # for its size
+            check_tokenizer(own_path(folder, name, model), name, model, INCOMPLETE_HINT)
 
 
 def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], model: str) -> None:
@@ -158,7 +162,9 @@ def failures_told(folder: Path, model: str, hint: str, shown_as: str = "") -> It
         yield
     except BalancerError:
         raise
-    except Exception as error:  # libraries raise whatever they, their parsers and their kernels do
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # whatever they, their parsers and kernels do; a panic is no Exception
         reason = first_line(error)[:_LONGEST_REASON]
         if shown_as:
             reason = reason.replace(shown_as, str(folder))

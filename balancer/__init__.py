@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import balancer.early  # noqa: F401  # before everything that takes time
+
 # Submodules named like a verb are imported here, first: importing one later would put the module in the
 # place of the function.
 from balancer.audit import audit, audit_dataset, credited_facets, match_classes

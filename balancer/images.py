@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import os
 import re
 import threading
@@ -78,7 +79,8 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 _JPEG = b"\xff\xd8\xff"
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", _JPEG)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (_PNG, _JPEG)
 
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 2_000_000_000
@@ -88,12 +90,22 @@ are allowed, which take some seconds: one scan of a megapixel takes 1 to 2 ms.""
 _PNG_DEPTH = 24
 """Where a PNG says how many bits a channel has."""
 
+MAX_CHUNKS = 100_000
+"""Of a PNG. Encoders write chunks of 8 kB or more."""
+
+MAX_SEGMENTS = 10_000
+"""Of a JPEG before its first scan: those of its tables, and one for each 64 kB of other data."""
+
+MAX_PADDING = 100_000
+"""Bytes between the segments of a JPEG. Pillow looks at each in Python, about a million in a second."""
+
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_END = 0xD9
-_JPEG_BARE = (0x01, 0xD8)
+_JPEG_BARE = (0x01, 0xD8, _JPEG_END)
 """Markers that no length follows; those between the data of a scan are not found."""
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+# Without the fill bytes before it: looking for runs of them takes time that grows with their square.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _OPEN_FAILURES = {
     errno.ENOENT: "no such file",
     errno.EACCES: "no permission to read it",
@@ -141,6 +153,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     frame taken. Colour profiles are not applied: training code does not either.
     """
     try:
+        _check_parts(data)
         with _open_header(data) as image:
             _check_pixels(image.width, image.height, max_pixels)
             _check_scans(data, image.width * image.height)
@@ -234,6 +247,51 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise UnreadableImage(f"{size}, over the {_pixel_limit(max_pixels)}")
 
 
+def _check_parts(data: bytes) -> None:
+    """A file of bytes that mean nothing, or of parts of no size, keeps the reader of its header busy."""
+    if data.startswith(_PNG) and _has_more_chunks(data):
+        raise UnreadableImage(f"a PNG of more than {MAX_CHUNKS:,} chunks, the most that are read")
+    if data.startswith(_JPEG):
+        _check_segments(data)
+
+
+def _has_more_chunks(data: bytes) -> bool:
+    position = len(_PNG)
+    for _ in range(MAX_CHUNKS):
+        if data[position + 4 : position + 8] in (b"IEND", b""):
+            return False
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return True
+
+
+def _check_segments(data: bytes) -> None:
+    padding = begun = position = 0
+    for count, (marker, skipped, position) in enumerate(_jpeg_segments(data)):
+        if begun:
+            continue  # what comes between segments now is the data of a scan
+        if count > MAX_SEGMENTS:
+            raise UnreadableImage(f"a JPEG of more than {MAX_SEGMENTS:,} segments, the most that are read")
+        padding += skipped
+        begun = position if marker == _START_OF_SCAN[1] else 0
+    if padding > MAX_PADDING or data.find(b"\xff" * MAX_PADDING, begun, position) >= 0:
+        raise UnreadableImage(f"a JPEG with over {MAX_PADDING:,} bytes of padding, the most that are skipped")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Markers up to the end of the image, with the bytes skipped before each and the place behind it, as
+    decoders find them: not in thumbnails, comments, or what follows the image."""
+    position, begun = 2, False
+    while found := _JPEG_MARKER.search(data, position):
+        marker, skipped, position = found[1][0], found.start() - position, found.end()
+        if marker not in _JPEG_BARE:
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+        yield marker, skipped, position
+        begun = begun or marker == _START_OF_SCAN[1]
+        if begun and marker == _JPEG_END:
+            return
+    yield _JPEG_END, max(0, len(data) - position), len(data)
+
+
 def _check_scans(data: bytes, pixels: int) -> None:
     """A JPEG says how often its decoder goes over its pixels: a small file can keep one busy for hours."""
     most = min(MAX_JPEG_SCANS, max(1, MAX_SCANNED_PIXELS // pixels))
@@ -246,18 +304,9 @@ def _check_scans(data: bytes, pixels: int) -> None:
 
 
 def _has_more_scans(data: bytes, most: int) -> bool:
-    """Counted as decoders do: not in thumbnails, comments, or what follows the image."""
-    position, scans = 2, 0
-    while found := _JPEG_MARKER.search(data, position):
-        marker, position = found[1][0], found.end()
-        if marker == _JPEG_END:
-            return False
-        scans += marker == _START_OF_SCAN[1]
-        if scans > most:
-            return True
-        if marker not in _JPEG_BARE:
-            position += max(2, int.from_bytes(data[position : position + 2], "big"))
-    return False
+    markers = (marker for marker, _, _ in _jpeg_segments(data))
+    scans = (marker for marker in markers if marker == _START_OF_SCAN[1])
+    return next(itertools.islice(scans, most, None), None) is not None
 
 
 def _pixel_limit(max_pixels: int) -> str:

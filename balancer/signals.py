@@ -16,6 +16,11 @@ from dataclasses import dataclass
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Stopped(KeyboardInterrupt):
+    """Another type than KeyboardInterrupt itself, for which Python ends the process as SIGINT does, whatever
+    the signal was and the exit code is to be, if code inside `exec` or `eval` raised it, as in imports."""
+
+
 @dataclass(slots=True)
 class StopSignal:
     """The first signal that came, and how many did. `raises` says whether the handler raises
@@ -30,12 +35,12 @@ class StopSignal:
         self.number = self.number or number
         self.count += 1
         if self.raises:
-            raise KeyboardInterrupt
+            raise Stopped
 
     def check(self) -> None:
         """Raise for a signal whose exception was swallowed."""
         if self.number is not None:
-            raise KeyboardInterrupt
+            raise Stopped
 
     def only_note(self) -> None:
         """From here on somebody looks at `number`."""

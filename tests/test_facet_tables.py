@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from balancer.audit import lanes
-from balancer.audit.facet_table import Table, facet_columns, read_table
+from balancer.audit.facet_table import Table, facet_columns, read_table, read_tables
 from balancer.audit.table_reader import MAX_COLUMNS, MAX_LINE_CHARS, MAX_ROWS
 from balancer.errors import DatasetError
 
@@ -59,6 +59,7 @@ def parquet(rows: int, value: str = "dim", columns: int = 1) -> Write:
 CSV, JSONL, PARQUET = "metadata.csv", "metadata.jsonl", "metadata.parquet"
 LARGE = "20000.0 megabytes, over the limit of 500"
 MANY_KEYS = json.dumps({str(number): 1 for number in range(MAX_COLUMNS + 1)})
+OWN_KEYS = "\n".join(json.dumps({"file_name": f"a/{row}.png", f"key_{row}": 1}) for row in range(10_000))
 
 TOO_MUCH: dict[str, tuple[str, Write, str]] = {
     "a pipe": (CSV, os.mkfifo, "not a regular file"),
@@ -72,6 +73,9 @@ TOO_MUCH: dict[str, tuple[str, Write, str]] = {
     "a line": (CSV, text("file_name," + "x" * MAX_LINE_CHARS), "line 1 has more than 1,000,000 char"),
     "one object": (JSONL, text('{"a": "' + "x" * MAX_LINE_CHARS), "line 1 has more than 1,000,000 char"),
     "columns": (CSV, text("," * MAX_COLUMNS + "\n"), "row 1 has 1,001 columns, over the limit of 1,000"),
+    "keys of all rows": (JSONL, text(OWN_KEYS), "have 1,001 columns together, over the limit of 1,000"),
+    "blank lines": (CSV, text("file_name\n" + "\n" * 100_000_000), "more than 2,000,000 rows"),
+    "blank lines of JSON": (JSONL, text("\n" * 100_000_000), "more than 2,000,000 rows with blank ones"),
     "keys": (JSONL, text(MANY_KEYS), "row 1 has 1,001 columns, over the limit of 1,000"),
 }
 
@@ -120,6 +124,23 @@ def test_names_that_take_long_to_compose_cost_nothing_outside_the_reader(tmp_pat
     rows = [json.dumps({"file_name": name, "light": "dim"}, ensure_ascii=False) for name in names]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     assert only_table(tmp_path).rows["a/1.png"] == {"file_name": "a/1.png", "light": "dim"}
+
+
+def test_blank_lines_say_nothing(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,light\n\n\na/1.png,dim\n\n")
+    assert only_table(tmp_path).rows == {"a/1.png": {"file_name": "a/1.png", "light": "dim"}}
+
+
+def test_the_tables_of_all_folders_share_the_limit_of_columns(tmp_path):
+    names = []
+    for folder in range(3):
+        (tmp_path / str(folder)).mkdir()
+        names.append(f"{folder}/metadata.csv")
+        header = ",".join(f"column_{folder}_{number}" for number in range(MAX_COLUMNS // 2))
+        (tmp_path / names[-1]).write_text(f"file_name,{header}\n1.png\n")
+    assert read_tables(tmp_path, None, names[:1])
+    with pytest.raises(DatasetError, match=r"metadata.csv: .* over 1,000 columns, the limit"):
+        read_tables(tmp_path, None, names)
 
 
 def test_a_large_table_is_read(tmp_path):

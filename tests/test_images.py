@@ -271,6 +271,65 @@ def test_what_only_looks_like_scans_is_not_counted(where: str):
     np.testing.assert_array_equal(decode(other), decode(jpeg))
 
 
+def between(before: bytes, harm: bytes, data: bytes) -> bytes:
+    """Harm in a file, in front of a part that begins with `before`."""
+    place = data.rindex(before)
+    return data[:place] + harm + data[place:]
+
+
+SMALL_JPEG = encoded(Image.new("RGB", (24, 24), RED), "JPEG", progressive=True)
+SMALL_PNG = encoded(Image.new("RGB", (24, 24), RED))
+PADDING = "a JPEG with over 100,000 bytes of padding, the most that are skipped"
+SEGMENTS = "a JPEG of more than 10,000 segments, the most that are read"
+CHUNKS = "a PNG of more than 100,000 chunks, the most that are read"
+
+
+TABLE, END, PICTURE = b"\xff\xdb", SMALL_JPEG[-2:], SMALL_PNG[33:41]
+
+
+@pytest.mark.parametrize(
+    ("whole", "before", "first", "repeated", "count", "told"),
+    [
+        (SMALL_JPEG, TABLE, b"", b"\xff", 40_000_000, PADDING),
+        (SMALL_JPEG, TABLE, b"", b"\x00", 40_000_000, PADDING),
+        (SMALL_JPEG, TABLE, b"", b"\xff\x00", 20_000_000, PADDING),
+        (SMALL_JPEG, TABLE, b"", b"\xff\xd0", 20_000_000, PADDING),
+        (SMALL_JPEG, TABLE, b"\xff\xd9", b"\xff", 40_000_000, PADDING),
+        (SMALL_JPEG, END, b"", b"\xff", 40_000_000, PADDING),
+        (b"\xff\xd8\x00", b"\x00", b"", b"\xff", 40_000_000, PADDING),
+        (SMALL_JPEG, TABLE, b"", b"\xff\xfe\x00\x02", 10_000_000, SEGMENTS),
+        (SMALL_JPEG, TABLE, b"", b"\xff\xd8", 20_000_000, SEGMENTS),
+        (SMALL_PNG, PICTURE, b"", chunk(b"IDAT"), 3_000_000, CHUNKS),
+        (SMALL_PNG, PICTURE, b"", chunk(b"abCd"), 3_000_000, CHUNKS),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_file_that_keeps_the_reader_of_its_header_busy_is_refused_in_a_moment(
+    whole: bytes, before: bytes, first: bytes, repeated: bytes, count: int, told: str
+):
+    data = between(before, first + repeated * count, whole)
+    began = time.process_time()
+    assert reason(data) == told
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("whole", "before", "repeated", "count"),
+    [
+        (SMALL_JPEG, TABLE, b"\xff", 50_000),
+        (SMALL_JPEG, TABLE, b"\xff\xe1\xff\xff" + b"\xff" * 65533, 500),
+        (SMALL_JPEG + b"\x01", b"\x01", b"\xff", 1_000_000),
+        (SMALL_PNG, PICTURE, chunk(b"abCd", b"x" * 1000), 30_000),
+        (SMALL_PNG + b"\x01", b"\x01", chunk(b"abCd"), 200_000),
+    ],
+    ids=["padding", "segments", "behind a jpeg", "chunks", "behind a png"],
+)
+def test_what_encoders_write_besides_the_picture_is_read(
+    whole: bytes, before: bytes, repeated: bytes, count: int
+):
+    assert decode(between(before, repeated * count, whole)).shape == (24, 24, 3)
+
+
 @pytest.mark.parametrize("side", [10_000, 14_000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)

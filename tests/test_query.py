@@ -283,7 +283,28 @@ def test_csv_has_one_column_a_score_and_no_formula(run):
 def test_csv_text_is_never_a_formula(tmp_path, first):
     start(open_storage(tmp_path, create=False)).commit([row(DIM, prompt=f"{first}1+1")])
     (line,) = csv.DictReader(io.StringIO(query(tmp_path, "--columns", "prompt", "--format", "csv").stdout))
-    assert line["prompt"] == f"'{first}1+1"
+    assert line["prompt"] == f"'{first.replace(chr(13), chr(92) + 'r')}1+1"
+
+
+STEERING = "\x1b]0;x\x07 \x9b2J \u202e \u2066 \u200b \r \ufeff"
+
+
+@pytest.mark.parametrize("place", ["pipe", "file"])
+@pytest.mark.parametrize("form", ["csv", "json", "table"])
+def test_no_text_of_a_row_steers_the_terminal_that_a_result_ends_up_on(tmp_path, form, place):
+    start(open_storage(tmp_path / "run", create=True)).commit([row(DIM, prompt=f"a\n\t{STEERING}b")])
+    file = tmp_path / f"rows.{form}"
+    to_file = ["--output", str(file)] if place == "file" and form != "table" else []
+    shown = query(tmp_path / "run", "--columns", "prompt", "--format", form, *to_file).stdout
+    text = file.read_text() if to_file else shown
+    assert "\\u202e" in text
+    assert text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_csv_text_keeps_line_ends_and_tabs(tmp_path):
+    start(open_storage(tmp_path, create=False)).commit([row(DIM, prompt="a\n\tb, é डोसा 🍕")])
+    (line,) = csv.DictReader(io.StringIO(query(tmp_path, "--columns", "prompt", "--format", "csv").stdout))
+    assert line["prompt"] == "a\n\tb, é डोसा 🍕"
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

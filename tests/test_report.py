@@ -5,6 +5,7 @@ import datetime as dt
 import html
 import io
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from balancer.report import render_report
 from balancer.report.criteria import Criterion, check_criteria
 from balancer.report.facts import CellCount, Facts, cell_table, gather_facts
 from balancer.report.scores import BINS, score_histograms
-from balancer.report.sheets import Sheet, evenly_spaced, rejected_sheets, thumbnail_uri
+from balancer.report.sheets import Sheet, _generated_pixels, evenly_spaced, rejected_sheets, thumbnail_uri
 from balancer.storage import Storage, open_storage
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
@@ -379,6 +380,27 @@ def test_a_damaged_image_costs_its_thumbnail_not_the_report(run):
     run.storage.replace(damaged, _png(1)[:50])
     page = render_report(run.uri, now=NOW)
     assert page.count("unreadable</span>") == 1
+
+
+def test_an_image_with_more_pixels_than_its_row_says_is_not_decoded(run):
+    run.fill()
+    for path in run.storage.list("images"):
+        large = io.BytesIO()
+        Image.new("1", (8000, 7900)).save(large, "PNG")
+        run.storage.replace(path, large.getvalue())
+    began = time.process_time()
+    page = render_report(run.uri, now=NOW)
+    assert "unreadable</span>" in page
+    assert "data:image/jpeg" not in page
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixels"),
+    [(512, 256, 512 * 256), (None, 512, 0), (-8, -8, 0), (2**31 - 1, 2**31 - 1, 4096**2)],
+)
+def test_no_row_can_ask_for_more_pixels_than_a_config_can(width, height, pixels):
+    assert _generated_pixels({"width": width, "height": height}) == pixels
 
 
 def test_rejected_images_that_were_kept_are_shown_by_reason_with_what_they_scored(run):

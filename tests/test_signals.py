@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from actors import leftovers
+from balancer.early import is_command
 from balancer.signals import ENDING, StopSignal, caught
+
+PROJECT = Path(__file__).parents[1]
 
 
 def send(number: int) -> None:
@@ -105,6 +108,56 @@ def test_any_command_ends_with_a_line_and_the_exit_code_of_a_shell(project, numb
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (128 + number, "interrupted\n")
+
+
+EVALUATED = WAITING.replace("    time.sleep(60)", "    exec('time.sleep(60)')")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_inside_exec_as_in_imports_has_its_own_exit_code(tmp_path, number):
+    (tmp_path / "waiting.py").write_text(EVALUATED)
+    assert "exec(" in EVALUATED
+    assert told_when_ended(["waiting"], tmp_path, "waiting", number) == (128 + number, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_while_the_command_is_imported_ends_it_with_a_line(tmp_path, number):
+    (tmp_path / "click.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    command = ["balancer", "status", "nowhere"]
+    assert told_when_ended(command, tmp_path, "importing", number) == (128 + number, "interrupted\n")
+
+
+def told_when_ended(module: list[str], folder: Path, awaited: str, number: int) -> tuple[int, str]:
+    """The exit code and stderr of `python -m module` that gets a signal when it has said what is awaited."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)])}
+    with subprocess.Popen(
+        [sys.executable, "-m", *module],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{awaited}\n"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    return process.returncode, told
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "expected"),
+    [
+        (["/usr/bin/balancer", "run"], ["python", "/usr/bin/balancer", "run"], True),
+        (["-m"], ["python", "-m", "balancer", "run"], True),
+        (["-m"], ["python", "-m", "pytest"], False),
+        (["-c"], ["python", "-c", "import balancer"], False),
+        (["train.py"], ["python", "train.py", "balancer"], False),
+        ([], ["python"], False),
+    ],
+)
+def test_a_program_that_imports_the_package_keeps_its_handlers(argv, original, expected):
+    assert is_command(argv, original) == expected
 
 
 # ---- leftovers -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import resource
 import select
@@ -28,11 +29,21 @@ ROOM_BYTES = 256_000_000
 TABLE_BYTES = 2_000_000_000
 """Memory to read a table in."""
 
-CPU_SECONDS = 60
+TABLE_SECONDS = 60
+"""Of the CPU's time, to read tables in."""
+
+CPU_SECONDS = 10
+CPU_SECONDS_PER_MEGAPIXEL = 0.2
+"""For one image, and for each megapixel that one may have: several times what the slowest honest one takes,
+0.04 s a megapixel for a progressive JPEG of noise."""
+
 IMAGES_A_CHILD = 500
 
 SIGNALS = {
-    signal.SIGXCPU: f"decoding it takes more than {CPU_SECONDS} s",
+    signal.SIGXCPU: (
+        f"decoding it takes more than {CPU_SECONDS} s and {CPU_SECONDS_PER_MEGAPIXEL} s for each megapixel of"
+        " dataset.max_image_megapixels"
+    ),
     signal.SIGKILL: "the system ended its decoder, most likely for lack of memory",
 }
 
@@ -63,7 +74,7 @@ def serve_tables() -> None:
 
     leave_network()
     _limit_files()
-    _limit(TABLE_BYTES)
+    _limit(TABLE_BYTES, TABLE_SECONDS)
     for name in names:
         for line in answer_lines(name):
             _say(line.decode())
@@ -94,7 +105,10 @@ def _decode_some() -> None:
             return
         path, max_bytes, max_pixels = json.loads(line)
         limits = Limits(max_bytes, max_pixels)
-        _limit(BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + ROOM_BYTES)
+        _limit(
+            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + ROOM_BYTES,
+            math.ceil(CPU_SECONDS + CPU_SECONDS_PER_MEGAPIXEL * limits.max_pixels / 1e6),
+        )
         _say(answer(os.fsdecode(bytes.fromhex(path)), limits))
 
 
@@ -103,14 +117,14 @@ def _limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def _limit(memory_bytes: int) -> None:
+def _limit(memory_bytes: int, cpu_seconds: int) -> None:
     """From now on, so much more memory and so much more time."""
     with contextlib.suppress(ValueError, OSError):  # a system without such limits, or with tighter ones
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
     with contextlib.suppress(ValueError, OSError):
         spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + CPU_SECONDS, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + cpu_seconds, resource.RLIM_INFINITY))
 
 
 def _has_more() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balancer.audit.table_reader import OWN_COLUMNS, READERS, table_key
+from balancer.audit.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, table_key
 from balancer.errors import DatasetError
 
 __all__ = ["Row", "Table", "facet_columns", "is_missing", "read_table", "read_tables", "table_key"]
@@ -103,8 +103,10 @@ def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, 
             end = json.loads(line)
             if isinstance(end, list):
                 table.add(*_parse_row(end, columns))
-            elif not _take_note(table, end):
+            elif not _take_note(table, end, columns):
                 break
+            if len(columns) > MAX_COLUMNS:
+                raise ValueError(f"with it the tables have over {MAX_COLUMNS:,} columns, the limit")
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{root / name}: the metadata table cannot be read: {error}") from error
     if isinstance(end, dict) and isinstance(end.get("reason"), str):
@@ -120,11 +122,11 @@ def _folder_of(root: Path, name: str) -> str:
     return "" if folder == os.curdir or folder.startswith(os.pardir) else folder.replace(os.sep, "/")
 
 
-def _take_note(table: Table, told: object) -> bool:
+def _take_note(table: Table, told: object, columns: dict[str, str]) -> bool:
     """Keep what is no row and not the end; False for anything else."""
     match told:
         case {"columns": list(names)} if all(isinstance(name, str) for name in names):
-            table.columns = names
+            table.columns = [columns.setdefault(name, name) for name in names]
             return True
         case {"remark": str(text)}:
             kept = table.remarks

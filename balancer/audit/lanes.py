@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from balancer.audit.child import CPU_SECONDS
+from balancer.audit.child import TABLE_SECONDS
 from balancer.audit.picture import Limits, Picture, parse_answer
 from balancer.audit.table_reader import MAX_ANSWER_BYTES
 
@@ -129,7 +129,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 
 def _reader_death(number: int) -> str:
     if number == signal.SIGXCPU:
-        return f"reading it takes more than {CPU_SECONDS} s"
+        return f"reading it takes more than {TABLE_SECONDS} s"
     if number == signal.SIGKILL:
         return "the system ended its reader, most likely for lack of memory"
     return "its reader crashed: it is damaged, or made to do harm"

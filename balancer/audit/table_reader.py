@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 500_000_000
 MAX_ROWS = 2_000_000
 MAX_COLUMNS = 1_000
+"""Of all rows together: each line of JSON can have keys of its own."""
+
 MAX_LINE_CHARS = 1_000_000
 MAX_ANSWER_BYTES = 1_000_000_000
 """All values together; a small file can hold one value many times."""
@@ -100,7 +102,7 @@ class _Columns:
 
     def told(self) -> Iterator[bytes]:
         names = [name[:MAX_NAME_CHARS] for name in self.headers if name]
-        yield json.dumps({"columns": names[:MAX_COLUMNS]}).encode()
+        yield json.dumps({"columns": names}).encode()
         for first, second in list(self.twins)[:MAX_TWINS]:
             yield _told(
                 "warning",
@@ -122,6 +124,7 @@ def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
             _check_shape(row, number)
             first = first or row
             text = columns.text_values(row)
+            _check_columns(columns, number)
             if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
                 named += 1
                 line = json.dumps([table_key(name), text]).encode()
@@ -145,9 +148,17 @@ def _column_name(header: str) -> str:
 
 def _check_shape(row: Row, number: int) -> None:
     if number > MAX_ROWS:
-        raise _TooMuchError(f"more than {MAX_ROWS:,} rows, the most that a table may have")
+        raise _TooMuchError(f"more than {MAX_ROWS:,} rows with blank ones, the most that a table may have")
     if len(row) > MAX_COLUMNS:
         raise _TooMuchError(f"row {number} has {len(row):,} columns, over the limit of {MAX_COLUMNS:,}")
+
+
+def _check_columns(columns: _Columns, number: int) -> None:
+    if len(columns.headers) > MAX_COLUMNS:
+        raise _TooMuchError(
+            f"its rows up to row {number} have {len(columns.headers):,} columns together, over the limit of"
+            f" {MAX_COLUMNS:,}"
+        )
 
 
 def _reason(text: str) -> bytes:
@@ -236,9 +247,8 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
             _check_shape([(header, "") for header in headers], 1)
         if separator != ",":
             yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
-        for row in reader:
-            if row:
-                yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")]
+        for row in reader:  # blank lines as well: they take time like any other
+            yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")] if row else ()
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
@@ -260,6 +270,7 @@ def _chained(first: str, lines: Iterable[str]) -> Iterator[str]:
 def _json_rows(file: BinaryIO) -> Iterator[Row]:
     for number, line in enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig")), start=1):
         if not line.strip():
+            yield ()
             continue
         try:
             row = json.loads(line, object_pairs_hook=tuple)

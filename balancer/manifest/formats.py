@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from balancer.names import free_names
+from balancer.safetext import printable
 
+_KEPT = re.compile(r"[^\n\t]+")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -35,7 +38,8 @@ def json_rows(table: pa.Table) -> list[dict[str, Any]]:
 def csv_text(table: pa.Table) -> str:
     """A header and one line a row; a struct is one column for each of its fields, `scores.class`.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    Text that a spreadsheet would run as a formula gets an apostrophe in front. Characters that steer a
+    terminal are escaped, also in a file or a pipe, which end up on one; line ends and tabs stay.
     """
     flat = table.flatten()
     lines = [_csv_line(_free_headers(flat.column_names)), *map(_csv_line, _rows(flat))]
@@ -88,7 +92,9 @@ def _csv_line(values: Iterable[Any]) -> str:
 
 def _csv_field(value: Any) -> str:
     text = "" if value is None else _harmless(value) if isinstance(value, str) else _csv_plain(value)
-    if any(character in text for character in ',"\r\n'):
+    if not text.isprintable():
+        text = _KEPT.sub(lambda found: printable(found[0]), text)
+    if any(character in text for character in ',"\n'):
         text = '"' + text.replace('"', '""') + '"'
     return text
 

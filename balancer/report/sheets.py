@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from balancer.manifest.query import Manifest
     from balancer.storage import Storage
 
+SIZE = ("width", "height")
 PER_CLASS = 12
 PER_REASON = 12
 PER_CELL = 6
 SIDE_PIXELS = 96
-MAX_BYTES = MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
+
+MAX_GENERATED_PIXELS = 4096**2
+"""As in a config's limits of generation.width and height. What a row says is no more than somebody's word."""
+
+MAX_OTHER_BYTES = 1_000_000
+"""Of a file besides its pixels: what it says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Sheet:
 def contact_sheets(facts: Facts, manifest: Manifest, storage: Storage) -> tuple[Sheet, ...]:
     import pyarrow.compute as pc
 
-    columns = ["id", "class", "source", "cell", "file_name", "score"]
+    columns = ["id", "class", "source", "cell", "file_name", "score", *SIZE]
     rows = manifest.to_table(columns)
     rows = rows.filter(pc.equal(rows["source"], "synthetic"))
     return tuple(_sheet(count.name, rows, storage) for count in facts.classes if count.generated)
@@ -60,7 +67,9 @@ def _sheet(class_name: str, rows: pa.Table, storage: Storage) -> Sheet:
 
     of_class = rows.filter(pc.equal(rows["class"], class_name)).sort_by("id")
     chosen = of_class.take(evenly_spaced(of_class.num_rows, PER_CLASS)).to_pylist()
-    thumbnails = (_thumbnail(row["file_name"], f"{row['cell']}, {_scored(row)}", storage) for row in chosen)
+    thumbnails = (
+        _thumbnail(row["file_name"], f"{row['cell']}, {_scored(row)}", row, storage) for row in chosen
+    )
     return Sheet(class_name, of_class.num_rows, tuple(thumbnails))
 
 
@@ -107,7 +116,7 @@ def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str,
     files = set(storage.list(REJECTED_DIR))
     if not files:
         return
-    columns = ["id", "cell", "reason", "score", "threshold", "nearest_id"]
+    columns = ["id", "cell", "reason", "score", "threshold", "nearest_id", *SIZE]
     for row in manifest.to_table(columns, status="rejected").to_pylist():
         for path in files.intersection(rejected_paths(row["id"], row["reason"])):
             files.discard(path)
@@ -120,7 +129,7 @@ def _rejected_sheet(
     title: str, images: int, kept: Sequence[tuple[str, dict[str, Any]]], most: int, storage: Storage
 ) -> Sheet:
     chosen = [kept[index] for index in evenly_spaced(len(kept), most)]
-    thumbnails = (_thumbnail(path, _why(row), storage) for path, row in chosen)
+    thumbnails = (_thumbnail(path, _why(row), row, storage) for path, row in chosen)
     return Sheet(title, images, tuple(thumbnails))
 
 
@@ -130,21 +139,28 @@ def _why(row: dict[str, Any]) -> str:
     return told + (f", nearest {row['nearest_id']}" if row["nearest_id"] else "")
 
 
-def _thumbnail(path: str, caption: str, storage: Storage) -> Thumbnail:
+def _thumbnail(path: str, caption: str, row: dict[str, Any], storage: Storage) -> Thumbnail:
+    pixels = _generated_pixels(row)
     try:
-        data_uri = thumbnail_uri(storage.read(path, MAX_BYTES))
+        data_uri = thumbnail_uri(storage.read(path, MAX_OTHER_BYTES + 4 * pixels), max_pixels=pixels)
     except BalancerError:  # a damaged image costs its thumbnail, not the report
         data_uri = None
     return Thumbnail(caption=caption, link=quote(str(PurePosixPath(path))), data_uri=data_uri)
 
 
-def thumbnail_uri(data: bytes) -> str:
+def _generated_pixels(row: dict[str, Any]) -> int:
+    """No more than the image has: a page has thousands of them, and one of 64 megapixels takes a second."""
+    width, height = ((row[name] or 0) for name in SIZE)
+    return int(min(max(width, 0) * max(height, 0), MAX_GENERATED_PIXELS))
+
+
+def thumbnail_uri(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     """A JPEG of at most 96 x 96 pixels as a data URI; UnreadableImage for what cannot be decoded."""
     from PIL import Image
 
     from balancer.images import decode_image
 
-    small = Image.fromarray(decode_image(data, max_pixels=MAX_PIXELS))
+    small = Image.fromarray(decode_image(data, max_pixels=max_pixels))
     small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=88)
