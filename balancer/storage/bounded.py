@@ -19,8 +19,8 @@ from balancer.storage.failures import BadAnswerError
 
 T = TypeVar("T")
 
-MAX_GROWTH_BYTES = 1_000_000_000
-"""What the process may grow by during one request: some ten times what a page of a million names takes."""
+MAX_GROWTH_BYTES = 500_000_000
+"""What the process may grow by during one request; a page of a thousand names takes a few million."""
 
 _LOOK_EVERY_S = 0.05
 

@@ -114,6 +114,9 @@ _LONGEST_NAME = 1024
 """In characters: S3, Google and Azure allow no longer ones."""
 
 
+_PART_BYTES = 1 << 22
+
+
 class ObjectStorage:
     """`store` is confined to the prefix of the run and makes each request once. For any number of threads."""
 
@@ -309,7 +312,7 @@ async def _body(answer: GetResult, num_bytes: int) -> list[Bytes]:
     """The body in parts, which has as many bytes as the answer said before."""
     parts: list[Bytes] = []
     missing = num_bytes
-    async for part in answer.stream():
+    async for part in answer.stream(min_chunk_size=min(num_bytes + 1, _PART_BYTES)):
         parts.append(part)
         missing -= len(part)
         if missing < 0:
