@@ -41,10 +41,11 @@ from balancer.storage.contract import (
 from balancer.storage.failures import BadAnswerError, Conflict, Failure, failure_of
 
 if TYPE_CHECKING:
-    from obstore import Bytes, GetOptions, GetResult, ListStream, ObjectMeta
+    from obstore import GetOptions, GetResult, ListStream, ObjectMeta
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
+Parts = list[bytes]
 
 _FAILURES = (BaseError, Conflict, BadAnswerError, OSError, ValueError, NotImplementedError)
 
@@ -199,12 +200,12 @@ class ObjectStorage:
     async def _look_once(self, path: str) -> ObjectMeta:
         return await in_memory(obstore.head_async(self._store, path))
 
-    async def _read_once(self, path: str, max_bytes: int | None) -> list[Bytes]:
+    async def _read_once(self, path: str, max_bytes: int | None) -> Parts:
         answer = await in_memory(obstore.get_async(self._store, path))
         check_size(path, answer.meta["size"], max_bytes)
         return await _body(answer, answer.meta["size"])
 
-    async def _read_part_once(self, path: str, start: int, length: int) -> list[Bytes]:
+    async def _read_part_once(self, path: str, start: int, length: int) -> Parts:
         part: GetOptions = {"range": (start, start + length)}
         answer = await in_memory(obstore.get_async(self._store, path, options=part))
         begin, end = answer.range
@@ -241,12 +242,12 @@ class ObjectStorage:
             raise self._error("list", folder, failure_of(error), 1, 0.0) from None
         return listing
 
-    def _pages(self, folder: str) -> Iterator[list[str]]:
+    def _pages(self, folder: str) -> Iterator[Paths]:
         """After a failure the listing goes on behind the last path that came."""
         last: str | None = None
         pages: ListStream[Sequence[ObjectMeta]] | None = None
 
-        async def next_page() -> list[str]:
+        async def next_page() -> Paths:
             nonlocal pages
             pages = pages or obstore.list(self._store, folder or None, offset=last)
             try:
@@ -308,9 +309,9 @@ class ObjectStorage:
         return NoCreateOnlyError(f"cannot create {self.uri}/{path}: {cause}")
 
 
-async def _body(answer: GetResult, num_bytes: int) -> list[Bytes]:
+async def _body(answer: GetResult, num_bytes: int) -> Parts:
     """The body in parts, which has as many bytes as the answer said before."""
-    parts: list[Bytes] = []
+    parts: Parts = []
     missing = num_bytes
     async for part in answer.stream(min_chunk_size=min(num_bytes + 1, _PART_BYTES)):
         parts.append(part)
