@@ -74,6 +74,8 @@ def test_a_fragment_knows_its_number():
         "manifest/log/00000000000000000001.arrow.bak",
         "manifest/log/sub/00000000000000000001.arrow",
         "00000000000000000001.arrow",
+        "manifest/log/99999999999999999999.arrow",
+        "manifest/log/" + "\u0663" * 20 + ".arrow",
     ],
 )
 def test_other_files_are_no_fragments(path):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from actors.run import run
 from balancer.cli import main
-from balancer.errors import ManifestError, UsageError
+from balancer.errors import ManifestError, StorageError, UsageError
 from balancer.manifest import check_run, open_manifest, read_log
 from balancer.manifest.compaction import compact
 from balancer.manifest.layout import DAMAGED_DIR, INDEX_FILE, fragment_path
@@ -385,6 +385,27 @@ def test_a_fragment_in_the_place_of_another_is_lost(storage):
     apply(storage, later)
     assert ids_of(storage) == [f"{THREE}-1", f"{THREE}-2", f"{FOUR}-1"]
     assert sound(storage)
+
+
+class Unlisted(MemoryStorage):
+    """A store that serves what it does not list."""
+
+    hidden: tuple[str, ...] = ()
+
+    def list(self, prefix: str) -> list[str]:
+        return [path for path in super().list(prefix) if path not in self.hidden]
+
+
+@pytest.mark.parametrize("hidden", [range(1, 8), [7]])
+@pytest.mark.parametrize("command", [look, lambda storage: apply(storage, later)])
+def test_a_store_whose_listing_lacks_what_it_serves_is_not_repaired_and_not_called_sound(
+    storage, hidden, command
+):
+    lying = Unlisted(files=dict(storage.files))
+    lying.hidden = tuple(map(fragment_path, hidden))
+    with pytest.raises(StorageError, match=r"0007\.arrow can be read, but is not in the listing"):
+        command(lying)
+    assert lying.files == storage.files
 
 
 def test_a_run_that_goes_on_is_not_repaired(storage):

@@ -22,7 +22,8 @@ REJECTED_DIR = "rejected"
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
 
-_FRAGMENT = re.compile(rf"{LOG_DIR}/(\d{{20}})\.arrow")
+_FRAGMENT = re.compile(rf"{LOG_DIR}/(00[0-9]{{18}})\.arrow")
+"""Of 20 digits, two are 0: a larger number may not fit into 64 bits, and no run gets there."""
 
 
 def fragment_path(seq: int) -> str:

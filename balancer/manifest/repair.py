@@ -17,13 +17,13 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.errors import UsageError
+from balancer.errors import StorageError, UsageError
 from balancer.manifest.chain import ID, Entry, joined, last_seq, read_again, read_chain, read_fragment
 from balancer.manifest.compacted import DamagedCopyError, Index, read_index
 from balancer.manifest.compaction import compact
@@ -39,7 +39,7 @@ from balancer.manifest.fragment import (
     encode,
 )
 from balancer.manifest.head import Head, lost_log, read_head
-from balancer.manifest.layout import DAMAGED_DIR, HEAD_FILE, INDEX_FILE, fragment_path
+from balancer.manifest.layout import DAMAGED_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR, fragment_path
 from balancer.manifest.log import ManifestLog, latest
 from balancer.manifest.places import ids_judged_anew
 from balancer.manifest.replaced import PLACE
@@ -167,7 +167,8 @@ def _survey(storage: Storage) -> tuple[_Log, Index | None]:
     """From the last fragment to the first: each says which one came before."""
     info = read_run(storage)
     index, (head, drops_head) = _index(storage, info), _head(storage, info)
-    last = _end(storage, head, index)
+    listed = last_seq(storage)
+    last = _end(storage, listed, head, index)
     sound: dict[int, Entry] = {}
     damages: list[Damage] = []
     unsolved: list[str] = []
@@ -189,6 +190,7 @@ def _survey(storage: Storage) -> tuple[_Log, Index | None]:
                 damages.append(Damage(seq, "hash chain", detail, data, known_as, Remains()))
                 continue
         sound[seq] = Entry.of(found)
+    _check_listing(storage, listed, sound.keys() - {damage.seq for damage in damages})
     if head is not None and head.seq < last and head.seq in sound:
         differs = sound[head.seq].known_as != head.sha256
         drops_head = "it names a fragment that is none of this log" if differs else ""
@@ -210,11 +212,23 @@ def _head(storage: Storage, info: RunInfo) -> tuple[Head | None, str]:
         return None, f"{error.rule}: {error.detail}"
 
 
-def _end(storage: Storage, head: Head | None, index: Index | None) -> int:
+def _check_listing(storage: Storage, listed: int, there: Set[int]) -> None:
+    """StorageError if fragments can be read that come after the last one listed: every other command goes by
+    the listing, and calls the log lost."""
+    last = max(there, default=0)
+    if last > listed:
+        raise StorageError(
+            f"{storage.uri}: {fragment_path(last)} can be read, but is not in the listing of {LOG_DIR}, which"
+            f" ends at number {listed}; the store answers wrongly, and nothing is repaired",
+            hint="check the store and its endpoint, then try again",
+        )
+
+
+def _end(storage: Storage, listed: int, head: Head | None, index: Index | None) -> int:
     """The highest number that the log has, or once had."""
-    there, copied = last_seq(storage), index.covers if index else 0
-    had_any = not there and bool(lost_log(storage, head, copied))
-    return max(there, copied, head.seq if head else 0, int(had_any))
+    copied = index.covers if index else 0
+    had_any = not listed and bool(lost_log(storage, head, copied))
+    return max(listed, copied, head.seq if head else 0, int(had_any))
 
 
 def _witnessed_as(index: Index | None, head: Head | None, seq: int) -> str | None:

@@ -84,16 +84,16 @@ class Storage(Protocol):
 
 
 def publish_by_creating(storage: Storage, path: str, data: bytes) -> None:
-    """`Storage.publish`, made of `create` and `read`."""
+    """`Storage.publish`, made of `create`, `info` and `read`."""
     while not storage.create(path, data):
         try:
-            found = storage.read(path)
+            num_bytes = storage.info(path).num_bytes
+            if num_bytes == len(data) and storage.read(path, len(data)) == data:
+                return
         except MissingFileError:
             continue  # deleted since
-        if found == data:
-            return
         raise OtherContentError(
-            f"cannot write {storage.uri}/{path}: a file of that name holds other bytes, {len(found)} of them "
+            f"cannot write {storage.uri}/{path}: a file of that name holds other bytes, {num_bytes} of them "
             f"where {len(data)} were to be written; such a file never changes",
             hint="`balancer fsck RUN` says whether a row names it; if none does, remove it and run again",
         )

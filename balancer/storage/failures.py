@@ -21,6 +21,12 @@ _REASON = re.compile(r'(?:message|error): "([^"]{1,200})"')
 _PASSING = {408, 409, 425, 429}
 """Of the answers that blame the request, those that another time may be others; so may all from 500 on."""
 
+_TRIES_OF_BAD_ANSWERS = 3
+"""Each may take as much time and memory as one answer is allowed."""
+
+_LONGEST_TEXT = 100_000
+"""A body may be as long as a server likes; what is looked for stands at its beginning."""
+
 _WORDS = {
     "Timeout": "no answer in time",
     "Interrupted": "the connection broke",
@@ -48,6 +54,16 @@ class Failure:
     hint: str = ""
     missing: bool = False
     reached: bool = True
+    tries: int | None = None
+    """How often the request is made at most; None as long as patience lasts."""
+
+
+class BadAnswerError(Exception):
+    """An answer that is no honest store's: endless, too large, or not what was asked for."""
+
+    def __init__(self, cause: str, *, passing: bool = False) -> None:
+        super().__init__(cause)
+        self.passing = passing
 
 
 class Conflict(Exception):
@@ -58,7 +74,9 @@ def failure_of(error: Exception) -> Failure:
     """What an error of the library means."""
     if isinstance(error, Conflict):
         return Failure("409 Conflict (another request for the same name is under way)", passing=True)
-    text = str(error)
+    if isinstance(error, BadAnswerError):
+        return Failure(f"the answer is refused: {error}", error.passing, tries=_TRIES_OF_BAD_ANSWERS)
+    text = str(error)[:_LONGEST_TEXT]
     if status := _STATUS.search(text):
         return _answered(int(status[1]), status[2].strip(), text)
     if "redirect" in text:

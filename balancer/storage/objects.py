@@ -8,6 +8,9 @@
        no harm, and a create that is refused because of itself says False, as if another had been first. The
        caller reads it back, as `publish` does.
 
+    4  No answer is read without end. A body is read up to the size that the answer says and the caller
+       allows; what the library reads by itself is bounded by `bounded`, a listing by `Listing`.
+
 Nothing is cached. The library's own retries are off: they would not say how often they tried, and take a
 create that conflicts with another one for a refusal.
 """
@@ -17,14 +20,15 @@ from __future__ import annotations
 import mimetypes
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from balancer.errors import StorageError
+from balancer.storage.bounded import in_memory, wait_for
 from balancer.storage.contract import (
     FileInfo,
     MissingFileError,
@@ -34,15 +38,16 @@ from balancer.storage.contract import (
     check_size,
     publish_by_creating,
 )
-from balancer.storage.failures import Conflict, Failure, failure_of
+from balancer.storage.failures import BadAnswerError, Conflict, Failure, failure_of
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, GetResult, ListStream, ObjectMeta
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
+Parts = list[bytes]
 
-_FAILURES = (BaseError, Conflict, OSError, ValueError, NotImplementedError)
+_FAILURES = (BaseError, Conflict, BadAnswerError, OSError, ValueError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,58 @@ class Patience:
     unreached_s: float = 15.0
     """The same as long as no server ever answered: its address is more likely wrong than it is away."""
 
+    request_s: float = 600.0
+    """One request with its whole answer. The library's own limit, `AWS_TIMEOUT` and its like, is 30 seconds
+    unless the user knows of a slower network."""
+
+    page_s: float = 120.0
+    """The same for the next names of a listing, with all the empty pages before them."""
+
+    listing_s: float = 1800.0
+    """A listing with all its pages."""
+
     first_pause_s: float = 0.2
     longest_pause_s: float = 10.0
 
     def pause_s(self, failures: int, chance: float) -> float:
         """The pause after that many failures; `chance` is a random number from 0 to 1."""
         return chance * min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(failures - 1, 30))
+
+
+@dataclass(slots=True)
+class Listing:
+    """The names below a folder, page by page; BadAnswerError for a listing without an end."""
+
+    folder: str
+    names: set[str] = field(default_factory=set)
+    max_names: int = 5_000_000
+    max_idle_pages: int = 100
+    _idle_pages: int = 0
+
+    def add(self, page: Sequence[str]) -> None:
+        known = len(self.names)
+        self.names.update(page)
+        self._idle_pages = 0 if len(self.names) > known else self._idle_pages + 1
+        if len(self.names) > self.max_names:
+            raise BadAnswerError(f"it has more than {self.max_names:,} names")
+        if self._idle_pages > self.max_idle_pages:
+            raise BadAnswerError(f"{self._idle_pages} pages in a row repeat names that came before")
+        self._check(page)
+
+    def _check(self, page: Sequence[str]) -> None:
+        inside = f"{self.folder}/" if self.folder else ""
+        for name in page:
+            if len(name) > _LONGEST_NAME:
+                raise BadAnswerError(f"a name has {len(name):,} characters, the limit is {_LONGEST_NAME:,}")
+            if not name.startswith(inside):
+                raise BadAnswerError(f"it names {name!r}, which is not in that folder")
+
+
+_LONGEST_NAME = 1024
+"""In characters: S3, Google and Azure allow no longer ones."""
+
+
+_PART_BYTES = 1 << 22
 
 
 class ObjectStorage:
@@ -91,9 +142,8 @@ class ObjectStorage:
         publish_by_creating(self, path, data)
 
     def replace(self, path: str, data: bytes) -> None:
-        def put() -> None:
-            # Never in parts: those of an upload that was broken off stay, and cost, unseen.
-            obstore.put(self._store, path, data, use_multipart=False, attributes=_attributes(path))
+        async def put() -> None:
+            await in_memory(self._put(path, data, "overwrite"))
 
         self._insist("write", path, put)
 
@@ -101,20 +151,13 @@ class ObjectStorage:
         return self._insist("create", path, lambda: self._create_once(path, data))
 
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
-        def get() -> bytes:
-            answer = obstore.get(self._store, path)
-            check_size(path, answer.meta["size"], max_bytes)
-            return bytes(answer.bytes())
-
-        return self._insist("read", path, get)
+        return b"".join(self._insist("read", path, lambda: self._read_once(path, max_bytes)))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
         try:
-            return self._insist(
-                "read", path, lambda: bytes(obstore.get_range(self._store, path, start=start, length=length))
-            )
+            return b"".join(self._insist("read", path, lambda: self._read_part_once(path, start, length)))
         except MissingFileError:
             raise
         except StorageError:
@@ -123,71 +166,113 @@ class ObjectStorage:
             return b""  # a store refuses a part behind the end
 
     def info(self, path: str) -> FileInfo:
-        found = self._insist("look at", path, lambda: obstore.head(self._store, path))
+        found = self._insist("look at", path, lambda: self._look_once(path))
         return FileInfo(found["size"], found["last_modified"])
 
     def exists(self, path: str) -> bool:
         try:
-            self._insist("look for", path, lambda: obstore.head(self._store, path))
+            self._insist("look for", path, lambda: self._look_once(path))
         except MissingFileError:
             return False
         return True
 
     def list(self, prefix: str) -> Paths:
         # A store's consoles keep empty objects in the place of folders: that of the run has no name here.
-        return sorted(path for path in self._paths(prefix) if path)
+        return sorted(filter(None, self._listing(prefix).names))
 
     def delete(self, path: str) -> None:
+        async def delete() -> None:
+            await in_memory(obstore.delete_async(self._store, path))
+
         try:
-            self._insist("delete", path, lambda: obstore.delete(self._store, path))
+            self._insist("delete", path, delete)
         except MissingFileError:
             return  # S3 says nothing of it, Google and Azure do
 
-    def _create_once(self, path: str, data: bytes) -> bool:
+    # ---- one try -------------------------------------------------------------------------------
+
+    def _put(self, path: str, data: bytes, mode: Literal["create", "overwrite"]) -> Awaitable[object]:
+        """Never in parts: those of an upload that was broken off stay, and cost, unseen."""
+        return obstore.put_async(
+            self._store, path, data, mode=mode, use_multipart=False, attributes=_attributes(path)
+        )
+
+    async def _look_once(self, path: str) -> ObjectMeta:
+        return await in_memory(obstore.head_async(self._store, path))
+
+    async def _read_once(self, path: str, max_bytes: int | None) -> Parts:
+        answer = await in_memory(obstore.get_async(self._store, path))
+        check_size(path, answer.meta["size"], max_bytes)
+        return await _body(answer, answer.meta["size"])
+
+    async def _read_part_once(self, path: str, start: int, length: int) -> Parts:
+        part: GetOptions = {"range": (start, start + length)}
+        answer = await in_memory(obstore.get_async(self._store, path, options=part))
+        begin, end = answer.range
+        if begin != start or not 0 < end - begin <= length:
+            raise BadAnswerError(f"bytes {start} to {start + length} were asked for, not {begin} to {end}")
+        return await _body(answer, end - begin)
+
+    async def _create_once(self, path: str, data: bytes) -> bool:
         """False only if the file is seen: the library also takes a 409 for "is there already", with which S3
         answers while another request for the name is under way, of which none need succeed."""
         try:
-            obstore.put(
-                self._store, path, data, mode="create", use_multipart=False, attributes=_attributes(path)
-            )
+            await in_memory(self._put(path, data, "create"))
             return True
         except AlreadyExistsError:
             pass
         except NotImplementedError as error:
             raise self._no_create_only(path, str(error).partition("\n")[0]) from None
         try:
-            obstore.head(self._store, path)
+            await self._look_once(path)
             return False
         except FileNotFoundError:
             raise Conflict from None
 
-    def _paths(self, prefix: str) -> Iterator[str]:
-        """Page by page; after a failure the listing goes on behind the last path that came."""
-        last: str | None = None
-        pages: Iterator[Sequence[ObjectMeta]] | None = None
+    # ---- listing -------------------------------------------------------------------------------
 
-        def next_page() -> list[str]:
+    def _listing(self, folder: str) -> Listing:
+        listing, began_s = Listing(folder), self._clock()
+        try:
+            for page in self._pages(folder):
+                listing.add(page)
+                if self._clock() - began_s > self._patience.listing_s:
+                    raise BadAnswerError(f"it took longer than {self._patience.listing_s:g} seconds")
+        except BadAnswerError as error:
+            raise self._error("list", folder, failure_of(error), 1, 0.0) from None
+        return listing
+
+    def _pages(self, folder: str) -> Iterator[Paths]:
+        """After a failure the listing goes on behind the last path that came."""
+        last: str | None = None
+        pages: ListStream[Sequence[ObjectMeta]] | None = None
+
+        async def next_page() -> Paths:
             nonlocal pages
-            pages = pages or iter(obstore.list(self._store, prefix or None, offset=last))
+            pages = pages or obstore.list(self._store, folder or None, offset=last)
             try:
-                return [entry["path"] for entry in next(pages, ())]
+                return [entry["path"] for entry in await in_memory(pages.__anext__())]
+            except StopAsyncIteration:
+                return []
             except BaseException:
                 pages = None
                 raise
 
-        while page := self._insist("list", prefix, next_page):
-            yield from page
+        while page := self._insist("list", folder, next_page, self._patience.page_s):
+            yield page
             last = page[-1]
 
     # ---- insisting -----------------------------------------------------------------------------
 
-    def _insist(self, action: str, path: str, request: Callable[[], T]) -> T:
+    def _insist(
+        self, action: str, path: str, request: Callable[[], Awaitable[T]], limit_s: float | None = None
+    ) -> T:
         if path or action != "list":
             check_path(path, self.uri)
         began_s, failures = self._clock(), 0
         while True:
             try:
-                answer = request()
+                answer = wait_for(request, limit_s or self._patience.request_s)
                 self._reached, self._given_up = True, False
                 return answer
             except _FAILURES as error:
@@ -196,7 +281,8 @@ class ObjectStorage:
             self._reached |= failure.reached
             pause_s = self._patience.pause_s(failures, self._chance())
             waited_s = self._clock() - began_s
-            if not failure.passing or waited_s + pause_s > self._limit_s():
+            done = not failure.passing or failures == failure.tries
+            if done or waited_s + pause_s > self._limit_s():
                 self._given_up |= failure.passing
                 raise self._error(action, path, failure, failures, waited_s)
             self._sleep(pause_s)
@@ -221,6 +307,20 @@ class ObjectStorage:
 
     def _no_create_only(self, path: str, cause: str) -> NoCreateOnlyError:
         return NoCreateOnlyError(f"cannot create {self.uri}/{path}: {cause}")
+
+
+async def _body(answer: GetResult, num_bytes: int) -> Parts:
+    """The body in parts, which has as many bytes as the answer said before."""
+    parts: Parts = []
+    missing = num_bytes
+    async for part in answer.stream(min_chunk_size=min(num_bytes + 1, _PART_BYTES)):
+        parts.append(part)
+        missing -= len(part)
+        if missing < 0:
+            raise BadAnswerError(f"it is longer than the {num_bytes:,} bytes that it says", passing=True)
+    if missing:
+        raise BadAnswerError(f"it is {missing:,} bytes shorter than the {num_bytes:,} it says", passing=True)
+    return parts
 
 
 def _attributes(path: str) -> dict[str, str]:
