@@ -22,6 +22,9 @@ REJECTED_DIR = "rejected"
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
 
+MAX_SEQ = 10**12
+"""Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
+
 _FRAGMENT = re.compile(rf"{LOG_DIR}/(\d{{20}})\.arrow")
 
 
@@ -33,7 +36,7 @@ def fragment_path(seq: int) -> str:
 def fragment_seq(path: str) -> int | None:
     """The number of a committed fragment; None if `path` is something else, such as a temporary file."""
     match = _FRAGMENT.fullmatch(path)
-    return int(match[1]) if match else None
+    return seq if match and (seq := int(match[1])) <= MAX_SEQ else None
 
 
 def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:
