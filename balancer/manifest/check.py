@@ -135,7 +135,7 @@ def check_run(storage: Storage) -> Findings:
     for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
     standing = list({row["id"]: row for row in rows}.values())
-    of_copy += _current(storage, info, () if problems or unsound else fragments)
+    of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))

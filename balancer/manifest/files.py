@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from balancer.errors import BalancerError
 from balancer.manifest.compacted import MAX_FILE_BYTES, DamagedCopyError, DataFile
 from balancer.manifest.fragment import MAX_FRAGMENT_BYTES, BrokenFragmentError
-from balancer.manifest.row_values import Known, check_values
+from balancer.manifest.row_values import Known, check_together
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 
 GONE = "it is missing; if the manifest was compacted anew since, open it again"
@@ -57,6 +57,9 @@ class Loaded:
 
     fragment: ds.Fragment | None
     num_bytes: int
+    path: str = ""
+    rows: pa.Table | None = None
+    """Of a fragment of the log: to be checked before anyone gets them."""
 
 
 class ManifestFiles:
@@ -93,6 +96,15 @@ class ManifestFiles:
             self.problem = error
             raise
 
+    def check(self, together: Sequence[Loaded]) -> None:
+        """BrokenFragmentError if a row has a value that no run can have written."""
+        fragments = [(one.path, one.rows) for one in together if one.rows is not None]
+        try:
+            check_together(fragments, self._known)
+        except BalancerError as error:
+            self.problem = error
+            raise
+
     def damage(self) -> DamagedCopyError | None:
         """The first compacted file that is not what it was, found by reading all of them."""
         for told in self._compacted.values():
@@ -107,23 +119,8 @@ class ManifestFiles:
             raise BrokenFragmentError(path, "log without gaps", "it is missing, and was there") from None
         if hashlib.sha256(data).hexdigest() != self._committed[path]:
             raise BrokenFragmentError(path, "checksum", "its bytes are not those that were there")
-        buffer = self._narrowed(data, path, wanted.schema.names)
-        return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size)
-
-    def _narrowed(self, data: bytes, path: str, columns: Sequence[str]) -> pa.Buffer:
-        """A fragment with these of its columns, checked: rows that a query keeps would keep all of its bytes
-        in memory."""
-        schema = pa.ipc.open_file(pa.py_buffer(data)).schema
-        included = [position for position, name in enumerate(schema.names) if name in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
-        table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
-        check_values(table, path, self._known)
-        if len(included) == len(schema):
-            return arrow_buffer(data)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        return sink.getvalue()
+        buffer, rows = _narrowed(data, wanted.schema.names)
+        return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size, path, rows)
 
     def _data_file(self, told: DataFile, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
@@ -157,6 +154,21 @@ def _reopened(
     uri: str, compacted: Mapping[str, DataFile], committed: Mapping[str, str], known: Known | None
 ) -> ManifestFiles:
     return ManifestFiles(open_storage(uri, create=False), compacted, committed, known)
+
+
+def _narrowed(data: bytes, columns: Sequence[str]) -> tuple[pa.Buffer, pa.Table]:
+    """A fragment with these of its columns: rows that a query keeps would keep all of its bytes in memory."""
+    schema = pa.ipc.open_file(pa.py_buffer(data)).schema
+    included = [position for position, name in enumerate(schema.names) if name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
+    if len(included) == len(schema):
+        buffer = arrow_buffer(data)
+        return buffer, pa.ipc.open_file(buffer, options=options).read_all()
+    table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue(), table
 
 
 # ---- compacted files -------------------------------------------------------------------------------

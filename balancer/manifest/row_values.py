@@ -6,7 +6,7 @@ need not doubt its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -42,7 +42,6 @@ YEARS = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 
 FORMS: Mapping[str, tuple[str, str]] = {
     "sha256": (r"^[0-9a-f]{64}$", "64 hexadecimal digits"),
-    "pixel_sha256": (r"^([0-9a-f]{64})?$", "64 hexadecimal digits"),
     "phash": (r"^[0-9a-f]{16}$", "16 hexadecimal digits"),
     "slot": (r"/[0-9]{1,12}$", "a cell and a number"),
 }
@@ -84,6 +83,16 @@ def check_values(rows: pa.Table, path: str, known: Known | None = None) -> None:
     names are not looked at."""
     for rule, detail in wrong_values(rows, known):
         raise BrokenFragmentError(path, rule, detail)
+
+
+def check_together(fragments: Sequence[tuple[str, pa.Table]], known: Known | None = None) -> None:
+    """As `check_values`, of many small fragments: one by one only to find the first that is wrong."""
+    if not fragments:
+        return
+    bare = [table.replace_schema_metadata() for _, table in fragments]
+    if next(wrong_values(pa.concat_tables(bare), known), None) is not None:
+        for path, table in fragments:
+            check_values(table, path, known)
 
 
 def wrong_values(rows: pa.Table, known: Known | None = None) -> Iterator[Wrong]:
@@ -184,9 +193,9 @@ def _unnamed(rows: pa.Table, names: Collection[str], known: Known) -> Iterator[W
 
 def _unscored(rows: pa.Table, known: Known) -> Iterator[Wrong]:
     """Candidates without a score of a property of their cell."""
-    is_candidate = pc.equal(rows["source"], SYNTHETIC)
+    is_scored = pc.and_(pc.equal(rows["source"], SYNTHETIC), rows["scores"].is_valid())
     for field in rows.schema.field("scores").type:
-        lacking = pc.and_(is_candidate, pc.is_null(pc.struct_field(rows["scores"], field.name)))
+        lacking = pc.and_(is_scored, pc.is_null(pc.struct_field(rows["scores"], field.name)))
         cells = pc.unique(rows["cell"].filter(lacking)).to_pylist()
         wrong = [cell for cell in cells if field.name in known.cells.get(cell, ())]
         if wrong:
