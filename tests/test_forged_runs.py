@@ -58,6 +58,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     {"num_bytes": 10**12 + 1},
     *({name: "not so"} for name in FORMS),
     {"slot": "burnt/dim/severe/" + "9" * 400},
+    {"file_name": "images/" + "a" * 5000},
     {"class": "../up"},
     {"cell": "../up"},
     {"status": "evil"},
@@ -66,7 +67,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", IMPOSSIBLE, ids=str)
+@pytest.mark.parametrize("changes", IMPOSSIBLE, ids=lambda changes: str(changes)[:40])
 def test_a_row_that_no_run_writes_is_named_with_its_column(changes):
     (column,) = changes
     (detail,) = wrong_of(row(SLOT, 2), row(SLOT) | changes)

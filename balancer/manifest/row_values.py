@@ -46,6 +46,9 @@ FORMS: Mapping[str, tuple[str, str]] = {
     "slot": (r"/[0-9]{1,12}$", "a cell and a number"),
 }
 
+MAX_PATH_BYTES = 4096
+"""Of a file name: what Linux opens, and four times as long as a key of S3."""
+
 OF_ALL = (CLASS_PROPERTY, "source", "status")
 OF_CANDIDATES = ("cell", "slot", "attempt", "scores", "brightness", "deviation", "nonfinite")
 OF_FILES = ("sha256", "num_bytes")
@@ -105,6 +108,8 @@ def wrong_values(rows: pa.Table, known: Known | None = None) -> Iterator[Wrong]:
         yield from _out_of_range(rows, name, rows[name], RANGES[name])
     if "generated_at" in names:
         yield from _out_of_range(rows, "generated_at", rows["generated_at"].cast(pa.int64()), YEARS)
+    if "file_name" in names:
+        yield from _too_long(rows)
     for name in names & FORMS.keys():
         yield from _misshapen(rows, name)
     for name in names & WORDS.keys():
@@ -162,6 +167,13 @@ def _out_of_range(
         yield POSSIBLE, f"{row} has a {name} outside the years 1 to 9999"
     else:
         yield POSSIBLE, f"{row} has {name} {wrong:,}, not {low:,} to {high:,}"
+
+
+def _too_long(rows: pa.Table) -> Iterator[Wrong]:
+    lengths = pc.binary_length(rows["file_name"])
+    if (longest := pc.max(lengths).as_py() or 0) > MAX_PATH_BYTES:
+        row = _row(rows, pc.equal(lengths, longest))
+        yield POSSIBLE, f"{row} has a file_name of {longest:,} bytes, the limit is {MAX_PATH_BYTES:,}"
 
 
 def _misshapen(rows: pa.Table, name: str) -> Iterator[Wrong]:
