@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors import weights
 from actors.fleet import generator_worker
-from balancer.config import Config
+from balancer.config import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
 from balancer.manifest.query import Manifest
 from balancer.manifest.rows import SYNTHETIC
 from balancer.prompts import Request
 from balancer.reproduction import Outcome, Reproduction, compare, excused
+from balancer.safetext import shortened
 from balancer.training.images import Decoder
 
 Row = dict[str, Any]
@@ -32,6 +34,11 @@ NO_GPU = ("cpu", "none")
 
 LOSSY = ".jpeg"
 """Of such a file only the hash of the pixels before it was encoded can be compared."""
+
+MAX_PROMPT = 100_000
+"""Characters; those of a config have up to 1,000 for each class, value and variation."""
+
+_SETTINGS = ("guidance", "steps", "width", "height", "batch_size")
 
 _COLUMNS = (
     "id", "source", "status", "file_name", "pixel_sha256", "prompt", "negative_prompt", "seed", "wording",
@@ -85,7 +92,10 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
     decoder = Decoder.of(manifest.uri, manifest.run)
     makers: dict[Maker, list[Row]] = {}
     for row in rows:
-        makers.setdefault(Maker.of(row), []).append(row)
+        if problem := _impossible(row, config):
+            yield Reproduction(row["id"], Outcome.INCOMPARABLE, problem)
+        else:
+            makers.setdefault(Maker.of(row), []).append(row)
     for maker, made_by_it in makers.items():
         generator, problem = _generator(maker, config, manifest.run.models["generator"])
         if generator is None:
@@ -94,6 +104,32 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
         for batch in _batches(made_by_it, maker.batch_size):
             for found in _made_again(generator, maker.batch_size, batch, decoder):
                 yield excused(found, manifest.run.versions)
+
+
+class _Made(BaseModel):
+    """What a row says of how its image was made, besides the settings that a config has, too."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(max_length=MAX_PROMPT)
+    negative_prompt: str = Field(max_length=MAX_PROMPT)
+    seed: int
+    device: str
+    model: str
+    batch_size: int
+    guidance: float
+
+
+def _impossible(row: Row, config: Config) -> str:
+    """What no config allows of a row, which a generator would try to do; empty if nothing."""
+    settings = config.generation.model_dump() | {name: row[name] for name in _SETTINGS}
+    try:
+        _Made.model_validate({name: row[name] for name in _Made.model_fields})
+        GenerationConfig.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        return f"its row has {problem['loc'][0]} {shortened(repr(problem['input']))}: {problem['msg']}"
+    return ""
 
 
 def _made_again(

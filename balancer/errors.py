@@ -18,12 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from balancer.safetext import redacted
+from balancer.safetext import redacted, shortened
 
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its type's name if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+MAX_LINE = 2000
+"""Characters; what names a file or quotes somebody's text can have millions."""
+
+
+def _bounded(text: str) -> str:
+    return "\n".join(shortened(line, MAX_LINE) for line in text.split("\n"))
 
 
 class BalancerError(Exception):
@@ -35,7 +43,7 @@ class BalancerError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message = redacted(message)
+        self.message = _bounded(redacted(message))
         self.hint = redacted(hint)
         super().__init__(self.message)
 

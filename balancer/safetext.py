@@ -39,6 +39,13 @@ def has_credentials(text: str) -> bool:
     )
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A long text without its middle."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}… ({len(text):,} characters) …{text[-(most // 4) :]}"
+
+
 def printable(text: str) -> str:
     """A text as one line that cannot steer a terminal: controls (C0 and C1), direction marks, characters of
     no width and unpaired surrogates are escaped, and so are line ends."""

@@ -30,7 +30,7 @@ from balancer.manifest.layout import DATA_DIR, INDEX_FILE, fragment_path
 from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import MemoryStorage, at, real, rejected, row, run_info, start, void
+from tests.manifest_samples import CONFIG, MemoryStorage, at, real, rejected, row, run_info, start, void
 
 SLOTS = [f"{cell}/{index:04d}" for cell in ("basic/dim", "burnt/dim/severe") for index in range(4)]
 
@@ -210,7 +210,9 @@ def test_other_readers_read_the_folder_as_its_columns_say(reader, tmp_path):
     """Of paths like `class=dog` they take the values, and the types that these look like."""
     storage = open_storage(tmp_path / "run", create=True)
     names = [{"class": name, "lighting": name} for name in LIKE_OTHERS]
-    start(storage).commit([row(f"basic/dim/{n:04d}", **name) for n, name in enumerate(names)])
+    classes = CONFIG["classes"] | dict.fromkeys(LIKE_OTHERS, CONFIG["classes"]["basic"])
+    run = {"config": CONFIG | {"classes": classes}, "targets": dict.fromkeys(classes, 1)}
+    start(storage, **run).commit([row(f"basic/dim/{n:04d}", **name) for n, name in enumerate(names)])
     compact(storage)
     found = READERS[reader](tmp_path / "run" / DATA_DIR)
     assert sorted(map(str, found.to_pylist())) == sorted(map(str, names))

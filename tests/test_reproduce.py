@@ -20,6 +20,7 @@ from actors.generator import Generator
 from actors.simulated import SimulatedGenerator
 from balancer import open_manifest
 from balancer.cli import main
+from balancer.config import Config
 from balancer.errors import ManifestError, UsageError
 from balancer.images import encode_image, pixel_sha256
 from balancer.manifest import Manifest
@@ -367,3 +368,18 @@ def test_lineage_of_an_unknown_image_is_a_usage_error(make_run):
 def test_a_lineage_that_leads_nowhere_is_a_manifest_error(make_run, parent, problem):
     with pytest.raises(ManifestError, match=problem):
         make_run(parent_id=parent).lineage(FIRST)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 0}, {"batch_size": 2**31 - 1}, {"width": 16384}, {"width": -8}, {"steps": 2**31 - 1},
+     {"guidance": float("nan")}, {"prompt": None}, {"seed": None}, {"negative_prompt": None},
+     {"prompt": "x" * 10**6}],
+    ids=lambda changes: str(changes)[:30],
+)  # fmt: skip
+def test_a_row_with_what_no_config_allows_is_not_tried(changes):
+    (name,) = changes
+    told = row(FIRST.rpartition("-")[0]) | columns(FIRST) | changes
+    problem = actors.reproduce._impossible(told, Config.model_validate(CONFIG))
+    assert problem.startswith(f"its row has {name} ")
+    assert len(problem) < 500

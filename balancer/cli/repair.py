@@ -59,7 +59,7 @@ def _fate(damage: Damage, found: Repair) -> str:
 
 def _summary(found: Repair, applied: bool) -> str:
     if not found.is_needed:
-        return "nothing to repair"
+        return "nothing that can be repaired" if found.unsolved else "nothing to repair"
     lost = len(found.lost)
     verb = "were" if applied else "can be"
     parts = [

@@ -30,6 +30,7 @@ from balancer.manifest.fragment import (
 )
 from balancer.manifest.head import check_head, check_reach, read_head
 from balancer.manifest.layout import LOG_DIR, fragment_path, fragment_seq
+from balancer.manifest.row_values import Known, check_values, wrong_values
 from balancer.storage import MissingFileError, Storage
 
 _Item = TypeVar("_Item")
@@ -81,6 +82,7 @@ def read_chain(
     run_id: str,
     columns: Sequence[str] | None = None,
     after: tuple[int, str] = (0, ""),
+    known: Known | None = None,
 ) -> Chain:
     """The log, or what comes `after` a fragment of that number and sha256, which must be there.
 
@@ -102,6 +104,7 @@ def read_chain(
                 before = Entry.of(block.pop())
             entries += map(Entry.of, block)
             blocks.append(joined([fragment.table for fragment in reversed(block)], schema, names))
+            _check_block(blocks[-1], block, known)
     except BrokenFragmentError:
         _name_the_first_problem(storage, schema, run_id, max(seq, 1), last)
         raise
@@ -111,6 +114,13 @@ def read_chain(
     for entry in (*entries, *filter(None, [before])):
         check_head(head, entry)
     return Chain(before, tuple(reversed(entries)), joined(list(reversed(blocks)), schema, names))
+
+
+def _check_block(rows: pa.Table, block: Sequence[Fragment], known: Known | None) -> None:
+    """Together, as fragments have few rows; one by one only to find the first that is wrong."""
+    if next(wrong_values(rows, known), None) is not None:
+        for fragment in reversed(block):
+            check_values(fragment.table, fragment_path(fragment.stamp.seq), known)
 
 
 def with_id(columns: Sequence[str]) -> list[str]:
@@ -161,22 +171,30 @@ def read_fragment(storage: Storage, seq: int) -> bytes:
         raise BrokenFragmentError(path, "log without gaps", "it is missing, and was committed") from None
 
 
-def read_committed(storage: Storage, entry: Entry, schema: pa.Schema, columns: Sequence[str]) -> Fragment:
+def read_committed(
+    storage: Storage, entry: Entry, schema: pa.Schema, columns: Sequence[str], known: Known | None = None
+) -> Fragment:
     """A fragment that was checked before, read again; BrokenFragmentError if it is another one by now."""
     seq = entry.stamp.seq
     data = read_fragment(storage, seq)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != entry.sha256:
         raise BrokenFragmentError(fragment_path(seq), "hash chain", "it is not the one that was there before")
-    return decode_part(data, sha256, seq, schema, columns)
+    fragment = decode_part(data, sha256, seq, schema, columns)
+    check_values(fragment.table, fragment_path(seq), known)
+    return fragment
 
 
 def read_again(
-    storage: Storage, entries: Iterable[Entry], schema: pa.Schema, columns: Sequence[str]
+    storage: Storage,
+    entries: Iterable[Entry],
+    schema: pa.Schema,
+    columns: Sequence[str],
+    known: Known | None = None,
 ) -> Iterator[Fragment]:
     """Fragments that were checked before, in the order of `entries`."""
     listed = list(entries)
-    return _ahead(lambda entry: read_committed(storage, entry, schema, columns), listed)
+    return _ahead(lambda entry: read_committed(storage, entry, schema, columns, known), listed)
 
 
 def _backwards(

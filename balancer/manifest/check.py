@@ -18,7 +18,7 @@ from balancer.copies import COMPARED, KnownImage, known_images
 from balancer.errors import BalancerError, ManifestError, StorageError
 from balancer.leaks import Leak, find_leaks
 from balancer.manifest.chain import Entry, last_seq, load_fragment
-from balancer.manifest.compacted import DamagedCopyError, Index, read_index
+from balancer.manifest.compacted import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.copycheck import check_files, check_rows
 from balancer.manifest.current import problem_of_current
 from balancer.manifest.fragment import BrokenFragmentError, Fragment, check_successor
@@ -36,6 +36,7 @@ from balancer.manifest.layout import (
     fragment_seq,
 )
 from balancer.manifest.log import rows_in
+from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import lacks_a_score
@@ -43,6 +44,9 @@ from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug
 
 READERS = 8
 """Images hashed at once."""
+
+MISSING_TOLD = 1000
+"""Missing fragments in a row that are told one by one."""
 
 _THERE = "images are there"
 _READABLE = "images can be read"
@@ -53,6 +57,9 @@ _COLUMNS = (
 )  # fmt: skip
 
 _FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
+
+_OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
+"""Of values, that are looked at row by row."""
 
 # What a verdict may not touch; the file, too, unless the row becomes void.
 _LASTING = ("cell", "slot", "attempt", "source", "seed", "run_id")
@@ -116,19 +123,24 @@ def check_run(storage: Storage) -> Findings:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
     index, of_copy = _index(storage, info)
     fragments, problems = _check_log(storage, info, index.covers if index else 0)
-    of_copy += _copy(storage, info, index, () if problems else fragments)
+    known = Known.of(info)
+    values = [problem for fragment in fragments for problem in _values(fragment, known)]
+    fragments = [fragment.narrowed(_COLUMNS) for fragment in fragments]
+    unsound = bool(problems or values)
+    of_copy += _copy(storage, info, index, () if unsound else fragments)
     rows = [row for fragment in fragments for row in _rows(fragment)]
     repaired = any(fragment.stamp.event == "repair" for fragment in fragments)
     problems.extend(_ids(rows, whole=not problems and not repaired))
+    problems.extend(problem for problem in values if problem.rule not in _OWN_RULES)
     for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
     standing = list({row["id"]: row for row in rows}.values())
-    of_copy += _current(storage, info, () if problems else fragments)
+    of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
     problems.extend(_quotas(standing, info))
     listed: list[Problem] = []
-    for leak, problem in _leaks(standing, storage, fragments, info):
+    for leak, problem in () if values else _leaks(standing, storage, fragments, info):
         (listed if leak.listed else problems).append(problem)
     images = [row for row in standing if row["file_name"] is not None]
     files = ImageFiles.of(storage.uri, info)
@@ -152,7 +164,10 @@ def check_run(storage: Storage) -> Findings:
 
 def _index(storage: Storage, info: RunInfo) -> tuple[Index | None, list[Problem]]:
     try:
-        return read_index(storage, info.run_id), []
+        index = read_index(storage, info.run_id)
+        if index is not None:
+            check_folders(index, info)
+        return index, []
     except DamagedCopyError as error:
         return None, [Problem(error.rule, error.path, error.detail)]
 
@@ -190,9 +205,10 @@ def _check_log(storage: Storage, info: RunInfo, copied: int) -> tuple[list[Fragm
     previous: Fragment | None = None
     schema = info.schema()
     trusted = True  # whether `previous` is really the fragment before
-    for seq in range(1, max(last, copied, head.seq if head else 0) + 1):
+    there = sorted(filter(None, map(fragment_seq, storage.list(LOG_DIR))))
+    for seq in _numbers(there, max(last, copied, head.seq if head else 0)):
         try:
-            fragment = load_fragment(storage, seq, schema, _COLUMNS)
+            fragment = load_fragment(storage, seq, schema)
             fragments.append(fragment)
             if trusted:
                 check_successor(fragment, previous, info.run_id)
@@ -205,11 +221,27 @@ def _check_log(storage: Storage, info: RunInfo, copied: int) -> tuple[list[Fragm
     return fragments, problems
 
 
+def _numbers(there: Sequence[int], last: int) -> Iterator[int]:
+    """The numbers 1 to `last`, of many that are missing in a row the first ones."""
+    before = 0
+    for seq in (*there, last + 1):
+        yield from range(before + 1, min(seq, before + 1 + MISSING_TOLD))
+        if seq <= last:
+            yield seq
+        before = seq
+
+
 def _head(storage: Storage, info: RunInfo) -> tuple[Head | None, list[Problem]]:
     try:
         return read_head(storage, info.run_id), []
     except BrokenFragmentError as error:
         return None, [Problem(error.rule, error.path, error.detail)]
+
+
+def _values(fragment: Fragment, known: Known) -> Iterator[Problem]:
+    """What readers refuse."""
+    path = fragment_path(fragment.stamp.seq)
+    return (Problem(rule, path, detail) for rule, detail in wrong_values(fragment.table, known))
 
 
 def _rows(fragment: Fragment) -> Iterator[_Row]:
@@ -227,7 +259,7 @@ def _ids(rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
     for row in rows:
         known = before.get(row["id"])
         if row["id"] is None:
-            yield row.breaks("every row has an id", "has none")
+            yield row.breaks(HAS_ID, "has none")
         elif row.is_verdict:
             if whole:
                 yield from _only_the_verdict_changed(known, row)
@@ -286,7 +318,7 @@ def _reaches_threshold(row: _Row) -> bool:
 def _membership(rows: Sequence[_Row]) -> Iterator[Problem]:
     for row in rows:
         if row["status"] not in (ACCEPTED, REJECTED, VOID) or row["source"] not in (REAL, SYNTHETIC):
-            yield row.breaks("known status and source", f"is {row['status']!r}, {row['source']!r}")
+            yield row.breaks(MEMBERSHIP, f"is {row['status']!r}, {row['source']!r}")
 
 
 def _files(rows: Sequence[_Row]) -> Iterator[Problem]:
@@ -294,7 +326,7 @@ def _files(rows: Sequence[_Row]) -> Iterator[Problem]:
     for row in rows:
         name = row["file_name"]
         if row.accepted and name is None:
-            yield row.breaks("accepted rows have an image", "names no file")
+            yield row.breaks(HAS_IMAGE, "names no file")
         if name is not None and row["status"] == REJECTED and not row.is_verdict:
             yield row.breaks("rejected rows have no image", f"names {name}")
         if name is not None and row["status"] == VOID:
@@ -318,7 +350,7 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
         if row["run_id"] != info.run_id:
             yield row.breaks("rows belong to the run", f"is of run {row['run_id']!r}")
         if row["cell"] not in quotas:
-            yield row.breaks("cells are planned", f"is of cell {row['cell']!r}, which the plan lacks")
+            yield row.breaks(PLANNED, f"is of cell {row['cell']!r}, which the plan lacks")
     for cell, count in Counter(row["cell"] for row in generated if row.accepted).items():
         if count > quotas.get(cell, count):
             detail = f"cell {cell!r} has {count} accepted images, its quota is {quotas[cell]}"

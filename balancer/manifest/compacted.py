@@ -16,13 +16,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
-from balancer.manifest.layout import DATA_DIR, INDEX_FILE
+from balancer.manifest.layout import DATA_DIR, INDEX_FILE, MAX_SEQ
 from balancer.manifest.runfile import RunInfo
 from balancer.storage import MissingFileError, Storage
 
@@ -50,6 +50,9 @@ MAX_FILE_BYTES = 1 << 32
 MAX_INDEX_BYTES = 1_000_000_000
 """About 500 bytes a file, and files have up to 64 MB: over 100 TB of rows."""
 
+Count = Annotated[int, Field(ge=0, le=10**12)]
+AtLeastOne = Annotated[int, Field(ge=1, le=10**12)]
+
 MAKE_ANEW = "the log has everything: `balancer compact RUN --rebuild` makes the copy anew"
 
 
@@ -73,9 +76,9 @@ class Layout:
     """
 
     folders: tuple[str, ...]
-    rows_in_file: int
-    rows_at_once: int
-    rows_in_block: int
+    rows_in_file: AtLeastOne
+    rows_at_once: AtLeastOne
+    rows_in_block: AtLeastOne
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -89,10 +92,10 @@ class DataFile:
     `footer_bytes` are the last ones, Parquet's own metadata."""
 
     path: str
-    rows: int
-    num_bytes: int
+    rows: Count
+    num_bytes: Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
     sha256: str
-    footer_bytes: int
+    footer_bytes: Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
     footer_sha256: str
     values: tuple[str | None, ...]
 
@@ -102,9 +105,9 @@ class Index:
     """The copy has the rows of fragments 1 to `covers`, of which the last has `sha256`."""
 
     run_id: str
-    covers: int
+    covers: Annotated[int, Field(ge=0, le=MAX_SEQ)]
     sha256: str
-    rows: int
+    rows: Count
     layout: Layout
     files: tuple[DataFile, ...]
 
@@ -168,7 +171,29 @@ def _parsed(document: dict[str, Any]) -> Index:
         )
     if checksum != _checksum(document):
         raise ValueError("its bytes are not those that were written")
-    return _INDEX.validate_python(document)
+    try:
+        index = _INDEX.validate_python(document)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    for file in index.files:
+        if len(file.values) != len(index.layout.columns):
+            raise ValueError(
+                f"{file.path} has {len(file.values)} values of {len(index.layout.columns)} columns"
+            )
+        if file.footer_bytes > file.num_bytes:
+            raise ValueError(
+                f"{file.path} has a footer of {file.footer_bytes:,} of its {file.num_bytes:,} bytes"
+            )
+    return index
+
+
+def check_folders(index: Index, info: RunInfo) -> None:
+    """DamagedCopyError if the layout is not by the class and facets of the run."""
+    names = (CLASS_PROPERTY, *info.facets)
+    if (folders := index.layout.folders) != names[: len(folders)]:
+        detail = f"it is laid out by {', '.join(folders)}, the run has {', '.join(names)}"
+        raise DamagedCopyError(INDEX_FILE, "compacted copy belongs to the run", detail)
 
 
 def _checksum(document: Mapping[str, Any]) -> str:

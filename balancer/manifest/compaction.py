@@ -34,6 +34,7 @@ from balancer.manifest.fragment import MAX_FRAGMENT_BYTES, Fragment
 from balancer.manifest.layout import INDEX_FILE, fragment_path
 from balancer.manifest.places import Places, ids_judged_anew
 from balancer.manifest.replaced import PLACE
+from balancer.manifest.row_values import Known
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.schema import EMBEDDING
 from balancer.storage import MissingFileError, Storage
@@ -79,7 +80,7 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
     entries, last = chain.entries, chain.last
     del chain  # it has the ids of all rows, which may be as large as what is held back below
     layout = layout_of(info, sum(entry.rows for entry in entries))
-    rows = RowsInOrder(storage, entries, schema)
+    rows = RowsInOrder(storage, entries, schema, Known.of(info))
     files = Files(storage, schema)
     dealt = deal(rows.blocks(layout.rows_in_block), layout, info)
     written = [files.write(values, table) for values, table in dealt]
@@ -121,12 +122,12 @@ def _is_up_to_date(storage: Storage, info: RunInfo, chain: Chain) -> bool:
 class RowsInOrder:
     """The rows of a log that count, with their places, for one pass."""
 
-    def __init__(self, storage: Storage, entries: Sequence[Entry], schema: pa.Schema) -> None:
+    def __init__(self, storage: Storage, entries: Sequence[Entry], schema: pa.Schema, known: Known) -> None:
         ids = ids_judged_anew(storage, entries, schema)
         self._places = Places(storage, entries, schema, ids)
         self._schema = schema
         with_rows = [entry for entry in entries if entry.rows]
-        self._fragments = read_again(storage, with_rows, schema, schema.names)
+        self._fragments = read_again(storage, with_rows, schema, schema.names, known)
 
     @property
     def count(self) -> int:

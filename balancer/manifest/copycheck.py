@@ -12,6 +12,7 @@ from balancer.manifest.compacted import MAX_FILE_BYTES, DamagedCopyError, DataFi
 from balancer.manifest.compaction import RowsInOrder, deal, with_place
 from balancer.manifest.files import arrow_buffer, difference
 from balancer.manifest.layout import INDEX_FILE
+from balancer.manifest.row_values import Known
 from balancer.manifest.runfile import RunInfo
 from balancer.storage import Storage
 
@@ -35,7 +36,7 @@ def check_rows(
         yield DamagedCopyError(INDEX_FILE, "compacted copy is of this log", "it was made of another one")
         return
     schema = info.schema()
-    rows = RowsInOrder(storage, covers, schema)
+    rows = RowsInOrder(storage, covers, schema, Known.of(info))
     files = iter(index.files)
     for values, table in deal(rows.blocks(index.layout.rows_in_block), index.layout, info):
         file = next(files, None)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from balancer.errors import BalancerError
 from balancer.manifest.compacted import MAX_FILE_BYTES, DamagedCopyError, DataFile
 from balancer.manifest.fragment import MAX_FRAGMENT_BYTES, BrokenFragmentError
+from balancer.manifest.row_values import Known, check_together
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 
 GONE = "it is missing; if the manifest was compacted anew since, open it again"
@@ -56,22 +57,30 @@ class Loaded:
 
     fragment: ds.Fragment | None
     num_bytes: int
+    path: str = ""
+    rows: pa.Table | None = None
+    """Of a fragment of the log: to be checked before anyone gets them."""
 
 
 class ManifestFiles:
     """Loads what it was told of, and nothing else. It can be pickled, for workers that read by themselves."""
 
     def __init__(
-        self, storage: Storage, compacted: Mapping[str, DataFile], committed: Mapping[str, str]
+        self,
+        storage: Storage,
+        compacted: Mapping[str, DataFile],
+        committed: Mapping[str, str],
+        known: Known | None = None,
     ) -> None:
         self.storage = storage
         self._compacted = compacted
         self._committed = committed
+        self._known = known
         self.problem: BalancerError | None = None
         """The last one met: a library in between may not pass it on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.storage.uri, self._compacted, self._committed)
+        return _reopened, (self.storage.uri, self._compacted, self._committed, self._known)
 
     def num_bytes(self, path: str) -> int:
         """Of a compacted file. Fragments of the log are small; their size is not known before."""
@@ -83,6 +92,15 @@ class ManifestFiles:
             if path in self._committed:
                 return self._fragment(path, holds, wanted)
             return self._data_file(self._compacted[path], holds, wanted)
+        except BalancerError as error:
+            self.problem = error
+            raise
+
+    def check(self, together: Sequence[Loaded]) -> None:
+        """BrokenFragmentError if a row has a value that no run can have written."""
+        fragments = [(one.path, one.rows) for one in together if one.rows is not None]
+        try:
+            check_together(fragments, self._known)
         except BalancerError as error:
             self.problem = error
             raise
@@ -101,8 +119,8 @@ class ManifestFiles:
             raise BrokenFragmentError(path, "log without gaps", "it is missing, and was there") from None
         if hashlib.sha256(data).hexdigest() != self._committed[path]:
             raise BrokenFragmentError(path, "checksum", "its bytes are not those that were there")
-        buffer = _narrowed(data, wanted.schema.names)
-        return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size)
+        buffer, rows = _narrowed(data, wanted.schema.names)
+        return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size, path, rows)
 
     def _data_file(self, told: DataFile, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
@@ -132,25 +150,25 @@ def arrow_buffer(data: bytes) -> pa.Buffer:
     return buffer
 
 
-def _reopened(uri: str, compacted: Mapping[str, DataFile], committed: Mapping[str, str]) -> ManifestFiles:
-    return ManifestFiles(open_storage(uri, create=False), compacted, committed)
+def _reopened(
+    uri: str, compacted: Mapping[str, DataFile], committed: Mapping[str, str], known: Known | None
+) -> ManifestFiles:
+    return ManifestFiles(open_storage(uri, create=False), compacted, committed, known)
 
 
-# ---- fragments of the log --------------------------------------------------------------------------
-
-
-def _narrowed(data: bytes, columns: Sequence[str]) -> pa.Buffer:
+def _narrowed(data: bytes, columns: Sequence[str]) -> tuple[pa.Buffer, pa.Table]:
     """A fragment with these of its columns: rows that a query keeps would keep all of its bytes in memory."""
     schema = pa.ipc.open_file(pa.py_buffer(data)).schema
     included = [position for position, name in enumerate(schema.names) if name in columns]
-    if len(included) == len(schema):
-        return arrow_buffer(data)
     options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
+    if len(included) == len(schema):
+        buffer = arrow_buffer(data)
+        return buffer, pa.ipc.open_file(buffer, options=options).read_all()
     table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
+    return sink.getvalue(), table
 
 
 # ---- compacted files -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ parses anything.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -14,12 +15,14 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from balancer.errors import ManifestError
-from balancer.manifest.layout import fragment_path
+from balancer.errors import ManifestError, first_line
+from balancer.manifest.arrow_blocks import check_blocks
+from balancer.manifest.layout import MAX_SEQ, fragment_path
 from balancer.manifest.schema import check_version, difference
 
 Event = Literal["open", "rows", "verdicts", "gc", "repair", "close"]
@@ -30,6 +33,10 @@ STATES: tuple[State, ...] = ("complete", "short", "interrupted", "failed", "budg
 
 MAX_FRAGMENT_BYTES = 1 << 30
 """A commit has some hundred rows at most, and rows of published verifiers take 5 kB."""
+
+MAX_GENERATORS = 1_000_000
+
+BELONGS = "fragment says where it belongs"
 
 _KEY = "balancer."
 CHECKSUM_KEY = b"balancer.checksum"
@@ -76,6 +83,18 @@ class Stamp:
         return self.event in ("verdicts", "repair")
 
 
+class _Detail(BaseModel):
+    """What is read of a stamp's detail; other keys may be there."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    generators: Annotated[int, Field(ge=0, le=MAX_GENERATORS)] | None = None
+    overrides: dict[str, Any] = {}
+    complete: bool = True
+    deleting: list[str] = []
+    stands_for: str | None = None
+
+
 class Link(Protocol):
     """What the next fragment depends on."""
 
@@ -99,6 +118,9 @@ class Fragment:
         lost = (self.stamp.detail or {}).get("stands_for") if self.stamp.event == "repair" else None
         return str(lost or self.sha256)
 
+    def narrowed(self, columns: Sequence[str]) -> Fragment:
+        return dataclasses.replace(self, table=self.table.select(list(columns)))
+
 
 def encode(table: pa.Table, stamp: Stamp) -> bytes:
     """The bytes of a fragment: the same stamp and table give the same bytes."""
@@ -118,6 +140,7 @@ def decode(data: bytes, seq: int, schema: pa.Schema, columns: Sequence[str] | No
     path = fragment_path(seq)
     _verify_checksum(data, path)
     try:
+        check_blocks(data)
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -138,6 +161,7 @@ def decode_part(data: bytes, sha256: str, seq: int, schema: pa.Schema, columns: 
     included = sorted(schema.get_field_index(name) for name in columns)
     options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
     try:
+        check_blocks(data)
         table = pa.ipc.open_file(pa.py_buffer(data), options=options).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
@@ -240,13 +264,25 @@ def stamp_of(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
             event=EVENTS[EVENTS.index(text["event"])],
             committed_at=datetime.datetime.fromisoformat(text["committed_at"]),
             state=STATES[STATES.index(state)] if state else None,
-            detail=json.loads(text["detail"]),
+            detail=_detail(text["detail"]),
         )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = ".".join(map(str, problem["loc"]))
+        raise BrokenFragmentError(path, BELONGS, f"bad metadata: detail.{at}: {problem['msg']}") from error
     except (KeyError, ValueError, RecursionError) as error:
-        raise BrokenFragmentError(path, "fragment says where it belongs", f"bad metadata: {error}") from error
-    consistent = (stamp.event == "close") == (stamp.state is not None) and isinstance(stamp.detail, dict)
-    if stamp.committed_at.tzinfo is None or not consistent:
-        raise BrokenFragmentError(
-            path, "fragment says where it belongs", "bad metadata: state, detail or time"
-        )
+        raise BrokenFragmentError(path, BELONGS, f"bad metadata: {first_line(error)}") from error
+    if (stamp.event == "close") != (stamp.state is not None) or stamp.committed_at.tzinfo is None:
+        raise BrokenFragmentError(path, BELONGS, "bad metadata: state or time")
+    if not (0 <= stamp.seq <= MAX_SEQ and 0 <= stamp.epoch <= MAX_SEQ):
+        raise BrokenFragmentError(path, BELONGS, f"bad metadata: number or epoch is above {MAX_SEQ:,}")
     return stamp
+
+
+def _detail(text: str) -> dict[str, Any]:
+    detail = json.loads(text)
+    if not isinstance(detail, dict):
+        raise ValueError("detail is no object")
+    if detail:
+        _Detail.model_validate(detail)
+    return detail

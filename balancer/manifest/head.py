@@ -16,7 +16,7 @@ from typing import Any
 
 from balancer.errors import ManifestError
 from balancer.manifest.fragment import BrokenFragmentError, Link
-from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, REJECTED_DIR, fragment_path
+from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, MAX_SEQ, REJECTED_DIR, fragment_path
 from balancer.storage import MissingFileError, Storage, is_temporary
 
 FORMAT = 1
@@ -106,6 +106,8 @@ def _parsed(document: dict[str, Any]) -> Head:
     head = Head(document["run_id"], document["seq"], document["sha256"])
     if not (isinstance(head.run_id, str) and isinstance(head.seq, int) and isinstance(head.sha256, str)):
         raise ValueError("its values are of other types")
+    if isinstance(head.seq, bool) or not 0 <= head.seq <= MAX_SEQ:
+        raise ValueError(f"seq is no number from 0 to {MAX_SEQ:,}")
     return head
 
 

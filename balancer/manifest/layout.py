@@ -22,8 +22,10 @@ REJECTED_DIR = "rejected"
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
 
-_FRAGMENT = re.compile(rf"{LOG_DIR}/(00[0-9]{{18}})\.arrow")
-"""Of 20 digits, two are 0: a larger number may not fit into 64 bits, and no run gets there."""
+MAX_SEQ = 10**12
+"""Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
+
+_FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
 
 
 def fragment_path(seq: int) -> str:
@@ -34,7 +36,7 @@ def fragment_path(seq: int) -> str:
 def fragment_seq(path: str) -> int | None:
     """The number of a committed fragment; None if `path` is something else, such as a temporary file."""
     match = _FRAGMENT.fullmatch(path)
-    return int(match[1]) if match else None
+    return seq if match and (seq := int(match[1])) <= MAX_SEQ else None
 
 
 def image_stem(candidate: Candidate, facet_names: Sequence[str]) -> str:

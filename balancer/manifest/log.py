@@ -62,6 +62,7 @@ from balancer.manifest.fragment import (
 )
 from balancer.manifest.head import read_head, write_head
 from balancer.manifest.layout import HEAD_FILE, fragment_path
+from balancer.manifest.row_values import Known
 from balancer.manifest.rows import VOID, utc_now
 from balancer.manifest.rules import Rules, rules_of
 from balancer.manifest.runfile import read_run
@@ -105,7 +106,7 @@ def read_log(storage: Storage, columns: Sequence[str] | None = None) -> LogView:
     Raises UsageError if there is no run, BrokenFragmentError if any fragment is damaged or missing.
     """
     info = read_run(storage)
-    chain = read_chain(storage, info.schema(), info.run_id, columns)
+    chain = read_chain(storage, info.schema(), info.run_id, columns, known=Known.of(info))
     return view_of([entry.stamp for entry in chain.entries], chain.table)
 
 

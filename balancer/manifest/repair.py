@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from balancer.errors import StorageError, UsageError
 from balancer.manifest.chain import ID, Entry, joined, last_seq, read_again, read_chain, read_fragment
-from balancer.manifest.compacted import DamagedCopyError, Index, read_index
+from balancer.manifest.compacted import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.compaction import compact
 from balancer.manifest.copycheck import check_files
 from balancer.manifest.current import renew_current
@@ -39,7 +39,14 @@ from balancer.manifest.fragment import (
     encode,
 )
 from balancer.manifest.head import Head, lost_log, read_head
-from balancer.manifest.layout import DAMAGED_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR, fragment_path
+from balancer.manifest.layout import (
+    DAMAGED_DIR,
+    HEAD_FILE,
+    INDEX_FILE,
+    LOG_DIR,
+    fragment_path,
+    fragment_seq,
+)
 from balancer.manifest.log import ManifestLog, latest
 from balancer.manifest.places import ids_judged_anew
 from balancer.manifest.replaced import PLACE
@@ -55,6 +62,9 @@ VERDICT = ("status", "reason", "score", "threshold", "nearest_id", "file_name")
 
 
 REASON = "repair"
+
+MOST_LOST = 200_000
+"""Of a log with 64 rows a fragment as many as 10 million candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +179,8 @@ def _survey(storage: Storage) -> tuple[_Log, Index | None]:
     index, (head, drops_head) = _index(storage, info), _head(storage, info)
     listed = last_seq(storage)
     last = _end(storage, listed, head, index)
+    if missing := _too_many_lost(storage, last):
+        return _Log(info, 0, {}, (), drops_head, (missing,)), index
     sound: dict[int, Entry] = {}
     damages: list[Damage] = []
     unsolved: list[str] = []
@@ -199,7 +211,10 @@ def _survey(storage: Storage) -> tuple[_Log, Index | None]:
 
 def _index(storage: Storage, info: RunInfo) -> Index | None:
     try:
-        return read_index(storage, info.run_id)
+        index = read_index(storage, info.run_id)
+        if index is not None:
+            check_folders(index, info)
+        return index
     except DamagedCopyError:
         return None
 
@@ -229,6 +244,17 @@ def _end(storage: Storage, listed: int, head: Head | None, index: Index | None) 
     copied = index.covers if index else 0
     had_any = not listed and bool(lost_log(storage, head, copied))
     return max(listed, copied, head.seq if head else 0, int(had_any))
+
+
+def _too_many_lost(storage: Storage, last: int) -> str:
+    """Why a log that should reach to `last` gets no stand-ins; "" if it may."""
+    missing = last - sum(1 for path in storage.list(LOG_DIR) if fragment_seq(path))
+    if missing <= MOST_LOST:
+        return ""
+    return (
+        f"the log should have {last:,} fragments, of which {missing:,} are missing; up to {MOST_LOST:,} "
+        f"can get a stand-in, and {HEAD_FILE} or {INDEX_FILE} may be wrong"
+    )
 
 
 def _witnessed_as(index: Index | None, head: Head | None, seq: int) -> str | None:

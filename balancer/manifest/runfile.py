@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-_Model = TypeVar("_Model", bound=BaseModel)
+_Section = TypeVar("_Section", bound=BaseModel)
 
 MAX_RUN_BYTES = 1_000_000_000
 """Over 400 bytes for each cell that a plan may have, with long names."""
@@ -67,7 +68,7 @@ class RunInfo:
         """Whether rows of real images name files outside the run folder."""
         return bool(self.config.get("output", {}).get("real_images") == "reference")
 
-    def config_as(self, model: type[_Model], *section: str) -> _Model:
+    def config_as(self, model: type[_Section], *section: str) -> _Section:
         """The config, or a section of it, as this version understands it; ManifestError if it does not."""
         part: Any = self.config
         for name in section:
@@ -138,6 +139,9 @@ def _check_names(info: RunInfo) -> None:
         _damaged(f"config.facets lacks {min(lacking)!r}")
     if unknown := {cell["class"] for cell in info.plan} - classes:
         _damaged(f"plan has class {min(unknown)!r}, which the config lacks")
+    keys = Counter(cell["cell"] for cell in info.plan)
+    if twice := [key for key, count in keys.items() if count > 1]:
+        _damaged(f"plan has cell {min(twice)!r} twice")
     if lacking := classes - info.targets.keys():
         _damaged(f"targets lack class {min(lacking)!r}")
     for cell in info.plan:
@@ -163,7 +167,7 @@ class _Cell(_Open):
     class_name: str = Field(alias="class")
     cell: str
     quota: _Count
-    priority: str
+    priority: Literal["critical", "high", "medium"]
 
 
 class _Facet(_Open):
@@ -184,6 +188,25 @@ class _Config(_Open):
     verification: dict[str, Any] = {}
 
 
+_Told = dict[str, str | int | float | None]
+
+
+class _Model(_Open):
+    __pydantic_extra__: _Told
+    model: str
+    revision: str | None
+
+
+class _Models(BaseModel):
+    """What every run has, besides others that it may have."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, _Told]
+
+    generator: _Model
+    verifier: _Model
+
+
 class _Document(BaseModel):
     """The fields of RunInfo, as others may have written them."""
 
@@ -201,4 +224,4 @@ class _Document(BaseModel):
     targets: dict[str, _Count]
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_EMBEDDING_DIM)]
     versions: dict[str, str]
-    models: dict[str, dict[str, str | int | float | None]]
+    models: _Models

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from balancer.manifest.arrow_blocks import is_compressed
 from balancer.manifest.fragment import CHECKSUM_KEY, BrokenFragmentError, encode, stamp_of
 from balancer.manifest.layout import fragment_path
 
@@ -33,7 +34,8 @@ class Remains:
 def remains_of(data: bytes, seq: int, schema: pa.Schema, sha256: str | None) -> Remains:
     """`sha256` is the hash that the next fragment was written with; None if there is none."""
     # An extension type may run code when Arrow meets it, and no manifest has any.
-    found, batches = (None, []) if b"ARROW:extension" in data else _read_stream(data)
+    stream = data[STREAM_START:]
+    found, batches = (None, []) if b"ARROW:extension" in data or is_compressed(stream) else _read_stream(data)
     if found is None:
         return Remains()
     try:

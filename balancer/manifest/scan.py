@@ -17,12 +17,13 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from balancer.manifest.chain import ID, Entry, read_chain
-from balancer.manifest.compacted import STATUS, DataFile, Index, read_index
+from balancer.manifest.compacted import STATUS, DataFile, Index, check_folders, read_index
 from balancer.manifest.compaction import LIGHT
 from balancer.manifest.files import LOG, PARQUET, ManifestFiles
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.places import ids_judged_anew
 from balancer.manifest.replaced import FILE, HAS_ITS_PLACE, PLACE, survey
+from balancer.manifest.row_values import Known
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo
 from balancer.manifest.shares import Scan
@@ -105,6 +106,8 @@ class Source:
     def __init__(self, storage: Storage, info: RunInfo) -> None:
         self.schema = info.schema()
         index = read_index(storage, info.run_id)
+        if index is not None:
+            check_folders(index, info)
         after = (index.covers, index.sha256) if index else (0, "")
         chain = read_chain(storage, self.schema, info.run_id, LIGHT, after)
         self.run_id = info.run_id
@@ -115,6 +118,7 @@ class Source:
             storage,
             {file.path: file for file in index.files} if index else {},
             {fragment_path(entry.stamp.seq): entry.sha256 for entry in entries},
+            Known.of(info),
         )
         self._compacted = _compacted_fragments(index) if index else []
         self._newest = _log_fragments(entries)

@@ -95,8 +95,9 @@ class Scan:
         return self._whole(use_threads=False).to_reader()  # which does nothing while nobody asks
 
     def _whole(self, **options: Any) -> ds.Scanner:
-        fragments = [loaded.fragment for loaded in self._loaded() if loaded.fragment is not None]
-        return self._scanner(fragments, **options)
+        every = [loaded for loaded in self._loaded() if loaded.fragment is not None]
+        self._files.check(every)
+        return self._scanner([one.fragment for one in every], **options)
 
     def _pipelined(self, start: Callable[[ds.Scanner], Iterator[T]]) -> Generator[T, None, None]:
         """Arrow works on a share, from when it is started, while the next one is read."""
@@ -114,17 +115,21 @@ class Scan:
                 _finish(started)
 
     def _shares(self) -> Iterator[ds.Scanner]:
-        share: list[ds.Fragment] = []
+        share: list[Loaded] = []
         num_bytes, num_files = 0, 1
         for loaded in self._loaded():
             num_bytes += loaded.num_bytes
             if loaded.fragment is not None:
-                share.append(loaded.fragment)
+                share.append(loaded)
             if len(share) >= num_files or num_bytes >= SHARE_BYTES:
-                yield self._scanner(share)
+                yield self._checked(share)
                 share, num_bytes, num_files = [], 0, min(GROWTH * num_files, SHARE_FILES)
         if share:
-            yield self._scanner(share)
+            yield self._checked(share)
+
+    def _checked(self, share: Sequence[Loaded]) -> ds.Scanner:
+        self._files.check(share)
+        return self._scanner([one.fragment for one in share])
 
     def _scanner(self, fragments: Sequence[ds.Fragment], **options: Any) -> ds.Scanner:
         compacted = [one for one in fragments if isinstance(one, ds.ParquetFileFragment)]

@@ -1,0 +1,235 @@
+"""What a run can have written into a row: a log with a valid checksum may still say anything.
+
+Looked at wherever rows are read, column by column and only those that are read, so that whoever takes a row
+need not doubt its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.fragment import BrokenFragmentError
+from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
+from balancer.manifest.runfile import RunInfo
+from balancer.safetext import shortened
+
+POSSIBLE = "rows have values that a run can write"
+HAS_ID = "every row has an id"
+MEMBERSHIP = "known status and source"
+PLANNED = "cells are planned"
+HAS_IMAGE = "accepted rows have an image"
+
+RANGES: Mapping[str, tuple[int, int]] = {
+    "attempt": (1, 10**6),
+    "wording": (0, 10**6),
+    "steps": (1, 10**6),
+    "width": (1, 10**9),
+    "height": (1, 10**9),
+    "num_bytes": (0, 10**12),
+    "nonfinite": (0, 2**31 - 1),
+    "nearest_distance": (0, 64),
+    "batch_size": (1, 10**6),
+}
+"""Wider than any config allows, or ever did."""
+
+YEARS = (-62_135_596_800_000_000, 253_402_300_799_999_999)
+"""Microseconds since 1970 of the years 1 to 9999, outside of which Python has no dates."""
+
+FORMS: Mapping[str, tuple[str, str]] = {
+    "sha256": (r"^[0-9a-f]{64}$", "64 hexadecimal digits"),
+    "phash": (r"^[0-9a-f]{16}$", "16 hexadecimal digits"),
+    "slot": (r"/[0-9]{1,12}$", "a cell and a number"),
+}
+
+MAX_PATH_BYTES = 4096
+"""Of a file name: what Linux opens, and four times as long as a key of S3."""
+
+OF_ALL = (CLASS_PROPERTY, "source", "status")
+OF_CANDIDATES = ("cell", "slot", "attempt", "scores", "brightness", "deviation", "nonfinite")
+OF_FILES = ("sha256", "num_bytes")
+"""Columns without which a row, that of a candidate, and one that names a file are nothing."""
+
+WORDS: Mapping[str, Collection[str]] = {
+    "source": (REAL, SYNTHETIC),
+    "status": (ACCEPTED, REJECTED, VOID),
+}
+
+Condition = Callable[[], pa.ChunkedArray]
+Wrong = tuple[str, str]
+"""The rule that a row breaks, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What run.json names: its classes, and of each planned cell the properties it is judged on."""
+
+    classes: frozenset[str]
+    cells: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, info: RunInfo) -> Known:
+        names = (CLASS_PROPERTY, *info.facets)
+        cells = {
+            cell["cell"]: frozenset(name for name in names if cell.get(name) is not None)
+            for cell in info.plan
+        }
+        return cls(frozenset(info.config["classes"]), cells)
+
+
+def check_values(rows: pa.Table, path: str, known: Known | None = None) -> None:
+    """BrokenFragmentError if a row of this fragment has a value that no run can have written. Without `known`
+    names are not looked at."""
+    for rule, detail in wrong_values(rows, known):
+        raise BrokenFragmentError(path, rule, detail)
+
+
+def check_together(fragments: Sequence[tuple[str, pa.Table]], known: Known | None = None) -> None:
+    """As `check_values`, of many small fragments: one by one only to find the first that is wrong."""
+    if not fragments:
+        return
+    bare = [table.replace_schema_metadata() for _, table in fragments]
+    if next(wrong_values(pa.concat_tables(bare), known), None) is not None:
+        for path, table in fragments:
+            check_values(table, path, known)
+
+
+def wrong_values(rows: pa.Table, known: Known | None = None) -> Iterator[Wrong]:
+    """The first row that is wrong in each column."""
+    if not rows.num_rows:
+        return
+    names = frozenset(rows.column_names)
+    yield from _lacking(rows, names)
+    for name in names & RANGES.keys():
+        yield from _out_of_range(rows, name, rows[name], RANGES[name])
+    if "generated_at" in names:
+        yield from _out_of_range(rows, "generated_at", rows["generated_at"].cast(pa.int64()), YEARS)
+    if "file_name" in names:
+        yield from _too_long(rows)
+    for name in names & FORMS.keys():
+        yield from _misshapen(rows, name)
+    for name in names & WORDS.keys():
+        yield from _unknown(rows, name, WORDS[name], MEMBERSHIP, "none of those there are")
+    if known is not None:
+        yield from _unnamed(rows, names, known)
+
+
+def _lacking(rows: pa.Table, names: Collection[str]) -> Iterator[Wrong]:
+    if "id" in names and rows["id"].null_count:
+        yield HAS_ID, f"row {rows['id'].is_null().index(True).as_py() + 1} of its rows has none"
+    for name in OF_ALL:
+        if name in names and _has_null(rows[name]):
+            yield _null(rows, name, rows[name].is_null())
+    if "source" in names:
+        yield from _null_where(rows, names, OF_CANDIDATES, lambda: pc.equal(rows["source"], SYNTHETIC))
+    if "file_name" in names:
+        yield from _null_where(rows, names, OF_FILES, rows["file_name"].is_valid)
+    if "status" in names:
+        accepted = _null_where(rows, names, ("file_name",), lambda: pc.equal(rows["status"], ACCEPTED))
+        yield from ((HAS_IMAGE, detail) for _, detail in accepted)
+
+
+def _null_where(
+    rows: pa.Table, names: Collection[str], columns: Collection[str], need: Condition
+) -> Iterator[Wrong]:
+    for name in columns:
+        if name in names and rows[name].null_count:
+            lacking = pc.and_(need(), rows[name].is_null()).fill_null(False)
+            if pc.any(lacking).as_py():
+                yield _null(rows, name, lacking)
+
+
+def _has_null(column: pa.ChunkedArray) -> bool:
+    if column.null_count:
+        return True
+    return pa.types.is_dictionary(column.type) and any(chunk.dictionary.null_count for chunk in column.chunks)
+
+
+def _null(rows: pa.Table, name: str, where: pa.ChunkedArray) -> Wrong:
+    return (MEMBERSHIP if name in WORDS else POSSIBLE), f"{_row(rows, where)} has no {name}"
+
+
+def _out_of_range(
+    rows: pa.Table, name: str, column: pa.ChunkedArray, limits: tuple[int, int]
+) -> Iterator[Wrong]:
+    found = pc.min_max(column)
+    least, most = found["min"].as_py(), found["max"].as_py()
+    low, high = limits
+    if least is None or (least >= low and most <= high):
+        return
+    wrong = least if least < low else most
+    row = _row(rows, pc.equal(column, wrong))
+    if name == "generated_at":
+        yield POSSIBLE, f"{row} has a {name} outside the years 1 to 9999"
+    else:
+        yield POSSIBLE, f"{row} has {name} {wrong:,}, not {low:,} to {high:,}"
+
+
+def _too_long(rows: pa.Table) -> Iterator[Wrong]:
+    lengths = pc.binary_length(rows["file_name"])
+    if (longest := pc.max(lengths).as_py() or 0) > MAX_PATH_BYTES:
+        row = _row(rows, pc.equal(lengths, longest))
+        yield POSSIBLE, f"{row} has a file_name of {longest:,} bytes, the limit is {MAX_PATH_BYTES:,}"
+
+
+def _misshapen(rows: pa.Table, name: str) -> Iterator[Wrong]:
+    form, words = FORMS[name]
+    fits = pc.match_substring_regex(rows[name], form)
+    if not pc.all(fits, min_count=0).as_py():
+        wrong = pc.invert(fits)
+        yield POSSIBLE, f"{_row(rows, wrong)} has {name} {_value(rows, name, wrong)}, not {words}"
+
+
+def _unknown(
+    rows: pa.Table, name: str, allowed: Collection[str], rule: str, otherwise: str
+) -> Iterator[Wrong]:
+    found = {value for value in _values(rows[name]) if value is not None}
+    if odd := found.difference(allowed):
+        wrong = pc.equal(_plain(rows[name]), min(odd))
+        yield rule, f"{_row(rows, wrong)} has {name} {shortened(repr(min(odd)))}, {otherwise}"
+
+
+def _unnamed(rows: pa.Table, names: Collection[str], known: Known) -> Iterator[Wrong]:
+    if CLASS_PROPERTY in names:
+        lacks = "which run.json lacks"
+        yield from _unknown(rows, CLASS_PROPERTY, known.classes, POSSIBLE, lacks)
+    if "cell" in names:
+        yield from _unknown(rows, "cell", known.cells.keys(), PLANNED, "which the plan lacks")
+    if {"scores", "cell", "source"} <= set(names):
+        yield from _unscored(rows, known)
+
+
+def _unscored(rows: pa.Table, known: Known) -> Iterator[Wrong]:
+    """Candidates without a score of a property of their cell."""
+    is_scored = pc.and_(pc.equal(rows["source"], SYNTHETIC), rows["scores"].is_valid())
+    for field in rows.schema.field("scores").type:
+        lacking = pc.and_(is_scored, pc.is_null(pc.struct_field(rows["scores"], field.name)))
+        cells = pc.unique(rows["cell"].filter(lacking)).to_pylist()
+        wrong = [cell for cell in cells if field.name in known.cells.get(cell, ())]
+        if wrong:
+            row = _row(rows, pc.and_(lacking, pc.equal(rows["cell"], wrong[0])))
+            yield POSSIBLE, f"{row} has no score for {shortened(field.name)}"
+
+
+def _values(column: pa.ChunkedArray) -> list[str | None]:
+    if not pa.types.is_dictionary(column.type):
+        return list(pc.unique(column).to_pylist())
+    return [value for chunk in column.chunks for value in chunk.dictionary.to_pylist()]
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _row(rows: pa.Table, where: pa.ChunkedArray) -> str:
+    at = where.index(True).as_py()
+    told = rows["id"][at].as_py() if at >= 0 and "id" in rows.column_names else None
+    return "a row" if told is None else f"row {shortened(repr(told))}"
+
+
+def _value(rows: pa.Table, name: str, where: pa.ChunkedArray) -> str:
+    return shortened(repr(rows[name][where.index(True).as_py()].as_py()))
