@@ -140,7 +140,7 @@ def test_a_synthetic_manifest_is_one_that_a_driver_goes_on_with(synthetic_run, t
     assert schedule.candidates == 1485
     assert 0 < len(schedule.accepted) < info.wanted
     assert not schedule.done
-    log.commit([{"id": "one more"}])
+    log.commit([log.table().slice(0, 1).to_pylist()[0] | {"id": "one more"}])
     assert read_log(storage).table.num_rows == 1501
 
 

@@ -220,7 +220,7 @@ def test_plan_without_a_preflight_loads_no_verifier(demo, monkeypatch):
         ({"actors__kind": "simulated"}, "no pre-flight: simulated actors judge nothing"),
         ({"verification__model": "no/such/folder"}, "no pre-flight: no/such/folder: no such folder"),
         ({"verification__calibration": "none.json"}, "none.json: the calibration cannot be read"),
-        ({"dataset__holdout": "/no/such/folder"}, "no pre-flight: /no/such/folder"),
+        ({"dataset__holdout": "/no/such/folder"}, "no such dataset folder: /no/such/folder"),
     ],
 )
 def test_plan_says_in_one_line_why_there_is_no_preflight(demo, overrides, reason):

@@ -40,10 +40,8 @@ def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
     if not any(map(os.path.lexists, places)):
         *beside, here = (place.absolute() for place in places)
         looked = "".join(f"{place} (beside the config), " for place in beside)
-        raise DatasetError(
-            f"{setting}: no such dataset folder: {path}; looked for {looked}{here}",
-            hint=SAMPLE_HINT,
-        )
+        where = "" if os.path.isabs(path) else f"; looked for {looked}{here}"
+        raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=SAMPLE_HINT)
     return config.found_at(setting, path)
 
 
