@@ -61,6 +61,12 @@ def content_of(shard: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
+def notes_in(path: Path) -> list[Mapping[str, Any]]:
+    with tarfile.open(path) as shard:
+        names = [name for name in shard.getnames() if name.endswith(".json")]
+        return [as_floats(content_of(shard, name)) for name in names]
+
+
 def with_csv(path: Path) -> list[Mapping[str, Any]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -77,9 +83,7 @@ def rows_of(form: str, out: Path) -> list[Mapping[str, Any]]:
         [table] = out.rglob("*.parquet")
         return with_pandas(table)
     if form == "webdataset":
-        with tarfile.open(next(out.glob("*.tar"))) as shard:
-            notes = [name for name in shard.getnames() if name.endswith(".json")]
-            return [as_floats(content_of(shard, name)) for name in notes]
+        return [note for path in out.glob("*.tar") for note in notes_in(path)]
     if form == "labelstudio":
         return [task["data"] for task in as_floats((out / "tasks.json").read_text())]
     return as_floats((out / "samples.json").read_text())["samples"]

@@ -29,7 +29,7 @@ from balancer.export.names import folder_names
 from balancer.export.webdataset import END, _cuts
 from balancer.manifest import Manifest
 from balancer.storage import open_storage
-from tests.manifest_samples import CONFIG, real, row, start
+from tests.manifest_samples import CONFIG, planned, real, row, start
 
 CLASSES = ("Dog", "dog", "a=b", "metadata", "train", "facets", "pie à la mode")
 FACETS = ("pk", "label")
@@ -89,8 +89,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         one[FACETS[0]], one[FACETS[1]] = one.pop("lighting"), one.pop("burn_level")
         one["scores"] = None if one["scores"] is None else {"class": 0.75, FACETS[0]: 0.875, FACETS[1]: None}
         committed.append(one | {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    cells = {one["cell"] for one in committed if one["cell"]}
+    plan = [planned(cell, 9) | {"class": CLASSES[0]} for cell in cells]
     targets = dict.fromkeys(CLASSES, 1)
-    start(storage, config=config, facets=list(FACETS), plan=[], targets=targets).commit(committed)
+    start(storage, config=config, facets=list(FACETS), plan=plan, targets=targets).commit(committed)
     return open_manifest(folder)
 
 
