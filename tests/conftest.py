@@ -23,18 +23,6 @@ hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI"
 hypothesis.settings.load_profile("balancer")
 
 
-SHARED = ("reference_run", "ray_session")
-"""What takes long to make: all tests that use it run in one process."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that are run side by side keep what they share: a file its own fixtures, all what is SHARED."""
-    for item in items:
-        shared = next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.name)
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _hangups() -> Iterator[None]:
     """Processes of tests get the usual SIGHUP, whatever started the tests: under nohup it is ignored."""

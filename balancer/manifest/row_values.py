@@ -206,8 +206,8 @@ def _unnamed(rows: pa.Table, names: Collection[str], known: Known) -> Iterator[W
 def _unscored(rows: pa.Table, known: Known) -> Iterator[Wrong]:
     """Candidates without a score of a property of their cell."""
     is_scored = pc.and_(pc.equal(rows["source"], SYNTHETIC), rows["scores"].is_valid())
-    for field in rows.schema.field("scores").type:
-        lacking = pc.and_(is_scored, pc.is_null(pc.struct_field(rows["scores"], field.name)))
+    for place, field in enumerate(rows.schema.field("scores").type):
+        lacking = pc.and_(is_scored, pc.is_null(pc.struct_field(rows["scores"], [place])))
         cells = pc.unique(rows["cell"].filter(lacking)).to_pylist()
         wrong = [cell for cell in cells if field.name in known.cells.get(cell, ())]
         if wrong:
