@@ -63,7 +63,6 @@ from balancer.splits import splits_of, training_part
 from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
 
-
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""
 
