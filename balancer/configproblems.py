@@ -120,7 +120,7 @@ def _text(group: Sequence[_Fault]) -> str:
 def _instead_of_null(path: yamltext.Path) -> str:
     """An entry is not there, or null would have taken it away."""
     if _model_at(path[:-1]) is None:
-        return "; null takes away an entry of an extended config, which has none of this name"
+        return "; null takes away an entry that is there, and there is none of this name"
     return "; leave the line out to have the defaults"
 
 

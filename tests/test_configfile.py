@@ -635,7 +635,7 @@ def test_an_entry_that_is_not_there_is_not_taken_away():
     [problem] = problems(BELOW, ["facets.crusts=null"])
     assert problem == (
         "--set facets.crusts=null: facets.crusts: should be a mapping of settings, not null; "
-        "null takes away an entry of an extended config, which has none of this name"
+        "null takes away an entry that is there, and there is none of this name"
     )
 
 
