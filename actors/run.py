@@ -63,6 +63,9 @@ from balancer.splits import splits_of, training_part
 from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
 
+LISTED_CELLS = 20
+"""Cells with missing images that a run lists in the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -113,7 +116,15 @@ def run(
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        return _run(config, out, address, limit, allow_config_change, told, log, stop)
+        result = _run(config, out, address, limit, allow_config_change, told, log, stop)
+        for line in _missing(result):
+            told.note(f"warning: {line}")
+        log.say_progress()
+        log.note(
+            f"{result.state}: {result.accepted} of {result.wanted} images accepted, "
+            f"{sum(result.open_cells.values())} missing, {result.candidates} candidates made"
+        )
+        return result
 
 
 @contextlib.contextmanager
@@ -224,14 +235,7 @@ def _run(
                 state = driver.run()
             close(state)
     _compact(storage, reporter)
-    result = _result(info.run_id, state, schedule)
-    missing = sum(result.open_cells.values())
-    run_log.say_progress()
-    run_log.note(
-        f"{state}: {result.accepted} of {result.wanted} images accepted, {missing} missing, "
-        f"{result.candidates} candidates made"
-    )
-    return result
+    return _result(info.run_id, state, schedule)
 
 
 def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
@@ -443,3 +447,22 @@ def _result(run_id: str, state: str, schedule: Schedule) -> RunResult:
         open_cells=missing,
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
     )
+
+
+def _missing(result: RunResult) -> Iterator[str]:
+    """The images that a run ended without, by cell, and why."""
+    if not result.open_cells:
+        return
+    reason = {
+        "short": "no attempt passed",
+        "budget": "the budget was spent",
+        "interrupted": "--limit was reached, the same command without it goes on",
+    }.get(result.state, result.state)
+    yield f"{sum(result.open_cells.values())} images are missing ({reason}):"
+    for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
+        tally = result.given_up.get(cell)
+        yield f"  {cell}: {count}" + (f", given up: {tally}" if tally else "")
+    if len(result.open_cells) > LISTED_CELLS:
+        yield f"  and {len(result.open_cells) - LISTED_CELLS} more cells"
+    if result.given_up:
+        yield f"{len(result.given_up)} cells were given up; attempts.give_up_below sets from when on"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -75,14 +76,18 @@ def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
 
 
 def _over(base: Document, document: Document) -> Document:
-    """What both say, where they differ the second one. Sections are joined, lists are replaced."""
+    """What both say, where they differ the second one. Sections are joined, lists are replaced, and null
+    takes a section or an entry away."""
 
     def joined(below: object, above: object, path: yamltext.Path) -> object:
         if not (isinstance(below, dict) and isinstance(above, dict)):
             hidden.append(path)
             return above
-        shared = {key: joined(below[key], above[key], (*path, key)) for key in below.keys() & above.keys()}
-        return below | above | shared
+        gone = {key for key in below.keys() & above.keys() if _takes_away((*path, key), above[key])}
+        hidden.extend((*path, key) for key in gone)
+        both = (below.keys() & above.keys()) - gone
+        shared = {key: joined(below[key], above[key], (*path, key)) for key in both}
+        return {key: value for key, value in (below | above | shared).items() if key not in gone}
 
     hidden: list[yamltext.Path] = []
     value = joined(base.value, document.value, ())
@@ -95,14 +100,36 @@ def _over(base: Document, document: Document) -> Document:
     return Document(value, places | document.places, [*problems, *document.problems])
 
 
+def _takes_away(path: yamltext.Path, value: object) -> bool:
+    return value is None and configproblems.is_section(path)
+
+
 def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
     """The config a document describes once `overrides` have replaced their values in it, or ConfigError."""
+    stages = [examine(document)] if overrides else []
     for override in overrides:
         apply_override(document, override)
-    config, problems = examine(document)
+        stages.append(examine(document))
+    config, problems = stages[-1] if stages else examine(document)
     if config is None or problems:
-        raise config_error(problems)
+        raise config_error([_blamed(problem, overrides, stages) for problem in problems])
     return config.with_bases(_bases_of(document))
+
+
+def _blamed(
+    problem: Problem, overrides: Sequence[str], stages: Sequence[tuple[Config | None, list[Problem]]]
+) -> Problem:
+    """With the setting as its place that made a problem of what the file says: the first one with which it is
+    there. Unless it may only have come to light: where nothing was wrong before, or that is its section."""
+    seen = ((problem.path, problem.text) in [(p.path, p.text) for p in problems] for _, problems in stages)
+    first = next((stage for stage, there in enumerate(seen) if there), 0)
+    if first == 0 or problem.place.startswith(OVERRIDE):
+        return problem
+    override, (before, _) = overrides[first - 1], stages[first - 1]
+    parts = tuple(part.text for part in split_setting(override)[0])
+    if before is None and parts[: len(problem.path)] != problem.path:
+        return problem
+    return replace(problem, place=f"{OVERRIDE}{override}")
 
 
 LOCAL_PATHS = (("dataset", "path"), ("dataset", "holdout"), ("verification", "calibration"))
@@ -189,7 +216,11 @@ def apply_override(document: Document, override: str) -> None:
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
-    section[keys[-1]] = given.value
+    if keys[-1] in section and _takes_away(keys, given.value):
+        del section[keys[-1]]
+    else:
+        section[keys[-1]] = given.value
+    document.places = {path: at for path, at in document.places.items() if path[: len(keys)] != keys}
     document.problems = [problem for problem in document.problems if problem.path[: len(keys)] != keys]
     for depth in range(1, len(keys)):
         document.places.setdefault(keys[:depth], place)

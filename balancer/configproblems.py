@@ -113,8 +113,15 @@ def _text(group: Sequence[_Fault]) -> str:
     wanted = " or ".join(dict.fromkeys(_wanted(fault.error) for fault in group))
     advice = _did_you_mean(given, _choices(group))
     if first.kind == "model_type" and given is None:
-        advice = "; leave the line out to have the defaults"
+        advice = _instead_of_null(first.path)
     return f"should be {wanted}, not {_shown(given)}{advice}"
+
+
+def _instead_of_null(path: yamltext.Path) -> str:
+    """An entry is not there, or null would have taken it away."""
+    if _model_at(path[:-1]) is None:
+        return "; null takes away an entry that is there, and there is none of this name"
+    return "; leave the line out to have the defaults"
 
 
 def _wanted(error: ErrorDetails) -> str:
@@ -183,6 +190,11 @@ def _model_at(path: yamltext.Path) -> type[BaseModel] | None:
         else:
             kind = next(iter(get_args(kind)[1:]), None)
     return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
+
+
+def is_section(path: yamltext.Path) -> bool:
+    """Whether a path leads to a mapping of settings, an entry of a mapping of names among them."""
+    return bool(path) and _model_at(path) is not None
 
 
 def _section_in(annotation: object) -> object:

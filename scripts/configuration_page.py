@@ -25,7 +25,8 @@ INTRODUCTION = """\
 # Configuration
 
 A config is YAML or JSON. Settings that are left out have their default; a key that is not here is an error.
-`extends: other.yaml` takes over another config and changes what is given. On the command line,
+`extends: other.yaml` takes over another config and changes what is given; `null` takes away
+a section or an entry of it, such as `facets: {lighting: null}`. On the command line,
 `--set generation.steps=20` changes one setting; a name with dots in it is quoted:
 `--set 'classes."v1.0".prompts=[a photo]'`.
 

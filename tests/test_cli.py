@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -542,6 +543,20 @@ def test_on_one_line_nothing_wraps_however_narrow_the_terminal(monkeypatch: pyte
     console.table("title", ["id", "prompt"], rows, one_line=True)
     for text in rows[0]:
         assert terminal.getvalue().count(text) == 2
+
+
+@pytest.mark.parametrize("one_line", [True, False])
+@pytest.mark.parametrize("terminal_columns", [1, 20, 40, 80, 120])
+def test_however_narrow_the_terminal_every_column_and_cell_of_a_table_is_shown(
+    monkeypatch: pytest.MonkeyPatch, terminal_columns: int, one_line: bool
+):
+    terminal = use_terminal(monkeypatch, columns=terminal_columns)
+    columns = [f"column_{number}" for number in range(9)]
+    rows = [[f"{'long-' * number}cell/{line}/{number}" for number in range(8)] + [line] for line in range(3)]
+    console.table("title", columns, rows, one_line=one_line)
+    shown = re.sub(r"\x1b\[\d*m", "", terminal.getvalue()).split()
+    for text in [*columns, *(str(cell) for line in rows for cell in line)]:
+        assert text in shown
 
 
 @pytest.mark.parametrize("kind", ["xterm", "dumb"])

@@ -603,3 +603,61 @@ def test_the_demo_asks_in_the_wordings_of_the_training(project: Path, monkeypatc
         asked |= {value: item.prompts for value, item in facet.values.items()}
     taught = [captions.CLASS_WORDINGS, captions.LIGHTING_WORDINGS, captions.BURN_LEVEL_WORDINGS]
     assert asked == {name: wordings for group in taught for name, wordings in group.items()}
+
+
+# Null, and settings from the command line that make something wrong
+
+TWO_FACETS = """\
+facets:
+  lighting: {values: {day: {prompts: [by day], share: 0.5}, night: {prompts: [at night], share: 0.5}}}
+  crust: {values: {thin: {prompts: [thin]}, thick: {prompts: [thick]}}}
+"""
+BELOW = f"{GOOD}  burnt: {{prompts: [x]}}\ngeneration: {{steps: 7}}\n{TWO_FACETS}"
+
+
+@pytest.mark.parametrize("by", ["extends", "--set"])
+@pytest.mark.parametrize(
+    ("setting", "left"),
+    [
+        ("facets: {crust: null}", {"classes": ["basic", "burnt"], "facets": ["lighting"], "steps": 7}),
+        ("classes: {burnt: null}", {"classes": ["basic"], "facets": ["lighting", "crust"], "steps": 7}),
+        ("generation: null", {"classes": ["basic", "burnt"], "facets": ["lighting", "crust"], "steps": None}),
+    ],
+)
+def test_null_takes_away_a_section_or_an_entry_of_the_config_below(by: str, setting: str, left: dict):
+    dotted = setting.replace(": {", ".").replace(": null", "=null").rstrip("}")
+    config = extended(setting + "\n", BELOW) if by == "extends" else load(BELOW, [dotted])
+    shown = {"classes": [*config.classes], "facets": [*config.facets], "steps": config.generation.steps}
+    assert shown == left | {"steps": left["steps"] or load(GOOD).generation.steps}
+
+
+def test_an_entry_that_is_not_there_is_not_taken_away():
+    [problem] = problems(BELOW, ["facets.crusts=null"])
+    assert problem == (
+        "--set facets.crusts=null: facets.crusts: should be a mapping of settings, not null; "
+        "null takes away an entry that is there, and there is none of this name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["facets.lighting.values.night.share=0.9"], "--set facets.lighting.values.night.share=0.9"),
+        (["seed=3", "facets.lighting.values.night.share=0.9", "seed=4"],
+         "--set facets.lighting.values.night.share=0.9"),
+        (["target.total=9"], "--set target.total=9"),
+    ],
+)  # fmt: skip
+def test_what_a_setting_from_the_command_line_makes_wrong_is_not_blamed_on_the_file(overrides, place):
+    [problem] = problems(BELOW, overrides)
+    assert problem.startswith(f"{place}: ")
+
+
+def test_what_was_wrong_in_the_file_stays_its_own_whatever_else_is_set():
+    wrong = BELOW.replace("share: 0.5}}}", "share: 0.9}}}")
+    for overrides in ([], ["seed=3"], ["facets.lighting.values.night.prompts=[late]"]):
+        [problem] = problems(wrong, overrides)
+        assert problem.startswith("job.yaml:")
+    unread = wrong.replace("per_class: 50", "per_class: 0")
+    [problem] = problems(unread, ["target.per_class=5"])
+    assert problem.startswith("job.yaml:")

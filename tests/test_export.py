@@ -538,7 +538,12 @@ def test_a_file_that_is_anything_else_is_refused_and_left_alone(run, tmp_path, f
     [
         ("hf", {"filter": "class = 'basic'"}, "its filter is '', and this one's \"class = 'basic'\""),
         ("hf", {"options": Options(licence="mit")}, "its licence is 'unknown', and this one's 'mit'"),
-        ("webdataset", {}, "its format is 'hf', and this one's 'webdataset'"),
+        *(
+            (other, {}, f"its format is 'hf', and this one's {other!r}")
+            for other in FOLDER_FORMATS
+            if other != "hf"
+        ),
+        ("folders", {"filter": "class = 'basic'"}, "its format is 'hf', and this one's 'folders'"),
     ],
 )
 def test_a_folder_of_another_export_is_refused(run, tmp_path, form, change, problem):

@@ -351,7 +351,17 @@ def test_the_command_asks_for_yes_where_much_would_go(run):
 
 def test_age_is_in_hours_and_json_has_everything(run):
     os.utime(run / LEFT)
-    assert json.loads(command(run, "--json").stdout) == {"deleted": False, "bytes": 0, "files": []}
+    young = {"deleted": False, "bytes": 0, "younger": 1, "files": []}
+    assert json.loads(command(run, "--json").stdout) == young
     (found,) = json.loads(command(run, "--json", "--older-than", "0").stdout)["files"]
     assert (found["path"], found["kind"], found["bytes"]) == (LEFT, "image", 9)
     assert command(run, "--older-than", "-1").exit_code == 2
+
+
+@pytest.mark.parametrize("delete", [[], ["--delete"]])
+def test_the_command_says_how_many_files_it_passes_over_for_their_age(run, delete):
+    (run / "images/basic/dim/1000-1.png").write_bytes(b"young")
+    result = command(run, *delete)
+    assert result.stdout.splitlines()[0] == LEFT
+    assert "passed over: 1 image written in the last 24 hours (--older-than)" in result.stderr
+    assert "passed over" not in command(run, "--older-than", "0").stderr

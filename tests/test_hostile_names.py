@@ -328,10 +328,12 @@ def check_labelstudio(out: Path) -> None:
 
 
 def check_webdataset(out: Path) -> None:
-    with tarfile.open(out / "train-000000.tar") as tar:
-        stems = [name.partition(".")[0] for name in tar.getnames()]
-        assert len(stems) == 12
-        assert len(set(stems)) == 4
+    stems = []
+    for path in out.glob("train-*.tar"):
+        with tarfile.open(path) as tar:
+            stems += [name.partition(".")[0] for name in tar.getnames()]
+    assert len(stems) == 12
+    assert len(set(stems)) == 4
 
 
 def check_hf(out: Path) -> None:

@@ -218,6 +218,19 @@ def test_a_run_says_what_takes_long_before_it_does_it_and_its_log_has_all_it_sai
     assert re.search(rf"(complete|short): \d+ of {WANTED} images accepted", log.splitlines()[-1])
 
 
+def test_the_images_that_a_run_ends_without_stand_in_its_log(make_config, tmp_path):
+    notes = []
+    result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    log = (tmp_path / "run" / "run.log").read_text()
+    missing = sum(result.open_cells.values())
+    for line in [
+        f"warning: {missing} images are missing (--limit was reached, the same command without it goes on):",
+        *(f"warning:   {cell}: {count}" for cell, count in result.open_cells.items()),
+    ]:
+        assert line in notes
+        assert f"Z {line}\n" in log
+
+
 def test_a_driver_that_takes_over_says_so(make_config, tmp_path):
     notes = []
     run(make_config(), tmp_path / "run", limit=1)

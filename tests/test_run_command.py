@@ -16,7 +16,7 @@ CONFIG = "classes: {a: {prompts: [a]}}\ntarget: {per_class: 2}\n"
 def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, accepted: int) -> Result:
     missing = {"a": 2 - accepted} if accepted < 2 else {}
     result = job.RunResult("run-1", state, 2, accepted, 0, 4, {}, missing)
-    monkeypatch.setattr(job, "run", lambda *_, **__: result)
+    monkeypatch.setattr(job, "_run", lambda *_, **__: result)
     (tmp_path / "job.yaml").write_text(CONFIG)
     return CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run")])
 

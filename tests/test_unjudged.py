@@ -202,6 +202,11 @@ def test_card_report_and_status_tell_the_rules_a_run_was_last_judged_by(tmp_path
 # ---- every export ----------------------------------------------------------------------------
 
 
+def notes_in(path: Path) -> list[dict[str, Any]]:
+    with tarfile.open(path) as shard:
+        return [json.loads(content_of(shard, name)) for name in shard.getnames() if name.endswith(".json")]
+
+
 def exported(form: str, folder: Path) -> list[dict[str, Any]]:
     """What an export says of its images, read without balancer."""
     if form in ("folders", "hf"):
@@ -212,10 +217,7 @@ def exported(form: str, folder: Path) -> list[dict[str, Any]]:
     if form == "arrow":
         return pa.ipc.open_file(folder).read_all().to_pylist()
     if form == "webdataset":
-        with tarfile.open(next(folder.glob("*.tar"))) as shard:
-            return [
-                json.loads(content_of(shard, name)) for name in shard.getnames() if name.endswith(".json")
-            ]
+        return [note for path in folder.glob("*.tar") for note in notes_in(path)]
     if form == "labelstudio":
         return [task["data"] for task in json.loads((folder / "tasks.json").read_text())]
     return json.loads((folder / "samples.json").read_text())["samples"]

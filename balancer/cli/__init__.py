@@ -195,5 +195,5 @@ def main() -> None:
 
     Exit codes: 0 every quota met, 1 error, 2 usage or config, 3 ended with images missing,
     4 something missing (GPU, Ray, weights, storage), 5 another driver took the run over,
-    130 interrupted.
+    129, 130, 143 interrupted by SIGHUP, SIGINT, SIGTERM.
     """

@@ -91,7 +91,7 @@ def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
         before, after = found.calibration_error or (None, None)
         figures = [None if error is None else round(error, 4) for error in (before, after)]
         rows.append([name, sum(found.examples), found.folds or None, round(found.temperature, 3), *figures])
-    columns = ["property", "labelled", "folds", "temperature", "error before", "after"]
+    columns = ["property", "labelled", "folds", "temperature", "calibration error before", "after"]
     console.table(f"calibration on {images} real images", columns, rows)
     rows = [
         [name, value, count, None if auc is None else round(auc, 3), right]

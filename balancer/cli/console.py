@@ -30,13 +30,18 @@ LINE_INTERVAL_S = 10.0
 
 Cell = str | int | float | None
 
+_ANY_WIDTH = 10**9
+_FILLING = re.compile(r" +$", re.MULTILINE)
+"""What a terminal narrower than the table would show as empty lines."""
+
 
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, one_line: bool = False
 ) -> None:
     """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`.
 
-    On a narrow terminal text wraps between words, and no word is cut. With `one_line` nothing wraps.
+    On a narrow terminal text wraps between words, and no word is cut. With `one_line` nothing wraps. A table
+    that is wider still goes beyond the edge, where the terminal wraps its lines.
     """
     numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
     title, columns = printable(title), [printable(column) for column in columns]
@@ -281,6 +286,7 @@ def _rich_table(
     from rich import box
     from rich.cells import cell_len
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -297,7 +303,12 @@ def _rich_table(
         )
     for row in cells:
         grid.add_row(*map(Text, row))
-    Console().print(grid, crop=False)
+    console = Console()
+    least = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), grid).minimum
+    console.width = max(console.width, least)  # in less, columns get a width of 0
+    with console.capture() as drawn:
+        console.print(grid, crop=False)
+    print(_FILLING.sub("", drawn.get()), end="")
 
 
 @contextmanager

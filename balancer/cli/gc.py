@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from balancer.cli import console
+
+if TYPE_CHECKING:
+    from balancer.manifest.gc import Leftover
 
 
 @click.command("gc")
@@ -26,16 +31,19 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
     Images that are more than 16 and more than a tenth of all are deleted only with --yes, and so is any image
     of a run of an earlier version, whose log cannot be proven to be whole.
     """
-    from balancer.manifest.gc import delete_leftovers, find_leftovers, total_bytes
+    from balancer.manifest.gc import delete_leftovers, find_leftovers, find_unneeded, total_bytes
     from balancer.storage import open_storage
 
     storage, age = open_storage(run, create=False), dt.timedelta(hours=older_than)
     found = delete_leftovers(storage, age, confirmed=yes) if delete else find_leftovers(storage, age)
+    listed = {leftover.path for leftover in found}
+    younger = [leftover for leftover in find_unneeded(storage) if leftover.path not in listed]
     if as_json:
         console.print_json(
             {
                 "deleted": delete,
                 "bytes": total_bytes(found),
+                "younger": len(younger),
                 "files": [
                     {
                         "path": leftover.path,
@@ -50,8 +58,17 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
         return
     for leftover in found:
         console.say(leftover.path)
-    counts = Counter(leftover.kind for leftover in found)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
-    console.say(f"{'deleted' if delete else 'left over'}: {kinds}, {total_bytes(found) / 1e6:.1f} MB")
+    counted = f"{_counted(found) or 'nothing'}, {total_bytes(found) / 1e6:.1f} MB"
+    console.say(f"{'deleted' if delete else 'left over'}: {counted}")
+    if younger:
+        console.note(
+            f"passed over: {_counted(younger)} written in the last {older_than:g} hours (--older-than), "
+            "which may belong to somebody who is at work"
+        )
     if found and not delete:
         console.note("nothing was deleted; --delete does")
+
+
+def _counted(leftovers: Iterable[Leftover]) -> str:
+    counts = Counter(leftover.kind for leftover in leftovers)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 
-if TYPE_CHECKING:
-    from actors.run import RunResult
-
 EXIT_SHORT = 3
-LISTED_CELLS = 20
 
 
 @click.command("run")
@@ -51,26 +45,7 @@ def command(
         allow_config_change=allow_config_change,
         progress=True,
     )
-    _tell(result, out)
-    if result.open_cells:
-        ctx.exit(EXIT_SHORT)
-
-
-def _tell(result: RunResult, out: str) -> None:
     made = f"{result.accepted} of {result.wanted} images accepted, {result.candidates} candidates made"
     console.say(f"{made}: {out}")
-    if not result.open_cells:
-        return
-    reason = {
-        "short": "no attempt passed",
-        "budget": "the budget was spent",
-        "interrupted": "--limit was reached, the same command without it goes on",
-    }.get(result.state, result.state)
-    console.warn(f"{sum(result.open_cells.values())} images are missing ({reason}):")
-    for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
-        tally = result.given_up.get(cell)
-        console.warn(f"  {cell}: {count}" + (f", given up: {tally}" if tally else ""))
-    if len(result.open_cells) > LISTED_CELLS:
-        console.warn(f"  and {len(result.open_cells) - LISTED_CELLS} more cells")
-    if result.given_up:
-        console.warn(f"{len(result.given_up)} cells were given up; attempts.give_up_below sets from when on")
+    if result.open_cells:
+        ctx.exit(EXIT_SHORT)

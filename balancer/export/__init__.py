@@ -120,10 +120,13 @@ def _check_options(form: str, known: frozenset[str], options: Options) -> None:
 def _identity(
     manifest: Manifest, form: str, filter: Filter | None, known: frozenset[str], options: Options
 ) -> Mapping[str, Any]:
-    """What two exports have in common that may be written to one destination, one after the other."""
+    """What two exports have in common that may be written to one destination, one after the other.
+
+    What tells most comes first: a refusal names the first difference.
+    """
     return {
-        "run_id": manifest.run.run_id,
         "format": form,
+        "run_id": manifest.run.run_id,
         "filter": "" if filter is None else str(filter).strip(),
         **{name: value for name, value in options.as_dict().items() if name in {*known, EVERYWHERE}},
         "layout": LAYOUT,

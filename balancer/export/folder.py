@@ -206,7 +206,7 @@ def _check_claim(destination: Destination) -> None:
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint=ANOTHER) from error
     mine = json.loads(json.dumps(destination.identity))
-    for name in sorted(claim.keys() | mine.keys()):
+    for name in (*mine, *(claim.keys() - mine.keys())):
         if claim.get(name) != mine.get(name):
             raise UsageError(
                 f"{destination.path} holds another export: its {name} is {claim.get(name)!r}, and this one's"

@@ -52,8 +52,14 @@ def find_leftovers(
     storage: Storage, older_than: dt.timedelta, now: Callable[[], dt.datetime] = utc_now
 ) -> list[Leftover]:
     """What nothing needs, and was written longer ago than `older_than`; nothing is changed."""
+    before = now() - older_than
+    return [leftover for leftover in find_unneeded(storage) if leftover.modified_at < before]
+
+
+def find_unneeded(storage: Storage) -> list[Leftover]:
+    """As `find_leftovers`, of any age: the young ones may belong to somebody who is at work."""
     listed = storage.list("")  # first: what is written later is no leftover
-    return _leftovers(storage, listed, read_log(storage, NAMES), now() - older_than)
+    return _leftovers(storage, listed, read_log(storage, NAMES))
 
 
 def delete_leftovers(
@@ -128,14 +134,14 @@ def _delete_doomed(storage: Storage, images: Sequence[Leftover], log: ManifestLo
         _delete(storage, part)
 
 
-def _leftovers(storage: Storage, listed: Paths, view: LogView, before: dt.datetime) -> list[Leftover]:
+def _leftovers(storage: Storage, listed: Paths, view: LogView) -> list[Leftover]:
     named = set(view.table["file_name"].to_pylist())
     compacted = _compacted(storage)
     return [
         leftover
         for path in listed
         if (kind := _kind(path, named, compacted)) is not None
-        for leftover in _if_old(storage, path, kind, before)
+        for leftover in _if_there(storage, path, kind)
     ]
 
 
@@ -158,15 +164,14 @@ def _kind(path: str, named: set[str], compacted: set[str] | None) -> str | None:
     return None
 
 
-def _if_old(storage: Storage, path: str, kind: str, before: dt.datetime) -> Iterator[Leftover]:
+def _if_there(storage: Storage, path: str, kind: str) -> Iterator[Leftover]:
     try:
         found = storage.info(path)
     except MissingFileError:
         return  # a temporary file, that its writer has renamed by now
     except StorageError:
         return  # a link or a pipe: nothing that was written here
-    if found.modified_at < before:
-        yield Leftover(path, kind, found.num_bytes, found.modified_at)
+    yield Leftover(path, kind, found.num_bytes, found.modified_at)
 
 
 def _delete(storage: Storage, leftovers: Iterable[Leftover]) -> None:
