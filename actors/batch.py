@@ -66,7 +66,7 @@ class Batch:
         """What an image file says of its own making, wherever it is copied to."""
         return {
             "prompt": self.requests[index].prompt,
-            "model": facts.config.generation.model,
+            "model": facts.config.generator_name,
             "model_revision": facts.model_revision or "",
             "id": self.candidates[index].id,
         }

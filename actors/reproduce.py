@@ -170,8 +170,9 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
 
 def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[Any, str]:
     """The generator, or None and why images that it makes could not be compared."""
-    if maker.model != config.generation.model:
-        return None, f"it was made by {maker.model}, and run.json is about {config.generation.model}"
+    # Rows of a simulated run name the config's model where an earlier version wrote them.
+    if maker.model not in (config.generator_name, config.generation.model):
+        return None, f"it was made by {maker.model}, and run.json is about {config.generator_name}"
     if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
     path, arguments = generator_worker(config, on_gpu=maker.device not in NO_GPU)

@@ -32,6 +32,7 @@ from balancer.rounding import as_written
 
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
+SIMULATED = "simulated"
 
 MAX_EMBEDDING_DIM = 65_536
 """Numbers in an embedding of the verifier; published ones have up to 1,664."""
@@ -651,6 +652,15 @@ class Config(_Section):
                 f"verification.unjudged: neither a property nor property=value: {', '.join(missing)}{advice}"
             )
         return self
+
+    @property
+    def generator_name(self) -> str:
+        """As rows, images and cards name it."""
+        return SIMULATED if self.actors.kind == SIMULATED else self.generation.model
+
+    @property
+    def verifier_name(self) -> str:
+        return SIMULATED if self.actors.kind == SIMULATED else self.verification.model
 
     def properties(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """What the verifier tells apart: property -> value -> the wordings it knows the value by."""

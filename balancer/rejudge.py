@@ -1,5 +1,8 @@
 """Judging a run's candidates again from the numbers in its rows: other limits, no image generated.
 
+Once the rules have changed, every row that is judged tells of the new ones: its limit, its score, what was
+not judged, and why it was rejected. Rows that say so already are not written again.
+
 A slot keeps what a run under the new limits would have given it, as far as images were kept: its lowest
 passing attempt. A candidate that passes by now but whose image was not kept is made again only if its slot
 has no other image; until then its row is void.
@@ -11,6 +14,7 @@ import contextlib
 import copy
 import datetime as dt
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +59,7 @@ from balancer.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, cr
 from balancer.yamltext import Document
 
 SUPERSEDED = "superseded"
-"""Reason of a candidate that passes, but a lower attempt of its slot passes as well by now."""
+"""Reason of a candidate that passes by now, but another attempt of its slot gives the image."""
 
 COMMIT_ROWS = 1024
 """About as many verdicts are committed at once; those of one slot always together."""
@@ -66,7 +70,7 @@ PARTS_AT_ONCE = 32
 _COLUMNS = (
     "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
     "deviation", "nonfinite", "unsafe", "pixel_sha256", "nearest_id", "nearest_distance",
-    "nearest_similarity", "unjudged",
+    "nearest_similarity", "unjudged", "score", "threshold", "fallback",
 )  # fmt: skip
 
 _HISTORY = pa.schema(
@@ -77,15 +81,20 @@ _HISTORY = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A candidate whose verdict is another one now. `reason` is that of a rejection."""
+    """A row that is written again: of a candidate whose status is another one now, or which is still judged
+    the same, by other rules. `reason` is that of a rejection."""
 
     candidate: Candidate
     before: str
     status: str
     reason: str | None
-    verdict: Verdict
+    score: float | None
     nearest: Nearest | None
     rung: Rung
+
+    @property
+    def is_new_verdict(self) -> bool:
+        return self.status != self.before
 
     def as_columns(self) -> Row:
         return {"status": self.status, "reason": self.reason}
@@ -96,13 +105,20 @@ class Change:
             **row,
             **self.as_columns(),
             "review": accepted and facts.is_for_review(self.candidate.slot),
-            "score": self.verdict.score,
-            "threshold": self.rung.threshold,
-            "fallback": self.rung.fallback,
-            "unjudged": unjudged_in(self.candidate.slot.cell, facts.config),
+            **_judged_by(self.candidate.slot.cell, self.rung, self.score, facts.config),
             **(nearest_columns(self.nearest) if self.nearest else {}),
             **(dict.fromkeys(("file_name", "sha256", "num_bytes")) if self.status == VOID else {}),
         }
+
+
+def _judged_by(cell: Cell, rung: Rung, score: float | None, config: Config) -> Row:
+    """What a row says of the rules it was judged by."""
+    return {
+        "score": score,
+        "threshold": rung.threshold,
+        "fallback": rung.fallback,
+        "unjudged": unjudged_in(cell, config),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +136,27 @@ class CellChange:
 
 @dataclass(frozen=True, slots=True)
 class Rejudgement:
-    """What judging a run again changes. `rules` are those it was judged by, `state` is how the run stands
-    once they are applied; `pending` says whether anything is left to commit for that."""
+    """What judging a run again changes. `rewritten` are its rows that change. `rules` are those it was judged
+    by, `state` is how the run stands once they are applied; `pending` says whether anything is left to commit
+    for that."""
 
     info: RunInfo
     rules: Rules
     config: Config
-    changes: tuple[Change, ...]
+    rewritten: tuple[Change, ...]
     cells: tuple[CellChange, ...]
     state: State
     pending: bool
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Verdicts that are other ones now."""
+        return tuple(change for change in self.rewritten if change.is_new_verdict)
+
+    @property
+    def updated(self) -> int:
+        """Rows whose verdict stays, and which tell of the new rules."""
+        return len(self.rewritten) - len(self.changes)
 
 
 # ---- looking -------------------------------------------------------------------------------------
@@ -159,9 +186,11 @@ def _look(
         return copies.get(row["id"]) or nearest_in(row, pixels)
 
     while True:
-        changes = new_verdicts(rows, cells, config, nearest_of, storage.exists)
+        changes = new_verdicts(
+            rows, cells, config, nearest_of, storage.exists, other_rules=rules != known.rules
+        )
         after = _schedule_after(info, config, rows, changes)
-        restored = any(change.status == ACCEPTED for change in changes)
+        restored = any(change.is_new_verdict and change.status == ACCEPTED for change in changes)
         if after.open or not (restored or changed_copies):
             break  # with open slots, the next run compares all images when it has filled them
         found = _copies_among_accepted(after, storage, info, config)
@@ -173,7 +202,7 @@ def _look(
         info=info,
         rules=rules,
         config=config,
-        changes=tuple(changes),
+        rewritten=tuple(changes),
         cells=_cell_changes(rows, changes, after),
         state=state,
         pending=bool(changes) or rules != known.rules,
@@ -222,9 +251,10 @@ def new_verdicts(
     config: Config,
     nearest_of: Callable[[Row], Nearest | None],
     is_there: Callable[[str], bool],
+    other_rules: bool = False,
 ) -> list[Change]:
-    """What becomes of candidates under `config`, slot after slot. Left out are those whose status stays,
-    unless an accepted image is judged on other properties by now: its score is another one.
+    """What becomes of candidates under `config`, slot after slot. Left out are those whose status stays;
+    under `other_rules` only if their row tells of these already.
 
     `nearest_of` gives the image that a candidate may copy, `is_there` says whether a file still is.
     """
@@ -233,33 +263,62 @@ def new_verdicts(
     in_order = sorted(rows, key=lambda row: (row["slot"], row["attempt"]))
     for _, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
         judged = [_judged_again(row, cells, config, rungs, nearest_of(row)) for row in attempts]
-        changes += _changes_of_slot(judged, is_there)
+        changes += _changes_of_slot(judged, is_there, config if other_rules else None)
     return changes
 
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
     candidate: Candidate
-    status: str
-    file_name: str | None
+    row: Row
     verdict: Verdict
     nearest: Nearest | None
-    is_news: bool  # that this is the nearest image
-    is_asked_otherwise: bool
     rung: Rung
+
+    @property
+    def status(self) -> str:
+        return str(self.row["status"])
 
     @property
     def passes(self) -> bool:
         return self.verdict.accepted
 
+    @property
+    def has_new_nearest(self) -> bool:
+        return self.nearest is not None and self.nearest.id != self.row["nearest_id"]
+
     def has_image(self, is_there: Callable[[str], bool]) -> bool:
-        return self.status == ACCEPTED or (self.file_name is not None and is_there(self.file_name))
+        file_name = self.row["file_name"]
+        return self.status == ACCEPTED or (file_name is not None and is_there(file_name))
 
-    def becomes(self, status: str, reason: str | None = None) -> Change:
-        return Change(self.candidate, self.status, status, reason, self.verdict, self.nearest, self.rung)
+    def tells_of(self, config: Config) -> bool:
+        """Whether the row says what it would say if it was judged under `config` at first."""
+        own = _judged_by(self.candidate.slot.cell, self.rung, self.verdict.score, config)
+        before = {name: self.row[name] for name in own}
+        before["unjudged"] = before["unjudged"] or []  # null in rows of earlier versions
+        both_nan = all(isinstance(of["score"], float) and math.isnan(of["score"]) for of in (own, before))
+        return before == own | ({"score": before["score"]} if both_nan else {})
+
+    def becomes(self, status: str) -> Change:
+        return Change(
+            candidate=self.candidate,
+            before=self.status,
+            status=status,
+            reason=self._rejected_for() if status == REJECTED else None,
+            score=self.verdict.score,
+            nearest=self.nearest,
+            rung=self.rung,
+        )
+
+    def _rejected_for(self) -> str:
+        if self.row["reason"] == Flaw.DUPLICATE:  # of a hold-out image: nothing else in the row says so
+            return Flaw.DUPLICATE
+        return self.verdict.reason or SUPERSEDED
 
 
-def _changes_of_slot(attempts: Sequence[_Judged], is_there: Callable[[str], bool]) -> Iterator[Change]:
+def _changes_of_slot(
+    attempts: Sequence[_Judged], is_there: Callable[[str], bool], other_rules: Config | None
+) -> Iterator[Change]:
     """Lowest attempt first. A slot has one image at most: that of the lowest attempt that passes and has
     one. Without any, the lowest attempt that passes is to be made again."""
     passing = [made for made in attempts if made.passes]
@@ -267,17 +326,20 @@ def _changes_of_slot(attempts: Sequence[_Judged], is_there: Callable[[str], bool
     to_make = passing[0] if passing and winner is None else None
     for made in attempts:
         if made is winner:
-            status, reason = ACCEPTED, None
-        elif made is to_make:
-            status, reason = VOID, None
-        elif made.status == ACCEPTED:
-            status, reason = REJECTED, made.verdict.reason or SUPERSEDED
-        elif made.is_news or (made.status == VOID and not made.passes):
-            status, reason = REJECTED, made.verdict.reason
+            change = made.becomes(ACCEPTED)
+        elif made is to_make or (made.status == VOID and made.passes):
+            change = made.becomes(VOID)
         else:
-            continue
-        if made.is_news or status != made.status or (made is winner and made.is_asked_otherwise):
-            yield made.becomes(status, reason)
+            change = made.becomes(REJECTED)
+        if change.is_new_verdict or made.has_new_nearest or _is_outdated(made, change, other_rules):
+            yield change
+
+
+def _is_outdated(made: _Judged, now: Change, other_rules: Config | None) -> bool:
+    """Whether a row whose verdict stays has to be written again, to tell of the rules it is judged by."""
+    if other_rules is None or now.status == VOID:
+        return False
+    return now.reason != made.row["reason"] or not made.tells_of(other_rules)
 
 
 def _judged_again(
@@ -291,9 +353,7 @@ def _judged_again(
     rung = rungs[min(candidate.attempt, len(rungs)) - 1]
     cell = candidate.slot.cell
     verdict = judge(measurement_of(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
-    is_news = nearest is not None and nearest.id != row["nearest_id"]
-    otherwise = set(row["unjudged"] or ()) != set(unjudged_in(cell, config))
-    return _Judged(candidate, row["status"], row["file_name"], verdict, nearest, is_news, otherwise, rung)
+    return _Judged(candidate, row, verdict, nearest, rung)
 
 
 def measurement_of(row: Row, cell: Cell) -> Measurement:
@@ -358,7 +418,7 @@ def apply(
 def _commit(log: ManifestLog, found: Rejudgement) -> None:
     """Only the last part says that the verdicts follow the new rules, all of them."""
     facts = facts_of(found.info, found.config)
-    parts = list(_parts(found.changes)) or [[]]
+    parts = list(_parts(found.rewritten)) or [[]]
     for start in range(0, len(parts), PARTS_AT_ONCE):
         lot = parts[start : start + PARTS_AT_ONCE]
         rows = log.rows([change.candidate.id for part in lot for change in part])

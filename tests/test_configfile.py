@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -624,7 +625,9 @@ BELOW = f"{GOOD}  burnt: {{prompts: [x]}}\ngeneration: {{steps: 7}}\n{TWO_FACETS
         ("generation: null", {"classes": ["basic", "burnt"], "facets": ["lighting", "crust"], "steps": None}),
     ],
 )
-def test_null_takes_away_a_section_or_an_entry_of_the_config_below(by: str, setting: str, left: dict):
+def test_null_takes_away_a_section_or_an_entry_of_the_config_below(
+    by: str, setting: str, left: dict[str, Any]
+):
     dotted = setting.replace(": {", ".").replace(": null", "=null").rstrip("}")
     config = extended(setting + "\n", BELOW) if by == "extends" else load(BELOW, [dotted])
     shown = {"classes": [*config.classes], "facets": [*config.facets], "steps": config.generation.steps}

@@ -196,6 +196,109 @@ def test_the_same_rules_give_the_same_verdict_to_the_last_bit(score):
     assert (verdict.accepted, verdict.scores["class"]) == (score == score, 1.0)
 
 
+# ---- what rows say of the rules they are judged by ------------------------------------------------
+
+
+def told(storage: Any) -> dict[str, tuple[Any, ...]]:
+    """Of each row: reason, score, threshold, unjudged."""
+    rows = read_log(storage).table.to_pylist()
+    return {row["id"]: (row["reason"], row["score"], row["threshold"], row["unjudged"]) for row in rows}
+
+
+def judged(storage: Any, *settings: str, minutes: float = 60) -> Any:
+    found = apply(storage, settings, now=lambda: at(minutes))
+    assert check_run(storage).problems == ()
+    return found
+
+
+def test_every_judged_row_has_the_threshold_it_was_last_judged_by():
+    storage = sample_run(row(ONE), rejected(TWO), row(TWO, 2), real("a.png"))
+    for minutes, limit in ((60, 0.7), (61, 0.9), (62, 0.65)):
+        judged(storage, f"verification.threshold={limit}", minutes=minutes)
+        limits = {row_id: row[2] for row_id, row in told(storage).items()}
+        assert limits == {f"{ONE}-1": limit, f"{TWO}-1": limit, f"{TWO}-2": limit, "real/a.png": None}
+
+
+def test_rows_brought_up_to_date_are_no_changed_verdicts():
+    storage = sample_run(row(ONE), rejected(TWO))
+    found = judged(storage, "verification.threshold=0.7")
+    assert (len(found.changes), found.updated, len(found.rewritten)) == (0, 2, 2)
+    found = judged(storage, "verification.threshold=0.8", minutes=61)
+    assert (len(found.changes), found.updated) == (1, 1)
+
+
+def test_rows_that_tell_of_the_rules_already_are_not_written_again():
+    storage = sample_run(row(ONE), rejected(TWO))
+    judged(storage, "verification.threshold=0.7")
+    assert rejudge(storage, ["verification.brightness=[0.1, 0.9]"]).rewritten == ()
+
+
+def test_rows_of_other_limits_stay_as_they_are_if_no_rule_changes():
+    storage = sample_run(row(ONE, threshold=0.7), rejected(TWO, threshold=0.4, reason="class"))
+    files = dict(storage.files)
+    assert not apply(storage, ["verification.threshold=0.6"], now=lambda: at(60)).pending
+    assert storage.files == files
+
+
+def test_a_raised_threshold_makes_a_fallback_of_a_rung_that_has_its_own():
+    rungs = [{"threshold": 0.7}]
+    storage = sample_run(row(ONE), config=CONFIG | {"attempts": {"max": 1, "rungs": rungs, "fallback": None}})
+    for minutes, limit, fallback in ((60, 0.65, False), (61, 0.72, True)):
+        judged(storage, f"verification.threshold={limit}", minutes=minutes)
+        (one,) = read_log(storage).table.to_pylist()
+        assert (one["threshold"], one["fallback"]) == (0.7, fallback)
+
+
+DARK_LIGHTING = {"class": 0.3, "lighting": 0.2}
+
+
+def test_no_row_is_rejected_for_a_property_that_is_not_judged():
+    storage = sample_run(rejected(ONE, scores=DARK_LIGHTING, score=0.2))
+    judged(storage, "verification.unjudged=[lighting]")
+    assert told(storage) == {f"{ONE}-1": ("class", 0.3, 0.6, ["lighting"])}
+
+
+def test_a_candidate_that_passes_by_now_beside_the_image_of_its_slot_is_superseded():
+    storage = sample_run(rejected(ONE), row(ONE, 2, unjudged=[]))
+    found = judged(storage, "verification.unjudged=[lighting, class]")
+    both = ["lighting", "class"]
+    assert told(storage) == {
+        f"{ONE}-1": ("superseded", None, 0.6, both),
+        f"{ONE}-2": (None, None, 0.6, both),
+    }
+    assert (len(found.changes), found.updated) == (0, 2)
+
+
+def test_a_superseded_candidate_that_fails_again_is_rejected_for_what_it_lacks():
+    storage = sample_run(rejected(ONE), row(ONE, 2, unjudged=[]))
+    judged(storage, "verification.unjudged=[lighting, class]")
+    judged(storage, "verification.unjudged=[]", minutes=61)
+    assert told(storage) == {f"{ONE}-1": ("lighting", 0.25, 0.6, []), f"{ONE}-2": (None, 0.75, 0.6, [])}
+
+
+def test_the_higher_of_two_candidates_that_pass_without_an_image_is_superseded():
+    storage = sample_run(rejected(ONE), rejected(ONE, 2))
+    judged(storage, "verification.threshold=0.2")
+    rows = read_log(storage).table.to_pylist()
+    assert [(row["status"], row["reason"]) for row in rows] == [("void", None), ("rejected", "superseded")]
+
+
+def test_a_duplicate_of_a_hold_out_image_keeps_the_reason_that_alone_says_so():
+    copy = {"nearest_id": "holdout/a.png", "nearest_distance": 0, "nearest_similarity": 1.0}
+    storage = sample_run(rejected(ONE, reason="duplicate", scores={"class": 1.0, "lighting": 1.0}, **copy))
+    judged(storage, "verification.brightness=[0.6, 1]")
+    loose = ["verification.brightness=[0, 1]", "verification.copies={max_distance: 0, min_similarity: 1}"]
+    judged(storage, *loose, minutes=61)
+    assert told(storage)[f"{ONE}-1"][0] == "duplicate"
+
+
+def test_a_score_that_is_no_number_is_no_reason_to_write_a_row_again():
+    nan = float("nan")
+    storage = sample_run(rejected(ONE, scores={"class": nan, "lighting": 0.9}, reason="class", score=nan))
+    judged(storage, "verification.threshold=0.7")
+    assert rejudge(storage, ["verification.brightness=[0.1, 0.9]"]).rewritten == ()
+
+
 # ---- properties ----------------------------------------------------------------------------------
 
 SCORES = st.lists(st.lists(st.integers(0, 10), min_size=4, max_size=4), min_size=1, max_size=4)
@@ -223,6 +326,7 @@ class SimulatedRun:
                 passes = score >= threshold
                 status = "accepted" if passes else "rejected"
                 slot = {"id": candidate.id, "slot": candidate.slot.key, "file_name": None}
+                slot |= {"threshold": threshold / 10, "fallback": False}
                 self.rows[candidate] = made(candidate.attempt, score / 10, status) | slot
                 if passes:
                     self.rows[candidate]["file_name"] = candidate.id
@@ -231,11 +335,26 @@ class SimulatedRun:
 
     def rejudge(self, threshold: int) -> int:
         judged_by = config(threshold / 10, attempts={"max": 4, "fallback": None})
-        found = new_verdicts(self.rows.values(), CELLS, judged_by, lambda row: None, self.files.__contains__)
+        found = new_verdicts(
+            self.rows.values(), CELLS, judged_by, lambda row: None, self.files.__contains__, other_rules=True
+        )
         for change in found:
             file = {"file_name": None} if change.status == "void" else {}
-            self.rows[change.candidate] |= change.as_columns() | file
-        return len(found)
+            limits = {"threshold": change.rung.threshold, "fallback": False}
+            self.rows[change.candidate] |= change.as_columns() | limits | {"score": change.score} | file
+        return sum(change.is_new_verdict for change in found)
+
+    def untrue(self, threshold: int) -> list[dict[str, Any]]:
+        """Rows that name another limit, or a reason that does not hold."""
+        return [
+            row
+            for row in self.rows.values()
+            if row["status"] != "void"
+            and (
+                row["threshold"] != threshold / 10
+                or (row["reason"] == "lighting") != (row["scores"]["lighting"] < threshold / 10)
+            )
+        ]
 
     @property
     def accepted(self) -> dict[int, int]:
@@ -269,6 +388,7 @@ def test_judging_again_ends_and_leaves_a_slot_one_image_at_most(scores, threshol
         statuses = [(c.slot, row["status"]) for c, row in run.rows.items() if row["status"] == "accepted"]
         assert len(statuses) == len(run.accepted)
         assert all(scores[index][attempt - 1] >= threshold for index, attempt in run.accepted.items())
+        assert run.untrue(threshold) == []
         assert run.rejudge(threshold) == 0
         if filled:
             run.fill(threshold)
@@ -521,7 +641,7 @@ def test_the_verdicts_of_a_slot_are_committed_together(monkeypatch):
     apply(storage, ["verification.threshold=0.6"], now=lambda: at(120))
     assert statuses(storage) == {f"{ONE}-1": "accepted", f"{TWO}-1": "rejected", f"{ONE}-2": "rejected"}
     written = {path for path in storage.files if path.startswith(LOG_DIR)} - before
-    assert len(written) == 3  # open, one of verdicts, close
+    assert len(written) == 4  # open, the verdicts of one slot, the new limit of another one, close
     assert check_run(storage).problems == ()
 
 
@@ -607,7 +727,10 @@ def test_the_command_shows_what_would_change(folder):
         "  burnt/dim/severe         0        0         0           0     2",
         "  all cells                1        1         0           0     5",
     ]
-    assert shown.stderr == "nothing was changed; --apply does\n"
+    assert shown.stderr.splitlines() == [
+        "other rows brought up to date by --apply: 1 (their threshold, score, reason or unjudged)",
+        "nothing was changed; --apply does",
+    ]
 
 
 def test_the_command_prints_one_object(folder):

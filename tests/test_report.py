@@ -436,3 +436,10 @@ def test_cells_that_were_given_up_are_shown_with_examples_of_their_own(run):
 def test_a_run_without_any_candidate_still_has_a_report(run):
     page = render_report(run.uri, now=NOW)
     assert "none decided" in page
+
+
+def test_the_columns_of_the_cells_stand_in_the_order_of_the_config():
+    cells = [CellCount("a", "one", ("night",), 1, 0, 0), CellCount("b", "two", ("dawn",), 1, 0, 0)]
+    table = cell_table(cells, ["time"], {"time": ["dawn", "noon", "night"]})
+    assert table.columns == ("dawn", "night")
+    assert [[cell is None for cell in row.cells] for row in table.rows] == [[True, False], [False, True]]

@@ -27,7 +27,8 @@ def command(run: str, settings: tuple[str, ...], apply_: bool, as_json: bool) ->
     Every candidate is judged again from the numbers in its row. For each cell: images accepted now, those
     of them that would be revoked, earlier ones that would be restored from their files, ones that would
     pass but were not kept, so that the next run makes them again, and how many images the next run has to
-    make then. With --apply the verdicts are committed; the next `balancer run` takes the same --set.
+    make then. With --apply the verdicts are committed, and all rows name the rules they are judged by;
+    the next `balancer run` takes the same --set.
     """
     from balancer import rejudge
     from balancer.storage import open_storage
@@ -45,6 +46,8 @@ def _as_json(found: Rejudgement, applied: bool) -> dict[str, Any]:
         "run_id": found.info.run_id,
         "overrides": found.rules.overrides,
         "applied": applied,
+        "changed": len(found.changes),
+        "updated": found.updated,
         **_total(found),
         "cells": [
             {name: item[name] for name in ("class", *found.info.facets)} | _counts(change)
@@ -75,6 +78,11 @@ def _print(found: Rejudgement, run: str, applied: bool) -> None:
         ["cell", "accepted", "revoked", "restored", "made again", "open"],
         [[key, *counts.values()] for key, counts in [*shown, ("all cells", _total(found))]],
     )
+    if found.updated:
+        console.note(
+            f"other rows brought up to date{'' if applied else ' by --apply'}: {found.updated}"
+            " (their threshold, score, reason or unjudged)"
+        )
     if not found.pending:
         console.note("nothing to change")
     elif not applied:

@@ -58,6 +58,10 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
             (f"accepted, {name} not judged", count, _share(count, status["accepted"]))
             for name, count in status["unjudged"].items()
         ),
+        *(
+            (f"accepted, {name} not proven", count, _share(count, status["accepted"]))
+            for name, count in status["unproven"].items()
+        ),
     ]
     if status["eta_s"] is not None:
         rows.append(("time left", console.duration(status["eta_s"]), None))

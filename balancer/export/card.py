@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import EMBEDDED_MODEL, Config
+from balancer.config import EMBEDDED_MODEL, SIMULATED, Config
 from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
@@ -109,7 +109,11 @@ class Card:
 
     @property
     def embedded(self) -> bool:
-        return self.config.generation.model == EMBEDDED_MODEL
+        return self.config.generator_name == EMBEDDED_MODEL
+
+    @property
+    def simulated(self) -> bool:
+        return self.config.actors.kind == SIMULATED
 
 
 def card_text(job: Job) -> str:

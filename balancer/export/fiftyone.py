@@ -18,7 +18,7 @@ import pyarrow as pa
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
-from balancer.export.metadata import facet_columns, metadata_columns, metadata_table, recipe_of
+from balancer.export.metadata import facet_columns, judged_score, metadata_columns, metadata_table, recipe_of
 from balancer.storage import slug
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> It
 
 def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
     told = {_field_name(name): row[name] for name in plain}
-    labels = {GROUND_TRUTH: (row["label"], row[f"score_{CLASS_PROPERTY}"])}
-    labels |= {_field_name(column): (row[column], row[f"score_{facet}"]) for facet, column in facets.items()}
+    labels = {GROUND_TRUTH: (row["label"], judged_score(row, CLASS_PROPERTY))}
+    labels |= {
+        _field_name(column): (row[column], judged_score(row, facet)) for facet, column in facets.items()
+    }
     return {
         "_id": {"$oid": _object_id(row["id"])},
         "filepath": row["file_name"],

@@ -19,7 +19,14 @@ from xml.sax.saxutils import quoteattr
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, rows_of
-from balancer.export.metadata import facet_columns, json_row, metadata_columns, metadata_table, recipe_of
+from balancer.export.metadata import (
+    facet_columns,
+    json_row,
+    judged_score,
+    metadata_columns,
+    metadata_table,
+    recipe_of,
+)
 from balancer.manifest.rows import REAL
 from balancer.names import free_names
 from balancer.storage import slug
@@ -63,7 +70,7 @@ def _task(row: Row, job: Job) -> dict[str, Any]:
     controls = _controls(job)
     properties = [(CLASS_PROPERTY, row["label"]), *((name, row[column]) for name, column in facets.items())]
     results = [
-        _choice(name, controls[name], value, row[f"score_{name}"], row["id"])
+        _choice(name, controls[name], value, judged_score(row, name), row["id"])
         for name, value in properties
         if value is not None
     ]

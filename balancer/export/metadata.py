@@ -70,6 +70,14 @@ def _numbers_only(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
     return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
 
 
+def judged_score(row: dict[str, Any], property_: str) -> float | None:
+    """What a reader may take for the verifier's confidence in a label: None where nobody judged it."""
+    if property_ in (row["unjudged"] or ()):
+        return None
+    score: float | None = row[f"score_{property_}"]
+    return score
+
+
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a metadata table as JSON values without nulls."""
     told = {name: value for name, value in row.items() if value is not None}

@@ -58,5 +58,10 @@ def rejected_paths(candidate_id: str, reason: str) -> tuple[str, str]:
     return rejected_path(candidate_id, reason), _rejected_path(candidate_id, reason, slug_of_before)
 
 
+def path_in_reason(path: str) -> str:
+    """Of the image of a rejected candidate: its path without the reason, which may be another one by now."""
+    return path.split("/", 2)[-1]
+
+
 def _rejected_path(candidate_id: str, reason: str, name: Callable[[str], str]) -> str:
     return "/".join((REJECTED_DIR, name(reason), *map(name, candidate_id.split("/")))) + ".png"

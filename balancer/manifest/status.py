@@ -21,7 +21,7 @@ from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.unjudged import count_unjudged
+from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.plan import per_image
 from balancer.progress import eta_s
 from balancer.storage import Storage
@@ -42,13 +42,15 @@ class _Counts:
     short: int
     reasons: Counter[str]
     unjudged: Mapping[str, int]
+    unproven: Mapping[str, int]
     given_up: Mapping[str, Tally]
 
 
 def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
     only, which says of how many image files were looked at how many are there. `unjudged` counts accepted
-    images that were not judged on a property; `overrides` are the settings that `balancer rejudge` changed.
+    images that were not judged on a property, `unproven` those of a value for which labelled images do not
+    prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed.
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -71,6 +73,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
         **asdict(per_image(_planning(info), measured_of(judged, view.opened, "this run"))),
         "unjudged": dict(counts.unjudged),
+        "unproven": dict(counts.unproven),
         "overrides": dict(view.rules.overrides),
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
         "current": _current(storage, info, view),
@@ -128,6 +131,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
         short=short.total(),
         reasons=Counter(rejected["reason"].to_pylist()),
         unjudged=count_unjudged(accepted, info.properties),
+        unproven=count_unproven(accepted, info.properties),
         given_up=given_up,
     )
 

@@ -24,6 +24,12 @@ def count_unjudged(rows: pa.Table, properties: Iterable[str]) -> dict[str, int]:
     return {name: entries[name] for name in properties if entries[name]}
 
 
+def count_unproven(rows: pa.Table, properties: Iterable[str]) -> dict[str, int]:
+    """How many of these rows have each value that was judged without proof, such as `class=mixed`."""
+    entries = Counter(pc.list_flatten(rows[COLUMN]).to_pylist())
+    return {name: entries[name] for name in sorted(entries.keys() - set(properties))}
+
+
 def lacks_a_score(scores: Mapping[str, float | None] | None, unjudged: Collection[str] | None) -> bool:
     """Whether a row has no `score` because none of its properties was judged."""
     scored = [name for name, score in (scores or {}).items() if score is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,8 @@ class Facts:
 
     @property
     def table(self) -> CellTable:
-        return cell_table(self.cells, self.run.facets)
+        facets = self.config.facets
+        return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
 def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
@@ -212,7 +213,13 @@ def _class_counts(run: RunInfo, config: Config, generated: Counter[str]) -> tupl
 def _cell_counts(
     run: RunInfo, config: Config, accepted: Counter[str], tried: Counter[str]
 ) -> tuple[CellCount, ...]:
-    order = {name: position for position, name in enumerate(config.classes)}
+    classes = _positions(config.classes)
+    values = [_positions(config.facets[facet].values) for facet in run.facets]
+
+    def place(entry: Mapping[str, Any]) -> tuple[int, ...]:
+        of_facets = zip(run.facets, values, strict=True)
+        return (classes[entry["class"]], *(order.get(entry.get(facet), -1) for facet, order in of_facets))
+
     return tuple(
         CellCount(
             key=entry["cell"],
@@ -222,18 +229,27 @@ def _cell_counts(
             accepted=accepted[entry["cell"]],
             candidates=tried[entry["cell"]],
         )
-        for entry in sorted(run.plan, key=lambda entry: order[entry["class"]])
+        for entry in sorted(run.plan, key=place)
     )
 
 
-def cell_table(cells: Sequence[CellCount], facets: Sequence[str]) -> CellTable:
-    """The cells as a table whose columns are the values of the first facet that fits across."""
+def _positions(names: Iterable[str]) -> dict[str | None, int]:
+    return {name: position for position, name in enumerate(names)}
+
+
+def cell_table(
+    cells: Sequence[CellCount], facets: Sequence[str], values: Mapping[str, Sequence[str]] | None = None
+) -> CellTable:
+    """The cells as a table whose columns are the values of the first facet that fits across, in the order of
+    `values`."""
     across = next((axis for axis in range(len(facets)) if _fits_across(cells, axis)), None)
     rows: dict[tuple[str, ...], dict[str, CellCount]] = {}
     for cell in cells:
         column, down = _column_and_row(cell, across)
         rows.setdefault((cell.class_name, *down), {})[column] = cell
-    columns = tuple(dict.fromkeys(_column_and_row(cell, across)[0] for cell in cells))
+    present = dict.fromkeys(_column_and_row(cell, across)[0] for cell in cells)
+    order = _positions((values or {}).get(facets[across], ()) if across is not None else ())
+    columns = tuple(sorted(present, key=lambda column: order.get(column, len(order))))
     return CellTable(
         across=None if across is None else facets[across],
         columns=columns,

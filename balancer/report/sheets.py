@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from balancer.errors import BalancerError
-from balancer.manifest.layout import REJECTED_DIR, rejected_paths
+from balancer.manifest.layout import REJECTED_DIR, path_in_reason, rejected_paths
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -112,14 +112,17 @@ def _shows(sheet: Sheet) -> bool:
 
 
 def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and the row of each rejected image that was kept."""
-    files = set(storage.list(REJECTED_DIR))
+    """The file and the row of each rejected image that was kept, in the folder of its first reason."""
+    files: dict[str, list[str]] = {}
+    for path in storage.list(REJECTED_DIR):
+        files.setdefault(path_in_reason(path), []).append(path)
     if not files:
         return
     columns = ["id", "cell", "reason", "score", "threshold", "nearest_id", *SIZE]
     for row in manifest.to_table(columns, status="rejected").to_pylist():
-        for path in files.intersection(rejected_paths(row["id"], row["reason"])):
-            files.discard(path)
+        places = rejected_paths(row["id"], row["reason"])
+        own = {path for place in places for path in files.pop(path_in_reason(place), ())}
+        for path in sorted(own.intersection(places) or own):
             yield path, row
         if not files:  # those kept are mostly the first ones
             return
