@@ -625,9 +625,7 @@ BELOW = f"{GOOD}  burnt: {{prompts: [x]}}\ngeneration: {{steps: 7}}\n{TWO_FACETS
         ("generation: null", {"classes": ["basic", "burnt"], "facets": ["lighting", "crust"], "steps": None}),
     ],
 )
-def test_null_takes_away_a_section_or_an_entry_of_the_config_below(
-    by: str, setting: str, left: dict[str, Any]
-):
+def test_null_takes_away_what_the_config_below_has(by: str, setting: str, left: dict[str, Any]):
     dotted = setting.replace(": {", ".").replace(": null", "=null").rstrip("}")
     config = extended(setting + "\n", BELOW) if by == "extends" else load(BELOW, [dotted])
     shown = {"classes": [*config.classes], "facets": [*config.facets], "steps": config.generation.steps}

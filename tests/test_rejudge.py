@@ -325,8 +325,8 @@ class SimulatedRun:
                 score = self.scores[candidate.slot.index][candidate.attempt - 1]
                 passes = score >= threshold
                 status = "accepted" if passes else "rejected"
-                slot = {"id": candidate.id, "slot": candidate.slot.key, "file_name": None}
-                slot |= {"threshold": threshold / 10, "fallback": False}
+                judged: dict[str, Any] = {"threshold": threshold / 10, "fallback": False}
+                slot = judged | {"id": candidate.id, "slot": candidate.slot.key, "file_name": None}
                 self.rows[candidate] = made(candidate.attempt, score / 10, status) | slot
                 if passes:
                     self.rows[candidate]["file_name"] = candidate.id
