@@ -325,7 +325,7 @@ class SimulatedRun:
                 score = self.scores[candidate.slot.index][candidate.attempt - 1]
                 passes = score >= threshold
                 status = "accepted" if passes else "rejected"
-                slot = {"id": candidate.id, "slot": candidate.slot.key, "file_name": None}
+                slot: dict[str, Any] = {"id": candidate.id, "slot": candidate.slot.key, "file_name": None}
                 slot |= {"threshold": threshold / 10, "fallback": False}
                 self.rows[candidate] = made(candidate.attempt, score / 10, status) | slot
                 if passes:
