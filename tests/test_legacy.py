@@ -16,6 +16,7 @@ from balancer.cli import main
 from balancer.config import Config
 from balancer.configfile import load_config
 from balancer.errors import ConfigError
+from balancer.names import composed
 
 BLOCK = "dataset_balancing_config"
 SAMPLE = "dataset.path=sample"
@@ -444,7 +445,7 @@ def test_what_cannot_be_converted_is_an_error_line(args: Sequence[str], line: st
 
 NAMES = TRICKY_NAMES | st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1
-).map(lambda name: name[:100].strip()).filter(bool)
+).map(lambda name: composed(name[:100]).strip()).filter(bool)
 
 
 @given(
@@ -468,9 +469,10 @@ def test_names_are_converted_to_the_same_names(
     assert config == load_config(folder / "old.json", [SAMPLE])
 
 
+KEYS = st.text(max_size=5).map(lambda key: composed(key).strip())
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
 SECTIONS = st.sampled_from(
