@@ -148,7 +148,7 @@ def test_a_difference_under_other_versions_of_the_libraries_proves_nothing(make_
     [
         ({"device": "NVIDIA H200"}, "the device was NVIDIA H200, and is none here"),
         ({"model_revision": "f" * 40}, f"the revision of the weights was {'f' * 40}, and is none here"),
-        ({"model": "org/sdxl"}, "it was made by org/sdxl, and run.json is about embedded"),
+        ({"model": "org/sdxl"}, "it was made by org/sdxl, and run.json is about simulated"),
         ({"file_name": f"images/{SECOND}-gone.png"}, "no such file"),
     ],
 )
