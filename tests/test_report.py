@@ -125,11 +125,13 @@ class Run:
     def _candidate_row(self, cell: dict[str, Any], index: int, score: float) -> dict[str, Any]:
         accepted = score >= 0.6
         slot = f"{cell['cell']}/{index:04d}"
+        scores = {"class": 0.99, "lighting": score, "char": cell["char"] and 0.99}
         return {
             "id": f"{slot}-1", "class": cell["class"], "lighting": cell["lighting"], "char": cell["char"],
             "cell": cell["cell"], "slot": slot, "attempt": 1, "source": "synthetic",
             "status": "accepted" if accepted else "rejected", "reason": None if accepted else "lighting",
-            "review": accepted and index == 0, "score": score, "scores": {"class": 0.99, "lighting": score},
+            "review": accepted and index == 0, "score": score, "scores": scores,
+            "brightness": 0.5, "deviation": 0.1, "nonfinite": 0,
             "threshold": 0.6, "fallback": False, "prompt": "a pizza", "seed": 1, "model": "embedded",
             "verifier": "embedded", "steps": 4, "guidance": 3.0, "width": 160, "height": 200,
             "phash": "0" * 16, "device": "cpu", "generated_at": NOW, "run_id": self.info.run_id,
@@ -152,7 +154,10 @@ def run(tmp_path) -> Run:
         targets={"basic": 5, HOSTILE: 5},
         embedding_dim=4,
         versions={"balancer": "0.1.0"},
-        models={"generator": {"model": "embedded", "revision": None}, "verifier": {"model": "<b>v</b>"}},
+        models={
+            "generator": {"model": "embedded", "revision": None},
+            "verifier": {"model": "<b>v</b>", "revision": None},
+        },
     )
     storage = open_storage(tmp_path / "run", create=True)
     create_run(storage, info)
@@ -348,7 +353,7 @@ def test_scores_are_counted_per_property_and_verdict(run):
     run.candidate(PLAN[0], score=0.25)
     run.candidate(PLAN[0], score=0.9)
     run.candidate(PLAN[0], score=1.0)
-    by_class, lighting = score_histograms(run.facts(), open_manifest(run.uri))
+    by_class, lighting, _ = score_histograms(run.facts(), open_manifest(run.uri))
     assert (by_class.property_name, lighting.property_name) == ("class", "lighting")
     assert [i for i, count in enumerate(lighting.rejected) if count] == [int(0.25 * BINS)]
     assert [i for i, count in enumerate(lighting.accepted) if count] == [int(0.9 * BINS), BINS - 1]
