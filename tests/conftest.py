@@ -24,11 +24,14 @@ hypothesis.settings.load_profile("balancer")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hangups() -> Iterator[None]:
-    """Processes of tests get the usual SIGHUP, whatever started the tests: under nohup it is ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _signals() -> Iterator[None]:
+    """Processes of tests get the usual signals, whatever started the tests: nohup and `&` ignore some."""
+    before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
