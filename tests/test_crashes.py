@@ -828,7 +828,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_the_search_finds_what_breaks_when(fault):
+def test_the_search_finds_what_breaks_when(fault, monkeypatch):
+    """In logs alone: a file that can be lost without loss would take most of each schedule."""
+    monkeypatch.setattr("balancer.manifest.current.write_current", lambda storage: None)
     variant, found = BROKEN[fault]
     with pytest.raises(Violation, match=found):
         search(
