@@ -275,6 +275,12 @@ def test_shares_are_parts_or_percent(given: dict[str, Any], load: Callable[..., 
     assert {name: value.share for name, value in values.items()} == {"dim": 0.4, "bright": 0.6}
 
 
+@pytest.mark.parametrize("share", [True, float("nan"), float("inf")])
+def test_what_is_no_number_beside_percentages_is_refused(share: float, load: Callable[..., Config]):
+    with pytest.raises(ConfigError):
+        load(small(lighting_distribution={"dim": share, "bright": 60}))
+
+
 def test_percentages_with_decimals_stay_exact(load: Callable[..., Config]):
     given = {"x": 33.3, "y": 33.3, "z": 33.4}
     values = load(small(lighting_distribution=given)).facets["lighting"].values

@@ -6,6 +6,7 @@ layout has and ours has not is listed with its reason and never refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -325,7 +326,9 @@ def _part(number: object) -> object:
 
 
 def _hundredth(number: object) -> object:
-    return float(Fraction(str(number)) / 100) if isinstance(number, int | float) else number
+    """What is no number, true and NaN included, stays: the config's own check tells of it."""
+    is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return float(Fraction(str(number)) / 100) if is_number else number
 
 
 _CHANGES: Mapping[Path, Callable[[object], object]] = {
