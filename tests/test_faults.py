@@ -191,7 +191,7 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(start, tmp_path, referenc
 
 
 def test_of_two_drivers_on_one_run_the_first_is_fenced_and_no_row_is_there_twice(start, tmp_path, reference):
-    first = start(tmp_path / "run", "planning.seconds_per_candidate=0.5")
+    first = start(tmp_path / "run", "planning.seconds_per_candidate=2")
     first.wait_until(lambda: first.accepted())
     second = start(tmp_path / "run")
     assert first.end() == 5
