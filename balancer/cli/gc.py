@@ -71,4 +71,7 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
 
 def _counted(leftovers: Iterable[Leftover]) -> str:
     counts = Counter(leftover.kind for leftover in leftovers)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return ", ".join(
+        f"{count} {kind if kind == 'image' else f'{kind} file'}{'s' if count > 1 else ''}"
+        for kind, count in sorted(counts.items())
+    )
