@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,7 @@ from balancer.manifest.compacted import MAX_FILE_BYTES, STATUS
 from balancer.manifest.copycheck import same_rows
 from balancer.manifest.files import arrow_buffer
 from balancer.manifest.fragment import Link
-from balancer.manifest.head import read_head
+from balancer.manifest.head import Head, read_head
 from balancer.manifest.layout import CURRENT_FILE
 from balancer.manifest.rows import ACCEPTED
 from balancer.manifest.runfile import read_run
@@ -49,15 +48,6 @@ MAGIC_BYTES = 8
 REWRITE = "no row is lost: `balancer compact RUN --rebuild` writes it anew"
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """The last fragment whose rows a file has, and what it is known as."""
-
-    run_id: str
-    seq: int
-    sha256: str
-
-
 def write_current(storage: Storage) -> None:
     """Write the file from the log as it is now, and again if somebody else commits meanwhile."""
     for _ in range(ROUNDS):
@@ -75,7 +65,7 @@ def renew_current(storage: Storage, *, rebuild: bool = False) -> bool:
         return False
     if not rebuild and head is not None and head.seq == last:
         try:
-            if read_reach(storage) == Reach(info.run_id, head.seq, head.sha256):
+            if read_reach(storage) == head:
                 return False
         except ManifestError:
             pass  # it is written anew
@@ -83,7 +73,7 @@ def renew_current(storage: Storage, *, rebuild: bool = False) -> bool:
     return True
 
 
-def read_reach(storage: Storage) -> Reach | None:
+def read_reach(storage: Storage) -> Head | None:
     """How far the file reaches; None if there is none, ManifestError if it cannot be read."""
     try:
         size = storage.info(CURRENT_FILE).num_bytes
@@ -171,6 +161,6 @@ def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterato
     yield pa.Table.from_batches(group, schema)
 
 
-def _reach_in(schema: pa.Schema) -> Reach:
+def _reach_in(schema: pa.Schema) -> Head:
     told = json.loads((schema.metadata or {})[METADATA])
-    return Reach(str(told["run_id"]), int(told["seq"]), str(told["sha256"]))
+    return Head(str(told["run_id"]), int(told["seq"]), str(told["sha256"]))
