@@ -44,7 +44,7 @@ from balancer.manifest.runfile import RunInfo, create_run
 from balancer.manifest.status import SILENT_AFTER_S
 from balancer.plan import held_back, make_plan
 from balancer.preflight import refuse_unproven, summary
-from balancer.progress import Snapshot
+from balancer.progress import Snapshot, progress_line
 from balancer.resume import (
     CALIBRATION,
     check_unchanged,
@@ -111,8 +111,6 @@ def run(
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
     """
-    from balancer.cli.console import progress_line
-
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())

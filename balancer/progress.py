@@ -1,4 +1,4 @@
-"""How far a run is: counts, rates and the time left, from an injected clock."""
+"""How far a run is: counts, rates and the time left, from an injected clock, and in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+from balancer.percentages import percent
 
 RATE_WINDOW_S = 60.0
 """Rates are measured over the last minute: long enough to smooth batches, short enough to show a stall."""
@@ -83,3 +85,39 @@ def eta_s(slots_open: int, settled_per_s: float) -> float | None:
     if slots_open == 0:
         return 0.0
     return slots_open / settled_per_s if settled_per_s > 0 else None
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """`accepted 131/244 (54%) candidates 160 rejected 22% [lighting 21 burn_level 14] 4.1/s eta 0:27 ...`"""
+    done = percent(snapshot.accepted, snapshot.wanted, nothing="-")
+    parts = [
+        f"accepted {snapshot.accepted}/{snapshot.wanted} ({done})",
+        f"short {snapshot.short}" if snapshot.short else "",
+        f"candidates {snapshot.candidates}",
+        _rejected(snapshot),
+        _pace(snapshot),
+        f"generators {snapshot.generators_busy}/{snapshot.generators} busy" if snapshot.generators else "",
+        f"in flight {snapshot.in_flight}",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _rejected(snapshot: Snapshot) -> str:
+    reasons: Mapping[str, int] = snapshot.rejected_by_reason
+    if not reasons:
+        return ""
+    listed = " ".join(f"{reason} {count}" for reason, count in reasons.items())
+    return f"rejected {percent(sum(reasons.values()), snapshot.candidates, nothing='-')} [{listed}]"
+
+
+def _pace(snapshot: Snapshot) -> str:
+    rate = snapshot.accepted_per_s
+    left = "-" if snapshot.eta_s is None else duration(snapshot.eta_s)
+    return f"{rate:.{1 if rate >= 1 else 2}f}/s eta {left}"
+
+
+def duration(seconds: float) -> str:
+    """`0:27`, `12:05`, `1:57:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -22,7 +22,7 @@ from rich.cells import cell_len
 
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
-from balancer.progress import ClassProgress, Snapshot
+from balancer.progress import ClassProgress, Snapshot, duration, progress_line
 from balancer.storage import open_storage
 from tests.fake_terminal import use_terminal
 from tests.manifest_samples import rejected, row, start
@@ -416,14 +416,14 @@ def snapshot(**changes: Any) -> Snapshot:
 
 
 def test_a_progress_line_says_it_all():
-    assert console.progress_line(snapshot()) == (
+    assert progress_line(snapshot()) == (
         "accepted 131/244 (54%) candidates 160 rejected 18% [lighting 21 burn_level 8] "
         "4.1/s eta 0:27 generators 2/2 busy in flight 32"
     )
 
 
 def test_a_progress_line_before_anything_is_known():
-    line = console.progress_line(
+    line = progress_line(
         snapshot(accepted=0, candidates=0, rejected_by_reason={}, accepted_per_s=0.0, eta_s=None, short=2)
     )
     assert line == ("accepted 0/244 (0%) short 2 candidates 0 0.00/s eta - generators 2/2 busy in flight 32")
@@ -630,7 +630,7 @@ def test_notes_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]):
     ("seconds", "text"), [(0, "0:00"), (27.4, "0:27"), (59.6, "1:00"), (725, "12:05"), (7023, "1:57:03")]
 )
 def test_durations(seconds: float, text: str):
-    assert console.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from balancer.cli.streams import results
 from balancer.percentages import percent
+from balancer.progress import Snapshot, duration, progress_line
 from balancer.safetext import printable, redacted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from balancer.progress import Snapshot
 
 LINE_INTERVAL_S = 10.0
 """Plain progress lines are at least this far apart: a night's log stays readable."""
@@ -179,28 +179,6 @@ class LineDisplay:
         self._pending, self._printed_s = None, self._clock()
 
 
-def progress_line(snapshot: Snapshot) -> str:
-    """`accepted 131/244 (54%) candidates 160 rejected 22% [lighting 21 burn_level 14] 4.1/s eta 0:27 ...`"""
-    done = percent(snapshot.accepted, snapshot.wanted, nothing="-")
-    parts = [
-        f"accepted {snapshot.accepted}/{snapshot.wanted} ({done})",
-        f"short {snapshot.short}" if snapshot.short else "",
-        f"candidates {snapshot.candidates}",
-        _rejected(snapshot),
-        _pace(snapshot),
-        f"generators {snapshot.generators_busy}/{snapshot.generators} busy" if snapshot.generators else "",
-        f"in flight {snapshot.in_flight}",
-    ]
-    return " ".join(part for part in parts if part)
-
-
-def duration(seconds: float) -> str:
-    """`0:27`, `12:05`, `1:57:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
 def figure(value: float, unit: str = "") -> str:
     """Three digits, which is all an estimate is worth: `1.16`, `0.000312`, `1240 s`."""
     digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -227,20 +205,6 @@ def size(num_bytes: float) -> str:
         if num_bytes >= power:
             return f"{num_bytes / power:.1f} {unit}"
     return f"{num_bytes / 1e3:.0f} kB"
-
-
-def _rejected(snapshot: Snapshot) -> str:
-    reasons: Mapping[str, int] = snapshot.rejected_by_reason
-    if not reasons:
-        return ""
-    listed = " ".join(f"{reason} {count}" for reason, count in reasons.items())
-    return f"rejected {percent(sum(reasons.values()), snapshot.candidates, nothing='-')} [{listed}]"
-
-
-def _pace(snapshot: Snapshot) -> str:
-    rate = snapshot.accepted_per_s
-    left = "-" if snapshot.eta_s is None else duration(snapshot.eta_s)
-    return f"{rate:.{1 if rate >= 1 else 2}f}/s eta {left}"
 
 
 def is_terminal() -> bool:

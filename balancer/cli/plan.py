@@ -11,6 +11,7 @@ import click
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError
+from balancer.progress import duration
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages
@@ -210,7 +211,7 @@ def _print_facet(plan: Plan, facet: str) -> None:
 
 
 def _print_estimate(cost: Estimate) -> None:
-    time = None if cost.hours is None else console.duration(cost.hours * 3600)
+    time = None if cost.hours is None else duration(cost.hours * 3600)
     rows: list[list[console.Cell]] = [
         ["candidates", str(cost.candidates), cost.candidates_basis],
         ["time", time, cost.hours_basis],

@@ -8,6 +8,7 @@ import click
 
 from balancer.cli import console
 from balancer.percentages import percent
+from balancer.progress import duration
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -64,7 +65,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         ),
     ]
     if status["eta_s"] is not None:
-        rows.append(("time left", console.duration(status["eta_s"]), None))
+        rows.append(("time left", duration(status["eta_s"]), None))
     return rows
 
 
