@@ -17,6 +17,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from actors.leftovers import ended_with_this_process
+from actors.process_limits import refuse_tight_limits
 from actors.ray_access import refuse_open_cluster, started_on_this_machine, to_oneself
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, UsageError, first_line
@@ -122,12 +123,14 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
 
 
 def refuse_silent(address: str | None) -> None:
-    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer: told before
-    anything is written for a run on it."""
+    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer, or if Ray would
+    hang on this machine: told before anything is written for a run on it."""
     if ray.is_initialized():
         _refuse_another(address)
     elif (named := _named(address)) is not None:
         refuse_silent_head(named)
+    else:
+        refuse_tight_limits()
 
 
 def _refuse_another(address: str | None) -> None:

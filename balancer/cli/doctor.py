@@ -76,6 +76,8 @@ def examine(config: Config | None) -> Iterator[Finding]:
     yield _object_stores()
     yield _gpus(config)
     yield _shared_memory()
+    if not os.environ.get("RAY_ADDRESS"):
+        yield _attempt("process limits", _process_limits)
     yield _ray_address()
     yield _ray_token()
     if config is None:
@@ -133,6 +135,13 @@ def _shared_memory() -> Finding:
     if size < LEAST_SHARED_MEMORY_BYTES:
         return Finding("shared memory", WARNING, f"{detail}; give a container more with --shm-size=4g")
     return Finding("shared memory", OK, detail)
+
+
+def _process_limits() -> str:
+    from actors.process_limits import refuse_tight_limits
+
+    refuse_tight_limits()
+    return "enough for Ray on this machine (ulimit -n, -f, -v)"
 
 
 def _ray_address() -> Finding:
