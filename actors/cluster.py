@@ -21,6 +21,7 @@ from actors.process_limits import refuse_tight_limits
 from actors.ray_access import refuse_open_cluster, started_on_this_machine, to_oneself
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, UsageError, first_line
+from balancer.quantities import counted
 from balancer.safetext import has_credentials
 from balancer.signals import StopSignal
 
@@ -285,9 +286,9 @@ def _uses_gpus(wanted: ActorsConfig, resources: Resources) -> bool:
 def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     per_generator, per_verifier = wanted.gpus_per_generator, wanted.gpus_per_verifier
     places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
-    room_in_words = f"{sum(resources.gpus)} GPUs"
+    room_in_words = counted(sum(resources.gpus), "GPU")
     if places != sum(resources.gpus):
-        room_in_words += f" have room for {places} with {per_generator:g} GPU each"
+        room_in_words += f" with room for {places} of {per_generator:g} GPU each"
     if not places:
         raise ClusterError(
             f"no generator with {per_generator:g} GPUs fits: the largest node has {max(resources.gpus)}",
@@ -296,16 +297,16 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     generators, why = _count(wanted.generators, places, batches, room_in_words, sum(resources.gpus))
     if generators > places:
         raise ClusterError(
-            f"{generators} generators with {per_generator:g} GPU each do not fit: "
-            f"{sum(resources.gpus)} GPUs have room for {places}",
+            f"no room for {counted(generators, 'generator')} with {per_generator:g} GPU each: "
+            f"{counted(sum(resources.gpus), 'GPU')} can take {places}",
             hint="lower actors.generators or actors.gpus_per_generator",
         )
     verifiers = _per_generators(wanted.verifiers, generators)
     room = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
     if verifiers > room:
         raise ClusterError(
-            f"{verifiers} verifiers with {per_verifier:g} GPU each do not fit beside {generators} "
-            f"generators with {per_generator:g}: there is room for {room}",
+            f"no room for {counted(verifiers, 'verifier')} with {per_verifier:g} GPU each beside "
+            f"{counted(generators, 'generator')} with {per_generator:g}: {room} would fit",
             hint="lower actors.gpus_per_generator, or put verifiers on CPU with actors.gpus_per_verifier: 0",
         )
     return Fleet(
@@ -316,8 +317,9 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
         gpus_per_verifier=per_verifier,
         cpus_per_generator=0,
         reasons=(
-            f"{generators} generators: {why}",
-            f"{verifiers} verifiers beside them: {_why_per_generators(wanted.verifiers, 'actors.verifiers')}",
+            f"{counted(generators, 'generator')}: {why}",
+            f"{counted(verifiers, 'verifier')} beside them: "
+            f"{_why_per_generators(wanted.verifiers, 'actors.verifiers')}",
         ),
     )
 
@@ -325,11 +327,11 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
 def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     """Verifiers and writers reserve no core: they work a twentieth of the time, in the gaps."""
     places = max(1, int(resources.cpus))
-    generators, why = _count(wanted.generators, places, batches, f"{places} CPU cores", places)
+    generators, why = _count(wanted.generators, places, batches, counted(places, "CPU core"), places)
     simulated = wanted.kind == "simulated"
     if generators > places and not simulated:
         raise ClusterError(
-            f"{generators} generators do not fit: there are {places} CPU cores",
+            f"no room for {counted(generators, 'generator')}: the machine has {counted(places, 'CPU core')}",
             hint="lower actors.generators, or leave it at auto",
         )
     return Fleet(
@@ -339,7 +341,7 @@ def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
         gpus_per_generator=0,
         gpus_per_verifier=0,
         cpus_per_generator=0 if simulated else 1,
-        reasons=(f"{generators} generators on CPU: {why}",),
+        reasons=(f"{counted(generators, 'generator')} on CPU: {why}",),
     )
 
 

@@ -29,6 +29,7 @@ from balancer.manifest.fragment import State
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.rows import RunFacts
 from balancer.progress import ClassCounts, RateMeter, Snapshot, eta_s
+from balancer.quantities import counted
 from balancer.schedule import Outcome, Schedule
 from balancer.signals import StopSignal
 from balancer.storage import DiskFullError
@@ -121,7 +122,8 @@ class Driver:
         self.on_progress(self.snapshot())
         if self.stop.number is not None and self.schedule.open:
             raise InterruptedRun(
-                f"interrupted: {len(self.schedule.accepted)} of {self.schedule.wanted} images are committed",
+                f"interrupted: {len(self.schedule.accepted)} of {counted(self.schedule.wanted, 'image')} "
+                "committed",
                 signal_number=self.stop.number,
                 hint="the same command goes on from here",
             )
@@ -254,7 +256,7 @@ class Driver:
         self._stopping_since_s = self.clock()
         if self.stop.number is not None:
             count = len(self.schedule.in_flight)
-            self.note(f"stopping when {count} candidates under way are done; once more to stop at once")
+            self.note(f"stopping after {counted(count, 'candidate')} under way; once more to stop at once")
 
     def _drained_too_long(self) -> bool:
         since = self._stopping_since_s

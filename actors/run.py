@@ -45,6 +45,7 @@ from balancer.manifest.status import SILENT_AFTER_S
 from balancer.plan import held_back, make_plan
 from balancer.preflight import refuse_unproven, summary
 from balancer.progress import Snapshot, progress_line
+from balancer.quantities import counted
 from balancer.resume import (
     CALIBRATION,
     check_unchanged,
@@ -119,8 +120,8 @@ def run(
             told.note(f"warning: {line}")
         log.say_progress()
         log.note(
-            f"{result.state}: {result.accepted} of {result.wanted} images accepted, "
-            f"{sum(result.open_cells.values())} missing, {result.candidates} candidates made"
+            f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
+            f"{sum(result.open_cells.values())} missing, {counted(result.candidates, 'candidate')} made"
         )
         return result
 
@@ -186,7 +187,7 @@ def _run(
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
     stop.check()
-    reporter.step(f"{len(found.images)} images read, {wanted} to generate; {starting(address)}")
+    reporter.step(f"{counted(len(found.images), 'image')} read, {wanted} to generate; {starting(address)}")
     with contextlib.ExitStack() as stack:
         stack.callback(stop.raise_again)  # when Ray has ended
         resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
@@ -278,7 +279,8 @@ def _compact(storage: Storage, reporter: Reporter) -> None:
         reporter.note(f"the manifest could not be compacted, queries read the log: {error.message}")
         return
     if index is not None:
-        reporter.note(f"the manifest was compacted: {index.rows} rows in {len(index.files)} files")
+        rows, files = counted(index.rows, "row"), counted(len(index.files), "file")
+        reporter.note(f"the manifest was compacted: {rows} in {files}")
 
 
 def describe_models(config: Config) -> dict[str, dict[str, Any]]:
@@ -351,11 +353,11 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
         reporter.note(reason)
     if schedule.candidates:
         reporter.note(
-            f"going on: {len(schedule.accepted)} of {schedule.wanted} images accepted already, "
+            f"going on: {len(schedule.accepted)} of {counted(schedule.wanted, 'image')} accepted already, "
             f"{schedule.open} to go"
         )
     reporter.step(
-        f"{schedule.open} images to make, batches of {config.generation.usual_batch}, up to "
+        f"{counted(schedule.open, 'image')} to make, batches of {config.generation.usual_batch}, up to "
         f"{schedule.attempts} attempts each"
     )
     if config.attempts.adaptive:

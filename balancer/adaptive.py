@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from balancer.quantities import counted
+
 CONFIDENCE = 0.95
 """Of the statement that a cell's acceptance is below a floor, before the cell is given up."""
 
@@ -21,8 +23,8 @@ class Tally:
 
     def __str__(self) -> str:
         return (
-            f"{self.accepted} of {self.candidates} candidates passed, so that (95 % confidence) at most"
-            f" {self.at_most:.1%} of them do"
+            f"{self.accepted} of {counted(self.candidates, 'candidate')} passed, so that (95 % confidence) "
+            f"at most {self.at_most:.1%} of them do"
         )
 
     @property

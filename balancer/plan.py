@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from balancer.adaptive import Tally
 from balancer.cells import Cell, Facet, cells_of
-from balancer.percentages import percent
+from balancer.quantities import counted, percent
 from balancer.rounding import joint_quotas
 from balancer.targets import class_targets, most_generated, values_to_add
 
@@ -238,7 +238,7 @@ def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, st
     passes = [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen]
     expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
     passing = f"{_acceptance_text(acceptance)} of candidates pass ({source})"
-    basis = f"{plan.total} images, {passing}, up to {attempts} attempts"
+    basis = f"{counted(plan.total, 'image')}, {passing}, up to {attempts} attempts"
     limit = config.budget.max_candidates
     if limit is not None and limit < expected:
         return limit, f"{basis}; held at {limit} by budget.max_candidates"
@@ -254,9 +254,9 @@ def _hours(candidates: int, config: Config, measured: Measured) -> tuple[float |
     number = (
         "for one generator (actors.generators: auto starts one per GPU or CPU core, which share the time)"
         if given == "auto"
-        else f"{given} generators (actors.generators)"
+        else f"{counted(given, 'generator')} (actors.generators)"
     )
-    basis = f"{candidates} candidates of {seconds:.3g} s each ({source}), {number}"
+    basis = f"{counted(candidates, 'candidate')} of {seconds:.3g} s each ({source}), {number}"
     hours = candidates * seconds / generators / 3600
     limit = config.budget.max_hours
     if limit is not None and limit < hours:
@@ -283,7 +283,7 @@ def _size(plan: Plan, config: Config, measured: Measured, real_bytes: int) -> tu
     )
     if each is None:
         each, source = 0.6 * raw, "60 % of raw pixels; planning.bytes_per_image"
-    basis = f"{plan.total} images of {each / 1000:.0f} kB ({source})"
+    basis = f"{counted(plan.total, 'image')} of {each / 1000:.0f} kB ({source})"
     copied = real_bytes if config.output.real_images == "copy" else 0
     if copied:
         basis += f" and {copied / 1e6:.1f} MB of real images (output.real_images: copy)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.calibration import Examples, calibrated, one_vs_rest_auc
 from balancer.errors import UsageError
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.config import Config
@@ -107,7 +108,7 @@ def _problem(found: Examples, count: int, auc: float | None, config: Config) -> 
     if len(found.values) == 1:
         return "it is the only value, so that there is nothing to tell it from"
     if count < limits.min_examples:
-        images = f"{count or 'no'} labelled image{'' if count == 1 else 's'}"
+        images = counted(count, "labelled image") if count else "no labelled images"
         return f"{images}, {limits.min_examples} needed (verification.min_examples)"
     if auc is None:
         return f"all {count} labelled images show it, and none another value"
@@ -160,7 +161,10 @@ def _shortened(lines: Sequence[str]) -> list[str]:
 def summary(found: Preflight) -> str:
     """One line on a pre-flight that let the run go on."""
     proven = [proof for proof in found.values if proof.proven]
-    told = f"{len(proven)} of {len(found.values)} values told apart on {found.images} real images"
+    told = (
+        f"{len(proven)} of {counted(len(found.values), 'value')} told apart on "
+        f"{counted(found.images, 'real image')}"
+    )
     if proven:
         least = min(proven, key=lambda proof: proof.auc or 0.0)
         told += f", least AUC {least.auc:.2f} ({least.name})"

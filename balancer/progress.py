@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from balancer.percentages import percent
+from balancer.quantities import percent
 
 RATE_WINDOW_S = 60.0
 """Rates are measured over the last minute: long enough to smooth batches, short enough to show a stall."""

@@ -344,6 +344,14 @@ def test_plan_takes_what_an_earlier_run_has_measured(small_job: Path):
     assert "of 10 s each (planning.seconds_per_candidate)" in estimate["hours_basis"]
 
 
+def test_plan_says_that_nothing_is_lacking_only_where_it_is_so(small_job: Path):
+    assert "nothing is lacking" not in invoke(*PLAN).stdout
+    (small_job / "data/b").mkdir(exist_ok=True)
+    (small_job / "data/b/0.png").write_bytes((small_job / "data/a/0.png").read_bytes())
+    met = invoke(*PLAN, "--set", "target.per_class=1").stdout
+    assert met.startswith("nothing is lacking: every class has its target (`target` in the config sets it)\n")
+
+
 def test_plan_measures_nothing_where_there_is_no_run(small_job: Path):
     result = invoke(*PLAN, "--measured", "data")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -808,7 +808,13 @@ def test_a_file_of_another_kind_is_never_exported(file_name):
 
 @pytest.mark.parametrize(
     ("facet", "folder"),
-    [("lighting", "lighting"), ("burn_level", "burn_levels"), ("angle", "angles"), ("props", "props")],
+    [
+        ("lighting", "lighting"),
+        ("burn_level", "burn_levels"),
+        ("angle", "angles"),
+        ("props", "props"),
+        ("time of day", "time of day"),
+    ],
 )
 def test_facets_have_the_folders_of_the_earlier_layout(facet, folder):
     assert facet_folder(facet) == folder

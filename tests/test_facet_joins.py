@@ -81,10 +81,10 @@ def renamed(change: str) -> dict[str, str]:
 
 CERTAIN = {
     "a byte order mark and CRLF": (lambda root: "\ufeff" + csv().replace("\n", "\r\n"), ""),
-    "backslashes": (lambda root: csv(renamed("{}\\{}")), "4 file names are written with backslashes"),
+    "backslashes": (lambda root: csv(renamed("{}\\{}")), "4 file names written with backslashes"),
     "absolute paths": (lambda root: csv(renamed(f"{root}/{{}}/{{}}")), "with the dataset's own path before"),
-    "the dataset's folder": (lambda root: csv(renamed("photos/{}/{}")), "begin with photos/"),
-    "a moved dataset": (lambda root: csv(renamed("C:\\me\\photos\\{}\\{}")), "begin with C:/me/photos/"),
+    "the dataset's folder": (lambda root: csv(renamed("photos/{}/{}")), "beginning with photos/"),
+    "a moved dataset": (lambda root: csv(renamed("C:\\me\\photos\\{}\\{}")), "beginning with C:/me/photos/"),
     "case of file names": (lambda root: csv(renamed("{}/{}")).replace("cat/1", "Cat/1"), "1 file name"),
     "semicolons": (lambda root: csv(header="file_name;weather"), "separated by semicolons"),
     "tabs": (lambda root: csv(header="file_name\tweather"), "separated by tabs"),
@@ -224,7 +224,10 @@ DOUBTFUL = {
         csv(WEATHER) + "\n./cat/1.png,sun",
         "several rows of 1 file say different things, such as cat/1.png; the first row counts",
     ),
-    "another folder": (csv(renamed("/mnt/{}/{}")), "4 file names begin with /mnt/, which is taken for this"),
+    "another folder": (
+        csv(renamed("/mnt/{}/{}")),
+        "4 file names beginning with /mnt/, which is taken for this",
+    ),
     "several folders": (
         csv({f"/mnt/{place}/{name}": value for place, (name, value) in enumerate(WEATHER.items())}),
         "none of which names an image",

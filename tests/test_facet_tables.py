@@ -174,3 +174,18 @@ def test_a_reader_that_was_taken_over_costs_the_table_and_nothing_else(tmp_path,
     monkeypatch.setattr(lanes, "_spawn", lambda call: original(f"os\n{body}"))
     with pytest.raises(DatasetError, match=problem):
         read_table(tmp_path, None)
+
+
+def test_rows_of_another_length_than_the_header_are_told(tmp_path):
+    (tmp_path / CSV).write_text("file_name,light\na/0.png,dim\na/1.png\na/2.png,dim,more\na/3.png,,\n\n")
+    table = only_table(tmp_path)
+    [remark], [warning] = table.remarks, table.warnings
+    assert "1 row with fewer fields than the header's 2, first in line 3: those count as empty" in remark
+    assert "2 rows with more fields than the header's 2, first in line 4: what has no header is" in warning
+
+
+@pytest.mark.parametrize("name", [CSV, JSONL])
+def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"file_name\na/\xe9.png\n")
+    with pytest.raises(DatasetError, match="is not UTF-8: a byte is 0xe9; save the table as UTF-8"):
+        read_table(tmp_path)

@@ -281,7 +281,7 @@ def test_what_is_no_number_beside_percentages_is_refused(share: float, load: Cal
         load(small(lighting_distribution={"dim": share, "bright": 60}))
 
 
-def test_percentages_with_decimals_stay_exact(load: Callable[..., Config]):
+def test_quantities_with_decimals_stay_exact(load: Callable[..., Config]):
     given = {"x": 33.3, "y": 33.3, "z": 33.4}
     values = load(small(lighting_distribution=given)).facets["lighting"].values
     assert [value.share for value in values.values()] == [0.333, 0.333, 0.334]

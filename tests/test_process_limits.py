@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from actors import process_limits
 from actors.process_limits import refuse_tight_limits
 from balancer.errors import ClusterError
 
@@ -19,7 +18,7 @@ KINDS = {"n": resource.RLIMIT_NOFILE, "f": resource.RLIMIT_FSIZE, "v": resource.
 def limits(monkeypatch, **set_to: tuple[int, int]) -> None:
     endless = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     by_kind = {KINDS[flag]: limit for flag, limit in set_to.items()}
-    monkeypatch.setattr(process_limits.resource, "getrlimit", lambda kind: by_kind.get(kind, endless))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: by_kind.get(kind, endless))
 
 
 @pytest.mark.parametrize(

@@ -721,7 +721,7 @@ def test_the_command_shows_what_would_change(folder):
     shown = command(folder, "--set", "verification.threshold=0.8")
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.splitlines() == [
-        "1 verdicts would change under verification.threshold=0.8",
+        "1 verdict would change under verification.threshold=0.8",
         "  cell              accepted  revoked  restored  made again  open",
         "  basic/dim                1        1         0           0     3",
         "  burnt/dim/severe         0        0         0           0     2",
@@ -748,7 +748,7 @@ def test_the_command_prints_one_object(folder):
 def test_the_command_applies_and_says_how_to_go_on(folder):
     applied = command(folder, "--set", "verification.threshold=0.8", "--apply")
     assert applied.exit_code == 0, applied.output
-    assert "1 verdicts changed under verification.threshold=0.8" in applied.stdout
+    assert "1 verdict changed under verification.threshold=0.8" in applied.stdout
     assert f"`balancer run CONFIG --out {folder} --set verification.threshold=0.8`" in applied.stderr
     assert "nothing to change" in command(folder, "--apply").stderr
     assert CliRunner().invoke(main, ["fsck", str(folder)]).exit_code == 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.audit.facet_table import Row, is_missing
 from balancer.audit.table_reader import OWN_COLUMNS
 from balancer.names import near, pick, pick_value
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.cells import Facet
@@ -56,7 +57,7 @@ class FacetValues:
     def _no_value(self, tables: str, name: str, texts: Counter[str]) -> str:
         values = self.axes[name].values
         named = "; ".join(
-            f"{text!r} ({_images(count)}{_question(near(text, values))})"
+            f"{text!r} ({counted(count, 'image')}{_question(near(text, values))})"
             for text, count in texts.most_common(MAX_VALUES)
         )
         more = f"; and {len(texts) - MAX_VALUES} more" if len(texts) > MAX_VALUES else ""
@@ -73,7 +74,3 @@ def _no_column(tables: str, name: str, columns: Sequence[str]) -> str:
 
 def _question(found: str | None) -> str:
     return f", did you mean {found!r}?" if found is not None else ""
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from balancer.audit.facet_table import Row, Table
 from balancer.audit.table_reader import table_key
 from balancer.names import without_case
+from balancer.quantities import counted
 
 Index = Mapping[str, Sequence[str]]
 """Files by a form of their names."""
@@ -64,7 +65,7 @@ def _join(table: Table, root: Path, exact: Index, loose: Index, joined: Joined) 
             break
     for form, what in _OTHER_FORMS.items():
         if forms[form]:
-            joined.remarks.append(f"{table.path}: {_file_names(forms[form])} are written {what}")
+            joined.remarks.append(f"{table.path}: {_file_names(forms[form])} written {what}")
     found |= _behind_a_folder(table, root, [key for key in table.rows if key not in found], exact, joined)
     _take(table, found, joined)
 
@@ -113,12 +114,13 @@ def _behind_a_folder(
     named = [prefix for prefix in behind if prefix.split("/")[-2] == own]
     if len(named) == 1:
         found = behind[named[0]]
-        joined.remarks.append(f"{table.path}: {_file_names(len(found))} begin with {named[0]}")
+        joined.remarks.append(f"{table.path}: {_file_names(len(found))} beginning with {named[0]}")
         return found
     if len(behind) == 1:
         [(prefix, found)] = behind.items()
         joined.warnings.append(
-            f"{table.path}: {_file_names(len(found))} begin with {prefix}, which is taken for this dataset"
+            f"{table.path}: {_file_names(len(found))} beginning with {prefix}, which is taken for this "
+            "dataset"
         )
         return found
     return {}
@@ -137,7 +139,7 @@ def _take(table: Table, found: Mapping[str, Sequence[str]], joined: Joined) -> N
     if contradicted:
         count = len(dict.fromkeys(contradicted))
         joined.warnings.append(
-            f"{table.path}: several rows of {_counted(count, 'file')} say different things, such as "
+            f"{table.path}: several rows of {counted(count, 'file')} say different things, such as "
             f"{contradicted[0]}; the first row counts"
         )
 
@@ -147,7 +149,7 @@ def _same(one: Row, other: Row) -> bool:
 
 
 def _unknown_rows(table: Table, unknown: Sequence[str], others: bool) -> str:
-    rows = _counted(len(table.rows), "row")
+    rows = counted(len(table.rows), "row")
     if others:
         return f"{table.path}: {len(unknown)} of {rows} name no image, such as {unknown[0]}"
     shape = "write class/0001.jpg, relative to the dataset"
@@ -155,8 +157,4 @@ def _unknown_rows(table: Table, unknown: Sequence[str], others: bool) -> str:
 
 
 def _file_names(count: int) -> str:
-    return _counted(count, "file name")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return counted(count, "file name")

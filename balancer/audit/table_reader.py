@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from balancer.names import MAX_COMPOSED_CHARS, composed, without_case
+from balancer.quantities import counted
 from balancer.regular_files import TooLargeError, open_regular
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         yield _reason(f"cannot be read: {error.strerror or error}")
     except MemoryError:
         yield _reason("cannot be read: it needs more memory than a table may take")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        yield _reason(f"is not UTF-8: a byte is 0x{byte:02x}; save the table as UTF-8")
     except (ValueError, csv.Error, RecursionError) as error:
         yield _reason(f"is damaged: {_one_line(str(error))}")
 
@@ -247,10 +251,35 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
             _check_shape([(header, "") for header in headers], 1)
         if separator != ",":
             yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
+        short, long = _OtherLength("fewer", len(headers)), _OtherLength("more", len(headers))
         for row in reader:  # blank lines as well: they take time like any other
+            if row and len(row) != len(headers):
+                (short if len(row) < len(headers) else long).count(reader.line_num)
             yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")] if row else ()
+        if short.rows:
+            yield _told("remark", f"{short}: those count as empty")
+        if long.rows:
+            yield _told("warning", f"{long}: what has no header is left out")
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+@dataclass(slots=True)
+class _OtherLength:
+    """Rows of a CSV that are not as long as its header."""
+
+    what: str
+    headers: int
+    rows: int = 0
+    first_line: int = 0
+
+    def count(self, line: int) -> None:
+        self.rows += 1
+        self.first_line = self.first_line or line
+
+    def __str__(self) -> str:
+        fields = f"{self.what} fields than the header's {self.headers}"
+        return f"{counted(self.rows, 'row')} with {fields}, first in line {self.first_line}"
 
 
 def _separator(header_line: str) -> str:

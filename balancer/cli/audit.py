@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.audit import Audit
@@ -37,7 +38,7 @@ def command(dataset: str, as_json: bool) -> None:
 
 
 def _print(found: Audit) -> None:
-    console.table(f"{found.path}: {len(found.images)} images", *_class_table(found))
+    console.table(f"{found.path}: {counted(len(found.images), 'image')}", *_class_table(found))
     for facet in found.facet_names:
         console.say()
         console.table(f"by {facet}", *_facet_table(found, facet))

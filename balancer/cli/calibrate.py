@@ -12,7 +12,7 @@ import click
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import UsageError
-from balancer.percentages import percent
+from balancer.quantities import counted, percent
 
 if TYPE_CHECKING:
     from balancer.calibration import PropertyCalibration
@@ -92,7 +92,7 @@ def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
         figures = [None if error is None else round(error, 4) for error in (before, after)]
         rows.append([name, sum(found.examples), found.folds or None, round(found.temperature, 3), *figures])
     columns = ["property", "labelled", "folds", "temperature", "calibration error before", "after"]
-    console.table(f"calibration on {images} real images", columns, rows)
+    console.table(f"calibration on {counted(images, 'real image')}", columns, rows)
     rows = [
         [name, value, count, None if auc is None else round(auc, 3), right]
         for name, found in fitted.items()

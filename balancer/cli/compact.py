@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 
 @click.command("compact")
@@ -31,5 +32,6 @@ def command(run: str, rebuild: bool) -> None:
         return
     megabytes = sum(file.num_bytes for file in index.files) / 1e6
     console.say(
-        f"{index.rows} rows of {index.covers} fragments in {len(index.files)} files, {megabytes:.1f} MB"
+        f"{counted(index.rows, 'row')} of {counted(index.covers, 'fragment')} in "
+        f"{counted(len(index.files), 'file')}, {megabytes:.1f} MB"
     )

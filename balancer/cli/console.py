@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from balancer.cli.streams import results
-from balancer.percentages import percent
 from balancer.progress import Snapshot, duration, progress_line
+from balancer.quantities import percent
 from balancer.safetext import printable, redacted
 
 if TYPE_CHECKING:

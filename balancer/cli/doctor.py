@@ -19,6 +19,7 @@ import click
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError, UnavailableError, UsageError
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from actors.model_files import Kind
@@ -182,7 +183,8 @@ def _dataset(config: Config) -> str:
     found = audit_dataset(config)
     counts = match_classes(found, config)
     unreadable = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
-    return f"{sum(counts.values())} images of {len(counts)} classes in {found.path}{unreadable}"
+    images, classes = counted(sum(counts.values()), "image"), counted(len(counts), "class", "classes")
+    return f"{images} of {classes} in {found.path}{unreadable}"
 
 
 def _weights(config: Config) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 
 @click.command("export")
@@ -68,7 +69,7 @@ def command(
         )  # fmt: skip
     if found.left_out:
         console.warn(found.left_out)
-    parts = [f"{found.written} files written"]
+    parts = [f"{counted(found.written, 'file')} written"]
     parts += [f"{found.kept} there already"] if found.kept else []
     parts += [f"{found.removed} removed"] if found.removed else []
-    console.say(f"{destination}: {found.images} images, {', '.join(parts)}")
+    console.say(f"{destination}: {counted(found.images, 'image')}, {', '.join(parts)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.manifest.check import Findings
@@ -40,7 +41,8 @@ def _print(found: Findings) -> None:
         console.note(f"note: {leftover.path}: {leftover.detail}")
     for problem in found.problems:
         console.say(f"{problem.path}: {problem.rule}: {problem.detail}")
-    looked_at = f"{found.fragments} fragments, {found.rows} rows and {found.images} images checked"
+    fragments, rows = counted(found.fragments, "fragment"), counted(found.rows, "row")
+    looked_at = f"{fragments}, {rows} and {counted(found.images, 'image')} checked"
     if found.compacted is not None:
         looked_at += f", {found.compacted} compacted rows as well"
     console.say(f"{looked_at}: {_verdict(len(found.problems))}")

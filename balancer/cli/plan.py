@@ -12,6 +12,7 @@ from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError
 from balancer.progress import duration
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages
@@ -124,7 +125,7 @@ def _print_preflight(checked: Preflight) -> None:
         ]
         for proof in checked.values
     ]
-    title = f"pre-flight: what the verifier tells apart on {checked.images} real images"
+    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
     console.say()
     console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
     if checked.blocking:
@@ -164,8 +165,11 @@ def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]
 
 def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
     """The summary first: there may be hundreds of cells."""
+    if all(count >= plan.targets[name] for name, count in plan.counts.items()):
+        console.say("nothing is lacking: every class has its target (`target` in the config sets it)")
     console.table(
-        f"{plan.total} images to generate in {len(plan.cells)} cells of {len(plan.counts)} classes",
+        f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
+        f"{counted(len(plan.counts), 'class', 'classes')}",
         ["class", "now", "to generate", "then", "target"],
         _by_class(plan),
     )

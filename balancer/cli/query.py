@@ -9,6 +9,7 @@ import click
 
 from balancer.cli import console
 from balancer.errors import UsageError
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,7 +104,7 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
     """On a terminal the first rows only; to a pipe all of them."""
     from balancer.manifest.formats import json_rows
 
-    title = f"{table.num_rows} row{'' if table.num_rows == 1 else 's'}"
+    title = counted(table.num_rows, "row")
     if choose:
         table = table.select(["id", "class", *facets, "source", "status", "reason", "score", "file_name"])
         table, same = _without_constants(table)
@@ -112,7 +113,9 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
     rows = [[_cell(value) for value in row.values()] for row in json_rows(shown)]
     console.table(title, table.column_names, rows, one_line=True)
     if shown.num_rows < table.num_rows:
-        console.note(f"the first {shown.num_rows} of {table.num_rows} rows; --format csv gives all")
+        console.note(
+            f"the first {shown.num_rows} of {counted(table.num_rows, 'row')}; --format csv gives all"
+        )
 
 
 def _without_constants(table: pa.Table) -> tuple[pa.Table, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.rejudge import CellChange, Rejudgement
@@ -73,7 +74,7 @@ def _print(found: Rejudgement, run: str, applied: bool) -> None:
     cells = [(change.cell.key, _counts(change)) for change in found.cells]
     shown = [(key, counts) for key, counts in cells if any(counts[name] for name in COLUMNS[1:])]
     console.table(
-        f"{len(found.changes)} verdicts {'changed' if applied else 'would change'}"
+        f"{counted(len(found.changes), 'verdict')} {'changed' if applied else 'would change'}"
         f" under {', '.join(rules) or 'the rules of the run'}",
         ["cell", "accepted", "revoked", "restored", "made again", "open"],
         [[key, *counts.values()] for key, counts in [*shown, ("all cells", _total(found))]],

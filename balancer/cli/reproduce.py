@@ -9,6 +9,7 @@ import click
 
 from balancer.cli import console
 from balancer.errors import UsageError
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.reproduction import Outcome, Reproduction
@@ -47,7 +48,8 @@ def command(ctx: click.Context, run: str, ids: tuple[str, ...], everything: bool
     if as_json:
         console.print_json(_as_json(found, counts))
     else:
-        console.say(f"{len(found)} images: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+        outcomes = ", ".join(f"{count} {name}" for name, count in counts.items())
+        console.say(f"{counted(len(found), 'image')}: {outcomes}")
     if counts.keys() - {"identical"}:
         ctx.exit(EXIT_DIFFERENT if "different" in counts else EXIT_INCOMPARABLE)
 

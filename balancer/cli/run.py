@@ -6,6 +6,7 @@ import click
 
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
+from balancer.quantities import counted
 
 EXIT_SHORT = 3
 
@@ -45,7 +46,7 @@ def command(
         allow_config_change=allow_config_change,
         progress=True,
     )
-    made = f"{result.accepted} of {result.wanted} images accepted, {result.candidates} candidates made"
-    console.say(f"{made}: {out}")
+    accepted = f"{result.accepted} of {counted(result.wanted, 'image')} accepted"
+    console.say(f"{accepted}, {counted(result.candidates, 'candidate')} made: {out}")
     if result.open_cells:
         ctx.exit(EXIT_SHORT)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
-from balancer.percentages import percent
 from balancer.progress import duration
+from balancer.quantities import percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck

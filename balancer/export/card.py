@@ -19,8 +19,8 @@ from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
-from balancer.percentages import percent
 from balancer.prompts import ladder
+from balancer.quantities import percent
 from balancer.safetext import printable
 from balancer.splits import EVALUATION
 from balancer.storage import open_storage

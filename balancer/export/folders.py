@@ -81,8 +81,9 @@ class _Places:
 
 
 def facet_folder(name: str) -> str:
-    """`burn_levels` for `burn_level`, as the earlier tool has it; `lighting` is not counted and stays."""
-    return name if name.endswith(("ing", "s")) else f"{name}s"
+    """`burn_levels` for `burn_level`, as the earlier tool has it; `lighting` is not counted and stays, and so
+    does a name of several words."""
+    return name if " " in name or name.endswith(("ing", "s")) else f"{name}s"
 
 
 def _values(rows: pa.Table, column: str) -> Sequence[str]:

@@ -27,6 +27,7 @@ from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.quantities import counted
 from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 
 IMAGE, TEMPORARY, COMPACTED = "image", "temporary", "compacted"
@@ -121,7 +122,7 @@ def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
     there = sum(not is_temporary(path) for path in storage.list(IMAGES_DIR))
     if images > max(MANY_IMAGES, MANY_SHARE * there):
         raise UsageError(
-            f"{images} of {there} images would be deleted, more than crashes leave "
+            f"{images} of {counted(there, 'image')} would be deleted, more than crashes leave "
             f"({MANY_IMAGES} images or {MANY_SHARE:.0%}); nothing was deleted",
             hint=hint,
         )

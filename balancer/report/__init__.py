@@ -10,7 +10,7 @@ from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query import manifest_in
 from balancer.manifest.status import status_of
 from balancer.manifest.unjudged import unjudged_text
-from balancer.percentages import percent
+from balancer.quantities import counted, percent
 from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
@@ -99,7 +99,7 @@ def _duration(seconds: float) -> str:
 def _budget(facts: Facts) -> str:
     budget = facts.config.budget
     limits = [
-        f"{budget.max_candidates} candidates" if budget.max_candidates else "",
+        counted(budget.max_candidates, "candidate") if budget.max_candidates else "",
         f"{budget.max_hours:g} hours" if budget.max_hours else "",
     ]
     return " or ".join(limit for limit in limits if limit)

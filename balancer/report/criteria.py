@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.manifest.unjudged import lacks_a_score
-from balancer.percentages import percent
+from balancer.quantities import counted, percent
 from balancer.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
     return Criterion(
         rule="Every required column of every image is filled",
         met=total == 0,
-        figure=f"{total} missing in {rows.num_rows} rows",
+        figure=f"{total} missing in {counted(rows.num_rows, 'row')}",
         detail=", ".join(f"{column} {count}" for column, count in missing.items())
         or f"{len(REQUIRED_OF_ALL) + len(REQUIRED_OF_SYNTHETIC)} columns and the facets checked",
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import BalancerError
 from balancer.manifest.image_files import ImageFiles
+from balancer.quantities import counted
 from balancer.report.sheets import evenly_spaced, thumbnail_uri
 from balancer.safetext import printable
 
@@ -39,7 +40,7 @@ def manifest_html(manifest: Manifest) -> str:
 def _counts(manifest: Manifest) -> str:
     by_source = {row["source"]: row["count"] for row in manifest.count_by("source").to_pylist()}
     listed = ", ".join(f"{count} {_text(source)}" for source, count in by_source.items())
-    return f"{sum(by_source.values())} images ({listed})" if by_source else "no images"
+    return f"{counted(sum(by_source.values()), 'image')} ({listed})" if by_source else "no images"
 
 
 def _row(row: dict[str, Any], columns: list[str], files: ImageFiles) -> str:

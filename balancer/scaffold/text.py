@@ -9,6 +9,7 @@ from balancer import suggested
 from balancer.audit import Audit
 from balancer.config import SAMPLE_DATASET, VerificationConfig
 from balancer.configyaml import yaml_text
+from balancer.quantities import counted
 from balancer.suggested import class_wording
 from balancer.yamltext import Path
 
@@ -111,7 +112,7 @@ def _values(found: Findings) -> dict[str, object]:
 
 def _heading(found: Findings) -> str:
     folders = len(found.audit.counts)
-    holds = f"{_images(len(found.audit.images))} in {folders} class folder{'' if folders == 1 else 's'}"
+    holds = f"{_images(len(found.audit.images))} in {counted(folders, 'class folder')}"
     return f"A first config for {found.dataset}: {holds}.\n{_HOW_TO_GO_ON}"
 
 
@@ -145,7 +146,7 @@ def _beside(found: Findings) -> dict[Path, str]:
 
 
 def _images(count: int) -> str:
-    return f"{count or 'no'} image{'' if count == 1 else 's'}"
+    return counted(count, "image") if count else "no images"
 
 
 _HOW_TO_GO_ON = """\

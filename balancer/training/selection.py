@@ -21,6 +21,7 @@ from balancer.copies import KnownImage, known_images
 from balancer.errors import UsageError
 from balancer.leaks import LOOKS, copies_of_later_splits
 from balancer.manifest.rows import REAL, SYNTHETIC
+from balancer.quantities import counted
 from balancer.splits import EVALUATION, SPLITS, followed
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Selection:
             return ""
         one, other = next(iter(self.left_out.items()))
         return (
-            f"{len(self.left_out)} images are left out, because a later split or the hold-out shows the"
-            f" same: {one} is {other} (`balancer fsck` lists copies across splits)"
+            f"left out: {counted(len(self.left_out), 'image')}, because a later split or the hold-out shows "
+            f"the same: {one} is {other} (`balancer fsck` lists copies across splits)"
         )
 
 

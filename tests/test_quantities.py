@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.percentages import percent
+from balancer.quantities import counted, percent
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,15 @@ def test_the_same_holds_for_one_place(part, text):
 def test_a_figure_that_is_held_against_a_limit_is_not_rounded_up_to_it():
     assert percent(799, 1000, down=True) == "79%"
     assert percent(1, 1000, down=True) == "<1%"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (1200, "1200 images")]
+)
+def test_a_noun_agrees_with_its_number(number, text):
+    assert counted(number, "image") == text
+
+
+def test_a_plural_of_its_own_is_given():
+    assert counted(1, "class", "classes") == "1 class"
+    assert counted(3, "class", "classes") == "3 classes"

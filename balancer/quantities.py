@@ -1,4 +1,4 @@
-"""Parts of a whole as text."""
+"""Numbers in sentences: parts of a whole, and things counted."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def percent(
     if shown >= 100 and part < whole:
         return f">{100 - 1 / scale:.{places}f}{unit}"
     return f"{shown:.{places}f}{unit}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
