@@ -11,27 +11,17 @@ import resource
 
 import ray._private.utils as ray_utils
 
-from balancer.errors import ClusterError
+from balancer.process_limits import refuse_less
 
+RAY = "Ray on this machine"
 MIN_OPEN_FILES = 128
 ROOM_BYTES = 8_000_000_000
 """Address space besides the object store: torch and diffusers map gigabytes before they hold any weights."""
 
 
 def refuse_tight_limits() -> None:
-    """ClusterError if a limit of this process is below what Ray on this machine needs."""
+    """UnavailableError if a limit of this process is below what Ray on this machine needs."""
     store = ray_utils.resolve_object_store_memory(ray_utils.estimate_available_memory())
-    _refuse_less(resource.RLIMIT_NOFILE, MIN_OPEN_FILES, "open files", "ulimit -n 4096")
-    _refuse_less(resource.RLIMIT_FSIZE, store, "the bytes of a file", "ulimit -f unlimited")
-    _refuse_less(resource.RLIMIT_AS, store + ROOM_BYTES, "bytes of address space", "ulimit -v unlimited")
-
-
-def _refuse_less(kind: int, least: int, of_what: str, command: str) -> None:
-    limit, most = resource.getrlimit(kind)
-    if limit == resource.RLIM_INFINITY or limit >= least:
-        return
-    raised = most == resource.RLIM_INFINITY or most >= least
-    raise ClusterError(
-        f"the limit on {of_what} is {limit:,}, and Ray on this machine needs {least:,}",
-        hint=f"raise it with `{command}`" if raised else f"have an administrator raise it: `{command}`",
-    )
+    refuse_less(resource.RLIMIT_NOFILE, MIN_OPEN_FILES, "open files", "ulimit -n 4096", RAY)
+    refuse_less(resource.RLIMIT_FSIZE, store, "the bytes of a file", "ulimit -f unlimited", RAY)
+    refuse_less(resource.RLIMIT_AS, store + ROOM_BYTES, "bytes of address space", "ulimit -v unlimited", RAY)

@@ -10,10 +10,20 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from balancer.early import end_within
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+BURST_S = 1.0
+"""A signal that comes so soon after one that has raised finds the work ending, and would interrupt that."""
+
+STUCK_S = 20.0
+"""A command that was interrupted and is still there: a library waits for a lock that the interruption left
+locked. What it does can be cut off anywhere, so it is."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,17 +34,20 @@ class Stopped(KeyboardInterrupt):
 @dataclass(slots=True)
 class StopSignal:
     """The first signal that came, and how many did. `raises` says whether the handler raises
-    KeyboardInterrupt besides. `handles` are the signals that come here."""
+    KeyboardInterrupt besides, once for several in a burst. `handles` are the signals that come here."""
 
     number: int | None = None
     count: int = 0
     raises: bool = False
     handles: tuple[int, ...] = ()
+    _quiet_until_s: float = field(default=0.0, repr=False, compare=False)
 
     def __call__(self, number: int, frame: object = None) -> None:
         self.number = self.number or number
         self.count += 1
-        if self.raises:
+        if self.raises and time.monotonic() >= self._quiet_until_s:
+            self._quiet_until_s = time.monotonic() + BURST_S
+            end_within(STUCK_S, self.number)
             raise Stopped
 
     def check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from actors import leftovers
 from balancer.early import is_command
-from balancer.signals import ENDING, StopSignal, caught
+from balancer.signals import BURST_S, ENDING, StopSignal, caught
 
 PROJECT = Path(__file__).parents[1]
 
@@ -127,8 +128,69 @@ def test_a_signal_while_the_command_is_imported_ends_it_with_a_line(tmp_path, nu
     assert told_when_ended(command, tmp_path, "importing", number) == (128 + number, "interrupted\n")
 
 
-def told_when_ended(module: list[str], folder: Path, awaited: str, number: int) -> tuple[int, str]:
-    """The exit code and stderr of `python -m module` that gets a signal when it has said what is awaited."""
+# Run before anything else: a command that waits, in the place of `status`.
+STARTED_WITH = """
+import sys, types, click, time
+import balancer.signals
+balancer.signals.STUCK_S = 0.5
+def wait():
+    print("waiting", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        LAST
+sys.modules["balancer.cli.status"] = types.SimpleNamespace(command=click.Command("status", callback=wait))
+"""
+
+
+@pytest.mark.parametrize("gap_s", [0, 0.01])
+@pytest.mark.parametrize("numbers", [*itertools.permutations(ENDING)])
+def test_several_signals_at_once_end_a_command_as_one_of_them_does(tmp_path, numbers, gap_s):
+    (tmp_path / "sitecustomize.py").write_text(STARTED_WITH.replace("LAST", "time.sleep(0.1)"))
+    code, told = told_when_ended(["balancer", "status"], tmp_path, "waiting", *numbers, gap_s=gap_s)
+    assert told == "interrupted\n"
+    assert code - 128 in numbers
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_an_interrupted_command_that_hangs_all_the_same_is_ended(tmp_path, number):
+    (tmp_path / "sitecustomize.py").write_text(STARTED_WITH.replace("LAST", "time.sleep(60)"))
+    assert told_when_ended(["balancer", "status"], tmp_path, "waiting", number) == (
+        128 + number,
+        "interrupted\n",
+    )
+
+
+def test_a_command_that_is_done_skips_the_interpreters_own_end(tmp_path):
+    late = "class Late:\n    def __del__(self):\n        print('late', flush=True)\nlate = Late()"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])}
+
+    def printed(*command: str) -> bytes:
+        return subprocess.check_output([sys.executable, *command], env=environment)
+
+    assert printed("-c", "pass") == b"late\n"
+    assert printed("-m", "balancer", "--version").startswith(b"balancer ")
+    assert b"late" not in printed("-m", "balancer", "--version")
+
+
+def test_a_burst_of_signals_raises_once_and_a_later_one_again(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("balancer.signals.time.monotonic", lambda: now[0])
+    stop = StopSignal(raises=True)
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGTERM)
+    stop(signal.SIGHUP)
+    assert (stop.number, stop.count) == (signal.SIGTERM, 2)
+    now[0] += BURST_S
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGHUP)
+
+
+def told_when_ended(
+    module: list[str], folder: Path, awaited: str, *numbers: int, gap_s: float = 0
+) -> tuple[int, str]:
+    """The exit code and stderr of `python -m module` that gets signals when it has said what is awaited."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)])}
     with subprocess.Popen(
         [sys.executable, "-m", *module],
@@ -140,7 +202,9 @@ def told_when_ended(module: list[str], folder: Path, awaited: str, number: int) 
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"{awaited}\n"
-        process.send_signal(number)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(gap_s)
         _, told = process.communicate(timeout=60)
     return process.returncode, told
 

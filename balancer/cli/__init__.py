@@ -19,7 +19,9 @@ from typing import IO, Any, cast
 import click
 
 from balancer.cli import streams
-from balancer.errors import BalancerError, StorageError, UsageError
+from balancer.early import end_command, leave_command
+from balancer.errors import BalancerError, StorageError, UnavailableError, UsageError
+from balancer.process_limits import refuse_too_few_processes
 from balancer.safetext import has_credentials, printable, redacted
 from balancer.shadowed import refuse_shadowed
 from balancer.signals import StopSignal, caught
@@ -90,7 +92,11 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         streams.prepare()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            leave_command(end.code)
+            raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _failures_as_lines(StopSignal()):
@@ -100,6 +106,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         with caught() as stop, _failures_as_lines(stop):
             _refuse_lost_folder()
+            refuse_too_few_processes()
             result: object = super().invoke(ctx)
             with streams.results():
                 pass  # here, so that a reader that has gone away is noticed and not a traceback
@@ -136,13 +143,22 @@ def _failures_as_lines(stop: StopSignal) -> Iterator[None]:
         lines = _error_lines(error.format_message(), f"`{command} --help` shows what it takes")
         raise _failure(lines, error.exit_code) from error
     except KeyboardInterrupt as error:
-        raise _failure(["interrupted"], 128 + (stop.number or signal.SIGINT)) from error
+        stop.raises = False
+        streams.abandon_stdout()
+        number = stop.number or signal.SIGINT
+        end_command(number)
+        raise _failure(["interrupted"], 128 + number) from error
     except BrokenPipeError as error:
         streams.abandon_stdout()
         raise click.exceptions.Exit(128 + signal.SIGPIPE) from error
     except OSError as error:
         lines = _error_lines(_refusal(error), _LIMITS.get(error.errno or 0, ""))
         raise _failure(lines, StorageError.exit_code) from error
+    except Exception as error:
+        if not (reason := _out_of(error)):
+            raise
+        hint = "raise the limits of the process (`ulimit -u` and `ulimit -v`), or free memory"
+        raise _failure(_error_lines(reason, hint), UnavailableError.exit_code) from error
 
 
 def _failure(lines: Sequence[str], exit_code: int) -> _Failure:
@@ -160,6 +176,17 @@ _LIMITS = {
     errno.ENOMEM: "there is too little memory",
 }
 """What may help where the system refuses something in a place that has no better words for it."""
+
+
+def _out_of(error: BaseException) -> str:
+    """What the system did not give, for what is no OSError; empty if it is another error."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory"
+    if any(text in str(error) for text in ("can't start new thread", "Failed to launch worker thread")):
+        return "no thread can be started"
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return "there is too little memory to load a library"
+    return ""
 
 
 def _refusal(error: OSError) -> str:
