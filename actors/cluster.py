@@ -124,8 +124,8 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
 
 
 def refuse_silent(address: str | None) -> None:
-    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer; UnavailableError
-    if Ray would hang on this machine. Told before anything is written for a run on it."""
+    """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer;
+    UnavailableError if Ray would hang on this machine. Told before anything is written for a run on it."""
     if ray.is_initialized():
         _refuse_another(address)
     elif (named := _named(address)) is not None:
