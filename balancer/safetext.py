@@ -1,7 +1,7 @@
 """Text from outside, made safe to show: no secret of an address, no character that steers a terminal.
 
 Secrets are the user and password of an address, or of what is almost one (`s3:/key:pw@bucket`,
-`user:pw@host:6379`), and the query of an address, where signatures and tokens stand.
+`user:pw@host:6379`), the query of an address, where signatures and tokens stand, and tokens of the hub.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ _PASSWORD = re.compile(rf"(:{_SLASHES}+|(?<![^\s\"'=(\[{{,])//)[^\s\"<>@]*:[^\s\
 _BARE_PASSWORD = re.compile(rf"(?<![^\s\"'=(\[{{,/])([^\s\"'=(\[{{,/\\:@<>]+):(?!{_SLASHES})[^\s\"<>]*@")
 _QUERY = re.compile(r"(:/[^\s?\"')<>]*)\?[^\s\"')<>]+")
 _SIGNED = re.compile(
-    r"(?i)(\bx-(?:amz|goog|ms)-[\w-]+|\b(?:signature|sig|credential)"
+    r"(?i)(\bx-(?:amz|goog|ms)-[\w-]+|\b(?:\w*signature|sig|credential)"
     r"|(?<=[?&])(?:\w*(?:token|secret|passw|key)\w*|pwd|auth))(\s*[=:]\s*)[^\s&\"',;<>]+"
 )
+_ENCODED = re.compile(r"(?i)(%3a(?:%2f|/){1,2})[^\s\"'<>]+?(?:%40|@)")
+_HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
 
 
 def redacted(text: str) -> str:
     """A text without the users, passwords, queries and signatures of the addresses in it."""
     text = _USER.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text))
-    text = _BARE_PASSWORD.sub(r"\1:***@", text)
+    text = _BARE_PASSWORD.sub(r"\1:***@", _ENCODED.sub(r"\1***@", text))
+    text = _HUB_TOKEN.sub("hf_***", text)
     return _SIGNED.sub(r"\1\2***", _QUERY.sub(r"\1?***", text))
 
 

@@ -59,7 +59,17 @@ def test_text_without_a_secret_stays_as_it_is(text):
     assert redacted(text) == text
 
 
-@pytest.mark.parametrize("text", [f"u:{SECRET}@host:6379", f"s3:k:{SECRET}@b/x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"u:{SECRET}@host:6379",
+        f"s3:k:{SECRET}@b/x",
+        f"https%3A%2F%2Fu%3A{SECRET}%40h",
+        f"https%3a//u:{SECRET}@h",
+        f"SharedAccessSignature={SECRET}",
+        "hf_" + SECRET * 4,
+    ],
+)
 def test_what_may_be_a_folder_is_no_address_but_its_secret_is_not_shown_either(text):
     assert not has_credentials(text)
     assert SECRET not in redacted(f"Ray at {text} does not answer")
