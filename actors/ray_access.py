@@ -69,17 +69,18 @@ def private_folder() -> str:
 def ask_for_token() -> None:
     """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none.
     ClusterError for settings with which Ray would ask nobody, or break."""
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode not in ("", *_MODES):
+    given = os.environ.get("RAY_AUTH_MODE", "")
+    mode = given.lower() or "token"
+    if mode not in _MODES:
         raise ClusterError(
-            f"RAY_AUTH_MODE is {mode[:80]!r}, with which Ray would ask nobody for a token",
+            f"RAY_AUTH_MODE is {given[:80]!r}, with which Ray would ask nobody for a token",
             hint="set it to token or disabled, or remove it",
         )
-    if not mode:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    if mode != given:
+        os.environ["RAY_AUTH_MODE"] = mode
         vars(_raylet)["Config"].initialize("")  # it has been read from the environment before
     refuse_bad_token()
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ["RAY_AUTH_MODE"] != "token":
+    if os.environ.get("RAY_AUTH_TOKEN") or mode != "token":
         return
     try:
         _own_token_file(_token_path())

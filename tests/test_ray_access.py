@@ -242,6 +242,14 @@ def test_a_mode_in_which_ray_asks_nobody_is_refused(token, monkeypatch, mode):
     assert not token.exists()
 
 
+@pytest.mark.parametrize("mode", ["", "TOKEN", "token"])
+def test_a_mode_is_token_in_any_case_or_where_none_is_given(token, monkeypatch, mode):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    ask_for_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert token.exists()
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "\u00e9", "a\x7f"])
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_a_token_that_no_request_can_carry_is_refused(token, monkeypatch, text, place):
