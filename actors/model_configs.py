@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -56,7 +57,32 @@ _FLASH_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "fla
 
 _COUNT = re.compile(r"(.*_)?(layers?|blocks?|depths?|heads?|experts?|repeats?)(_per_block)?")
 _MOST_COUNTED = 10_000
-"""Published models have up to 130 layers. Libraries build what a config names before they read weights."""
+"""Published models have up to 130 layers, and 512 experts. What all numbers together ask for, `build_limit`
+bounds while it is built."""
+
+_IMAGE_SIDE = re.compile(r"height|width|size|crop_size|image_size|(shortest|longest)_edge")
+_LARGEST_SIDE = 8_192
+"""Every image is made so large before the model sees it. Published ones have up to 2,048."""
+
+_IN_PIXELS = re.compile(r"Qwen|Glm|Ernie|Paddle|Keye|Video")
+"""Processors whose edges are numbers of pixels, between which an image is kept."""
+
+_PROCESSORS = ("image_processor_type", "video_processor_type")
+
+_MEAN_OR_STD = re.compile(r"(image_)?(mean|std)")
+
+_FACTOR = re.compile(r"(up|down)sampl\w*_factor")
+_LARGEST_FACTOR = 64
+"""Published autoencoders have up to 32."""
+
+_SCHEDULER = {"num_train_timesteps": (1, 100_000), "original_inference_steps": (1, 100_000)}
+"""Published: 1,000 and 50. Lists of so many numbers are made, some in loops."""
+
+_ORDER = re.compile(r"(.*_)?order")
+_HIGHEST_ORDER = 10
+"""Of a solver; published: 3."""
+
+_PREDICTIONS = frozenset("epsilon sample v_prediction flow_prediction flow trigflow".split())
 
 _SIZE = re.compile(r"(.*_)?(size|dim|dims|channels?|width|features?|resolution|positions?|length)")
 _LARGEST_SIZE = 2**26
@@ -64,6 +90,10 @@ _LARGEST_SIZE = 2**26
 
 _NO_LIMIT_BELOW = 10**29
 """As `model_max_length`, transformers writes 10**30 where there is none."""
+
+_LIMITS = ((_COUNT, _MOST_COUNTED), (_SIZE, _LARGEST_SIZE), (_FACTOR, _LARGEST_FACTOR))
+
+_OF_IMAGES = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 
 _QUANTISED = frozenset({"awq", "bitsandbytes", "compressed-tensors", "gptq"})
 """Others fetch kernels from the hub, or name classes."""
@@ -75,6 +105,10 @@ def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str
     """What a loader may see of the content of the file `name`. WeightsError names model, file and key."""
     for keys, value in _walk(config, ()):
         _refuse_key(keys, value, name, model)
+        if name.endswith(_OF_IMAGES):
+            _refuse_image(keys, value, config, name, model)
+        elif name.endswith("scheduler_config.json"):
+            _refuse_schedule(keys, value, name, model)
     if name == "open_clip_config.json":
         return _open_clip_config(config, name, model)
     kept = _without_origins(config)
@@ -130,9 +164,63 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
 def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
     if keys[-1] == "model_max_length" and value > _NO_LIMIT_BELOW:
         return
-    for pattern, limit in ((_COUNT, _MOST_COUNTED), (_SIZE, _LARGEST_SIZE)):
+    for pattern, limit in _LIMITS:
         if _matches(pattern, keys[-1]) and not abs(value) <= limit:
             _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {limit:,}", model)
+
+
+def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str, model: str) -> None:
+    """Numbers that images are prepared with."""
+    key = keys[-1]
+    if _matches(_MEAN_OR_STD, key) and value is not None and not _is_level(value, key.endswith("std")):
+        least = ", above 0" if key.endswith("std") else ""
+        _refuse(f"{name}: {_dotted(keys)} is not one finite number or three of them{least}", model)
+    if _matches(_IMAGE_SIDE, key) and "text_cfg" not in keys and type(value) in (int, float):
+        if "_edge" in key and _counts_pixels(config):
+            return
+        if not 1 <= value <= _LARGEST_SIDE:
+            _refuse(
+                f"{name}: {_dotted(keys)} is {value:.4g}; an image has from 1 to {_LARGEST_SIDE:,} pixels"
+                " a side",
+                model,
+            )
+
+
+def _counts_pixels(config: Mapping[str, Any]) -> bool:
+    """Whether edges mean numbers of pixels, as the classes of all processors say."""
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    kinds = {str(part[key]) for part in parts for key in _PROCESSORS if part.get(key)}
+    return bool(kinds) and all(map(_IN_PIXELS.match, kinds))
+
+
+def _is_level(value: Any, is_std: bool) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return len(values) in (1, 3) and all(
+        type(one) in (int, float) and math.isfinite(one) and (one > 0 or not is_std) for one in values
+    )
+
+
+def _refuse_schedule(keys: _Keys, value: Any, name: str, model: str) -> None:
+    key = keys[-1]
+    bounds = (0, _HIGHEST_ORDER) if _matches(_ORDER, key) else _SCHEDULER.get(key)
+    if bounds and value is not None and not (isinstance(value, int) and bounds[0] <= value <= bounds[1]):
+        _refuse(
+            f"{name}: {_dotted(keys)} is {_quoted(value)}; the limit is {bounds[1]:,}, and {bounds[0]} the"
+            " least",
+            model,
+        )
+    if key == "prediction_type" and value is not None and not _is_prediction(value):
+        _refuse(
+            f"{name}: {_dotted(keys)} is {_quoted(value)}, none of {', '.join(sorted(_PREDICTIONS))}", model
+        )
+
+
+def _is_prediction(value: Any) -> bool:
+    return isinstance(value, str) and value in _PREDICTIONS
+
+
+def _quoted(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else repr(value)[:80]
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -169,6 +257,9 @@ def _dotted(keys: _Keys) -> str:
     text = ".".join(keys)
     return text if text.isprintable() and len(text) <= 100 else repr(text[:100])
 
+
+_LONGEST_LIST = 100
+"""Of numbers in a verifier's config; published: four stages, three colours."""
 
 # open_clip. Its own defaults stand for what is missing.
 
@@ -219,11 +310,11 @@ def _refuse_unknown(part_name: str, part: Any, name: str, model: str) -> None:
         if key in _PARTS and value is not None:
             _refuse_unknown(key, value, name, model)
         elif not _is_plain(value):
-            _refuse(f"{name}: {part_name}.{key} is neither a number nor a word", model)
+            _refuse(f"{name}: {part_name}.{key} is neither a number nor a word, nor a few numbers", model)
 
 
 def _is_plain(value: Any) -> bool:
-    """A number, a word, or some of them."""
+    """A number, a word, or a few numbers."""
     if isinstance(value, list):
-        return all(isinstance(one, bool | int | float) for one in value)
+        return len(value) <= _LONGEST_LIST and all(isinstance(one, bool | int | float) for one in value)
     return value is None or isinstance(value, bool | int | float | str)

@@ -10,15 +10,17 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.model_configs import checked_config
 from actors.model_files import INCOMPLETE_HINT, IncompleteError, is_config, is_index, is_weights
 from actors.tokenizer_trial import check_tokenizer
+from actors.weight_headers import HeaderError, Weights, read_header, together
 from balancer.errors import BalancerError, WeightsError, first_line
 from balancer.regular_files import NotRegularError, open_regular, read_regular
+from balancer.safetext import printable
 
 MAX_CONFIG_BYTES = 20_000_000
 """Of a chat template, say, 100 kB; of the index of a thousand shards 10 MB."""
@@ -116,13 +118,26 @@ def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
     for name in needed:
         with _refusals(name, model):
             open_regular(own_path(folder, name, model), follow_links=False).close()
-        if is_config(name):
+        if is_weights(name):
+            _weights(folder, [name], model)
+        elif is_config(name):
             read_checked_config(folder, name, model)
         elif is_index(name):
             _check_index(read_config(folder, name, model), name, needed, model)
         elif name.rpartition("/")[2] == "tokenizer.json":
             read_file(folder, name, model)  # for its size
             check_tokenizer(own_path(folder, name, model), name, model, INCOMPLETE_HINT)
+
+
+def _weights(folder: Path, names: Iterable[str], model: str) -> Weights:
+    found = []
+    for name in names:
+        with _refusals(name, model):
+            try:
+                found.append(read_header(own_path(folder, name, model)))
+            except HeaderError as error:
+                raise _damaged(name, str(error), model) from error
+    return together(found)
 
 
 def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], model: str) -> None:
@@ -143,7 +158,7 @@ def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], mod
 @contextlib.contextmanager
 def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) -> Iterator[Path]:
     """A private folder with the model's files, while it is loaded. Whatever the loader raises becomes a
-    WeightsError.
+    WeightsError, and so does anything that is built larger than the weights.
 
     Weights are links to the files; everything else is a copy of what was checked.
     """
@@ -152,11 +167,16 @@ def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) 
     with temporary as view, failures_told(folder, model, hint, shown_as=view):
         for name in needed:
             _show(folder, name, Path(view), model)
-        yield Path(view)
+        from actors.build_limit import no_larger_than  # torch, which a check of files does without
+
+        with no_larger_than(_weights(folder, filter(is_weights, needed), model), model, hint):
+            yield Path(view)
 
 
 @contextlib.contextmanager
-def failures_told(folder: Path, model: str, hint: str, shown_as: str = "") -> Iterator[None]:
+def failures_told(
+    folder: Path, model: str, hint: str, shown_as: str = "", what: str = "does not load"
+) -> Iterator[None]:
     """Whatever a model's loader, or what it has loaded, raises is a WeightsError that names the model."""
     try:
         yield
@@ -165,10 +185,10 @@ def failures_told(folder: Path, model: str, hint: str, shown_as: str = "") -> It
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # whatever they, their parsers and kernels do; a panic is no Exception
-        reason = first_line(error)[:_LONGEST_REASON]
+        reason = printable(first_line(error)[:_LONGEST_REASON])
         if shown_as:
             reason = reason.replace(shown_as, str(folder))
-        raise WeightsError(f"{model}: the model in {folder} does not load: {reason}", hint=hint) from error
+        raise WeightsError(f"{model}: the model in {folder} {what}: {reason}", hint=hint) from error
 
 
 def _show(folder: Path, name: str, view: Path, model: str) -> None:

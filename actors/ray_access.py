@@ -7,6 +7,7 @@ token, and keeps its files in a folder that others cannot enter. A cluster elsew
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -17,14 +18,17 @@ from ray import _raylet
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
-from balancer.errors import ClusterError, first_line
-from balancer.regular_files import open_regular
+from balancer.errors import ClusterError, UsageError, first_line
+from balancer.regular_files import NotRegularError, TooLargeError, open_regular, read_regular
+from balancer.user_paths import expanded
 
 FOLDER = "/tmp/balancer-ray"
 """Where Ray's own is. A longer path would not leave room for the names of its sockets."""
 
 PROBE_TIMEOUT_S = 5.0
 _LONGEST_ADDRESS = 300
+_LONGEST_TOKEN = 10_000
+_MODES = ("token", "disabled")
 
 # Any call that tells something of the cluster would do. An empty message is a valid request.
 _PROBE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
@@ -63,17 +67,60 @@ def private_folder() -> str:
 
 
 def ask_for_token() -> None:
-    """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none.
+    ClusterError for settings with which Ray would ask nobody, or break."""
+    given = os.environ.get("RAY_AUTH_MODE", "")
+    mode = given.lower() or "token"
+    if mode not in _MODES:
+        raise ClusterError(
+            f"RAY_AUTH_MODE is {given[:80]!r}, with which Ray would ask nobody for a token",
+            hint="set it to token or disabled, or remove it",
+        )
+    if mode != given:
+        os.environ["RAY_AUTH_MODE"] = mode
         vars(_raylet)["Config"].initialize("")  # it has been read from the environment before
-    if "RAY_AUTH_TOKEN" in os.environ or os.environ["RAY_AUTH_MODE"] != "token":
+    refuse_bad_token()
+    if os.environ.get("RAY_AUTH_TOKEN") or mode != "token":
         return
     try:
-        _own_token_file(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+        _own_token_file(_token_path())
+    except NotRegularError as error:
+        raise _no_token(f"{error.filename} is {error.strerror}") from error
     except OSError:  # no home to write to: a token that ends with this process
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+
+
+def refuse_bad_token() -> None:
+    """ClusterError for a token that no request can carry, of the environment or its file. Ray would wait for
+    a pipe for ever, and end the process over a line end."""
+    token, where = os.environ.get("RAY_AUTH_TOKEN", ""), "RAY_AUTH_TOKEN"
+    if not token:
+        try:
+            path = _token_path()
+            where = str(path)
+            token = read_regular(path, max_bytes=_LONGEST_TOKEN, follow_links=True).decode("latin-1").strip()
+        except (NotRegularError, TooLargeError) as error:
+            raise _no_token(f"{error.filename} is {error.strerror}") from error
+        except OSError:  # there is none, or none for this user
+            return
+    if not (token.isascii() and token.isprintable()):
+        raise _no_token(f"{where} holds no token: it has line ends, controls or letters beyond ASCII")
+
+
+def _no_token(problem: str) -> ClusterError:
+    return ClusterError(
+        problem, hint="`ray get-auth-token --generate` makes a token; see RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def _token_path() -> Path:
+    if chosen := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(chosen)
+    try:
+        return expanded("~/.ray/auth_token")
+    except UsageError as error:
+        raise FileNotFoundError(errno.ENOENT, error.message) from error
 
 
 def _own_token_file(path: Path) -> None:
@@ -82,9 +129,10 @@ def _own_token_file(path: Path) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        found = path.stat()
-        if found.st_uid == os.getuid() and found.st_mode & 0o077:
-            path.chmod(0o600)
+        with open_regular(path, follow_links=True) as there:
+            found = os.fstat(there.fileno())
+            if found.st_uid == os.getuid() and found.st_mode & 0o077:
+                os.fchmod(there.fileno(), 0o600)
         return
     with os.fdopen(fd, "w") as file:
         file.write(secrets.token_hex(32))
@@ -112,6 +160,7 @@ def started_on_this_machine() -> str:
 
 def refuse_open_cluster(address: str, allowed: bool) -> None:
     """ClusterError if the cluster at host:port answers whoever asks, unless that is `allowed`."""
+    refuse_bad_token()
     if not allowed and "RAY_USE_TLS" not in os.environ and _is_open(address):
         raise ClusterError(
             f"Ray at {address} asks nobody for a token: whoever reaches it can run code there, and here",

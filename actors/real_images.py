@@ -138,7 +138,7 @@ def measure_here(config: Config, found: Audit, holdout: Audit | None) -> RealIma
         judged = config.verification
         verifier = Verifier(judged.model, judged.revision, config.properties())
         for number, arguments in enumerate(calls):
-            yield number, verifier.measure_files(*arguments)
+            yield number, verifier.measure_files_here(*arguments)
 
     return measure_real_images(config, found, holdout, measure)
 

@@ -68,7 +68,7 @@ class Verifier:
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.model = model
-        folder = weights.resolve(model, revision, None, "verifier")
+        self._folder = folder = weights.resolve(model, revision, None, "verifier")
         self.revision = weights.identity(model, revision, folder)
         self._model, self._tokenize, transform = _load(folder, model, self.device)
         with failures_told(folder, model, _HINT), torch.inference_mode():
@@ -121,6 +121,11 @@ class Verifier:
             for start in range(0, len(files), size)
             for found in self._measure_some_files(files[start : start + size], max_pixels)
         ]
+
+    def measure_files_here(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        """As `measure_files`, where nothing can be tried again: whatever is raised is a WeightsError."""
+        with failures_told(self._folder, self.model, _HINT, what="cannot be used"):
+            return self.measure_files(files, max_pixels)
 
     def _measure_some_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
         pictures: list[Pixels | str] = [_decoded(data, max_pixels) for data in files]

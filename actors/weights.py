@@ -34,6 +34,7 @@ from actors.weight_hashes import combined, weight_files, weights_sha256
 from balancer.config import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
 from balancer.errors import ConfigError, WeightsError, first_line
 from balancer.regular_files import NotRegularError, open_regular
+from balancer.user_paths import expanded
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -97,7 +98,7 @@ def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> 
         folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
         return Availability("embedded", _checked_folder(folder, model, variant, kind))
     if not _names_hub(model, kind):
-        return Availability("folder", _checked_folder(Path(model).expanduser(), model, variant, kind))
+        return Availability("folder", _checked_folder(expanded(model), model, variant, kind))
     commit = _commit(model, revision, kind)
     cached = _cached(model, commit, variant, kind)
     if cached is not None:
@@ -114,9 +115,9 @@ def refuse_faulty(config: Config) -> None:
             continue
         if _names_hub(model, kind):
             _cached(model, _commit(model, revision, kind), variant, kind)
-        elif Path(model).expanduser().is_dir():
+        elif expanded(model).is_dir():
             with contextlib.suppress(IncompleteError):
-                _checked_folder(Path(model).expanduser(), model, variant, kind)
+                _checked_folder(expanded(model), model, variant, kind)
 
 
 def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
@@ -226,7 +227,7 @@ def _needed(folder: Path, model: str, variant: str | None, kind: Kind) -> list[s
 def _names_hub(model: str, kind: Kind) -> bool:
     if model.startswith(HUB_PREFIX):
         return True
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         raise WeightsError(f"{model}: is a file; models are loaded from folders", hint=_place_hint(kind))
     return kind != "verifier" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None

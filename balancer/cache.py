@@ -13,6 +13,7 @@ from typing import IO
 
 from balancer.errors import UnavailableError
 from balancer.storage.address import refuse_credentials
+from balancer.user_paths import expanded
 
 DEFAULT_CACHE = "~/.cache/balancer"
 
@@ -21,7 +22,7 @@ def cache_folder() -> Path:
     """It need not be there yet."""
     folder = os.environ.get("BALANCER_CACHE") or DEFAULT_CACHE
     refuse_credentials(folder, "BALANCER_CACHE")
-    return Path(folder).expanduser()
+    return expanded(folder, "BALANCER_CACHE")
 
 
 def private_folder(name: str) -> Path:

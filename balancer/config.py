@@ -29,6 +29,7 @@ from pydantic import (
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.dotted import join_keys
 from balancer.rounding import as_written
+from balancer.user_paths import expanded
 
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
@@ -587,7 +588,7 @@ class Config(_Section):
     def places_of(self, name: str, path: str) -> tuple[Path, ...]:
         """Where a relative path of the setting `name` may be: beside the config file that names it, then in
         the working folder."""
-        plain = Path(path).expanduser()
+        plain = expanded(path, name)
         base = self._bases.folders.get(name, Path())
         beside = base / plain
         return (plain,) if beside.absolute() == plain.absolute() else (beside, plain)

@@ -18,6 +18,7 @@ from balancer.errors import ConfigError
 from balancer.names import composed
 from balancer.regular_files import NotRegularError, TooLargeError, read_regular
 from balancer.storage.address import refuse_credentials
+from balancer.user_paths import expanded
 from balancer.yamltext import Document, Problem
 
 MAX_FILE_BYTES = 1_000_000
@@ -55,7 +56,7 @@ def read_config_file(path: str | os.PathLike[str]) -> Document:
     """The values of a config file as they stand there, and in those that it extends; ConfigError if one
     cannot be read at all."""
     refuse_credentials(os.fspath(path), "the path of this config")
-    return _read_extended(Path(path), ())
+    return _read_extended(expanded(path), ())
 
 
 def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:

@@ -7,10 +7,10 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from balancer import yamltext
 from balancer.errors import UsageError
+from balancer.user_paths import expanded
 
 Comments = Mapping[yamltext.Path, str]
 
@@ -44,7 +44,7 @@ def yaml_text(
 
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raises UsageError if there is something at `path` already."""
-    if os.path.lexists(path):
+    if os.path.lexists(expanded(path)):
         raise _taken(path)
 
 
@@ -55,7 +55,7 @@ def create_file(path: str | os.PathLike[str], text: str) -> None:
     """
     from balancer.storage import LocalStorage
 
-    folder, name = os.path.split(Path(path))
+    folder, name = os.path.split(expanded(path))
     if not LocalStorage.make(folder or ".").create(name, text.encode()):
         raise _taken(path)
 

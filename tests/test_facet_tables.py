@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balancer.audit import lanes
+from balancer.audit import lanes, table_reader
 from balancer.audit.facet_table import Table, facet_columns, read_table, read_tables
 from balancer.audit.table_reader import MAX_COLUMNS, MAX_LINE_CHARS, MAX_ROWS
 from balancer.errors import DatasetError
@@ -189,3 +189,25 @@ def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path, name):
     (tmp_path / name).write_bytes(b"file_name\na/\xe9.png\n")
     with pytest.raises(DatasetError, match="is not UTF-8: a byte is 0xe9; save the table as UTF-8"):
         read_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        (CSV, text("file_name,a,b\n" + "x,,\n" * 40)),
+        (JSONL, text('{"file_name": "x", "a": null, "b": []}\n' * 40)),
+        (
+            PARQUET,
+            lambda path: pq.write_table(pa.table({name: ["x"] * 40 for name in ("file_name", "a")}), path),
+        ),
+    ],
+)
+def test_rows_and_columns_within_their_limits_have_a_limit_together(tmp_path, monkeypatch, name, write):
+    write(tmp_path / name)
+    monkeypatch.setattr(table_reader, "MAX_CELLS", 40 - 1)
+    [*_, last] = table_reader.answer_lines(tmp_path / name)
+    assert "39" in json.loads(last)["reason"]
+    assert "values" in json.loads(last)["reason"]
+    monkeypatch.setattr(table_reader, "MAX_CELLS", 40 * 3)
+    [*_, last] = table_reader.answer_lines(tmp_path / name)
+    assert "values" not in str(json.loads(last))

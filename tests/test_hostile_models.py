@@ -9,6 +9,7 @@ import contextlib
 import copy
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +25,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from actors import weights
+from actors.build_limit import no_larger_than
 from actors.generator import Generator
 from actors.model_files import Kind
 from actors.safety import SafetyChecker
 from actors.second_judge import SecondJudge
 from actors.verifier import Verifier
+from actors.weight_headers import Weights
 from balancer.cli import main
 from balancer.errors import WeightsError
 from tests.test_verifier import PROPERTIES
@@ -560,6 +563,171 @@ def test_a_number_that_no_model_has_is_refused_before_it_is_built(model, kind, n
     edit(folder / name, put(*keys, value=value))
     assert f"{keys[-1]} is " in refusal(folder, kind)
     assert "the limit is" in refusal(folder, kind)
+
+
+# ---- what is built is no larger than the weights ----------------------------------------------------
+
+
+VISION, TEXT = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "changes"),
+    [
+        (
+            "verifier",
+            OPEN_CLIP,
+            {(*VISION, "attentional_pool"): True, (*VISION, "attn_pooler_queries"): 10**8},
+        ),
+        ("verifier", OPEN_CLIP, {(*VISION, "mlp_ratio"): 2e6}),
+        ("verifier", OPEN_CLIP, {(*TEXT, "vocab_size"): 2**24}),
+        ("verifier", OPEN_CLIP, {(*TEXT, "context_length"): 60_000}),
+        ("verifier", OPEN_CLIP, {(*VISION, "timm_model_name"): "vit_giant_patch14_dinov2"}),
+        ("generator", "unet/config.json", {("conv_in_kernel",): 10**6}),
+        (
+            "generator",
+            "unet/config.json",
+            {("layers_per_block",): [9999] * 3, ("transformer_layers_per_block",): 9999},
+        ),
+        ("generator", "text_encoder/config.json", {("num_hidden_layers",): 10_000, ("hidden_size",): 4096}),
+        ("second judge", "config.json", {("text_config", "intermediate_size"): 2**24}),
+        ("safety checker", "config.json", {("hidden_size",): 2**16, ("intermediate_size",): 2**16}),
+    ],
+    ids=lambda value: ".".join(next(iter(value))) if isinstance(value, dict) else None,
+)
+def test_a_model_is_not_built_larger_than_its_weights(model, kind, name, changes):
+    folder = model(kind)
+    for keys, value in changes.items():
+        edit(folder / name, put(*keys, value=value))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError) as caught:
+        load(kind, folder)
+    assert "its configs ask for over " in caught.value.message
+    assert "its weight files have " in caught.value.message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000  # kB
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.empty(10**5, 10**5),
+        lambda: torch.randn(10**10),
+        lambda: torch.linspace(0, 1, 10**10),
+        lambda: torch.zeros(1).repeat(10**10),
+        lambda: torch.zeros(1).new_zeros(10**5, 10**5),
+        lambda: torch.ones_like(torch.zeros(1).expand(10**10)),
+        lambda: torch.cat([torch.zeros(1).expand(10**10)]),
+        lambda: torch.nn.Linear(10**5, 10**5),
+        lambda: [torch.zeros(1) for _ in range(30_000)],
+    ],
+)
+def test_whatever_makes_a_tensor_is_counted_before_it_takes_memory(make):
+    with (
+        pytest.raises(WeightsError, match="its configs ask for over"),
+        no_larger_than(Weights(9, 99), "m", ""),
+    ):
+        make()
+
+
+def test_a_refusal_holds_where_a_library_goes_on():
+    def build() -> None:
+        with no_larger_than(Weights(9, 99), "m", ""), contextlib.suppress(Exception):
+            torch.zeros(10**10)
+
+    with pytest.raises(WeightsError, match="64,000,297 numbers"):
+        build()
+
+
+def test_building_what_the_weights_are_is_not_refused():
+    with no_larger_than(Weights(2, 10**8), "m", ""), torch.device("meta"):
+        torch.nn.Linear(10**4, 10**4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "keys", "value"),
+    [
+        ("generator", "scheduler/scheduler_config.json", ("num_train_timesteps",), 4 * 10**8),
+        ("generator", "scheduler/scheduler_config.json", ("num_train_timesteps",), 0),
+        ("generator", "scheduler/scheduler_config.json", ("num_train_timesteps",), 1000.5),
+        ("generator", "scheduler/scheduler_config.json", ("solver_order",), 10**9),
+        ("generator", "scheduler/scheduler_config.json", ("prediction_type",), "\x1b[2Jevil"),
+        ("generator", "vae/config.json", ("upsampling_scaling_factor",), 4000),
+        ("verifier", OPEN_CLIP, ("preprocess_cfg", "mean"), [1, 2]),
+        ("verifier", OPEN_CLIP, ("preprocess_cfg", "mean"), [0.5, 0.5, float("nan")]),
+        ("verifier", OPEN_CLIP, ("preprocess_cfg", "std"), [0.5, 0.0, 0.5]),
+        ("verifier", OPEN_CLIP, ("preprocess_cfg", "size"), [128, 2**20]),
+        ("verifier", OPEN_CLIP, ("preprocess_cfg", "fill_color"), [1] * 1000),
+        ("verifier", OPEN_CLIP, (*VISION, "image_size"), 2**20),
+        ("safety checker", "preprocessor_config.json", ("size", "height"), 2**20),
+        ("safety checker", "preprocessor_config.json", ("image_std"), [0.5, 0.5]),
+        ("second judge", "processor_config.json", ("image_processor", "size", "shortest_edge"), 2**20),
+    ],
+)
+def test_a_number_that_images_or_noise_are_made_with_is_one_that_models_have(model, kind, name, keys, value):
+    folder = model(kind)
+    keys = (keys,) if isinstance(keys, str) else keys
+    edit(folder / name, put(*keys, value=value))
+    message = refusal(folder, kind)
+    assert message.startswith(name)
+    assert keys[-1] in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("processor", [{"image_processor_type": "Qwen2VLImageProcessorFast"}])
+def test_processors_that_count_pixels_have_many(model, processor):
+    folder = model("safety checker")
+    size = {"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}
+    edit(folder / "preprocessor_config.json", lambda config: config.update(processor | size))
+    weights.check(str(folder), None, None, "safety checker")
+
+
+def header(folder: Path, change: Callable[[dict[str, Any]], Any], length: int | None = None) -> None:
+    """Exchange the header of a verifier's weights."""
+    path = folder / "open_clip_model.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    told = json.loads(data[8:end])
+    changed = change(told)
+    content = changed if isinstance(changed, bytes) else json.dumps(told).encode()
+    path.write_bytes(
+        (len(content) if length is None else length).to_bytes(8, "little") + content + data[end:]
+    )
+
+
+def first(told: dict[str, Any], **values: Any) -> None:
+    next(entry for name, entry in told.items() if name != "__metadata__").update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "length"),
+    [
+        (lambda told: None, 2**63),
+        (lambda told: None, 100_000_000),
+        (lambda told: b"{" * 100_000, None),
+        (lambda told: b"[]", None),
+        (lambda told: told.clear(), None),
+        (lambda told: first(told, dtype="X"), None),
+        (lambda told: first(told, data_offsets=[0, 2**70]), None),
+        (lambda told: first(told, data_offsets=[9, 0]), None),
+        (lambda told: first(told, data_offsets=["0", "9"]), None),
+        (lambda told: told.update(more={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}), None),
+        (lambda told: first(told, shape=[2**63, 2**63]), None),
+        (lambda told: first(told, shape=[-1]), None),
+    ],
+)
+def test_a_header_of_weights_that_makes_no_sense_is_one_line(model, change, length):
+    folder = model("verifier")
+    header(folder, change, length)
+    with pytest.raises(WeightsError) as caught:
+        load("verifier", folder)
+    assert "header" in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+def test_weights_that_claim_to_be_longer_than_their_tensors_are_refused_unhashed(model):
+    folder = model("verifier")
+    os.truncate(folder / "open_clip_model.safetensors", 10**12)
+    assert "bytes of tensors, and the file has" in refusal(folder, "verifier")
 
 
 # ---- code planted everywhere ------------------------------------------------------------------------

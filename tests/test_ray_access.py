@@ -232,3 +232,61 @@ def test_what_the_user_says_about_tokens_holds(token, monkeypatch, name, value):
     ask_for_token()
     assert os.environ[name] == value
     assert not token.exists()
+
+
+@pytest.mark.parametrize("mode", ["nonsense", "TOKEN ", "tokens", "off"])
+def test_a_mode_in_which_ray_asks_nobody_is_refused(token, monkeypatch, mode):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE is"):
+        ask_for_token()
+    assert not token.exists()
+
+
+@pytest.mark.parametrize("mode", ["", "TOKEN", "token"])
+def test_a_mode_is_token_in_any_case_or_where_none_is_given(token, monkeypatch, mode):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    ask_for_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert token.exists()
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "\u00e9", "a\x7f"])
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_token_that_no_request_can_carry_is_refused(token, monkeypatch, text, place):
+    if place == "environment":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", text)
+    else:
+        token.parent.mkdir()
+        token.write_text(text)
+    for refuse in (ask_for_token, lambda: ray_access.refuse_open_cluster("127.0.0.1:1", allowed=True)):
+        with pytest.raises(ClusterError, match="holds no token") as caught:
+            refuse()
+        assert text not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a folder", "too large"])
+def test_a_token_is_in_a_regular_file_and_nothing_else_is_touched(token, kind):
+    token.parent.mkdir()
+    folder = token.with_name("folder")
+    folder.mkdir()
+    folder.chmod(0o755)
+    {
+        "pipe": lambda: os.mkfifo(token),
+        "folder": lambda: token.mkdir(),
+        "link to a folder": lambda: token.symlink_to(folder),
+        "too large": lambda: token.write_bytes(b"a" * 100_000),
+    }[kind]()
+    before = token.stat().st_mode
+    with pytest.raises(ClusterError, match=str(token)):
+        ask_for_token()
+    assert token.stat().st_mode == before
+
+
+def test_without_a_home_a_token_lasts_as_long_as_the_process(token, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path
+    )  # as for a user whom the system does not know
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    ask_for_token()
+    assert len(bytes.fromhex(os.environ["RAY_AUTH_TOKEN"])) == 32

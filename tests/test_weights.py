@@ -35,17 +35,27 @@ UNET_AND_SCHEDULER = index(
 )
 
 
+def safetensors(data: bytes) -> bytes:
+    """A file of one tensor."""
+    tensor = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
+    header = json.dumps({"a": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+WEIGHTS = safetensors(b"weights")
+
+
 def pipeline_files(unet_weights: str = "diffusion_pytorch_model.safetensors") -> dict[str, bytes]:
     return {
         "model_index.json": json.dumps(UNET_AND_SCHEDULER).encode(),
         "unet/config.json": b"{}",
-        f"unet/{unet_weights}": b"weights",
+        f"unet/{unet_weights}": WEIGHTS,
         "scheduler/scheduler_config.json": b"{}",
     }
 
 
 def verifier_files(weights_name: str = "open_clip_model.safetensors") -> dict[str, bytes]:
-    return {"open_clip_config.json": json.dumps(SMALL_CONFIG).encode(), weights_name: b"weights"}
+    return {"open_clip_config.json": json.dumps(SMALL_CONFIG).encode(), weights_name: WEIGHTS}
 
 
 def transformers_files(weights_name: str = "model.safetensors") -> dict[str, bytes]:
@@ -53,7 +63,7 @@ def transformers_files(weights_name: str = "model.safetensors") -> dict[str, byt
         "config.json": b'{"model_type": "vit"}',
         "preprocessor_config.json": b"{}",
         "chat_template.jinja": b"{{ messages }}",
-        weights_name: b"weights",
+        weights_name: WEIGHTS,
     }
 
 
@@ -81,7 +91,7 @@ def test_embedded_models_are_in_the_package():
 
 def test_identity_of_embedded_models_follows_their_content(tmp_path):
     first = weights.identity("embedded", None, write(tmp_path, verifier_files()))
-    (tmp_path / "open_clip_model.safetensors").write_bytes(b"other weights")
+    (tmp_path / "open_clip_model.safetensors").write_bytes(safetensors(b"other weights"))
     assert weights.identity("embedded", None, tmp_path) != first
     assert len(first) == 40
 
@@ -282,7 +292,7 @@ def test_a_description_tells_what_a_run_must_know_before_loading(tmp_path):
     assert weights.describe(folder, None, None, "verifier") == {
         "model": folder,
         "revision": None,
-        "sha256": combined({"open_clip_model.safetensors": hashlib.sha256(b"weights").hexdigest()}),
+        "sha256": combined({"open_clip_model.safetensors": hashlib.sha256(WEIGHTS).hexdigest()}),
         "embedding_dim": 8,
     }
 
@@ -294,7 +304,7 @@ def test_the_hash_of_weights_is_of_those_that_are_loaded_and_of_their_names(tmp_
 
     plain = sha256(pipeline_files())
     assert sha256(pipeline_files() | {"other.safetensors": b"not loaded", "README.md": b"text"}) == plain
-    changed = pipeline_files() | {"unet/diffusion_pytorch_model.safetensors": b"others"}
+    changed = pipeline_files() | {"unet/diffusion_pytorch_model.safetensors": safetensors(b"others")}
     assert sha256(changed) != plain
 
 
@@ -407,7 +417,7 @@ def test_a_hub_model_is_downloaded_without_what_loading_does_not_take(hub):
 def test_a_hub_verifier_is_downloaded_by_its_prefix(hub):
     hub.files = verifier_files()
     folder = weights.resolve("hf-hub:org/model", COMMIT, None, "verifier")
-    assert (folder / "open_clip_model.safetensors").read_bytes() == b"weights"
+    assert (folder / "open_clip_model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_hub_judge_is_downloaded_without_what_loading_does_not_take(hub):
@@ -460,7 +470,7 @@ def test_the_hash_of_weights_is_known_before_they_are_downloaded_and_is_that_of_
     assert weights.describe("org/model", COMMIT, None, "generator") == told
     target = (folder / "unet/diffusion_pytorch_model.safetensors").resolve()
     target.chmod(0o644)
-    target.write_bytes(b"tampered")
+    target.write_bytes(safetensors(b"tampered"))
     assert weights.describe("org/model", COMMIT, None, "generator")["sha256"] != told["sha256"]
 
 
@@ -470,7 +480,7 @@ def test_an_interrupted_download_is_completed(hub):
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
     assert weights.check("org/model", COMMIT, None, "generator").place == "hub"
     assert weights.resolve("org/model", COMMIT, None, "generator") == folder
-    assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == b"weights"
+    assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_pickles_on_the_hub_are_refused_before_anything_large_is_downloaded(hub):

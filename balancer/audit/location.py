@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from balancer.cache import cache_folder
 from balancer.errors import DatasetError, StorageError
 from balancer.storage.address import refuse_credentials
+from balancer.user_paths import expanded
 
 SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
 
@@ -55,7 +56,7 @@ def find_dataset(path: str, split: str = "train") -> Path:
     if "://" in path:
         hint = "copy the dataset to a local or shared folder"
         raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def _sample_folder() -> Path:

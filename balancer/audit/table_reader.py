@@ -31,6 +31,9 @@ MAX_ROWS = 2_000_000
 MAX_COLUMNS = 1_000
 """Of all rows together: each line of JSON can have keys of its own."""
 
+MAX_CELLS = 50_000_000
+"""Rows and columns each within their limits can be two thousand million."""
+
 MAX_LINE_CHARS = 1_000_000
 MAX_ANSWER_BYTES = 1_000_000_000
 """All values together; a small file can hold one value many times."""
@@ -88,13 +91,15 @@ class _Columns:
 
     headers: dict[str, str] = field(default_factory=dict)
     twins: dict[tuple[str, str], None] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
 
     def text_values(self, row: Row) -> dict[str, str]:
         """Values that are there, by column. Of two with one name the first header counts in every row."""
         found: dict[str, str] = {}
         passed: set[str] = set()
         for header, value in row:
-            name = _column_name(header)
+            if (name := self._names.get(header)) is None:
+                name = self._names[header] = _column_name(header)
             first = self.headers.setdefault(name, header)
             if first != header or name in passed:
                 self.twins[first, header] = None
@@ -115,7 +120,7 @@ class _Columns:
 
 
 def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    number = size = named = 0
+    number = size = named = cells = 0
     first: Row = ()
     columns = _Columns()
     with open_regular(path, follow_links=False) as file:
@@ -125,7 +130,8 @@ def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
             if isinstance(row, bytes):
                 yield row
                 continue
-            _check_shape(row, number)
+            cells += len(row)
+            _check_shape(row, number, cells)
             first = first or row
             text = columns.text_values(row)
             _check_columns(columns, number)
@@ -150,11 +156,16 @@ def _column_name(header: str) -> str:
     return next((own for own in OWN_COLUMNS if without_case(name) == own), name)
 
 
-def _check_shape(row: Row, number: int) -> None:
+def _check_shape(row: Row, number: int, cells: int) -> None:
     if number > MAX_ROWS:
         raise _TooMuchError(f"more than {MAX_ROWS:,} rows with blank ones, the most that a table may have")
     if len(row) > MAX_COLUMNS:
         raise _TooMuchError(f"row {number} has {len(row):,} columns, over the limit of {MAX_COLUMNS:,}")
+    if cells > MAX_CELLS:
+        raise _TooMuchError(
+            f"its rows up to row {number:,} have more than {MAX_CELLS:,} values with empty ones, the limit;"
+            " leave columns out"
+        )
 
 
 def _check_columns(columns: _Columns, number: int) -> None:
@@ -201,6 +212,8 @@ def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
             raise _TooMuchError(f"{table.metadata.num_rows:,} rows, over the limit of {MAX_ROWS:,}")
         plain = [place for place, column in enumerate(table.schema_arrow) if _is_plain(column.type)]
         names = [table.schema_arrow.names[place] for place in plain]
+        if (cells := table.metadata.num_rows * len(names)) > MAX_CELLS:
+            raise _TooMuchError(f"{cells:,} values in rows and columns, over the limit of {MAX_CELLS:,}")
         for batch in table.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
             columns = [_plain_values(column) for column in batch.columns]
             yield from (
@@ -248,7 +261,7 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
     try:
         headers = next(reader, [])
         if len(headers) > MAX_COLUMNS:  # before rows are filled up to so many
-            _check_shape([(header, "") for header in headers], 1)
+            _check_shape([(header, "") for header in headers], 1, 0)
         if separator != ",":
             yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
         short, long = _OtherLength("fewer", len(headers)), _OtherLength("more", len(headers))

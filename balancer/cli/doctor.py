@@ -20,6 +20,7 @@ from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError, UnavailableError, UsageError
 from balancer.quantities import counted
+from balancer.user_paths import expanded
 
 if TYPE_CHECKING:
     from actors.model_files import Kind
@@ -160,11 +161,13 @@ def _ray_address() -> Finding:
 
 
 def _ray_token() -> Finding:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or expanded("~/.ray/auth_token"))
+        mode = path.stat().st_mode
+    except (OSError, BalancerError):
         return Finding("ray token", OK, "none yet; Ray makes one when it first starts on this machine")
+    if not stat.S_ISREG(mode):
+        return Finding("ray token", MISSING, f"{path} is not a regular file; correct RAY_AUTH_TOKEN_PATH")
     if mode & 0o077:
         return Finding("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
     return Finding("ray token", OK, str(path))

@@ -8,6 +8,7 @@ import click
 
 from balancer.cli import console
 from balancer.errors import StorageError
+from balancer.user_paths import expanded
 
 
 @click.command()
@@ -22,6 +23,7 @@ def command(directory: Path, seed: int) -> None:
     """
     from balancer.sample import write_dataset
 
+    directory = expanded(directory)
     try:
         write_dataset(directory, seed=seed)
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from balancer.errors import StorageError, UsageError
 from balancer.storage.address import refuse_credentials
+from balancer.user_paths import expanded
 
 
 class Destination:
@@ -21,7 +22,7 @@ class Destination:
         refuse_credentials(path, "DEST")
         if "://" in path:
             raise UsageError(f"{path}: exports go to local paths", hint="export, then upload what is there")
-        self.path = Path(os.path.abspath(os.path.expanduser(path)))
+        self.path = Path(os.path.abspath(expanded(path, "DEST")))
         self.identity = identity
         self.written = self.kept = self.removed = 0
         if "://" not in run:

@@ -24,6 +24,7 @@ from balancer.storage.contract import (
 )
 from balancer.storage.local import LocalStorage, System
 from balancer.storage.probe import refuse_without_create_only
+from balancer.user_paths import expanded
 
 __all__ = [
     "DiskFullError",
@@ -98,6 +99,7 @@ def refuse_inside_run(path: str | os.PathLike[str], option: str) -> None:
 def write_outside_runs(path: str | os.PathLike[str], data: bytes, option: str) -> None:
     """Write a file where a user wants it, whole or not at all, over one that is there; `option` is how the
     user named it. UsageError for a place that is no file, has no folder or is inside a run."""
+    path = expanded(path, option)
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from balancer.errors import StorageError, UsageError
 from balancer.safetext import has_credentials
+from balancer.user_paths import expanded
 
 STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 
@@ -89,10 +90,10 @@ def local_path(uri: str) -> str:
                 f"{uri}: a file:// address names no host; write file:///{parts.netloc}{parts.path}"
             )
         return _absolute(unquote(parts.path))
-    return _absolute(uri)
+    return _absolute(expanded(uri))
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str | os.PathLike[str]) -> str:
     try:
         return os.path.abspath(path)
     except FileNotFoundError as error:
