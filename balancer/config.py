@@ -437,10 +437,10 @@ class ReviewConfig(_Section):
 
 class BudgetConfig(_Section):
     max_candidates: int | None = Field(default=None, gt=0, le=10**12)
-    """The run ends, slots short, once this many candidates were judged, earlier starts included."""
+    """The run ends, slots left open, once this many candidates were judged, earlier starts included."""
 
     max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
-    """The run ends, slots short, after this long; each start counts from zero."""
+    """The run ends, slots left open, after this long; each start counts from zero."""
 
 
 class ActorsConfig(_Section):

@@ -95,10 +95,14 @@ def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValue
 
 def held_back(plan: Plan) -> list[str]:
     """A line for each class that cannot reach its target because too much of it would be generated."""
+    return below_target(plan.targets, plan.held_back)
+
+
+def below_target(targets: Mapping[str, int], lacking: Mapping[str, int]) -> list[str]:
     return [
-        f"{name} reaches {plan.targets[name] - count} of {plan.targets[name]} images: more than that would be"
-        " generated beyond target.max_synthetic_share"
-        for name, count in plan.held_back.items()
+        f"{name} reaches {targets[name] - count} of {counted(targets[name], 'image')}: more than that would"
+        " be generated beyond target.max_synthetic_share"
+        for name, count in lacking.items()
     ]
 
 

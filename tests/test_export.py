@@ -38,7 +38,7 @@ from balancer.manifest import Manifest
 from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import CONFIG, image_bytes, real, row, start
+from tests.manifest_samples import CONFIG, image_bytes, real, rejected, row, start
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
 FOLDER_FORMATS = ("folders", "hf", "webdataset", "labelstudio", "fiftyone")
@@ -360,6 +360,39 @@ def test_the_card_tells_what_reviewers_ask_for(card, reference_run):
     assert "None is stated" in text
     assert "no photographs" in text
     assert "All images are for training" in text
+
+
+TRIED_IN_VAIN = [rejected(DIM, attempt, split="train") for attempt in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "short", "still_open"),
+    [([], 0, 5), (TRIED_IN_VAIN[:1], 0, 5), (TRIED_IN_VAIN, 1, 4)],
+    ids=["nobody tried", "tried once", "tried in vain"],
+)
+def test_a_card_calls_short_what_was_tried_in_vain_and_open_what_was_not(tmp_path, rows, short, still_open):
+    run = commit(tmp_path / "run", real("a.png", split="train"))
+    start(open_storage(tmp_path / "run", create=False)).commit(rows)
+    export(run, "hf", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ("could not be" in text) == bool(short)
+    assert not short or f"Of 5 images that were to be generated, {short} could not be" in text
+    assert f"Of 5 images that were to be generated, {still_open} are still open" in text
+
+
+def test_a_card_names_the_classes_that_stay_below_their_target_by_design(tmp_path):
+    limited = CONFIG | {"target": CONFIG["target"] | {"max_synthetic_share": 0.5}}
+    for folder, config in (("plain", CONFIG), ("limited", limited)):
+        run = commit(tmp_path / folder, real("a.png", split="train"), config=config, targets=TARGETS)
+        export(run, "hf", tmp_path / f"{folder}-out")
+    told = escaped(
+        "burnt reaches 2 of 9 images: more than that would be generated beyond target.max_synthetic_share"
+    )
+    assert f"- {told}." in (tmp_path / "limited-out" / "README.md").read_text()
+    assert "reaches" not in (tmp_path / "plain-out" / "README.md").read_text()
+
+
+TARGETS = {"basic": 4, "burnt": 9}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def command(run: str, as_json: bool) -> None:
     """Show how far the run in RUN is, from its files alone.
 
+    Of the images that are wanted, `short` are those for which every attempt failed, and `open` those that a
+    run can still make.
+
     Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
     ended without saying how. All but complete and short go on with `balancer run`.
     """
@@ -53,6 +56,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         ("wanted", wanted, None),
         ("accepted", status["accepted"], _share(status["accepted"], wanted)),
         ("short", status["short"], _share(status["short"], wanted)),
+        ("open", status["open"], _share(status["open"], wanted)),
         ("candidates", candidates, None),
         *rejected,
         *(
