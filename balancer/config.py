@@ -93,6 +93,13 @@ class PathBases:
     folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
 
+def _in_order(least_greatest: tuple[float, float] | None) -> tuple[float, float] | None:
+    if least_greatest is not None and least_greatest[0] > least_greatest[1]:
+        least, greatest = least_greatest
+        raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
+    return least_greatest
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -178,6 +185,8 @@ class FacetValueConfig(_Section):
     brightness: tuple[Probability, Probability] | None = None
     """Least and greatest mean luminance, 0 to 1, of an image with this value; by default
     `verification.brightness`."""
+
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
 
 
 class FacetConfig(_Section):
@@ -363,6 +372,8 @@ class VerificationConfig(_Section):
     brightness: tuple[Probability, Probability] = (0.02, 0.98)
     """Least and greatest mean luminance, 0 to 1, of any image."""
 
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
+
     copies: CopiesConfig = CopiesConfig()
     safety: SafetyConfig | None = None
     second_judge: SecondJudgeConfig | None = None
@@ -396,14 +407,15 @@ class RungConfig(_Section):
 
 class AttemptsConfig(_Section):
     max: int = Field(default=3, ge=1, le=100)
-    """Attempts a slot before the fallback, each with another seed."""
+    """Attempts a slot, each with another seed; a `fallback`, where there is one, comes after them."""
 
     rungs: tuple[RungConfig, ...] = ()
-    """What the attempts change, the first one first; attempts beyond the list repeat its last entry.
-    By default each takes the next wording."""
+    """What the attempts change, the first one first: at most `max` entries; attempts beyond the list repeat
+    its last entry. Without any, each attempt takes the next wording."""
 
     fallback: FallbackConfig | None = None
-    """One more attempt with `fallback_prompts` and a threshold of its own; `null` for none."""
+    """One more attempt, after `max` others, with `fallback_prompts` and a threshold of its own;
+    `fallback: {}` adds one with the default below."""
 
     adaptive: bool = False
     """Prefer the wordings of a class that passed most often so far in a cell (Thompson sampling), instead of
@@ -638,6 +650,21 @@ class Config(_Section):
                 if class_name not in self.classes:
                     known = ", ".join(self.classes)
                     raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_brightness_passes(self) -> Self:
+        """An image keeps to the limits of its facet values and of `verification`."""
+        low, high = self.verification.brightness
+        for name, facet in self.facets.items():
+            for value, item in facet.values.items():
+                least, greatest = item.brightness or (low, high)
+                if least > high or greatest < low:
+                    place = join_keys(("facets", name, "values", value, "brightness"))
+                    raise ValueError(
+                        f"{place}: {least:g} to {greatest:g} lies outside verification.brightness,"
+                        f" {low:g} to {high:g}: no image can pass"
+                    )
         return self
 
     @model_validator(mode="after")
