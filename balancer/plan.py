@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from balancer.adaptive import Tally
 from balancer.cells import Cell, Facet, cells_of
-from balancer.quantities import counted, percent
+from balancer.quantities import counted, percent, size
 from balancer.rounding import joint_quotas
 from balancer.targets import class_targets, most_generated, values_to_add
 
@@ -287,10 +287,10 @@ def _size(plan: Plan, config: Config, measured: Measured, real_bytes: int) -> tu
     )
     if each is None:
         each, source = 0.6 * raw, "60 % of raw pixels; planning.bytes_per_image"
-    basis = f"{counted(plan.total, 'image')} of {each / 1000:.0f} kB ({source})"
+    basis = f"{counted(plan.total, 'image')} of {size(each)} ({source})"
     copied = real_bytes if config.output.real_images == "copy" else 0
     if copied:
-        basis += f" and {copied / 1e6:.1f} MB of real images (output.real_images: copy)"
+        basis += f" and {size(copied)} of real images (output.real_images: copy)"
     return round(plan.total * each) + copied, basis
 
 

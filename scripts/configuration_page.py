@@ -26,8 +26,8 @@ INTRODUCTION = """\
 
 A config is YAML or JSON. Settings that are left out have their default; a key that is not here is an error.
 `extends: other.yaml` takes over another config and changes what is given; `null` takes away
-a section or an entry of it, such as `facets: {lighting: null}`, or all entries, `facets: null`. On the command line,
-`--set generation.steps=20` changes one setting; a name with dots in it is quoted:
+a section or an entry of it, such as `facets: {lighting: null}`, or all entries, as in `facets: null`.
+On the command line, `--set generation.steps=20` changes one setting; a name with dots in it is quoted:
 `--set 'classes."v1.0".prompts=[a photo]'`.
 
 `balancer init DATASET` writes a config to start from, and `balancer plan CONFIG` shows what a run would do.

@@ -639,10 +639,3 @@ def test_notes_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]):
 )
 def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 kB"), (29_000, "29 kB"), (7e6, "7.0 MB"), (1.24e9, "1.2 GB")]
-)
-def test_sizes(num_bytes: float, text: str):
-    assert console.size(num_bytes) == text

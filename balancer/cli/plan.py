@@ -12,7 +12,7 @@ from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError
 from balancer.progress import duration
-from balancer.quantities import counted
+from balancer.quantities import counted, size
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages
@@ -98,8 +98,8 @@ def _measure(config: Config, audit: Audit) -> RealImages | None:
     try:
         at = weights.check(judged.model, judged.revision, None, "verifier")
         if at.folder is None:
-            size = console.size(at.missing_bytes)
-            console.note(f"no pre-flight: the verifier is not on this machine ({size} to download)")
+            missing = size(at.missing_bytes)
+            console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
             return None
         real_images.calibration_of(config)
         return real_images.measure_here(config, audit, audit_holdout(config))
@@ -220,7 +220,7 @@ def _print_estimate(cost: Estimate) -> None:
         ["candidates", str(cost.candidates), cost.candidates_basis],
         ["time", time, cost.hours_basis],
         ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
-        ["disk", console.size(cost.bytes), cost.bytes_basis],
+        ["disk", size(cost.bytes), cost.bytes_basis],
         *console.per_image_rows(asdict(cost.per_image)),
     ]
     console.say()
