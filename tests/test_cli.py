@@ -326,7 +326,7 @@ def test_plan_as_json_is_one_object(small_job: Path):
 def test_plan_says_how_many_images_are_kept_apart_and_does_not_count_them(small_job: Path):
     shares = "dataset.splits={train: 0.5, test: 0.5}"
     result = invoke(*PLAN, "--json", "--set", shares)
-    assert "1 real images are for validation or test (dataset.splits), and not counted" in result.stderr
+    assert "1 real image is for validation or test (dataset.splits), and not counted" in result.stderr
     assert json.loads(result.stdout)["total"] == 7
 
 

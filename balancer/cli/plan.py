@@ -39,7 +39,7 @@ def command(
     from balancer.audit import audit_dataset, credited_facets, match_classes
     from balancer.configfile import load_config
     from balancer.plan import estimate, held_back, make_plan
-    from balancer.splits import splits_of, training_part
+    from balancer.splits import kept_apart, splits_of, training_part
 
     loaded = load_config(config, overrides)
     if loaded.actors.kind == "models":
@@ -62,8 +62,8 @@ def command(
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_of_faults(audit)
-    if kept_apart := len(audit.images) - len(training.images):
-        console.note(f"{kept_apart} real images are for validation or test (dataset.splits), and not counted")
+    if line := kept_apart(audit, splits, loaded):
+        console.note(line)
     for line in held_back(plan):
         console.warn(line)
     if not as_json:
