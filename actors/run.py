@@ -45,7 +45,7 @@ from balancer.manifest.status import SILENT_AFTER_S, held_back_of
 from balancer.plan import held_back, make_plan
 from balancer.preflight import refuse_unproven, summary
 from balancer.progress import Snapshot, progress_line
-from balancer.quantities import counted
+from balancer.quantities import are, counted
 from balancer.resume import (
     CALIBRATION,
     check_unchanged,
@@ -177,7 +177,7 @@ def _run(
     counts = match_classes(training, config)
     if found.unreadable:
         reporter.note(
-            f"{len(found.unreadable)} images cannot be read and are not counted; "
+            f"{counted(len(found.unreadable), 'image')} cannot be read, and so not counted; "
             f"`balancer audit {found.path}` lists them"
         )
     holdout = audit_holdout(config)
@@ -224,8 +224,8 @@ def _run(
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
-                    f"{len(copied)} real images show what hold-out images show, such as {next(iter(copied))};"
-                    " neither training nor validation and test get them"
+                    f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
+                    f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
             references = CopyIndex(references_of(measured), config.verification.copies)
             feed = Feed(config, schedule, learned)
@@ -470,7 +470,7 @@ def _missing(result: RunResult) -> Iterator[str]:
     if not result.open_cells:
         return
     missing = sum(result.open_cells.values())
-    yield f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} missing ({_why(result, missing)}):"
+    yield f"{counted(missing, 'image')} {are(missing)} missing ({_why(result, missing)}):"
     for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
         tally = result.given_up.get(cell)
         yield f"  {cell}: {count}" + (f", given up: {tally}" if tally else "")

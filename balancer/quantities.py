@@ -30,6 +30,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def are(number: int) -> str:
+    """The verb after `counted`."""
+    return "is" if number == 1 else "are"
+
+
 def size(num_bytes: float) -> str:
     """`700 bytes`, `29 kB`, `7.0 MB`, `1.2 GB`."""
     for unit, power in (("GB", 1e9), ("MB", 1e6)):

@@ -15,7 +15,7 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from balancer.errors import DatasetError
-from balancer.quantities import counted
+from balancer.quantities import are, counted
 
 if TYPE_CHECKING:
     from balancer.audit import Audit, RealImage
@@ -79,7 +79,7 @@ def kept_apart(found: Audit, splits: Mapping[str, str], config: Config) -> str:
     because = " and ".join(
         source if len(sources) == 1 else f"{number} by {source}" for source, number in sources.items()
     )
-    images = f"{counted(len(apart), 'real image')} {'is' if len(apart) == 1 else 'are'}"
+    images = f"{counted(len(apart), 'real image')} {are(len(apart))}"
     return f"{images} for validation or test ({because}), and not counted"
 
 

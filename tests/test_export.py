@@ -376,8 +376,8 @@ def test_a_card_calls_short_what_was_tried_in_vain_and_open_what_was_not(tmp_pat
     export(run, "hf", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert ("could not be" in text) == bool(short)
-    assert not short or f"Of 5 images that were to be generated, {short} could not be" in text
-    assert f"Of 5 images that were to be generated, {still_open} are still open" in text
+    assert not short or f"Of 5 images to be generated, {short} could not be" in text
+    assert f"Of 5 images to be generated, {still_open} are still open" in text
 
 
 def test_a_card_names_the_classes_that_stay_below_their_target_by_design(tmp_path):
@@ -687,8 +687,13 @@ def test_run_and_destination_do_not_contain_each_other(run, tmp_path, place):
     [
         ("xml", "out", Options(), "no export format 'xml'"),
         ("hf", "s3://bucket/out", Options(), "exports go to local paths"),
-        ("hf", "out", Options(copy=True), "copy=True says nothing to the format 'hf'"),
-        ("folders", "out", Options(embed=True), "embed=True says nothing to the format 'folders'"),
+        ("hf", "out", Options(copy=True), r"option copy \(--copy\) has no effect on format 'hf'"),
+        (
+            "folders",
+            "out",
+            Options(embed=True),
+            r"option embed \(--embed\) has no effect",
+        ),
         ("parquet", "no/folder/out.parquet", Options(), "no folder"),
     ],
 )
@@ -899,11 +904,32 @@ def test_the_help_names_every_format():
 
 
 @pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        (Options(copy=True), Options(), "option copy (--copy) is given for that one, and not for this one"),
+        (Options(), Options(copy=True), "option copy (--copy) is given for this one, and not for that one"),
+    ],
+)
+def test_an_option_in_which_exports_differ_is_called_as_it_is_given(run, tmp_path, first, then, told):
+    export(run, "folders", tmp_path / "out", options=first)
+    with pytest.raises(UsageError) as refused:
+        export(run, "folders", tmp_path / "out", options=then)
+    assert told in refused.value.message
+
+
+def test_the_hint_for_a_filter_that_leaves_nothing_is_about_the_filter(run, tmp_path):
+    with pytest.raises(UsageError, match="no images of filter") as refused:
+        export(run, "folders", tmp_path / "out", "class = 'nope'")
+    assert "split" not in refused.value.hint
+    assert "the filter leaves none of 5 images" in refused.value.hint
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["xml", "out"], "error: no export format 'xml'"),
         (["hf", "out", "class = "], "is not valid SQL"),
-        (["hf", "out", "--copy"], "says nothing to the format 'hf'"),
+        (["hf", "out", "--copy"], "option copy (--copy) has no effect on format 'hf'"),
         (["webdataset", "out", "--shard-megabytes", "0"], "0.0 is not in the range x>0"),
     ],
 )

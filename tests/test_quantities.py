@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.quantities import counted, percent, size
+from balancer.quantities import are, counted, percent, size
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,8 @@ def test_a_plural_of_its_own_is_given():
 )
 def test_a_size_has_the_unit_in_which_it_is_not_nothing(num_bytes: float, text: str):
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(("number", "verb"), [(0, "are"), (1, "is"), (2, "are")])
+def test_a_verb_agrees_with_its_number(number: int, verb: str):
+    assert are(number) == verb

@@ -130,7 +130,8 @@ def _print_preflight(checked: Preflight) -> None:
     console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
     if checked.blocking:
         console.warn(
-            f"`run` would stop: {len(checked.blocking)} values are not proven, nor in verification.unjudged"
+            f"`run` would stop: not proven, nor in verification.unjudged:"
+            f" {counted(len(checked.blocking), 'value')}"
         )
 
 

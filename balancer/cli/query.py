@@ -42,7 +42,9 @@ def command(
 ) -> None:
     """Select rows of the manifest in RUN: the real and the accepted images.
 
-    FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8".
+    FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8". In CSV, text that a spreadsheet
+    would run as a formula (it begins with = + - @ or a tab) has an apostrophe in front; JSON, Parquet and
+    Arrow have it as it is.
     """
     from balancer.manifest.query import open_manifest
 

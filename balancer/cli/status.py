@@ -8,7 +8,7 @@ import click
 
 from balancer.cli import console
 from balancer.progress import duration
-from balancer.quantities import percent
+from balancer.quantities import counted, percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -83,7 +83,7 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 def _print_current(current: dict[str, int] | None, state: str) -> None:
     if state == "running" or (current and not current["behind"]):
         return
-    how = f"{current['behind']} commits behind" if current else "missing or damaged"
+    how = f"{counted(current['behind'], 'commit')} behind" if current else "missing or damaged"
     console.note(f"manifest/current.parquet is {how}; `balancer compact` writes it")
 
 
