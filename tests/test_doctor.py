@@ -124,6 +124,8 @@ def dataset(folder: Path, table: str = "", class_name: str = "basic") -> Path:
     return folder
 
 
+SPLIT, LOST = "split\nbasic/a.png,tra1n", "lighting\nbasic/a.png,moonlight"
+
 REFUSED = {
     "no dataset": ("dataset", lambda _: ["dataset.path=nowhere"]),
     "no hold-out": ("hold-out", lambda _: ["dataset.holdout=nowhere"]),
@@ -141,7 +143,6 @@ REFUSED = {
         lambda at: [f"dataset.path={dataset(at / 'd', LOST)}", "target.count_real_facets=known"],
     ),
 }
-SPLIT, LOST = "split\nbasic/a.png,tra1n", "lighting\nbasic/a.png,moonlight"
 
 
 @pytest.mark.parametrize(("what", "settings"), REFUSED.values(), ids=list(REFUSED))
