@@ -29,7 +29,7 @@ from balancer.manifest.fragment import State
 from balancer.manifest.log import ManifestLog
 from balancer.manifest.rows import RunFacts
 from balancer.progress import ClassCounts, RateMeter, Snapshot, eta_s
-from balancer.quantities import counted
+from balancer.quantities import are, counted
 from balancer.schedule import Outcome, Schedule
 from balancer.signals import StopSignal
 from balancer.storage import DiskFullError
@@ -366,7 +366,7 @@ class Driver:
             return False  # there are more to come
         count = revoke_copies(self.schedule, self.log, self.facts)
         if count:
-            self.note(f"{count} accepted images are copies of others and are made again")
+            self.note(f"{counted(count, 'accepted image')} {are(count)} made again, as copies of others")
         return count > 0
 
     # ---- committing and reporting ------------------------------------------------------------

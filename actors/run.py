@@ -41,11 +41,11 @@ from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.real import commit_real_images
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run
-from balancer.manifest.status import SILENT_AFTER_S
+from balancer.manifest.status import SILENT_AFTER_S, held_back_of
 from balancer.plan import held_back, make_plan
 from balancer.preflight import refuse_unproven, summary
 from balancer.progress import Snapshot, progress_line
-from balancer.quantities import counted
+from balancer.quantities import are, counted
 from balancer.resume import (
     CALIBRATION,
     check_unchanged,
@@ -83,6 +83,8 @@ class RunResult:
     """Images still missing in each cell that is not full."""
     given_up: Mapping[str, Tally] = field(default_factory=dict)
     """Those of these cells in which too few candidates pass, and how many did."""
+    held_back: tuple[str, ...] = ()
+    """A line for each class that stays below its target by `target.max_synthetic_share`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def run(
     with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         result = _run(config, out, address, limit, allow_config_change, told, log, stop)
-        for line in _missing(result):
+        for line in (*result.held_back, *_missing(result)):
             told.note(f"warning: {line}")
         log.say_progress()
         log.note(
@@ -175,7 +177,7 @@ def _run(
     counts = match_classes(training, config)
     if found.unreadable:
         reporter.note(
-            f"{len(found.unreadable)} images cannot be read and are not counted; "
+            f"{counted(len(found.unreadable), 'image')} cannot be read, and so not counted; "
             f"`balancer audit {found.path}` lists them"
         )
     holdout = audit_holdout(config)
@@ -222,8 +224,8 @@ def _run(
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
-                    f"{len(copied)} real images show what hold-out images show, such as {next(iter(copied))};"
-                    " neither training nor validation and test get them"
+                    f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
+                    f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
             references = CopyIndex(references_of(measured), config.verification.copies)
             feed = Feed(config, schedule, learned)
@@ -234,7 +236,7 @@ def _run(
                 state = driver.run()
             close(state)
     _compact(storage, reporter)
-    return _result(info.run_id, state, schedule)
+    return _result(info, state, schedule)
 
 
 def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
@@ -345,7 +347,7 @@ def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult
     if view.state not in ("complete", "short"):
         return None
     schedule = schedule_of(known, config, view.table, None)
-    return None if schedule.open else _result(known.run_id, view.state, schedule)
+    return None if schedule.open else _result(known, view.state, schedule)
 
 
 def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Config) -> None:
@@ -429,7 +431,7 @@ def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
         raise
 
 
-def _result(run_id: str, state: str, schedule: Schedule) -> RunResult:
+def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
     accepted = Counter(slot.cell.key for slot in schedule.accepted)
     missing = {
         cell.key: quota - accepted[cell.key]
@@ -437,7 +439,7 @@ def _result(run_id: str, state: str, schedule: Schedule) -> RunResult:
         if accepted[cell.key] < quota
     }
     return RunResult(
-        run_id=run_id,
+        run_id=info.run_id,
         state=state,
         wanted=schedule.wanted,
         accepted=len(schedule.accepted),
@@ -446,23 +448,34 @@ def _result(run_id: str, state: str, schedule: Schedule) -> RunResult:
         rejected_by_reason=dict(schedule.rejected_by_reason.most_common()),
         open_cells=missing,
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
+        held_back=tuple(held_back_of(info)),
     )
+
+
+def _why(result: RunResult, missing: int) -> str:
+    """What was tried in vain is short; the rest was still open when the run ended."""
+    if result.state == "short":
+        return "no attempt passed"
+    ended = {
+        "budget": "the budget was spent",
+        "interrupted": "--limit was reached, the same command without it goes on",
+    }.get(result.state, result.state)
+    if not result.short:
+        return ended
+    return f"{result.short}: no attempt passed; {missing - result.short}: {ended}"
 
 
 def _missing(result: RunResult) -> Iterator[str]:
     """The images that a run ended without, by cell, and why."""
     if not result.open_cells:
         return
-    reason = {
-        "short": "no attempt passed",
-        "budget": "the budget was spent",
-        "interrupted": "--limit was reached, the same command without it goes on",
-    }.get(result.state, result.state)
-    yield f"{sum(result.open_cells.values())} images are missing ({reason}):"
+    missing = sum(result.open_cells.values())
+    yield f"{counted(missing, 'image')} {are(missing)} missing ({_why(result, missing)}):"
     for cell, count in list(result.open_cells.items())[:LISTED_CELLS]:
         tally = result.given_up.get(cell)
         yield f"  {cell}: {count}" + (f", given up: {tally}" if tally else "")
     if len(result.open_cells) > LISTED_CELLS:
-        yield f"  and {len(result.open_cells) - LISTED_CELLS} more cells"
+        yield f"  and {counted(len(result.open_cells) - LISTED_CELLS, 'more cell')}"
     if result.given_up:
-        yield f"{len(result.given_up)} cells were given up; attempts.give_up_below sets from when on"
+        cells = f"{counted(len(result.given_up), 'cell')} {'was' if len(result.given_up) == 1 else 'were'}"
+        yield f"{cells} given up; attempts.give_up_below sets from when on"

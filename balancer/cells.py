@@ -5,8 +5,8 @@ cell. A candidate is one attempt at a slot. All are plain values; their keys are
 written in the manifest:
 
     cell       burnt/dim_ambient/severely_burnt        basic/dim_ambient
-    slot       burnt/dim_ambient/severely_burnt/0003
-    candidate  burnt/dim_ambient/severely_burnt/0003-1
+    slot       burnt/dim_ambient/severely_burnt/0001
+    candidate  burnt/dim_ambient/severely_burnt/0001-1
 """
 
 from __future__ import annotations

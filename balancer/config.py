@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -92,6 +93,20 @@ class PathBases:
     such as one from the command line, is meant from the working folder. No setting: all are equal."""
 
     folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+
+BEGUN = {"begun": True}
+"""The context in which the config of a run is validated that was begun: by a version, perhaps, that did not
+refuse ranges in which no image can be."""
+
+
+def _in_order(least_greatest: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+    if info.context == BEGUN:
+        return least_greatest
+    if least_greatest is not None and least_greatest[0] > least_greatest[1]:
+        least, greatest = least_greatest
+        raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
+    return least_greatest
 
 
 class _Section(BaseModel):
@@ -179,6 +194,8 @@ class FacetValueConfig(_Section):
     brightness: tuple[Probability, Probability] | None = None
     """Least and greatest mean luminance, 0 to 1, of an image with this value; by default
     `verification.brightness`."""
+
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
 
 
 class FacetConfig(_Section):
@@ -364,6 +381,8 @@ class VerificationConfig(_Section):
     brightness: tuple[Probability, Probability] = (0.02, 0.98)
     """Least and greatest mean luminance, 0 to 1, of any image."""
 
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
+
     copies: CopiesConfig = CopiesConfig()
     safety: SafetyConfig | None = None
     second_judge: SecondJudgeConfig | None = None
@@ -397,14 +416,15 @@ class RungConfig(_Section):
 
 class AttemptsConfig(_Section):
     max: int = Field(default=3, ge=1, le=100)
-    """Attempts a slot before the fallback, each with another seed."""
+    """Attempts a slot, each with another seed; a `fallback`, where there is one, comes after them."""
 
     rungs: tuple[RungConfig, ...] = ()
-    """What the attempts change, the first one first; attempts beyond the list repeat its last entry.
-    By default each takes the next wording."""
+    """What the attempts change, the first one first: at most `max` entries; attempts beyond the list repeat
+    its last entry. Without any, each attempt takes the next wording."""
 
     fallback: FallbackConfig | None = None
-    """One more attempt with `fallback_prompts` and a threshold of its own; `null` for none."""
+    """One more attempt, after `max` others, with `fallback_prompts` and a threshold of its own;
+    `fallback: {}` adds one with the default below."""
 
     adaptive: bool = False
     """Prefer the wordings of a class that passed most often so far in a cell (Thompson sampling), instead of
@@ -438,10 +458,10 @@ class ReviewConfig(_Section):
 
 class BudgetConfig(_Section):
     max_candidates: int | None = Field(default=None, gt=0, le=10**12)
-    """The run ends, slots short, once this many candidates were judged, earlier starts included."""
+    """The run ends, slots left open, once this many candidates were judged, earlier starts included."""
 
     max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
-    """The run ends, slots short, after this long; each start counts from zero."""
+    """The run ends, slots left open, after this long; each start counts from zero."""
 
 
 class ActorsConfig(_Section):
@@ -639,6 +659,23 @@ class Config(_Section):
                 if class_name not in self.classes:
                     known = ", ".join(self.classes)
                     raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_brightness_passes(self, info: ValidationInfo) -> Self:
+        """An image keeps to the limits of its facet values and of `verification`."""
+        if info.context == BEGUN:
+            return self
+        low, high = self.verification.brightness
+        for name, facet in self.facets.items():
+            for value, item in facet.values.items():
+                least, greatest = item.brightness or (low, high)
+                if least > high or greatest < low:
+                    place = join_keys(("facets", name, "values", value, "brightness"))
+                    raise ValueError(
+                        f"{place}: {least:g} to {greatest:g} lies outside verification.brightness,"
+                        f" {low:g} to {high:g}: no image can pass"
+                    )
         return self
 
     @model_validator(mode="after")

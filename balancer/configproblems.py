@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -112,15 +112,20 @@ def _text(group: Sequence[_Fault]) -> str:
         return f"has {len(given)} entries, needs at least {first.error['ctx']['min_length']}"
     wanted = " or ".join(dict.fromkeys(_wanted(fault.error) for fault in group))
     advice = _did_you_mean(given, _choices(group))
-    if first.kind == "model_type" and given is None:
+    if first.kind in ("model_type", "dict_type") and given is None:
         advice = _instead_of_null(first.path)
     return f"should be {wanted}, not {_shown(given)}{advice}"
 
 
 def _instead_of_null(path: yamltext.Path) -> str:
     """An entry is not there, or null would have taken it away."""
-    if _model_at(path[:-1]) is None:
+    if not path:
+        return ""
+    section = _model_at(path[:-1])
+    if section is None:
         return "; null takes away an entry that is there, and there is none of this name"
+    if section.model_fields[str(path[-1])].is_required():
+        return ""
     return "; leave the line out to have the defaults"
 
 
@@ -182,6 +187,14 @@ def _known_keys(path: yamltext.Path) -> list[str]:
 
 
 def _model_at(path: yamltext.Path) -> type[BaseModel] | None:
+    return _as_model(_kind_at(path))
+
+
+def _as_model(kind: object) -> type[BaseModel] | None:
+    return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
+
+
+def _kind_at(path: yamltext.Path) -> object:
     kind: object = Config
     for part in path:
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
@@ -189,12 +202,15 @@ def _model_at(path: yamltext.Path) -> type[BaseModel] | None:
             kind = _section_in(field.annotation) if field else None
         else:
             kind = next(iter(get_args(kind)[1:]), None)
-    return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
+    return kind
 
 
 def is_section(path: yamltext.Path) -> bool:
-    """Whether a path leads to a mapping of settings, an entry of a mapping of names among them."""
-    return bool(path) and _model_at(path) is not None
+    """Whether a path leads to a mapping: of settings, an entry of a mapping of names among them, or of names
+    to settings, such as `facets`."""
+    kind = _kind_at(path) if path else None
+    named = get_args(kind)[1:] if get_origin(kind) is dict else ()
+    return any(_as_model(each) is not None for each in (kind, *named))
 
 
 def _section_in(annotation: object) -> object:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from balancer.adaptive import Tally
 from balancer.cells import Cell, Facet, cells_of
-from balancer.quantities import counted, percent
+from balancer.quantities import counted, percent, size
 from balancer.rounding import joint_quotas
 from balancer.targets import class_targets, most_generated, values_to_add
 
@@ -95,10 +95,14 @@ def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValue
 
 def held_back(plan: Plan) -> list[str]:
     """A line for each class that cannot reach its target because too much of it would be generated."""
+    return below_target(plan.targets, plan.held_back)
+
+
+def below_target(targets: Mapping[str, int], lacking: Mapping[str, int]) -> list[str]:
     return [
-        f"{name} reaches {plan.targets[name] - count} of {plan.targets[name]} images: more than that would be"
-        " generated beyond target.max_synthetic_share"
-        for name, count in plan.held_back.items()
+        f"{name} reaches {targets[name] - count} of {counted(targets[name], 'image')}: more than that would"
+        " be generated beyond target.max_synthetic_share"
+        for name, count in lacking.items()
     ]
 
 
@@ -283,10 +287,10 @@ def _size(plan: Plan, config: Config, measured: Measured, real_bytes: int) -> tu
     )
     if each is None:
         each, source = 0.6 * raw, "60 % of raw pixels; planning.bytes_per_image"
-    basis = f"{counted(plan.total, 'image')} of {each / 1000:.0f} kB ({source})"
+    basis = f"{counted(plan.total, 'image')} of {size(each)} ({source})"
     copied = real_bytes if config.output.real_images == "copy" else 0
     if copied:
-        basis += f" and {copied / 1e6:.1f} MB of real images (output.real_images: copy)"
+        basis += f" and {size(copied)} of real images (output.real_images: copy)"
     return round(plan.total * each) + copied, basis
 
 

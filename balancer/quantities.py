@@ -1,4 +1,4 @@
-"""Numbers in sentences: parts of a whole, and things counted."""
+"""Numbers in sentences: parts of a whole, things counted, sizes of files."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def percent(
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def are(number: int) -> str:
+    """The verb after `counted`."""
+    return "is" if number == 1 else "are"
+
+
+def size(num_bytes: float) -> str:
+    """`700 bytes`, `29 kB`, `7.0 MB`, `1.2 GB`."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= power:
+            return f"{num_bytes / power:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB" if num_bytes >= 1e3 else counted(round(num_bytes), "byte")

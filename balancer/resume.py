@@ -35,6 +35,9 @@ VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "
 
 CALIBRATION = "calibration"
 
+SHAPING = ("classes", "share")
+"""Settings of a facet and its values that the plan is made from."""
+
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
 WEIGHTS_HASH = "sha256"
@@ -148,6 +151,8 @@ def check_unchanged(
         if kind in models
         for what in _differing(told, _identity(models[kind]))
     ]
+    _refuse_another_plan(before, config, paths)
+    _refuse_another_size(models, known)
     if changed and settings and not allowed:
         raise UsageError(
             f"this run was judged again under other rules; changed against these: {', '.join(changed)}",
@@ -160,12 +165,26 @@ def check_unchanged(
             if len(paths) == len(changed) and all(map(is_judgeable, paths))
             else "choose another --out, undo the change, or pass --allow-config-change to go on with both",
         )
-    if before.plan_shape() != config.plan_shape():
-        planned = [join_keys(path) for path in paths if path[0] in ("classes", "facets", "target")]
-        raise UsageError(
-            f"the plan of a started run is fixed, and {', '.join(planned)} would change it",
-            hint="choose another --out",
-        )
+
+
+def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[str, ...]]) -> None:
+    if before.plan_shape() == config.plan_shape():
+        return
+    planned = [join_keys(path) for path in paths if _shapes_plan(path)]
+    raise UsageError(
+        f"the plan of a started run is fixed, and {', '.join(planned) or 'another order of names'} would"
+        " change it",
+        hint="choose another --out, or undo the change",
+    )
+
+
+def _shapes_plan(path: Sequence[str]) -> bool:
+    """Whether a setting is one of `Config.plan_shape`: wordings and limits are not."""
+    is_name = len(path) == 2 or (path[0] == "facets" and len(path) == 4)
+    return path[0] == "target" or (path[0] in ("classes", "facets") and (is_name or path[-1] in SHAPING))
+
+
+def _refuse_another_size(models: Models, known: RunInfo) -> None:
     embedding_dim = int(models["verifier"]["embedding_dim"])
     if embedding_dim != known.embedding_dim:
         raise UsageError(

@@ -15,6 +15,7 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from balancer.errors import DatasetError
+from balancer.quantities import are, counted
 
 if TYPE_CHECKING:
     from balancer.audit import Audit, RealImage
@@ -59,6 +60,27 @@ def training_part(found: Audit, splits: Mapping[str, str]) -> Audit:
     images = tuple(image for image in found.images if splits[image.file_name] == TRAIN)
     per_class = Counter(image.class_name for image in images)
     return replace(found, images=images, counts={name: per_class[name] for name in found.counts})
+
+
+def is_kept_apart(image: RealImage) -> bool:
+    """Whether the metadata table's column `split` gives an image to validation or test."""
+    return _NAMES.get(image.split.lower()) in EVALUATION
+
+
+def kept_apart(found: Audit, splits: Mapping[str, str], config: Config) -> str:
+    """A line on the images that are not for training, and what says so; empty if all are."""
+    apart = [image for image in found.images if splits[image.file_name] != TRAIN]
+    if not apart:
+        return ""
+    # Without shares nothing is dealt out: what the table does not name goes with a copy of it.
+    given = len(apart) if config.dataset.splits is None else sum(map(is_kept_apart, apart))
+    counts = {"column `split` of the metadata table": given, "dataset.splits": len(apart) - given}
+    sources = {source: number for source, number in counts.items() if number}
+    because = " and ".join(
+        source if len(sources) == 1 else f"{number} by {source}" for source, number in sources.items()
+    )
+    images = f"{counted(len(apart), 'real image')} {are(len(apart))}"
+    return f"{images} for validation or test ({because}), and not counted"
 
 
 def deal_out(

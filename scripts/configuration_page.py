@@ -26,8 +26,8 @@ INTRODUCTION = """\
 
 A config is YAML or JSON. Settings that are left out have their default; a key that is not here is an error.
 `extends: other.yaml` takes over another config and changes what is given; `null` takes away
-a section or an entry of it, such as `facets: {lighting: null}`. On the command line,
-`--set generation.steps=20` changes one setting; a name with dots in it is quoted:
+a section or an entry of it, such as `facets: {lighting: null}`, or all entries, as in `facets: null`.
+On the command line, `--set generation.steps=20` changes one setting; a name with dots in it is quoted:
 `--set 'classes."v1.0".prompts=[a photo]'`.
 
 `balancer init DATASET` writes a config to start from, and `balancer plan CONFIG` shows what a run would do.
@@ -42,18 +42,31 @@ def page() -> str:
     return "\n".join([INTRODUCTION, *_sections(Config, "")])
 
 
-def _sections(model: type[BaseModel], path: str) -> Iterator[str]:
+def _sections(model: type[BaseModel], path: str, setting: FieldInfo | None = None) -> Iterator[str]:
     """A model's own settings, then those of the models in it."""
     inner = {name: _models_in(field.annotation) for name, field in model.model_fields.items()}
     own = [_row(name, field) for name, field in model.model_fields.items() if not inner[name]]
     title = f"## `{path}`\n" if path else "## At the top\n"
     about = inspect.cleandoc(model.__doc__ or "") if "__doc__" in vars(model) and path else ""
+    about = "\n\n".join(filter(None, [*_before(setting), about, *_after(setting)]))
     if own:
         header = "| setting | type | default | |\n|---|---|---|---|"
         yield "\n".join([title, *([f"{about}\n"] if about else []), header, *own, ""])
     for name, field in model.model_fields.items():
         for found in inner[name]:
-            yield from _sections(found, _joined(path, name, field.annotation))
+            yield from _sections(found, _joined(path, name, field.annotation), field)
+
+
+def _before(setting: FieldInfo | None) -> list[str]:
+    """What a config's model says where the section stands."""
+    return [] if setting is None else [" ".join((setting.description or "").split())]
+
+
+def _after(setting: FieldInfo | None) -> list[str]:
+    """The defaults in a section's table are not those of a config that does not have it."""
+    if setting is None or setting.is_required() or setting.get_default(call_default_factory=True):
+        return []
+    return ["By default there is none."]
 
 
 def _joined(path: str, name: str, annotation: Any) -> str:

@@ -267,7 +267,7 @@ def test_an_empty_folder_is_no_dataset(dataset: Dataset, files: Mapping[str, byt
 
 
 def test_images_without_class_folders_are_no_dataset(dataset: Dataset):
-    with pytest.raises(DatasetError, match="no class folder; 2 images lie in it directly") as caught:
+    with pytest.raises(DatasetError, match="no class folder; 2 images in it directly") as caught:
         audit(dataset({"1.png": png(), "2.png": png()}))
     assert "named after the class" in caught.value.hint
 

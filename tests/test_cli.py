@@ -326,7 +326,7 @@ def test_plan_as_json_is_one_object(small_job: Path):
 def test_plan_says_how_many_images_are_kept_apart_and_does_not_count_them(small_job: Path):
     shares = "dataset.splits={train: 0.5, test: 0.5}"
     result = invoke(*PLAN, "--json", "--set", shares)
-    assert "1 real images are for validation or test (dataset.splits), and not counted" in result.stderr
+    assert "1 real image is for validation or test (dataset.splits), and not counted" in result.stderr
     assert json.loads(result.stdout)["total"] == 7
 
 
@@ -639,10 +639,3 @@ def test_notes_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]):
 )
 def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 kB"), (29_000, "29 kB"), (7e6, "7.0 MB"), (1.24e9, "1.2 GB")]
-)
-def test_sizes(num_bytes: float, text: str):
-    assert console.size(num_bytes) == text

@@ -39,6 +39,25 @@ def faults(**sections: Any) -> str:
     return str(caught.value)
 
 
+BRIGHT = {"lighting": {"values": {"bright": {"prompts": ["bright"], "brightness": [0.9, 0.1]}}}}
+
+
+@pytest.mark.parametrize("sections", [{"verification": {"brightness": [0.9, 0.1]}}, {"facets": BRIGHT}])
+def test_a_least_brightness_is_not_above_the_greatest(sections):
+    assert "the least, 0.9, is above the greatest, 0.1" in faults(**sections)
+
+
+@pytest.mark.parametrize(("given", "outside"), [([0, 0.2], True), ([0.9, 1], True), ([0.8, 1], False)])
+def test_the_brightness_of_a_facet_value_meets_that_of_all_images(given, outside):
+    facets = {"lighting": {"values": {"bright": {"prompts": ["bright"], "brightness": given}}}}
+    sections = {"facets": facets, "verification": {"brightness": [0.3, 0.8]}}
+    if outside:
+        text = faults(**sections)
+        assert f"facets.lighting.values.bright.brightness: {given[0]:g} to {given[1]:g} lies outside" in text
+    else:
+        config(**sections)
+
+
 def test_shares_are_the_decimals_that_were_written():
     (axis,) = config(facets={"burn_level": facet(0.4, 0.35, 0.25)}).facet_axes()
     assert axis.shares == (Fraction(2, 5), Fraction(7, 20), Fraction(1, 4))

@@ -622,14 +622,30 @@ BELOW = f"{GOOD}  burnt: {{prompts: [x]}}\ngeneration: {{steps: 7}}\n{TWO_FACETS
     [
         ("facets: {crust: null}", {"classes": ["basic", "burnt"], "facets": ["lighting"], "steps": 7}),
         ("classes: {burnt: null}", {"classes": ["basic"], "facets": ["lighting", "crust"], "steps": 7}),
+        ("facets: null", {"classes": ["basic", "burnt"], "facets": [], "steps": 7}),
+        ("facets: {lighting: null, crust: null}", {"classes": ["basic", "burnt"], "facets": [], "steps": 7}),
         ("generation: null", {"classes": ["basic", "burnt"], "facets": ["lighting", "crust"], "steps": None}),
     ],
 )
 def test_null_takes_away_what_the_config_below_has(by: str, setting: str, left: dict[str, Any]):
-    dotted = setting.replace(": {", ".").replace(": null", "=null").rstrip("}")
-    config = extended(setting + "\n", BELOW) if by == "extends" else load(BELOW, [dotted])
+    section, _, entries = setting.partition(": {")
+    dotted = [f"{section}.{entry}" for entry in entries.rstrip("}").split(", ")] if entries else [setting]
+    given = [each.replace(": null", "=null") for each in dotted]
+    config = extended(setting + "\n", BELOW) if by == "extends" else load(BELOW, given)
     shown = {"classes": [*config.classes], "facets": [*config.facets], "steps": config.generation.steps}
     assert shown == left | {"steps": left["steps"] or load(GOOD).generation.steps}
+
+
+@pytest.mark.parametrize("by", ["extends", "--set"])
+def test_a_section_that_must_be_there_is_missing_once_it_is_taken_away(by: str):
+    with pytest.raises(ConfigError) as raised:
+        extended("classes: null\n", BELOW) if by == "extends" else load(BELOW, ["classes=null"])
+    assert "classes: missing" in str(raised.value)
+
+
+def test_a_mapping_of_names_is_not_null_where_there_is_nothing_to_take_away():
+    [problem] = problems(f"{GOOD}facets:\n", [])
+    assert problem.endswith("not null; leave the line out to have the defaults")
 
 
 def test_an_entry_that_is_not_there_is_not_taken_away():

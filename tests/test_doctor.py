@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
+import actors.run as job
 from actors.cluster import Resources
+from balancer.audit.location import SAMPLE_HINT
 from balancer.cli import main
+from balancer.configfile import load_config
+from balancer.errors import BalancerError
 
 
 @pytest.fixture
@@ -106,3 +113,62 @@ def test_actors_that_do_not_fit_on_this_machine_are_missing(doctor, project, tmp
     result, findings = doctor(tmp_path / "config.yaml")
     assert result.exit_code == 4
     assert findings["actors"]["detail"].startswith("no room for 2 generators: the machine has 1 CPU core")
+
+
+def dataset(folder: Path, table: str = "", class_name: str = "basic") -> Path:
+    """One image, and a metadata table."""
+    (folder / class_name).mkdir(parents=True)
+    Image.new("RGB", (32, 32), (200, 90, 30)).save(folder / class_name / "a.png")
+    if table:
+        (folder / "metadata.csv").write_text(f"file_name,{table}\n")
+    return folder
+
+
+SPLIT, LOST = "split\nbasic/a.png,tra1n", "lighting\nbasic/a.png,moonlight"
+
+REFUSED = {
+    "no dataset": ("dataset", lambda _: ["dataset.path=nowhere"]),
+    "no hold-out": ("hold-out", lambda _: ["dataset.holdout=nowhere"]),
+    "a hold-out of another class": (
+        "hold-out",
+        lambda at: [
+            f"dataset.holdout={(dataset(at / 'held') / 'basic').rename(at / 'held' / 'calzone').parent}"
+        ],
+    ),
+    "no calibration": ("calibration", lambda _: ["verification.calibration=nowhere.json"]),
+    "a damaged calibration": ("calibration", lambda at: [f"verification.calibration={at / 'damaged.json'}"]),
+    "a split that is none": ("plan", lambda at: [f"dataset.path={dataset(at / 'd', SPLIT)}"]),
+    "facets of which no value is known": (
+        "plan",
+        lambda at: [f"dataset.path={dataset(at / 'd', LOST)}", "target.count_real_facets=known"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("what", "settings"), REFUSED.values(), ids=list(REFUSED))
+def test_what_a_run_refuses_before_it_starts_ray_is_missing(
+    doctor, project, tmp_path, monkeypatch, what, settings
+):
+    (tmp_path / "damaged.json").write_text("{")
+    given, config = settings(tmp_path), project / "configs/demo.yaml"
+    monkeypatch.setattr(job, "refuse_silent", lambda address: pytest.fail("the run gets to Ray"))
+    with pytest.raises(BalancerError) as refused:
+        job.run(load_config(config, given), tmp_path / "run")
+    result, findings = doctor(config, *(word for setting in given for word in ("--set", setting)))
+    assert result.exit_code == 4
+    assert [name for name, finding in findings.items() if finding["state"] == "missing"] == [what]
+    assert findings[what]["detail"].startswith(refused.value.message)
+
+
+def test_the_hint_for_a_missing_hold_out_is_about_hold_outs(doctor, project):
+    _, findings = doctor(project / "configs/demo.yaml", "--set", "dataset.holdout=nowhere")
+    assert SAMPLE_HINT not in findings["hold-out"]["detail"]
+    assert "dataset.holdout" in findings["hold-out"]["detail"]
+
+
+@pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (10**4, "warning")])
+def test_the_disk_has_room_for_the_plan_or_there_is_a_warning(doctor, project, monkeypatch, free, state):
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    result, findings = doctor(project / "configs/demo.yaml")
+    assert (result.exit_code, findings["disk"]["state"]) == (0, state)

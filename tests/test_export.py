@@ -38,7 +38,7 @@ from balancer.manifest import Manifest
 from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
 from balancer.storage import open_storage
-from tests.manifest_samples import CONFIG, image_bytes, real, row, start
+from tests.manifest_samples import CONFIG, image_bytes, real, rejected, row, start
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
 FOLDER_FORMATS = ("folders", "hf", "webdataset", "labelstudio", "fiftyone")
@@ -362,6 +362,39 @@ def test_the_card_tells_what_reviewers_ask_for(card, reference_run):
     assert "All images are for training" in text
 
 
+TRIED_IN_VAIN = [rejected(DIM, attempt, split="train") for attempt in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "short", "still_open"),
+    [([], 0, 5), (TRIED_IN_VAIN[:1], 0, 5), (TRIED_IN_VAIN, 1, 4)],
+    ids=["nobody tried", "tried once", "tried in vain"],
+)
+def test_a_card_calls_short_what_was_tried_in_vain_and_open_what_was_not(tmp_path, rows, short, still_open):
+    run = commit(tmp_path / "run", real("a.png", split="train"))
+    start(open_storage(tmp_path / "run", create=False)).commit(rows)
+    export(run, "hf", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ("could not be" in text) == bool(short)
+    assert not short or f"Of 5 images to be generated, {short} could not be" in text
+    assert f"Of 5 images to be generated, {still_open} are still open" in text
+
+
+def test_a_card_names_the_classes_that_stay_below_their_target_by_design(tmp_path):
+    limited = CONFIG | {"target": CONFIG["target"] | {"max_synthetic_share": 0.5}}
+    for folder, config in (("plain", CONFIG), ("limited", limited)):
+        run = commit(tmp_path / folder, real("a.png", split="train"), config=config, targets=TARGETS)
+        export(run, "hf", tmp_path / f"{folder}-out")
+    told = escaped(
+        "burnt reaches 2 of 9 images: more than that would be generated beyond target.max_synthetic_share"
+    )
+    assert f"- {told}." in (tmp_path / "limited-out" / "README.md").read_text()
+    assert "reaches" not in (tmp_path / "plain-out" / "README.md").read_text()
+
+
+TARGETS = {"basic": 4, "burnt": 9}
+
+
 @pytest.mark.parametrize(
     ("text", "written"),
     [
@@ -654,8 +687,13 @@ def test_run_and_destination_do_not_contain_each_other(run, tmp_path, place):
     [
         ("xml", "out", Options(), "no export format 'xml'"),
         ("hf", "s3://bucket/out", Options(), "exports go to local paths"),
-        ("hf", "out", Options(copy=True), "copy=True says nothing to the format 'hf'"),
-        ("folders", "out", Options(embed=True), "embed=True says nothing to the format 'folders'"),
+        ("hf", "out", Options(copy=True), r"option copy \(--copy\) has no effect on format 'hf'"),
+        (
+            "folders",
+            "out",
+            Options(embed=True),
+            r"option embed \(--embed\) has no effect",
+        ),
         ("parquet", "no/folder/out.parquet", Options(), "no folder"),
     ],
 )
@@ -866,11 +904,32 @@ def test_the_help_names_every_format():
 
 
 @pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        (Options(copy=True), Options(), "option copy (--copy) is given for that one, and not for this one"),
+        (Options(), Options(copy=True), "option copy (--copy) is given for this one, and not for that one"),
+    ],
+)
+def test_an_option_in_which_exports_differ_is_called_as_it_is_given(run, tmp_path, first, then, told):
+    export(run, "folders", tmp_path / "out", options=first)
+    with pytest.raises(UsageError) as refused:
+        export(run, "folders", tmp_path / "out", options=then)
+    assert told in refused.value.message
+
+
+def test_the_hint_for_a_filter_that_leaves_nothing_is_about_the_filter(run, tmp_path):
+    with pytest.raises(UsageError, match="no images of filter") as refused:
+        export(run, "folders", tmp_path / "out", "class = 'nope'")
+    assert "split" not in refused.value.hint
+    assert "the filter leaves none of 5 images" in refused.value.hint
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["xml", "out"], "error: no export format 'xml'"),
         (["hf", "out", "class = "], "is not valid SQL"),
-        (["hf", "out", "--copy"], "says nothing to the format 'hf'"),
+        (["hf", "out", "--copy"], "option copy (--copy) has no effect on format 'hf'"),
         (["webdataset", "out", "--shard-megabytes", "0"], "0.0 is not in the range x>0"),
     ],
 )

@@ -326,15 +326,22 @@ def command(*arguments: Any) -> Any:
 
 def test_the_command_lists_and_deletes_nothing_by_default(run):
     result = command(run)
-    assert result.stdout.splitlines() == [LEFT, "left over: 1 image, 0.0 MB"]
+    assert result.stdout.splitlines() == [LEFT, "left over: 1 image, 9 bytes"]
     assert "--delete does" in result.stderr
     assert (run / LEFT).exists()
 
 
 def test_the_command_deletes_when_told_to(run):
-    assert command(run, "--delete").stdout.splitlines() == [LEFT, "deleted: 1 image, 0.0 MB"]
+    assert command(run, "--delete").stdout.splitlines() == [LEFT, "deleted: 1 image, 9 bytes"]
     assert not (run / LEFT).exists()
-    assert command(run).stdout == "left over: nothing, 0.0 MB\n"
+    assert command(run).stdout == "left over: nothing\n"
+
+
+def test_the_command_does_not_take_yes_for_an_order_to_delete(run):
+    result = command(run, "--yes")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--yes has no effect without --delete" in result.stderr
+    assert (run / LEFT).exists()
 
 
 def test_the_command_asks_for_yes_where_much_would_go(run):
@@ -346,7 +353,7 @@ def test_the_command_asks_for_yes_where_much_would_go(run):
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "21 of 22 images would be deleted" in refused.stderr
     assert command(run, "--delete", "--yes").exit_code == 0
-    assert command(run).stdout == "left over: nothing, 0.0 MB\n"
+    assert command(run).stdout == "left over: nothing\n"
 
 
 def test_age_is_in_hours_and_json_has_everything(run):

@@ -274,7 +274,7 @@ def test_a_child_of_nobody_known_and_one_of_itself_belong_nowhere(tmp_path, pare
 @pytest.mark.parametrize("split", EVALUATION)
 def test_generated_images_in_validation_or_test_are_an_error_unless_they_are_wanted(tmp_path, split):
     manifest = commit(tmp_path, real("a.png", split=split), child(0, None, split=split))
-    with pytest.raises(UsageError, match=f"1 generated images would be in '{split}', such as") as caught:
+    with pytest.raises(UsageError, match=f"1 generated image would be in '{split}', such as") as caught:
         manifest.to_torch(split)
     assert "allow_synthetic_eval=True" in caught.value.hint
     assert "source = 'real'" in caught.value.hint
@@ -290,7 +290,7 @@ def test_every_way_of_reading_takes_the_flag(tmp_path):
     assert manifest.to_hf("test", **flag).num_rows == 2
     assert export(manifest, "parquet", tmp_path / "all.parquet", None, Options(**flag)).images == 2
     for way in ("images", "hf", "webdataset"):
-        with pytest.raises(UsageError, match="generated images"):
+        with pytest.raises(UsageError, match="generated image "):
             list(yielded(manifest, way, None, None, tmp_path))
 
 
@@ -303,7 +303,7 @@ def test_of_two_copies_the_one_in_the_later_split_stays(tmp_path):
         real("d.png", split="validation", **looks(2)),
         real("e.png", split="test", **looks(2, 3)),
     )
-    with pytest.warns(UserWarning, match=r"1 images are left out, .* real/a\.png is real/b\.png"):
+    with pytest.warns(UserWarning, match=r"left out: 1 image, .* real/a\.png is real/b\.png"):
         assert ids(manifest, "train") == ["real/c.png"]
     with pytest.warns(UserWarning, match=r"real/d\.png is real/e\.png"):
         assert ids(manifest, "validation") == ["real/b.png"]
@@ -352,7 +352,7 @@ def test_an_export_says_on_the_command_line_what_it_leaves_out(tmp_path):
     command = ["export", str(tmp_path / "run"), "parquet", str(tmp_path / "out.parquet")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    assert "warning: 1 images are left out" in result.stderr
+    assert "warning: left out: 1 image" in result.stderr
 
 
 def test_an_export_with_generated_images_to_test_on_needs_its_flag(tmp_path):

@@ -113,3 +113,10 @@ def test_a_config_that_this_version_does_not_understand_is_named():
         info.config_as(CopiesConfig, "verification", "copies")
     with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: config: verification\.copies: "):
         info.config_as(Config)
+
+
+def test_a_run_that_was_begun_with_a_range_in_which_no_image_can_be_is_still_read():
+    impossible = CONFIG | {"verification": {"brightness": [0.9, 0.1]}}
+    with pytest.raises(ValueError, match="is above the greatest"):
+        Config.model_validate(impossible)
+    assert run_info(config=impossible).config_as(Config).verification.brightness == (0.9, 0.1)

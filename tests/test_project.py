@@ -208,3 +208,11 @@ def test_every_setting_is_explained():
     rows = [line for line in configuration_page.page().splitlines() if line.startswith("| `")]
     assert len(rows) > 80
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+@pytest.mark.parametrize(
+    "section", ["facets.NAME", "verification.safety", "attempts.rungs[]", "attempts.fallback"]
+)
+def test_the_configuration_page_says_of_a_section_that_is_not_there_by_default_that_it_is_not(section):
+    [text] = [part for part in configuration_page.page().split("\n## ") if part.startswith(f"`{section}`")]
+    assert "By default there is none." in text

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.quantities import counted, percent
+from balancer.quantities import are, counted, percent, size
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,23 @@ def test_a_noun_agrees_with_its_number(number, text):
 def test_a_plural_of_its_own_is_given():
     assert counted(1, "class", "classes") == "1 class"
     assert counted(3, "class", "classes") == "3 classes"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (29_000, "29 kB"),
+        (7e6, "7.0 MB"),
+        (1.24e9, "1.2 GB"),
+    ],
+)
+def test_a_size_has_the_unit_in_which_it_is_not_nothing(num_bytes: float, text: str):
+    assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(("number", "verb"), [(0, "are"), (1, "is"), (2, "are")])
+def test_a_verb_agrees_with_its_number(number: int, verb: str):
+    assert are(number) == verb

@@ -255,6 +255,29 @@ def test_a_narrow_terminal_cuts_no_id_and_keeps_a_row_on_one_line(run, monkeypat
     assert "…" not in terminal.getvalue()
 
 
+LISTS = ("--columns", "--count-by")
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "parquet", "arrow"])
+@pytest.mark.parametrize("option", LISTS)
+@pytest.mark.parametrize("filter_", ["", "class = 'burnt'"])
+def test_a_column_that_is_named_twice_is_there_once(run, option, filter_, form):
+    def asked(columns: str) -> bytes:
+        result = query(run, filter_, option, columns, "--format", form)
+        assert result.exit_code == 0, result.output
+        return result.stdout_bytes
+
+    assert asked("source,class,source,class") == asked("source,class")
+
+
+def test_values_that_are_counted_apart_look_apart(tmp_path):
+    close = [0.99999991, 0.99999992, 0.5]
+    log = start(open_storage(tmp_path, create=False))
+    log.commit([row(f"basic/dim/{at:04d}", score=score) for at, score in enumerate(close)])
+    lines = query(tmp_path, "--count-by", "score").stdout.splitlines()
+    assert [float(line.split()[0]) for line in lines[2:]] == sorted(close)
+
+
 def test_counts_as_json(run):
     found = json.loads(query(run, "--count-by", "class,source", "--format", "json").stdout)
     assert {"class": "basic", "source": "real", "count": 1} in found
@@ -348,7 +371,7 @@ def test_output_is_whole_or_not_there(run, tmp_path):
 def test_output_never_goes_into_a_run(run, name):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     (run / name).parent.mkdir(parents=True, exist_ok=True)
-    result = CliRunner().invoke(main, ["query", str(run), "--format", "json", "--output", str(run / name)])
+    result = CliRunner().invoke(main, ["query", str(run), "--output", str(run / name)])
     assert result.exit_code == 2
     assert "is inside the run folder" in result.stderr
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -365,6 +388,8 @@ def test_output_never_goes_into_a_run(run, name):
         (["--format", "csv", "--output", "/no/such/folder/rows.csv"], "no folder /no/such/folder"),
         (["--format", "csv", "--output", "/dev/null"], "is not a file"),
         (["--format", "xml"], "xml"),
+        *(([option, empty], f"{option} names no column") for option in LISTS for empty in ("", ",", ' "" ')),
+        (["--format", "csv", "--output", "rows.parquet"], "would write csv under the name rows.parquet"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, arguments, message):

@@ -330,9 +330,31 @@ def test_rejections_are_shown_by_reason_and_do_not_count_as_images(run):
 
 def test_short_cells_are_listed_once_the_run_has_ended(run):
     run.fill(but=PLAN[0]["cell"])
-    assert "Cells still short" not in render_report(run.uri, now=NOW)
+    assert "Cells with images missing" not in render_report(run.uri, now=NOW)
     run.log.close("short")
-    assert "Cells still short" in render_report(run.uri, now=NOW)
+    assert "Cells with images missing" in render_report(run.uri, now=NOW)
+
+
+def test_missing_images_are_short_if_they_were_tried_in_vain_and_open_otherwise(run):
+    run.fill(but=PLAN[0]["cell"])
+    run.log.close("budget")
+    text = " ".join(render_report(run.uri, now=NOW).split())
+    assert "0 of these images are short: every attempt failed. 2 are open" in text
+
+
+def test_images_of_validation_and_test_are_named_apart_from_training_images(run):
+    parts = {"train": 3, "validation": 2, "test": 1, None: 1}
+    rows = [run._real_row("basic", n) | {"split": name} for name in parts for n in range(parts[name])]
+    run.log.commit([row | {"id": f"real/{n}"} for n, row in enumerate(rows)])
+    run.fill()
+    facts = run.facts()
+    assert (facts.real, dict(facts.kept_apart)) == (3 + 4, {"validation": 2, "test": 1})
+    whole = facts.real + facts.generated + sum(facts.kept_apart.values())
+    assert whole == open_manifest(run.uri).to_table(["id"]).num_rows
+    page = render_report(run.uri, now=NOW)
+    assert f"<b>{facts.real + facts.generated}</b><span>training images</span>" in page
+    assert "<b>2</b><span>real, for validation</span>" in page
+    assert "images in the dataset" not in page
 
 
 def test_cells_that_were_given_up_are_listed_with_their_numbers_and_reasons(run):

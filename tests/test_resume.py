@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import unicodedata
@@ -11,6 +12,7 @@ import pytest
 
 from balancer.config import Config
 from balancer.configfile import load_config
+from balancer.errors import UsageError
 from balancer.manifest import ManifestLog
 from balancer.manifest.schema import rows_to_table
 from balancer.resume import check_unchanged, schedule_of, spelled_as_begun
@@ -75,3 +77,35 @@ def test_a_run_begun_with_names_that_were_not_composed_goes_on_with_them(tmp_pat
     )
     assert spelled_as_begun(now, run_info(config=now.model_dump(mode="json"), facets=["ö"])) is now
     assert spelled_as_begun(now, None) is now
+
+
+OTHER_PLANS = {
+    "target.per_class": lambda config: config["target"].update(per_class=12),
+    "classes.mixed": lambda config: config["classes"].update(mixed={"prompts": ["mixed"]}),
+    "facets.burn_level.classes": lambda config: config["facets"]["burn_level"].update(classes="all"),
+    "another order": lambda config: config.update(classes=dict(reversed(config["classes"].items()))),
+}
+
+
+@pytest.mark.parametrize("named", OTHER_PLANS)
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_change_that_no_option_allows_is_refused_with_a_hint_that_works(named, allowed):
+    """--allow-config-change is not offered where it does not help."""
+    settings = copy.deepcopy(INFO.config)
+    OTHER_PLANS[named](settings)
+    settings["classes"]["basic"]["prompts"] = ["another wording"]
+    with pytest.raises(UsageError) as refused:
+        check_unchanged(Config.model_validate(settings), MODELS, INFO, allowed)
+    assert f"the plan of a started run is fixed, and {named}" in refused.value.message
+    assert "prompts" not in refused.value.message
+    assert "--allow-config-change" not in refused.value.hint
+
+
+def test_a_verifier_of_another_size_is_refused_with_a_hint_that_works():
+    other = {"verifier": {"model": "another", "embedding_dim": INFO.embedding_dim + 1}}
+    with pytest.raises(UsageError, match="embeddings") as refused:
+        check_unchanged(Config.model_validate(INFO.config), other, INFO, False)
+    assert "--allow-config-change" not in refused.value.hint
+
+
+MODELS = {"verifier": {"model": "embedded", "embedding_dim": INFO.embedding_dim}}

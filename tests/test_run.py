@@ -568,7 +568,7 @@ def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_pat
     notes = []
     run(make_config(dataset=places), tmp_path / "run", reporter=Reporter(note=notes.append))
     assert any(
-        "1 real images show what hold-out images show, such as real/cat/1.png" in note for note in notes
+        "hold-out images show the same as 1 real image, such as real/cat/1.png" in note for note in notes
     )
     manifest = open_manifest(tmp_path / "run")
     (marked,) = manifest.to_table(filter="source = 'real' and nearest_id is not null").to_pylist()
@@ -583,7 +583,7 @@ def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, da
     notes = []
     result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
     assert result.wanted == WANTED + 1
-    assert len([note for note in notes if "1 images cannot be read" in note]) == 1
+    assert len([note for note in notes if "1 image cannot be read" in note]) == 1
 
 
 def test_a_budget_of_time_ends_the_run_with_its_gaps_listed(make_config, tmp_path):

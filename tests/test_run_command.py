@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,9 +14,11 @@ from balancer.cli import main
 CONFIG = "classes: {a: {prompts: [a]}}\ntarget: {per_class: 2}\n"
 
 
-def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, accepted: int) -> Result:
+def ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, accepted: int, short: int = 0, **more: Any
+) -> Result:
     missing = {"a": 2 - accepted} if accepted < 2 else {}
-    result = job.RunResult("run-1", state, 2, accepted, 0, 4, {}, missing)
+    result = job.RunResult("run-1", state, 2, accepted, short, 4, {}, missing, **more)
     monkeypatch.setattr(job, "_run", lambda *_, **__: result)
     (tmp_path / "job.yaml").write_text(CONFIG)
     return CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run")])
@@ -25,12 +28,24 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, accepted:
 def test_a_run_that_leaves_images_missing_exits_with_3_and_lists_the_cells(state, monkeypatch, tmp_path):
     result = ended(monkeypatch, tmp_path, state, accepted=1)
     assert result.exit_code == 3
-    assert "1 images are missing" in result.stderr
+    assert "1 image is missing" in result.stderr
     assert "  a: 1" in result.stderr
 
 
 def test_a_run_that_was_limited_says_so(monkeypatch, tmp_path):
     assert "--limit was reached" in ended(monkeypatch, tmp_path, "interrupted", accepted=1).stderr
+
+
+@pytest.mark.parametrize("state", ["budget", "interrupted"])
+def test_images_that_were_tried_in_vain_are_told_from_those_nobody_tried(state, monkeypatch, tmp_path):
+    told = ended(monkeypatch, tmp_path, state, accepted=0, short=1).stderr
+    assert "2 images are missing (1: no attempt passed; 1: " in told
+
+
+def test_a_run_says_in_the_end_which_classes_stay_below_their_target_by_design(monkeypatch, tmp_path):
+    line = "a reaches 1 of 9 images: more than that would be generated beyond target.max_synthetic_share"
+    result = ended(monkeypatch, tmp_path, "complete", accepted=2, held_back=(line,))
+    assert (result.exit_code, result.stderr.count(f"warning: {line}")) == (0, 1)
 
 
 @pytest.mark.parametrize("state", ["complete", "interrupted"])

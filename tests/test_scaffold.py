@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from actors.real_images import RealImages, preflight_of
-from balancer.audit import audit_dataset, audit_holdout, match_classes
+from balancer.audit import audit, audit_dataset, audit_holdout, match_classes
 from balancer.cells import CLASS_PROPERTY
 from balancer.cli import main
 from balancer.config import Config
@@ -281,6 +281,24 @@ def test_a_column_that_makes_no_facet_is_left_out_with_the_reason(
     comments = " ".join(line.strip(" #") for line in starter_config(at).splitlines())
     assert f"{column}: " in comments
     assert reason in comments
+
+
+@pytest.mark.parametrize("told", [starter_config, lambda at: " ".join(audit(Path(at)).remarks)])
+def test_columns_whose_values_hardly_repeat_are_named_in_one_line(told):
+    captions, ids = [f"cat {number}" for number in range(6)], [str(number) for number in range(6)]
+    rows = columns("cat", weather=["rainy", "sunny"] * 3, caption=captions, identity=ids, split=["train"] * 6)
+    text = told(dataset({"cat": 6}, rows))
+    [line] = [line for line in text.splitlines() if "hardly repeat" in line]
+    assert "caption, identity" in line
+    assert "split" not in line.partition("hardly repeat")[2]
+
+
+def test_a_target_counts_training_images_only():
+    """As `target` does, or `init` would ask for images that nobody lacks."""
+    cats = columns("cat", split=["train", "train", "val", "test", "test"])
+    at = dataset({"cat": 5, "dog": 3}, cats)
+    assert starter(at).target.per_class == 3
+    assert "cat: # 5 images, 3 of them for validation or test" in starter_config(at)
 
 
 def test_facets_that_would_make_too_many_cells_are_left_out():

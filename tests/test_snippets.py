@@ -16,9 +16,10 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from balancer import open_manifest
+from balancer import open_manifest, plan
 from balancer.cli import main
 from balancer.config import Config
+from balancer.configfile import load_config
 from balancer.storage import open_storage
 from tests.manifest_samples import real, row, start
 
@@ -118,3 +119,19 @@ def test_scripts_and_programs_of_shell_blocks_are_there() -> None:
     scripts = {program for program in programs if program.startswith("scripts/")}
     assert all((ROOT / script).is_file() for script in scripts)
     assert programs - scripts <= {"balancer", "pip", "ray", "source", "python"}
+
+
+IDS = re.compile(r"\b[a-z_]+(?:/[a-z_]+)+/\d{4}-\d+\b")
+DOCUMENTED = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "balancer" / "cells.py"]
+
+
+def test_every_documented_id_of_an_image_is_in_the_plan_of_the_demo() -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    quotas = {item.cell.key: item.quota for item in plan(config).cells}
+    named = {found for page in DOCUMENTED for found in IDS.findall(page.read_text())}
+    assert named
+    for image in named:
+        slot, _, attempt = image.rpartition("-")
+        cell, _, number = slot.rpartition("/")
+        assert int(number) < quotas.get(cell, 0), image
+        assert 1 <= int(attempt) <= config.attempts.max, image

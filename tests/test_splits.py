@@ -23,7 +23,7 @@ from balancer.config import Config
 from balancer.errors import DatasetError
 from balancer.manifest.real import commit_real_images
 from balancer.manifest.rows import RunFacts
-from balancer.splits import SPLITS, TEST, TRAIN, VALIDATION, deal_out, splits_of, training_part
+from balancer.splits import SPLITS, TEST, TRAIN, VALIDATION, deal_out, kept_apart, splits_of, training_part
 from balancer.storage import open_storage
 from balancer.verdict import Nearest
 from tests.manifest_samples import start
@@ -166,6 +166,31 @@ def test_the_column_split_of_the_metadata_counts_without_any_setting(dataset: Pa
     splits = splits_of(audit(dataset), config(dataset))
     assert [name for name, split in splits.items() if split != TRAIN] == ["basic/3.png"]
     assert splits["basic/3.png"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("shares", "table", "because"),
+    [
+        (
+            None,
+            {"basic/3.png": "test"},
+            "1 real image is for validation or test (column `split` of the metadata",
+        ),
+        ({"train": 0.5, "test": 0.5}, {}, "7 real images are for validation or test (dataset.splits)"),
+        (
+            {"train": 0.5, "test": 0.5},
+            {"basic/3.png": "val"},
+            "(1 by column `split` of the metadata table and 6 by dataset.splits)",
+        ),
+        (None, {}, ""),
+    ],
+)
+def test_what_keeps_images_apart_is_named(dataset: Path, shares: Any, table: Mapping[str, str], because: str):
+    write_table(dataset, [{"file_name": name, "split": split} for name, split in table.items()])
+    found, wanted = audit(dataset), config(dataset, shares)
+    line = kept_apart(found, splits_of(found, wanted), wanted)
+    assert because in line
+    assert bool(line) == bool(because)
 
 
 def test_the_column_split_is_no_facet(dataset: Path):

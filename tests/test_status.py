@@ -27,8 +27,8 @@ from tests.manifest_samples import (
 )
 
 KEYS = (
-    "run_id state wanted accepted short candidates rejected_by_reason success_rate acceptance eta_s given_up "
-    "candidates_per_image candidates_per_image_basis seconds_per_image seconds_per_image_basis "
+    "run_id state wanted accepted short open candidates rejected_by_reason success_rate acceptance eta_s "
+    "given_up candidates_per_image candidates_per_image_basis seconds_per_image seconds_per_image_basis "
     "cost_per_image cost_per_image_basis unjudged unproven overrides images current"
 ).split()
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
@@ -76,6 +76,14 @@ def test_a_slot_is_short_when_it_has_no_attempt_left():
 def test_a_slot_that_was_filled_at_last_is_not_short():
     status = status_after(*(rejected(ONE, attempt) for attempt in (1, 2, 3)), row(ONE, 4))
     assert (status["short"], status["accepted"], status["success_rate"]) == (0, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [row(ONE)], [rejected(TWO, attempt) for attempt in (1, 2, 3, 4)], [rejected(ONE), row(TWO)]]
+)
+def test_what_is_wanted_is_accepted_short_or_open(rows):
+    status = status_after(*rows)
+    assert status["wanted"] == status["accepted"] + status["short"] + status["open"]
 
 
 def test_verdicts_that_changed_count_as_they_are_now():

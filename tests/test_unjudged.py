@@ -251,7 +251,7 @@ def test_status_and_report_name_a_value_that_was_not_proven(tmp_path):
     status = status_of(stored(run), NOON)
     assert (status["unjudged"], status["unproven"]) == ({}, {"class=basic": 1})
     assert "accepted, class=basic not proven" in CliRunner().invoke(main, ["status", run.uri]).stdout
-    assert "class=basic in 1 of 1 generated images" in render_report(run.uri, now=NOON)
+    assert "class=basic in 1 of 1 generated image" in render_report(run.uri, now=NOON)
 
 
 def test_a_rejected_image_is_shown_though_its_reason_is_another_one_by_now(tmp_path):

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.audit.facet_table import Row, facet_columns, is_missing, read_tables
+from balancer.audit.facet_table import Row, columns_passed_over, facet_columns, is_missing, read_tables
 from balancer.audit.facet_values import FacetValues
 from balancer.audit.joining import join
 from balancer.audit.listing import list_dataset
 from balancer.audit.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
 from balancer.names import composed, near, without_case
+from balancer.safetext import shortened
 from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "find_dataset",
     "holdout_folder",
     "known_values",
+    "listed",
     "match_classes",
 ]
 
@@ -50,6 +52,7 @@ MAX_NAMED = 20
 """Folders that an error names; for each the class it resembles is looked for."""
 
 MAX_TABLES_NAMED = 3
+MAX_COLUMN_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Audit:
     """How these were understood, where they are not written as usual."""
     warnings: tuple[str, ...] = ()
     """What in them has no match, or is ambiguous."""
+    passed_over: tuple[str, ...] = ()
+    """Columns of the tables that are taken for no facets, because their values hardly repeat."""
     lost_facets: tuple[str, ...] = ()
     """Those of a config of which they should give values, and give none that it has."""
 
@@ -140,6 +145,7 @@ def _audit(
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     every_row = (row for table in tables for row in table.rows.values())
     names = facet_columns(every_row) if facets is None else tuple(facets)
+    passed_over = columns_passed_over(columns, names) if facets is None else ()
     values = FacetValues.of(columns, names, axes)
     spelling = {composed(name): name for name in classes}
     class_of = {folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes}
@@ -167,13 +173,27 @@ def _audit(
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
         tables=tuple(table.path for table in tables),
-        remarks=tuple(joined.remarks),
+        remarks=(*joined.remarks, *_of_columns(passed_over)),
+        passed_over=passed_over,
         warnings=(
             *_folders_of_one_class(class_of),
             *joined.warnings,
             *(values.warnings(told, columns) if joined.rows else ()),
         ),
     )
+
+
+def _of_columns(passed_over: Sequence[str]) -> list[str]:
+    if not passed_over:
+        return []
+    return [f"not taken for facets, because their values hardly repeat: {listed(passed_over)}"]
+
+
+def listed(columns: Sequence[str]) -> str:
+    """Names of columns, the first of many."""
+    more = len(columns) - MAX_NAMED
+    shown = ", ".join(shortened(name, MAX_COLUMN_NAME) for name in columns[:MAX_NAMED])
+    return shown + (f" and {more} more" if more > 0 else "")
 
 
 def audit_dataset(config: Config) -> Audit:

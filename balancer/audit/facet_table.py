@@ -16,7 +16,16 @@ from pathlib import Path
 from balancer.audit.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, table_key
 from balancer.errors import DatasetError
 
-__all__ = ["Row", "Table", "facet_columns", "is_missing", "read_table", "read_tables", "table_key"]
+__all__ = [
+    "Row",
+    "Table",
+    "columns_passed_over",
+    "facet_columns",
+    "is_missing",
+    "read_table",
+    "read_tables",
+    "table_key",
+]
 
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
 
@@ -163,3 +172,8 @@ def facet_columns(rows: Iterable[Row]) -> tuple[str, ...]:
     most = min(MAX_FACET_VALUES, count // 2)
     names = (column for column, seen in values.items() if len(seen) <= most)
     return tuple(name for name in names if name not in OWN_COLUMNS)
+
+
+def columns_passed_over(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:
+    """Those that `facet_columns` does not take for facets."""
+    return tuple(name for name in dict.fromkeys(columns) if name not in {*facets, *OWN_COLUMNS})

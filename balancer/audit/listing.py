@@ -10,6 +10,7 @@ from pathlib import Path
 from balancer.audit.facet_table import METADATA_FILES
 from balancer.audit.location import SAMPLE_HINT
 from balancer.errors import DatasetError
+from balancer.quantities import counted
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
 # Pictures a person would miss if they were passed over like a text file.
@@ -95,7 +96,7 @@ def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
 
 def _check_classes(root: Path, listing: Listing) -> None:
     if not listing.classes:
-        found = f"; {len(listing.outside)} images lie in it directly" if listing.outside else ""
+        found = f"; {counted(len(listing.outside), 'image')} in it directly" if listing.outside else ""
         hint = "put the images of each class into a folder named after the class"
         raise DatasetError(f"{root}: no class folder{found}", hint=hint)
     if all(name.lower() in SPLITS and _has_folders(root / name) for name in listing.classes):

@@ -15,6 +15,10 @@ from balancer.storage.address import refuse_credentials
 from balancer.user_paths import expanded
 
 SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
+HOLDOUT_HINT = "give a folder laid out like dataset.path, or leave dataset.holdout out"
+
+HOLDOUT = "holdout"
+"""The part of the sample dataset that is kept apart."""
 
 if TYPE_CHECKING:
     from balancer.config import Config
@@ -28,7 +32,7 @@ def dataset_folder(config: Config) -> Path:
 def holdout_folder(config: Config) -> Path | None:
     """The folder of a config's hold-out images, None if it has none."""
     path = config.dataset.holdout
-    return None if path is None else _of_config(config, "dataset.holdout", path, "holdout")
+    return None if path is None else _of_config(config, "dataset.holdout", path, HOLDOUT)
 
 
 def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
@@ -42,7 +46,8 @@ def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
         *beside, here = (place.absolute() for place in places)
         looked = "".join(f"{place} (beside the config), " for place in beside)
         where = "" if os.path.isabs(path) else f"; looked for {looked}{here}"
-        raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=SAMPLE_HINT)
+        hint = HOLDOUT_HINT if split == HOLDOUT else SAMPLE_HINT
+        raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=hint)
     return config.found_at(setting, path)
 
 

@@ -199,14 +199,6 @@ def per_image_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
     ]
 
 
-def size(num_bytes: float) -> str:
-    """`29 kB`, `7.0 MB`, `1.2 GB`."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= power:
-            return f"{num_bytes / power:.1f} {unit}"
-    return f"{num_bytes / 1e3:.0f} kB"
-
-
 def is_terminal() -> bool:
     """Whether results are read by a person, even if on a dumb terminal."""
     return sys.stdout.isatty()

@@ -19,12 +19,14 @@ import click
 from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError, UnavailableError, UsageError
-from balancer.quantities import counted
+from balancer.quantities import counted, size
 from balancer.user_paths import expanded
 
 if TYPE_CHECKING:
     from actors.model_files import Kind
+    from balancer.audit import Audit
     from balancer.config import Config
+    from balancer.plan import Estimate, Plan
 
 PACKAGES = (
     "balancer",
@@ -57,7 +59,10 @@ class Finding:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check this machine, and what CONFIG needs of it: versions, GPUs, Ray, weights, disk."""
+    """Check this machine, and what CONFIG needs of it: versions, GPUs, Ray, weights, dataset, plan, disk.
+
+    What `run` refuses to start with is missing here.
+    """
     if overrides and config is None:
         raise UsageError("--set changes a config, and none is given", hint="balancer doctor CONFIG --set ...")
     findings = list(examine(_load(config, overrides)))
@@ -86,9 +91,11 @@ def examine(config: Config | None) -> Iterator[Finding]:
         return
     if not os.environ.get("RAY_ADDRESS"):
         yield _attempt("actors", lambda: _actors(config))
-    yield _attempt("dataset", lambda: _dataset(config))
     if config.actors.kind == "models":
         yield from _weights(config)
+        if config.verification.calibration is not None:
+            yield _attempt("calibration", lambda: _calibration(config))
+    yield from _data(config)
 
 
 def _load(config: str | None, overrides: Sequence[str]) -> Config | None:
@@ -130,11 +137,11 @@ def _gpus(config: Config | None) -> Finding:
 
 def _shared_memory() -> Finding:
     try:
-        size = shutil.disk_usage("/dev/shm").total
+        total = shutil.disk_usage("/dev/shm").total
     except OSError:
         return Finding("shared memory", OK, "this system has no /dev/shm; Ray uses files")
-    detail = f"{size / 1e9:.1f} GB at /dev/shm"
-    if size < LEAST_SHARED_MEMORY_BYTES:
+    detail = f"{size(total)} at /dev/shm"
+    if total < LEAST_SHARED_MEMORY_BYTES:
         return Finding("shared memory", WARNING, f"{detail}; give a container more with --shm-size=4g")
     return Finding("shared memory", OK, detail)
 
@@ -180,14 +187,69 @@ def _actors(config: Config) -> str:
     return "; ".join(fit(resources_here(), config.actors, MANY_BATCHES).reasons)
 
 
-def _dataset(config: Config) -> str:
-    from balancer.audit import audit_dataset, match_classes
+def _calibration(config: Config) -> str:
+    from actors.real_images import calibration_of
+    from balancer.calibration import calibration_file
 
-    found = audit_dataset(config)
+    calibration_of(config)
+    return f"{calibration_file(config)}, made for this verifier and these wordings"
+
+
+def _data(config: Config) -> Iterator[Finding]:
+    """Dataset, hold-out and plan as `run` reads them, and the disk that the plan takes."""
+    from balancer.audit import audit_dataset, audit_holdout
+    from balancer.plan import estimate
+
+    audits: list[Audit] = []
+    plans: list[Plan] = []
+
+    def dataset() -> str:
+        audits.append(audit_dataset(config))
+        return _contents(audits[0], config)
+
+    def holdout() -> str:
+        found = audit_holdout(config)
+        return _contents(found, config) if found else "none (dataset.holdout)"
+
+    def plan() -> str:
+        plans.append(_plan(audits[0], config))
+        return f"{counted(plans[0].total, 'image')} to generate"
+
+    yield _attempt("dataset", dataset)
+    yield _attempt("hold-out", holdout)
+    if audits:
+        yield _attempt("plan", plan)
+    if plans:
+        real_bytes = sum(image.num_bytes for image in audits[0].images)
+        yield _disk(estimate(plans[0], config, real_bytes=real_bytes))
+
+
+def _contents(found: Audit, config: Config) -> str:
+    from balancer.audit import match_classes
+
     counts = match_classes(found, config)
     unreadable = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
     images, classes = counted(sum(counts.values()), "image"), counted(len(counts), "class", "classes")
     return f"{images} of {classes} in {found.path}{unreadable}"
+
+
+def _plan(found: Audit, config: Config) -> Plan:
+    from balancer.audit import credited_facets, match_classes
+    from balancer.plan import make_plan
+    from balancer.splits import splits_of, training_part
+
+    training = training_part(found, splits_of(found, config))
+    return make_plan(config, match_classes(training, config), credited_facets(training, config))
+
+
+def _disk(expected: Estimate) -> Finding:
+    """Where runs are written unless --out says otherwise."""
+    folder = Path("runs") if Path("runs").is_dir() else Path()
+    free = shutil.disk_usage(folder).free
+    detail = f"{size(free)} free at {folder.absolute()}, about {size(expected.bytes)} needed"
+    if free < expected.bytes:
+        return Finding("disk", WARNING, f"{detail}; make room, or give `run` an --out on another disk")
+    return Finding("disk", OK, detail)
 
 
 def _weights(config: Config) -> Iterator[Finding]:
@@ -196,7 +258,7 @@ def _weights(config: Config) -> Iterator[Finding]:
     def look(kind: Kind, model: str, revision: str | None, variant: str | None) -> str:
         found = weights.check(model, revision, variant, kind)
         if found.folder is None:
-            return f"{found.missing_bytes / 1e9:.1f} GB to download from the hub at the first start"
+            return f"{size(found.missing_bytes)} to download from the hub at the first start"
         return f"{found.place}: {found.folder}"
 
     for kind, wanted in weights.wanted_models(config).items():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.errors import UsageError
+from balancer.quantities import counted, size
 
 if TYPE_CHECKING:
     from balancer.manifest.gc import Leftover
@@ -31,6 +33,8 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
     Images that are more than 16 and more than a tenth of all are deleted only with --yes, and so is any image
     of a run of an earlier version, whose log cannot be proven to be whole.
     """
+    if yes and not delete:
+        raise UsageError("--yes has no effect without --delete", hint="add --delete, or leave --yes out")
     from balancer.manifest.gc import delete_leftovers, find_leftovers, find_unneeded, total_bytes
     from balancer.storage import open_storage
 
@@ -58,8 +62,8 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
         return
     for leftover in found:
         console.say(leftover.path)
-    counted = f"{_counted(found) or 'nothing'}, {total_bytes(found) / 1e6:.1f} MB"
-    console.say(f"{'deleted' if delete else 'left over'}: {counted}")
+    told = f"{_counted(found)}, {size(total_bytes(found))}" if found else "nothing"
+    console.say(f"{'deleted' if delete else 'left over'}: {told}")
     if younger:
         console.note(
             f"passed over: {_counted(younger)} written in the last {older_than:g} hours (--older-than), "
@@ -72,6 +76,5 @@ def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool)
 def _counted(leftovers: Iterable[Leftover]) -> str:
     counts = Counter(leftover.kind for leftover in leftovers)
     return ", ".join(
-        f"{count} {kind if kind == 'image' else f'{kind} file'}{'s' if count > 1 else ''}"
-        for kind, count in sorted(counts.items())
+        counted(count, kind if kind == "image" else f"{kind} file") for kind, count in sorted(counts.items())
     )

@@ -12,7 +12,7 @@ from balancer.cli import console
 from balancer.dotted import SETTING_HELP
 from balancer.errors import BalancerError
 from balancer.progress import duration
-from balancer.quantities import counted
+from balancer.quantities import counted, size
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages
@@ -39,7 +39,7 @@ def command(
     from balancer.audit import audit_dataset, credited_facets, match_classes
     from balancer.configfile import load_config
     from balancer.plan import estimate, held_back, make_plan
-    from balancer.splits import splits_of, training_part
+    from balancer.splits import kept_apart, splits_of, training_part
 
     loaded = load_config(config, overrides)
     if loaded.actors.kind == "models":
@@ -62,8 +62,8 @@ def command(
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_of_faults(audit)
-    if kept_apart := len(audit.images) - len(training.images):
-        console.note(f"{kept_apart} real images are for validation or test (dataset.splits), and not counted")
+    if line := kept_apart(audit, splits, loaded):
+        console.note(line)
     for line in held_back(plan):
         console.warn(line)
     if not as_json:
@@ -98,8 +98,8 @@ def _measure(config: Config, audit: Audit) -> RealImages | None:
     try:
         at = weights.check(judged.model, judged.revision, None, "verifier")
         if at.folder is None:
-            size = console.size(at.missing_bytes)
-            console.note(f"no pre-flight: the verifier is not on this machine ({size} to download)")
+            missing = size(at.missing_bytes)
+            console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
             return None
         real_images.calibration_of(config)
         return real_images.measure_here(config, audit, audit_holdout(config))
@@ -130,7 +130,8 @@ def _print_preflight(checked: Preflight) -> None:
     console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
     if checked.blocking:
         console.warn(
-            f"`run` would stop: {len(checked.blocking)} values are not proven, nor in verification.unjudged"
+            f"`run` would stop: not proven, nor in verification.unjudged:"
+            f" {counted(len(checked.blocking), 'value')}"
         )
 
 
@@ -220,7 +221,7 @@ def _print_estimate(cost: Estimate) -> None:
         ["candidates", str(cost.candidates), cost.candidates_basis],
         ["time", time, cost.hours_basis],
         ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
-        ["disk", console.size(cost.bytes), cost.bytes_basis],
+        ["disk", size(cost.bytes), cost.bytes_basis],
         *console.per_image_rows(asdict(cost.per_image)),
     ]
     console.say()

@@ -42,17 +42,20 @@ def command(
 ) -> None:
     """Select rows of the manifest in RUN: the real and the accepted images.
 
-    FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8".
+    FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8". In CSV, text that a spreadsheet
+    would run as a formula (it begins with = + - @ or a tab) has an apostrophe in front; JSON, Parquet and
+    Arrow have it as it is.
     """
     from balancer.manifest.query import open_manifest
 
     form = form or _format_of(output)
     _check_destination(form, output)
     manifest = open_manifest(run)
-    by, shown = (_names(listed, manifest.schema.names) for listed in (count_by, columns))
+    by = _names("--count-by", count_by, manifest.schema.names)
+    shown = _names("--columns", columns, manifest.schema.names)
     table = _select(manifest, condition, by, shown, everything)
     if form == "table":
-        _print_table(table, by is None and shown is None, manifest.run.facets)
+        _print_table(table, by is None and shown is None, manifest.run.facets, exact=by is not None)
     else:
         _emit(_rendered(table, form, keep_embedding=columns is not None), output)
     if not table.num_rows and "status" in condition and not everything:
@@ -74,14 +77,16 @@ def _select(
     return manifest.count_by(*count_by, filter=condition, status=status)
 
 
-def _names(listed: str | None, known: list[str]) -> list[str] | None:
+def _names(option: str, listed: str | None, known: list[str]) -> list[str] | None:
     """Names between commas; one that has a comma in it goes in double quotes, unless it stands alone."""
     if listed is None or listed in known:
         return None if listed is None else [listed]
     import csv
 
-    [names] = csv.reader([listed], skipinitialspace=True)
-    return [name.strip() for name in names if name.strip()]
+    names = [name.strip() for line in csv.reader([listed], skipinitialspace=True) for name in line]
+    if not any(names):
+        raise UsageError(f"{option} names no column", hint=f"the columns are {', '.join(known)}")
+    return [name for name in names if name]
 
 
 def _format_of(output: str | None) -> str:
@@ -94,14 +99,20 @@ def _check_destination(form: str, output: str | None) -> None:
         raise UsageError(
             f"a table is for reading, not for {output}", hint="add --format json, csv, parquet or arrow"
         )
+    if _format_of(output) not in ("table", form):
+        raise UsageError(
+            f"--format {form} would write {form} under the name {output}",
+            hint="leave --format out, or give the file another ending",
+        )
     if form in BINARY and output is None and console.is_terminal():
         raise UsageError(
             f"{form} is binary and would garble the terminal", hint="add --output FILE, or a pipe"
         )
 
 
-def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
-    """On a terminal the first rows only; to a pipe all of them."""
+def _print_table(table: pa.Table, choose: bool, facets: list[str], exact: bool) -> None:
+    """On a terminal the first rows only; to a pipe all of them. With `exact`, numbers keep all their digits:
+    values that were counted apart look apart."""
     from balancer.manifest.formats import json_rows
 
     title = counted(table.num_rows, "row")
@@ -110,7 +121,7 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str]) -> None:
         table, same = _without_constants(table)
         title += f", all of them with {same}" if same else ""
     shown = table.slice(0, TERMINAL_ROWS) if console.is_terminal() else table
-    rows = [[_cell(value) for value in row.values()] for row in json_rows(shown)]
+    rows = [[_cell(value, exact) for value in row.values()] for row in json_rows(shown)]
     console.table(title, table.column_names, rows, one_line=True)
     if shown.num_rows < table.num_rows:
         console.note(
@@ -130,11 +141,11 @@ def _without_constants(table: pa.Table) -> tuple[pa.Table, str]:
     return table.drop_columns(constant), same
 
 
-def _cell(value: object) -> str | int | float | None:
+def _cell(value: object, exact: bool = False) -> str | int | float | None:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return round(value, 4)
+        return value if exact else round(value, 4)
     return value if value is None or isinstance(value, int | str) else str(value)
 
 

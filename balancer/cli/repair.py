@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.manifest.repair import Damage, Repair
@@ -53,7 +54,7 @@ def _fate(damage: Damage, found: Repair) -> str:
         return "restored, to the byte"
     told = damage.remains
     what = f" ({told.rows} {told.event})" if told.event in ("rows", "verdicts") else ""
-    saved = f", {found.saved.num_rows} rows are saved" if damage.seq == found.saved_in else ""
+    saved = f", {counted(found.saved.num_rows, 'row')} saved" if damage.seq == found.saved_in else ""
     return f"lost{what}{saved}"
 
 

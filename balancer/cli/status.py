@@ -8,7 +8,7 @@ import click
 
 from balancer.cli import console
 from balancer.progress import duration
-from balancer.quantities import percent
+from balancer.quantities import counted, percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: str, as_json: bool) -> None:
     """Show how far the run in RUN is, from its files alone.
+
+    Of the images that are wanted, `short` are those for which every attempt failed, and `open` those that a
+    run can still make.
 
     Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
     ended without saying how. All but complete and short go on with `balancer run`.
@@ -53,6 +56,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         ("wanted", wanted, None),
         ("accepted", status["accepted"], _share(status["accepted"], wanted)),
         ("short", status["short"], _share(status["short"], wanted)),
+        ("open", status["open"], _share(status["open"], wanted)),
         ("candidates", candidates, None),
         *rejected,
         *(
@@ -79,7 +83,7 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 def _print_current(current: dict[str, int] | None, state: str) -> None:
     if state == "running" or (current and not current["behind"]):
         return
-    how = f"{current['behind']} commits behind" if current else "missing or damaged"
+    how = f"{counted(current['behind'], 'commit')} behind" if current else "missing or damaged"
     console.note(f"manifest/current.parquet is {how}; `balancer compact` writes it")
 
 

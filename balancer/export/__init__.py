@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from balancer.errors import UsageError
-from balancer.export.job import Job, Options
+from balancer.export.job import Job, Options, option_name
 from balancer.export.metadata import LAYOUT
 from balancer.training.selection import select
 
@@ -112,9 +112,9 @@ def _module(form: str) -> Format:
 
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:
-    for name, value in options.given().items():
+    for name in options.given():
         if name not in {*known, EVERYWHERE}:
-            raise UsageError(f"{name}={value} says nothing to the format {form!r}")
+            raise UsageError(f"{option_name(name)} has no effect on format {form!r}")
 
 
 def _identity(

@@ -18,16 +18,17 @@ from balancer.config import EMBEDDED_MODEL, SIMULATED, Config
 from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
+from balancer.manifest.status import COLUMNS as OF_STATUS
+from balancer.manifest.status import held_back_of, missing_of
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
 from balancer.prompts import ladder
-from balancer.quantities import percent
+from balancer.quantities import counted, percent
 from balancer.safetext import printable
 from balancer.splits import EVALUATION
 from balancer.storage import open_storage
 
 if TYPE_CHECKING:
     from balancer.export.job import Job
-    from balancer.manifest.query import Manifest
 
 SIZES = {
     "n<1K": 10**3,
@@ -69,7 +70,12 @@ class Card:
     """Generated images in the export that were not judged on each property."""
     judged: int
     """Generated images in the export that were judged on at least one property."""
+    wanted: int
+    """Images to be generated in the run; of these `short` were tried in vain, `open` can still be made."""
     short: int
+    open: int
+    held_back: tuple[str, ...]
+    """What `target.max_synthetic_share` leaves below the target."""
     licence: str
     generated_from: tuple[str, ...]
     """Models that made images in the export, with their revisions."""
@@ -132,6 +138,7 @@ def card_text(job: Job) -> str:
     front = _yaml(_front_matter(card))
     text = environment.get_template("card.md.j2").render(
         card=card,
+        counted=counted,
         percent=functools.partial(percent, places=1, unit=" %"),
         generated_evaluation=_tests_on_generated(card),
         unjudged=unjudged_text(card.unjudged, card.generated),
@@ -200,12 +207,14 @@ def _card(job: Job) -> Card:
     manifest, rows = job.manifest, job.rows
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     here = _counts(rows, CLASS_PROPERTY, "source")
+    view = read_log(open_storage(manifest.uri, create=False), OF_STATUS)
+    short, still_open = missing_of(view, manifest.run)
     tried = _tried(job)
     accepted = Counter({name: tried[name, ACCEPTED] for name in job.labels.classes})
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
         run_id=manifest.run.run_id,
-        config=_config(manifest),
+        config=config_under(manifest.run, view.rules.overrides),  # that the run was last judged by
         models=manifest.run.models,
         classes=tuple(
             ClassFigures(
@@ -222,16 +231,13 @@ def _card(job: Job) -> Card:
         for_review=pc.sum(generated["review"]).as_py() or 0,
         unjudged=count_unjudged(generated, manifest.run.properties),
         judged=count_judged(generated),
-        short=max(0, manifest.run.wanted - accepted.total()),
+        wanted=manifest.run.wanted,
+        short=short,
+        open=still_open,
+        held_back=tuple(held_back_of(manifest.run)),
         licence=job.options.licence,
         generated_from=tuple(_models(generated)),
     )
-
-
-def _config(manifest: Manifest) -> Config:
-    """With the rules that the run was last judged by."""
-    rules = read_log(open_storage(manifest.uri, create=False), [CLASS_PROPERTY]).rules
-    return config_under(manifest.run, rules.overrides)
 
 
 def _tried(job: Job) -> Counter[tuple[str, ...]]:

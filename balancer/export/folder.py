@@ -18,6 +18,7 @@ from pathlib import Path
 
 from balancer.errors import UsageError
 from balancer.export.destination import Destination, as_storage_errors
+from balancer.export.job import Options, option_name
 from balancer.regular_files import TooLargeError, append_regular, open_regular, read_regular
 
 CLAIM = ".balancer-export.json"
@@ -208,11 +209,20 @@ def _check_claim(destination: Destination) -> None:
     mine = json.loads(json.dumps(destination.identity))
     for name in (*mine, *(claim.keys() - mine.keys())):
         if claim.get(name) != mine.get(name):
+            difference = _difference(name, claim.get(name), mine.get(name))
             raise UsageError(
-                f"{destination.path} holds another export: its {name} is {claim.get(name)!r}, and this one's"
-                f" {mine.get(name)!r}",
+                f"{destination.path} holds another export: {difference}",
                 hint="choose another DEST, or remove the folder",
             )
+
+
+def _difference(name: str, theirs: object, mine: object) -> str:
+    if name not in Options().as_dict():
+        return f"its {name} is {theirs!r}, and this one's {mine!r}"
+    if isinstance(mine, bool):
+        first, second = ("this one", "that one") if mine else ("that one", "this one")
+        return f"{option_name(name)} is given for {first}, and not for {second}"
+    return f"{option_name(name)} is {theirs!r} for that one, and {mine!r} for this one"
 
 
 def _read_journal(path: Path) -> Journal:

@@ -50,6 +50,11 @@ class Options:
         return {name: value for name, value in self.as_dict().items() if value != usual[name]}
 
 
+def option_name(name: str) -> str:
+    """For those who call from Python, and from the command line."""
+    return f"option {name} (--{name.replace('_', '-')})"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """`rows` are in the order of the manifest; `progress` is told how many images are done."""

@@ -40,6 +40,7 @@ from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED,
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import lacks_a_score
+from balancer.quantities import counted
 from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
 
 READERS = 8
@@ -353,7 +354,7 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
             yield row.breaks(PLANNED, f"is of cell {row['cell']!r}, which the plan lacks")
     for cell, count in Counter(row["cell"] for row in generated if row.accepted).items():
         if count > quotas.get(cell, count):
-            detail = f"cell {cell!r} has {count} accepted images, its quota is {quotas[cell]}"
+            detail = f"cell {cell!r} has {counted(count, 'accepted image')}, its quota is {quotas[cell]}"
             yield Problem("no more images than planned", RUN_FILE, detail)
 
 

@@ -27,7 +27,7 @@ from balancer.manifest.log import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.status import SILENT_AFTER_S, state_of
-from balancer.quantities import counted
+from balancer.quantities import are, counted
 from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 
 IMAGE, TEMPORARY, COMPACTED = "image", "temporary", "compacted"
@@ -115,8 +115,8 @@ def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
     hint = "look at what `balancer gc RUN` lists; if all of it may go, `--delete --yes` deletes it"
     if read_head(storage, read_run(storage).run_id) is None:
         raise UsageError(
-            f"{images} images are named by no row, and nothing proves that the log has all its rows: "
-            f"an earlier version began this run, and left no {HEAD_FILE}",
+            f"{counted(images, 'image')} {are(images)} named by no row, and nothing proves that the log has"
+            f" all its rows: an earlier version began this run, and left no {HEAD_FILE}",
             hint=hint,
         )
     there = sum(not is_temporary(path) for path in storage.list(IMAGES_DIR))

@@ -17,6 +17,7 @@ from typing import Any
 from balancer.errors import ManifestError
 from balancer.manifest.fragment import BrokenFragmentError, Link
 from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, MAX_SEQ, REJECTED_DIR, fragment_path
+from balancer.quantities import counted
 from balancer.storage import MissingFileError, Storage, is_temporary
 
 FORMAT = 1
@@ -82,7 +83,7 @@ def lost_log(storage: Storage, head: Head | None, copied: int) -> str:
     elif copied:
         proof = f"{copied} were compacted"
     elif head is None and (images := _images(storage)):
-        proof = f"the run has {images} image files"
+        proof = f"the run has {counted(images, 'image file')}"
     else:
         return ""
     return f"it has no fragment, yet {proof}; a disk that is not mounted looks like this"

@@ -18,6 +18,7 @@ from balancer.errors import StorageError
 from balancer.manifest.log import read_log
 from balancer.manifest.rows import ACCEPTED, REAL
 from balancer.manifest.runfile import read_run
+from balancer.quantities import are, counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,9 +48,10 @@ class ImageCheck:
         """Empty if nothing is wrong with those that were looked at."""
         if self.example is None:
             return ""
+        looked_at, missing, other = counted(self.looked_at, "image file"), self.missing, self.other_size
         return (
-            f"of {self.looked_at} image files looked at, {self.missing} are missing and {self.other_size} do "
-            f"not have the size of their row, such as {self.example}; `balancer fsck RUN` lists them"
+            f"of {looked_at} looked at, {missing} {are(missing)} missing and {other} {are(other)} not of the"
+            f" size that their rows say, such as {self.example}; `balancer fsck RUN` lists them"
         )
 
 

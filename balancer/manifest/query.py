@@ -137,6 +137,7 @@ class Manifest:
             return _run(lambda: database.sql(spelled), spelled, schema.names)
 
     def _names(self, columns: Sequence[str] | None) -> list[str]:
+        """As the manifest spells them; one that is given twice counts once."""
         if columns is None:
             return list(self.schema.names)
         spelled = {composed(name): name for name in self.schema.names}
@@ -146,7 +147,7 @@ class Manifest:
         ]
         for name in names:
             _check_column(name, self.schema.names)
-        return names
+        return list(dict.fromkeys(names))
 
     def _condition(self, filter: Filter | None, status: Status) -> pc.Expression | None:
         """Raises UsageError for an expression that cannot be applied."""

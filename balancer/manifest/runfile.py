@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import MAX_EMBEDDING_DIM
+from balancer.config import BEGUN, MAX_EMBEDDING_DIM
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
@@ -74,7 +74,7 @@ class RunInfo:
         for name in section:
             part = part.get(name, {}) if isinstance(part, dict) else part
         try:
-            return model.model_validate(part)
+            return model.model_validate(part, context=BEGUN)
         except ValidationError as error:
             problem = error.errors()[0]
             at = ".".join(map(str, (*section, *problem["loc"])))

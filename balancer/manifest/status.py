@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.adaptive import Tally
-from balancer.config import AttemptsConfig, PlanningConfig
+from balancer.config import AttemptsConfig, PlanningConfig, TargetConfig
 from balancer.errors import ManifestError
 from balancer.manifest.current import read_reach
 from balancer.manifest.image_check import look_at_images
@@ -22,7 +22,7 @@ from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
-from balancer.plan import per_image
+from balancer.plan import below_target, per_image
 from balancer.progress import eta_s
 from balancer.storage import Storage
 
@@ -37,9 +37,12 @@ RATE_WINDOW_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
+    """`short` images were tried and given up; `open` are those that a run can still make."""
+
     candidates: int
     accepted: int
     short: int
+    open: int
     reasons: Counter[str]
     unjudged: Mapping[str, int]
     unproven: Mapping[str, int]
@@ -50,13 +53,14 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
     only, which says of how many image files were looked at how many are there. `unjudged` counts accepted
     images that were not judged on a property, `unproven` those of a value for which labelled images do not
-    prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed.
+    prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed. Each
+    wanted image is accepted, `short` (every attempt failed) or `open` (the run can still make it).
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
     info, view = read_run(storage), read_log(storage, COLUMNS)
     judged = judged_rows(view.table)
-    counts = _count(judged, _void_by_cell(view.table), info)
+    counts = _counts(view, info)
     settled = counts.accepted + counts.short
     state = state_of(view, now)
     return {
@@ -65,6 +69,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "wanted": info.wanted,
         "accepted": counts.accepted,
         "short": counts.short,
+        "open": counts.open,
         "candidates": counts.candidates,
         "rejected_by_reason": dict(counts.reasons.most_common()),
         "success_rate": counts.accepted / settled if settled else None,
@@ -89,6 +94,27 @@ def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] |
     if reach is None or reach.run_id != info.run_id:
         return None
     return {"fragments": reach.seq, "behind": max(view.fragments - reach.seq, 0)}
+
+
+def missing_of(view: LogView, info: RunInfo) -> tuple[int, int]:
+    """The images that are `short` and those that are `open`, as `status_of` has them. `view` has COLUMNS."""
+    counts = _counts(view, info)
+    return counts.short, counts.open
+
+
+def held_back_of(info: RunInfo) -> list[str]:
+    """A line for each class that the plan leaves below its target (`target.max_synthetic_share`)."""
+    if info.config_as(TargetConfig, "target").max_synthetic_share is None:
+        return []
+    reached = Counter(info.real_counts)
+    for item in info.plan:
+        reached[item["class"]] += item["quota"]
+    lacking = {name: target - reached[name] for name, target in info.targets.items()}
+    return below_target(info.targets, {name: count for name, count in lacking.items() if count > 0})
+
+
+def _counts(view: LogView, info: RunInfo) -> _Counts:
+    return _count(judged_rows(view.table), _void_by_cell(view.table), info)
 
 
 def _planning(info: RunInfo) -> PlanningConfig:
@@ -129,6 +155,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
         candidates=judged.num_rows,
         accepted=accepted.num_rows,
         short=short.total(),
+        open=max(0, info.wanted - accepted.num_rows - short.total()),
         reasons=Counter(rejected["reason"].to_pylist()),
         unjudged=count_unjudged(accepted, info.properties),
         unproven=count_unproven(accepted, info.properties),
@@ -145,4 +172,4 @@ def _eta_s(
     window_s = (now - since).total_seconds()
     recent = (pc.field("status") == "accepted") & (pc.field("generated_at") >= pa.scalar(since))
     rate = judged.filter(recent).num_rows / window_s if window_s > 0 else 0.0
-    return eta_s(max(0, info.wanted - counts.accepted - counts.short), rate)
+    return eta_s(counts.open, rate)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from balancer.quantities import counted
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -45,6 +47,5 @@ def count_judged(rows: pa.Table) -> int:
 
 def unjudged_text(counts: Mapping[str, int], images: int) -> str:
     """`class in 62, lighting in 10 of 62 generated images`."""
-    return (
-        ", ".join(f"{name} in {count}" for name, count in counts.items()) + f" of {images} generated images"
-    )
+    properties = ", ".join(f"{name} in {count}" for name, count in counts.items())
+    return f"{properties} of {counted(images, 'generated image')}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query import manifest_in
-from balancer.manifest.status import status_of
+from balancer.manifest.status import held_back_of, status_of
 from balancer.manifest.unjudged import unjudged_text
 from balancer.quantities import counted, percent
 from balancer.report.criteria import check_criteria
@@ -67,6 +67,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         state=facts.status["state"],
         images=ImageCheck(**facts.status["images"]),
         table=facts.table,
+        held_back=held_back_of(manifest.run),
         budget=_budget(facts),
         made_at=made_at,
     )

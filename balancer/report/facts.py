@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.adaptive import Tally
 from balancer.config import Config
 from balancer.manifest.rules import config_under
+from balancer.splits import EVALUATION
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,13 +94,15 @@ class CellTable:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`config` is the run's with the rules it was last judged by, `status` what `balancer status` says;
+    """`classes` count training images; `kept_apart` are the real images of validation and test, by split.
+    `config` is the run's with the rules it was last judged by, `status` what `balancer status` says;
     `span` has the times of the first and the last candidate."""
 
     run: RunInfo
     config: Config
     status: Mapping[str, Any]
     classes: tuple[ClassCount, ...]
+    kept_apart: Mapping[str, int]
     cells: tuple[CellCount, ...]
     given_up: tuple[GivenUp, ...]
     by_attempt: tuple[tuple[int, int], ...]
@@ -116,6 +119,7 @@ class Facts:
 
     @property
     def real(self) -> int:
+        """For training."""
         return sum(count.real for count in self.classes)
 
     @property
@@ -141,23 +145,29 @@ class Facts:
 
 
 def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     run = manifest.run
     config = config_under(run, status["overrides"])
     columns = [
         "cell", "class", "status", "reason", "source", "attempt", "fallback", "review", "generated_at",
-        "device",
+        "device", "split",
     ]  # fmt: skip
     rows = manifest.to_table(columns, status="all")
     tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
+    real = rows.filter(pc.field("source") == "real")
+    apart = pc.fill_null(pc.is_in(real["split"], value_set=pa.array(EVALUATION)), False)
     cells = _cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell"))
     return Facts(
         run=run,
         config=config,
         status=status,
-        classes=_class_counts(run, config, _count(accepted, "class")),
+        classes=_class_counts(
+            run, config, _count(accepted, "class"), _count(real.filter(pc.invert(apart)), "class")
+        ),
+        kept_apart=dict(sorted(_count(real.filter(apart), "split").items(), reverse=True)),
         cells=cells,
         given_up=_given_up(status, cells, tried),
         by_attempt=tuple(sorted(_count(accepted, "attempt").items())),
@@ -194,14 +204,16 @@ def _span(rows: pa.Table) -> tuple[dt.datetime, dt.datetime] | None:
     return (ends["min"], ends["max"]) if ends["min"] is not None else None
 
 
-def _class_counts(run: RunInfo, config: Config, generated: Counter[str]) -> tuple[ClassCount, ...]:
+def _class_counts(
+    run: RunInfo, config: Config, generated: Counter[str], real: Counter[str]
+) -> tuple[ClassCount, ...]:
     planned: Counter[str] = Counter()
     for entry in run.plan:
         planned[entry["class"]] += entry["quota"]
     return tuple(
         ClassCount(
             name=name,
-            real=run.real_counts.get(name, 0),
+            real=real[name],
             planned=planned[name],
             generated=generated[name],
             target=run.targets[name],

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
-from balancer.audit import Audit, RealImage, audit, find_dataset
+from balancer.audit import Audit, RealImage, audit, find_dataset, listed
 from balancer.cells import CLASS_PROPERTY
 from balancer.config import INTERNAL_PREFIX, RESERVED_FACET_NAMES, SAMPLE_DATASET, Name, VerificationConfig
 from balancer.configfile import MAX_FILE_BYTES, validated
 from balancer.errors import DatasetError
 from balancer.scaffold.text import Facet, Findings, Holdout, text_of
+from balancer.splits import is_kept_apart
 from balancer.suggested import in_words
 from balancer.yamltext import Document, read_document
 
@@ -43,7 +44,8 @@ def starter_config(dataset: str) -> str:
     found = audit(find_dataset(dataset))
     _check_names(dataset, found)
     holdout = _find_holdout(dataset, found)
-    counts = {name: found.counts.get(name, 0) for name in sorted({*found.counts, *_classes_of(holdout)})}
+    names = sorted({*found.counts, *_classes_of(holdout)})
+    training = Counter(image.class_name for image in found.images if not is_kept_apart(image))
     facets, left_out = _facets_of_table(found)
     shown = facets or (Facet("lighting", _LIGHTING, None, {}),)
     labelled = [*found.images, *(holdout.audit.images if holdout else ())]
@@ -51,17 +53,18 @@ def starter_config(dataset: str) -> str:
         Findings(
             dataset=dataset,
             audit=found,
-            counts=counts,
+            counts={name: found.counts.get(name, 0) for name in names},
+            training={name: training[name] for name in names},
             holdout=holdout,
             facets=shown,
             facets_found=bool(facets),
             left_out=left_out,
-            unproven=_unproven(counts, facets, labelled),
+            unproven=_unproven(names, facets, labelled),
         )
     )
     if len(text.encode()) > MAX_FILE_BYTES:
         limit = f"{MAX_FILE_BYTES / 1e6:g} MB a config may have"
-        raise DatasetError(f"{dataset}: {len(counts)} classes need more than the {limit}")
+        raise DatasetError(f"{dataset}: {len(names)} classes need more than the {limit}")
     document = read_document(text, lambda line: f"config for {dataset}, line {line}")
     validated(document or Document())  # so that nobody gets a config that does not load
     return text
@@ -130,6 +133,8 @@ def _facets_of_table(found: Audit) -> tuple[tuple[Facet, ...], tuple[str, ...]]:
             left_out.append(f"{column}: {reason}")
         else:
             facets.append(facet)
+    if found.passed_over:
+        left_out.append(f"{listed(found.passed_over)}: values that hardly repeat")
     return tuple(facets), tuple(left_out)
 
 

@@ -40,7 +40,8 @@ class Facet:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """`dataset` as the user named it; `counts` also has classes of which only the hold-out has a folder.
+    """`dataset` as the user named it; `counts` also has classes of which only the hold-out has a folder, and
+    `training` leaves out what a table's column `split` keeps for validation and test.
 
     `left_out` are columns of the metadata table with the reason why they are no facets, `unproven` entries
     of `verification.unjudged`.
@@ -49,6 +50,7 @@ class Findings:
     dataset: str
     audit: Audit
     counts: Mapping[str, int]
+    training: Mapping[str, int]
     holdout: Holdout | None
     facets: Sequence[Facet]
     facets_found: bool
@@ -77,7 +79,7 @@ def _values(found: Findings) -> dict[str, object]:
         "name": SAMPLE_DATASET if is_sample else found.audit.path.resolve().name,
         "seed": 0,
         "dataset": {"path": found.dataset} | ({"holdout": found.holdout.path} if found.holdout else {}),
-        "target": {"per_class": max(found.counts.values()) or TARGET_WITHOUT_IMAGES},
+        "target": {"per_class": max(found.training.values()) or TARGET_WITHOUT_IMAGES},
         "classes": {name: {"prompts": [class_wording(name)]} for name in found.counts},
         "facets": {
             facet.name: {
@@ -134,15 +136,20 @@ def _above(found: Findings) -> dict[Path, str]:
 
 
 def _beside(found: Findings) -> dict[Path, str]:
-    notes: dict[Path, str] = {("classes", name): _images(count) for name, count in found.counts.items()}
+    notes: dict[Path, str] = {("classes", name): _beside_class(found, name) for name in found.counts}
     in_holdout_only = found.counts.keys() - found.audit.counts.keys()
     notes |= {("classes", name): "a folder of the hold-out only" for name in in_holdout_only}
     for facet in found.facets:
         for value, count in facet.counts.items():
             notes["facets", facet.name, "values", value] = _images(count)
-    if not any(found.counts.values()):
+    if not any(found.training.values()):
         notes["target", "per_class"] = "no class has an image to go by: choose"
     return notes
+
+
+def _beside_class(found: Findings, name: str) -> str:
+    apart = found.counts[name] - found.training[name]
+    return _images(found.counts[name]) + (f", {apart} of them for validation or test" if apart else "")
 
 
 def _images(count: int) -> str:
@@ -165,7 +172,7 @@ If images are kept apart from training, laid out alike, name their folder as `ho
 verifier too, and none may be copied."""
 
 _TARGET = """\
-Images every class should have, real and generated together: as many as the largest has.
+Training images every class should have, real and generated together: as many as the largest has.
 Instead of per_class: ratio_to_largest: 0.5, or total: 1000."""
 
 _CLASSES = """\

@@ -130,8 +130,8 @@ def _refuse_generated(rows: pa.Table) -> None:
     if found.num_rows:
         one = found.select(["id", "split"]).slice(0, 1).to_pylist()[0]
         raise UsageError(
-            f"{found.num_rows} generated images would be in {one['split']!r}, such as {one['id']}: a"
-            " classifier is tested on real ones",
+            f"{counted(found.num_rows, 'generated image')} would be in {one['split']!r}, such as {one['id']}:"
+            " a classifier is tested on real ones",
             hint="leave them out by the filter source = 'real', or pass allow_synthetic_eval=True "
             "(--allow-synthetic-eval)",
         )
@@ -159,7 +159,10 @@ def _nothing(manifest: Manifest, split: str | None, filter: Filter | None) -> Us
     wanted = " and ".join(
         [f"split {split!r}"] * (split is not None) + [f"filter {str(filter)!r}"] * (filter is not None)
     )
-    return UsageError(
-        f"no images of {wanted or 'this run'}",
-        hint=f"its images by split: {there or 'none at all'}; dataset.splits deals out the real ones",
+    by_split = f"its images by split: {there or 'none at all'}; dataset.splits deals out the real ones"
+    by_filter = (
+        f"the filter leaves none of {counted(sum(counts.values()), 'image')};"
+        " `balancer query RUN --count-by class,source` counts them"
     )
+    hint = by_split if split is not None or filter is None else by_filter
+    return UsageError(f"no images of {wanted or 'this run'}", hint=hint)
