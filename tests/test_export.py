@@ -570,7 +570,11 @@ def test_a_file_that_is_anything_else_is_refused_and_left_alone(run, tmp_path, f
     ("form", "change", "problem"),
     [
         ("hf", {"filter": "class = 'basic'"}, "its filter is '', and this one's \"class = 'basic'\""),
-        ("hf", {"options": Options(licence="mit")}, "its licence is 'unknown', and this one's 'mit'"),
+        (
+            "hf",
+            {"options": Options(licence="mit")},
+            "option licence (--licence) is 'unknown' for that one, and 'mit' for this",
+        ),
         *(
             (other, {}, f"its format is 'hf', and this one's {other!r}")
             for other in FOLDER_FORMATS
