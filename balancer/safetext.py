@@ -18,7 +18,7 @@ _SIGNED = re.compile(
     r"|(?<=[?&])(?:\w*(?:token|secret|passw|key)\w*|pwd|auth))(\s*[=:]\s*)[^\s&\"',;<>]+"
 )
 _ENCODED = re.compile(r"(?i)(%3a(?:%2f|/){1,2})[^\s\"'<>]+?(?:%40|@)")
-_HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def redacted(text: str) -> str:

@@ -34,6 +34,7 @@ ADDRESSES = [
     f"az://c/x?sv=1&sig={SECRET}",
 ]
 NO_SECRETS = [
+    "text_cfg.hf_model_name and hf_tokenizer_name",
     "s3://bucket/me@site/run",
     "file:///data/me@home",
     "/data/10:30/run",
