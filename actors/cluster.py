@@ -90,12 +90,25 @@ def connected(address: str | None, allow_open: bool = False) -> Iterator[Resourc
         _refuse_another(address)
         yield _resources()
         return
-    end_leftovers = _connect(_named(address), allow_open)
+    with _notices_dropped():
+        end_leftovers = _connect(_named(address), allow_open)
+        try:
+            yield _resources()
+        finally:
+            ray.shutdown()
+            end_leftovers()
+
+
+@contextlib.contextmanager
+def _notices_dropped() -> Iterator[None]:
+    """What Ray's processes say of workers that died is printed to standard output, in colour, whatever
+    `log_to_driver` is: among the results of a command. The pools say it in their own words."""
+    before = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
     try:
-        yield _resources()
+        yield
     finally:
-        ray.shutdown()
-        end_leftovers()
+        ray_worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager

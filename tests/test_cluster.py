@@ -4,8 +4,9 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from ray._private import worker as ray_worker
 
-from actors.cluster import Resources, alone, connected, fit, refuse_silent
+from actors.cluster import Resources, _notices_dropped, alone, connected, fit, refuse_silent
 from balancer.config import ActorsConfig
 from balancer.errors import ClusterError, UsageError
 
@@ -157,3 +158,12 @@ def test_a_run_goes_to_no_other_cluster_than_it_is_told(monkeypatch, address):
         refuse_silent(same)
         with connected(same):
             pass
+
+
+def test_what_ray_says_of_dead_workers_is_not_among_the_results_of_a_command(capsys):
+    notice = {"lines": ["A worker died"], "pid": "raylet", "is_err": False, "ip": None, "job": None}
+    with _notices_dropped():
+        ray_worker.print_to_stdstream(notice, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
+    ray_worker.print_to_stdstream(notice, ignore_prefix=False)
+    assert "A worker died" in capsys.readouterr().out

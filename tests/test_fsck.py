@@ -147,6 +147,13 @@ REVOKED = verdicts(revoked(row(ONE), "class"))
 
 FAULTS = [
     ("run.json is readable", RUN_FILE, overwrite(RUN_FILE, b"{")),
+    (
+        "run.json is readable",
+        RUN_FILE,
+        change(RUN_FILE, lambda data: data.replace(b'"target"', b'"targets"', 1)),
+    ),
+    ("candidates are of their cell", fragment_path(8), rows({**ANOTHER, "lighting": "harsh"})),
+    ("candidates are of their cell", fragment_path(8), rows({**ANOTHER, "class": "burnt"})),
     ("log without gaps", fragment_path(3), remove(fragment_path(3))),
     ("log without gaps", fragment_path(6), remove(fragment_path(6))),
     ("log without gaps", fragment_path(5), steps(*map(remove, (fragment_path(5), fragment_path(6))))),

@@ -77,6 +77,18 @@ def test_results_that_cannot_be_written_are_one_line_and_exit_code_4(project, pl
     assert "no space left on device" in told[0]
 
 
+def test_a_version_that_cannot_be_written_says_what_could_not(project, places):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("--version"), cwd=places, env=environment(project), stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        4,
+        "error: standard output cannot be written: no space left on device\n",
+    )
+
+
 @pytest.mark.parametrize("name", ["status", "query of nothing"])
 def test_what_cannot_be_written_to_stderr_changes_nothing(project, places, name):
     with open("/dev/full", "wb") as full:

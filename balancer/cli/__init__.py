@@ -99,7 +99,7 @@ class _Commands(click.Group):
             raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _failures_as_lines(StopSignal()):
+        with _failures_as_lines(StopSignal()), streams.results():  # of --help and --version
             _refuse_credentials(args)
             return super().parse_args(ctx, args)
 

@@ -13,7 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from balancer.config import CopiesConfig
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.config import Config, CopiesConfig
 from balancer.copies import COMPARED, KnownImage, known_images
 from balancer.errors import BalancerError, ManifestError, StorageError
 from balancer.leaks import Leak, find_leaks
@@ -41,6 +45,7 @@ from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import lacks_a_score
 from balancer.quantities import counted
+from balancer.safetext import shortened
 from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
 
 READERS = 8
@@ -124,8 +129,10 @@ def check_run(storage: Storage) -> Findings:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
     index, of_copy = _index(storage, info)
     fragments, problems = _check_log(storage, info, index.covers if index else 0)
+    problems.extend(_config(info))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
+    values += [problem for fragment in fragments for problem in _misnamed(fragment, info)]
     fragments = [fragment.narrowed(_COLUMNS) for fragment in fragments]
     unsound = bool(problems or values)
     of_copy += _copy(storage, info, index, () if unsound else fragments)
@@ -243,6 +250,30 @@ def _values(fragment: Fragment, known: Known) -> Iterator[Problem]:
     """What readers refuse."""
     path = fragment_path(fragment.stamp.seq)
     return (Problem(rule, path, detail) for rule, detail in wrong_values(fragment.table, known))
+
+
+def _config(info: RunInfo) -> Iterator[Problem]:
+    """A config that reports, exports and later runs do not understand."""
+    try:
+        info.config_as(Config)
+    except ManifestError as error:
+        yield Problem("run.json is readable", RUN_FILE, error.message)
+
+
+def _misnamed(fragment: Fragment, info: RunInfo) -> Iterator[Problem]:
+    """Candidates whose class or facet values are not those of their cell."""
+    names = ["cell", CLASS_PROPERTY, *info.facets]
+    table = fragment.table
+    if not set(names) <= set(table.column_names):
+        return  # told of as a fragment of another schema
+    planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
+    named = pa.table({name: table[name].cast(pa.string()) for name in names})
+    named = named.filter(pc.equal(table["source"].cast(pa.string()), SYNTHETIC))
+    for row in named.group_by(names).aggregate([]).to_pylist():
+        values = [row[name] for name in names[1:]]
+        if row["cell"] in planned and planned[row["cell"]] != values:
+            detail = f"a row of cell {row['cell']!r} says it is {shortened(', '.join(map(str, values)))}"
+            yield Problem("candidates are of their cell", fragment_path(fragment.stamp.seq), detail)
 
 
 def _rows(fragment: Fragment) -> Iterator[_Row]:
