@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors import weights
-from balancer.config import Config
+from actors.weights import resolve as weights
+from balancer.config.schema import Config
 from balancer.errors import DatasetError, UnavailableError, UsageError
 from balancer.images import read_bytes
 from balancer.manifest.runfile import RunInfo
-from balancer.verdict import Measurement
+from balancer.verification.verdict import Measurement
 
 if TYPE_CHECKING:
-    from actors.verifier import Verifier
+    from actors.models.verifier import Verifier
 
 BATCH_IMAGES = 64
 
@@ -32,7 +32,7 @@ def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
         raise UsageError("the embeddings of this run are simulated, and mean nothing")
     judged = config.verification
     _refuse_other_weights(judged.model, judged.revision, run.models["verifier"])
-    from actors.verifier import Verifier
+    from actors.models.verifier import Verifier
 
     verifier = Verifier(judged.model, judged.revision, config.properties())
     found = [embedding for batch in _batches(files) for embedding in _embedded(verifier, batch, config)]

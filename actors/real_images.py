@@ -18,10 +18,16 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from actors import weights
-from balancer.audit import Audit, RealImage, known_values
-from balancer.cache import cache_folder, keep
-from balancer.calibration import (
+from actors.weights import resolve as weights
+from balancer.cells import CLASS_PROPERTY
+from balancer.dataset.audit import Audit, RealImage, known_values
+from balancer.dataset.near_duplicates import KnownImage, copies_across
+from balancer.dataset.splits import TRAIN
+from balancer.errors import DatasetError
+from balancer.images import UnreadableImage, read_bytes
+from balancer.storage.cache import cache_folder, keep
+from balancer.storage.regular_files import open_regular
+from balancer.verification.calibration import (
     Calibration,
     Examples,
     calibrated,
@@ -30,17 +36,11 @@ from balancer.calibration import (
     read_calibration,
     temperatures_of,
 )
-from balancer.cells import CLASS_PROPERTY
-from balancer.copies import KnownImage, copies_across
-from balancer.errors import DatasetError
-from balancer.images import UnreadableImage, read_bytes
-from balancer.preflight import Preflight, preflight
-from balancer.regular_files import open_regular
-from balancer.splits import TRAIN
+from balancer.verification.preflight import Preflight, preflight
 
 if TYPE_CHECKING:
-    from balancer.config import Config
-    from balancer.verdict import Measurement, Nearest
+    from balancer.config.schema import Config
+    from balancer.verification.verdict import Measurement, Nearest
 
 REAL, HOLDOUT = "real", "holdout"
 
@@ -133,7 +133,7 @@ def measure_here(config: Config, found: Audit, holdout: Audit | None) -> RealIma
     """Measured in this process, on its GPU if it has one; the verifier is loaded only if it is needed."""
 
     def measure(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
-        from actors.verifier import Verifier
+        from actors.models.verifier import Verifier
 
         judged = config.verification
         verifier = Verifier(judged.model, judged.revision, config.properties())

@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors import weights
-from actors.fleet import generator_worker
-from balancer.config import Config, GenerationConfig
+from actors.cluster.fleet import generator_worker
+from actors.weights import resolve as weights
+from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
 from balancer.manifest.query import Manifest
 from balancer.manifest.rows import SYNTHETIC
-from balancer.prompts import Request
-from balancer.reproduction import Outcome, Reproduction, compare, excused
-from balancer.safetext import shortened
+from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
+from balancer.scheduling.prompts import Request
+from balancer.text.safetext import shortened
 from balancer.training.images import Decoder
 
 Row = dict[str, Any]
@@ -193,7 +193,7 @@ def _missing_gpu(maker: Maker, config: Config) -> str:
     """Looked at before anything is loaded, which without a GPU can take all memory there is."""
     if maker.device in NO_GPU or config.actors.kind == "simulated":
         return ""
-    from actors.device import device_name, pick_device
+    from actors.models.device import device_name, pick_device
 
     here = device_name(pick_device("auto"))
     return "" if here == maker.device else _other("device", maker.device, here)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors import weights
-from actors.cluster import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
-from actors.driver import Driver
-from actors.feed import Feed
-from actors.fleet import pools_of, start_pools
-from actors.pool import Pool, call_all
+from actors.cluster.connect import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
+from actors.cluster.fleet import pools_of, start_pools
+from actors.cluster.pool import Pool, call_all
+from actors.loop.driver import Driver
+from actors.loop.feed import Feed
+from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
     Call,
     Measured,
@@ -27,26 +27,24 @@ from actors.real_images import (
     real_facets,
     references_of,
 )
-from actors.simulated import EMBEDDING_DIM
-from balancer.adaptive import Tally
-from balancer.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
-from balancer.config import Config
-from balancer.copies import CopyIndex
+from actors.weights import resolve as weights
+from balancer.config.schema import Config
+from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
+from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.splits import splits_of, training_part
 from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
-from balancer.manifest.compaction import compact_if_long
-from balancer.manifest.current import renew_current
-from balancer.manifest.fragment import Stamp, State
 from balancer.manifest.image_check import check_images
-from balancer.manifest.log import KEPT, LogView, ManifestLog, read_log
-from balancer.manifest.real import commit_real_images
+from balancer.manifest.log.fragment import Stamp, State
+from balancer.manifest.log.writer import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run
+from balancer.manifest.snapshot.build import compact_if_long
+from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, held_back_of
-from balancer.plan import held_back, make_plan
-from balancer.preflight import refuse_unproven, summary
-from balancer.progress import Snapshot, progress_line
-from balancer.quantities import are, counted
-from balancer.resume import (
+from balancer.planning.plan import held_back, make_plan
+from balancer.process.signals import StopSignal, caught
+from balancer.runs.import_real import commit_real_images
+from balancer.runs.resume import (
     CALIBRATION,
     check_unchanged,
     describe_run,
@@ -56,13 +54,15 @@ from balancer.resume import (
     spelled_as_begun,
     wording_counts_of,
 )
-from balancer.runlog import RunLog
-from balancer.safetext import has_credentials
-from balancer.schedule import Schedule
-from balancer.signals import StopSignal, caught
-from balancer.splits import splits_of, training_part
+from balancer.runs.runlog import RunLog
+from balancer.scheduling.adaptive import Tally
+from balancer.scheduling.progress import Snapshot, progress_line
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
+from balancer.text.quantities import are, counted
+from balancer.text.safetext import has_credentials
+from balancer.verification.preflight import refuse_unproven, summary
 
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""

@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import balancer.early  # noqa: F401  # before everything that takes time
+import balancer.process.early  # noqa: F401  # before everything that takes time
 
 # Submodules named like a verb are imported here, first: importing one later would put the module in the
 # place of the function.
-from balancer.audit import audit, audit_dataset, credited_facets, match_classes
-from balancer.plan import make_plan
-from balancer.shadowed import refuse_shadowed
+from balancer.dataset.audit import audit, audit_dataset, credited_facets, match_classes
+from balancer.planning.plan import make_plan
+from balancer.process.shadowed import refuse_shadowed
 from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actors.run import Reporter, RunResult
-    from balancer.config import Config
+    from balancer.config.schema import Config
     from balancer.export import Exported
     from balancer.manifest.query import Filter, Manifest
-    from balancer.plan import Plan
+    from balancer.planning.plan import Plan
 
     __version__: str
 
@@ -59,7 +59,7 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
-    from balancer.splits import splits_of, training_part
+    from balancer.dataset.splits import splits_of, training_part
 
     loaded = _loaded(config)
     found = audit_dataset(loaded)
@@ -179,7 +179,7 @@ def embed(
 
 
 def _loaded(config: Config | str | os.PathLike[str]) -> Config:
-    from balancer.config import Config
-    from balancer.configfile import load_config
+    from balancer.config.load import load_config
+    from balancer.config.schema import Config
 
     return config if isinstance(config, Config) else load_config(config)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from balancer.safetext import redacted, shortened
+from balancer.text.safetext import redacted, shortened
 
 
 def first_line(error: BaseException) -> str:

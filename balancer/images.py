@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from balancer.errors import DatasetError
-from balancer.regular_files import TooLargeError, read_regular
+from balancer.storage.regular_files import TooLargeError, read_regular
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

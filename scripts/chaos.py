@@ -32,9 +32,9 @@ from typing import Any
 import click
 
 from balancer.errors import BalancerError
-from balancer.manifest.check import Problem, check_run
 from balancer.manifest.layout import LOG_DIR
-from balancer.manifest.log import read_log
+from balancer.manifest.log.writer import read_log
+from balancer.manifest.maintenance.fsck import Problem, check_run
 from balancer.storage import open_storage
 from benchmarking.record import save
 

@@ -1,4 +1,4 @@
-"""Draws docs/configuration.md, every setting of a config, from the models in balancer/config.py.
+"""Draws docs/configuration.md, every setting of a config, from the models in balancer/config/schema.py.
 
 python scripts/configuration_page.py
 """
@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from balancer.config import Config
+from balancer.config.schema import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

@@ -15,15 +15,21 @@ import click
 import numpy as np
 import torch
 
-from actors.fleet import verifier_worker
+from actors.cluster.fleet import verifier_worker
+from actors.models.verifier import Verifier
 from actors.real_images import examples_of, measure_here
-from actors.verifier import Verifier
-from balancer.audit import audit_dataset, audit_holdout
-from balancer.calibration import Examples, calibrated, calibration_error, fit_property, reliability
 from balancer.cells import Cell
-from balancer.config import Config
-from balancer.configfile import load_config
-from balancer.verdict import ImageFlags
+from balancer.config.load import load_config
+from balancer.config.schema import Config
+from balancer.dataset.audit import audit_dataset, audit_holdout
+from balancer.verification.calibration import (
+    Examples,
+    calibrated,
+    calibration_error,
+    fit_property,
+    reliability,
+)
+from balancer.verification.verdict import ImageFlags
 from embedded_training import data
 from embedded_training.data import CELLS, Renders
 

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actors.generator import Generator
-from actors.verifier import Verifier
+from actors.models.generator import Generator
+from actors.models.verifier import Verifier
 from balancer.cells import Candidate, Cell, Slot, cells_of
-from balancer.config import Config
-from balancer.configfile import load_config
+from balancer.config.load import load_config
+from balancer.config.schema import Config
+from balancer.dataset.sample import write_dataset
 from balancer.images import Pixels
-from balancer.prompts import ladder, request_for
-from balancer.sample import write_dataset
-from balancer.verdict import ImageFlags
+from balancer.scheduling.prompts import ladder, request_for
+from balancer.verification.verdict import ImageFlags
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 DISTANCES = (4, 6, 8, 10)

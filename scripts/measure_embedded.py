@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
-from balancer.sample import Picture
+from balancer.dataset.sample import Picture
 from embedded_training import captions, data
 from embedded_training.data import CELLS, Cell, Renders
 from embedded_training.verifier import PROPERTIES, Property, text_embeddings

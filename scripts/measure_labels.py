@@ -24,15 +24,15 @@ import torch
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
-from actors.fleet import generator_worker, verifier_worker
-from actors.generator import Generator
-from actors.verifier import Verifier
+from actors.cluster.fleet import generator_worker, verifier_worker
+from actors.models.generator import Generator
+from actors.models.verifier import Verifier
 from balancer.cells import Candidate, Cell, Slot, cells_of
-from balancer.config import Config
-from balancer.configfile import load_config
-from balancer.prompts import ladder, request_for
-from balancer.sample import Picture
-from balancer.verdict import ImageFlags, Measurement, Verdict, criteria_for, judge
+from balancer.config.load import load_config
+from balancer.config.schema import Config
+from balancer.dataset.sample import Picture
+from balancer.scheduling.prompts import ladder, request_for
+from balancer.verification.verdict import ImageFlags, Measurement, Verdict, criteria_for, judge
 from embedded_training import data
 from embedded_training.checkpoints import load_checkpoint, save_checkpoint
 from embedded_training.data import CELLS, Renders

@@ -113,7 +113,7 @@ def ray_session() -> Iterator[None]:
 
     import ray
 
-    from actors.cluster import start_here
+    from actors.cluster.connect import start_here
 
     start_here({"num_cpus": 4, "num_gpus": 2, "log_to_driver": False, "logging_level": logging.ERROR})
     yield

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from balancer.config import Config
+from balancer.config.schema import Config
 from balancer.errors import StorageError
 from balancer.manifest import ManifestLog, RunInfo, create_run
 from balancer.storage import FileInfo, MissingFileError, OtherContentError, Storage

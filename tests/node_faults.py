@@ -21,9 +21,9 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2  # its names are made at import
 
 import actors.run as job
-from actors.pool import Finished, Limits, Pool, WorkerSpec, is_lost_object, wait
+from actors.cluster.pool import Finished, Limits, Pool, WorkerSpec, is_lost_object, wait
 from actors.run import Reporter, run
-from balancer.config import Config
+from balancer.config.schema import Config
 from balancer.errors import StalledError
 from balancer.manifest.query import open_manifest
 

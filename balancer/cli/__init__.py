@@ -19,12 +19,12 @@ from typing import IO, Any, cast
 import click
 
 from balancer.cli import streams
-from balancer.early import end_command, leave_command
 from balancer.errors import BalancerError, StorageError, UnavailableError, UsageError
-from balancer.process_limits import refuse_too_few_processes
-from balancer.safetext import has_credentials, printable, redacted
-from balancer.shadowed import refuse_shadowed
-from balancer.signals import StopSignal, caught
+from balancer.process.early import end_command, leave_command
+from balancer.process.limits import refuse_too_few_processes
+from balancer.process.shadowed import refuse_shadowed
+from balancer.process.signals import StopSignal, caught
+from balancer.text.safetext import has_credentials, printable, redacted
 
 # What `balancer --help` says of each command, so that it need not import them all.
 COMMANDS = {
@@ -53,6 +53,13 @@ WITH_ACTORS = ("calibrate", "doctor", "plan", "reproduce", "run")
 """Those that import the package `actors`."""
 
 
+_FOLDERS = {
+    **dict.fromkeys(("sample", "audit", "init", "convert", "calibrate", "plan", "doctor"), "datasets"),
+    **dict.fromkeys(("run", "status", "rejudge", "query", "report", "export", "reproduce"), "runs"),
+    **dict.fromkeys(("compact", "fsck", "repair", "gc"), "upkeep"),
+}
+
+
 class _Failure(click.ClickException):
     """The lines a failed command leaves on stderr, and its exit code."""
 
@@ -74,7 +81,7 @@ class _Commands(click.Group):
             return None
         if cmd_name in WITH_ACTORS:
             refuse_shadowed()
-        module = importlib.import_module(f"balancer.cli.{cmd_name}")
+        module = importlib.import_module(f"balancer.cli.{_FOLDERS[cmd_name]}.{cmd_name}")
         return cast("click.Command", module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from balancer.cli.streams import results
-from balancer.progress import Snapshot, duration, progress_line
-from balancer.quantities import percent
-from balancer.safetext import printable, redacted
+from balancer.scheduling.progress import Snapshot, duration, progress_line
+from balancer.text.quantities import percent
+from balancer.text.safetext import printable, redacted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -186,7 +186,7 @@ def figure(value: float, unit: str = "") -> str:
 
 
 def per_image_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
-    """What an accepted image takes, with the basis of each figure, as `balancer.plan.PerImage` names them."""
+    """What an accepted image takes, with the basis of each figure, as `plan.PerImage` names them."""
     units = {"candidates": "", "seconds": "s", "cost": ""}
     expected = {name: figures[f"{name}_per_image"] for name in units}
     return [

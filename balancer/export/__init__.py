@@ -108,7 +108,7 @@ def export(
 def _module(form: str) -> Format:
     if form not in FORMATS:
         raise UsageError(f"no export format {form!r}", hint=f"the formats are {', '.join(FORMATS)}")
-    return cast("Format", importlib.import_module(f"balancer.export.{MODULES.get(form, form)}"))
+    return cast("Format", importlib.import_module(f"balancer.export.formats.{MODULES.get(form, form)}"))
 
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:

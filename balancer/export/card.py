@@ -14,18 +14,18 @@ import pyarrow.compute as pc
 import yaml
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import EMBEDDED_MODEL, SIMULATED, Config
-from balancer.manifest.log import read_log
+from balancer.config.schema import EMBEDDED_MODEL, SIMULATED, Config
+from balancer.dataset.splits import EVALUATION
+from balancer.manifest.log.writer import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
 from balancer.manifest.status import COLUMNS as OF_STATUS
 from balancer.manifest.status import held_back_of, missing_of
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
-from balancer.prompts import ladder
-from balancer.quantities import counted, percent
-from balancer.safetext import printable
-from balancer.splits import EVALUATION
+from balancer.scheduling.prompts import ladder
 from balancer.storage import open_storage
+from balancer.text.quantities import counted, percent
+from balancer.text.safetext import printable
 
 if TYPE_CHECKING:
     from balancer.export.job import Job

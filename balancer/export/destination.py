@@ -11,7 +11,7 @@ from typing import Any
 
 from balancer.errors import StorageError, UsageError
 from balancer.storage.address import refuse_credentials
-from balancer.user_paths import expanded
+from balancer.storage.user_paths import expanded
 
 
 class Destination:

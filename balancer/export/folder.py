@@ -19,7 +19,7 @@ from pathlib import Path
 from balancer.errors import UsageError
 from balancer.export.destination import Destination, as_storage_errors
 from balancer.export.job import Options, option_name
-from balancer.regular_files import TooLargeError, append_regular, open_regular, read_regular
+from balancer.storage.regular_files import TooLargeError, append_regular, open_regular, read_regular
 
 CLAIM = ".balancer-export.json"
 JOURNAL = ".balancer-export.files"

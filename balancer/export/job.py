@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.dataset.splits import SPLITS
 from balancer.errors import ManifestError
 from balancer.export.destination import Destination
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.image_files import ImageFiles
-from balancer.splits import SPLITS
 from balancer.training.labels import Labels
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.formats import arrow_bytes, exact
-from balancer.names import free_names
+from balancer.text.names import free_names
 from balancer.training.labels import plain
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from balancer.export.metadata import class_label, hugging_face_types
 from balancer.export.names import image_name
 from balancer.manifest.formats import exact
 from balancer.manifest.schema import EMBEDDING
-from balancer.names import free_names
-from balancer.regular_files import open_regular
+from balancer.storage.regular_files import open_regular
+from balancer.text.names import free_names
 from balancer.training.labels import plain
 
 OPTIONS = frozenset({"embed"})

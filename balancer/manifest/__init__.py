@@ -6,21 +6,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from balancer.manifest.check import Findings, Problem, check_run, fsck
-    from balancer.manifest.log import LogView, ManifestLog, read_log
+    from balancer.manifest.log.writer import LogView, ManifestLog, read_log
+    from balancer.manifest.maintenance.fsck import Findings, Problem, check_run, fsck
     from balancer.manifest.query import Manifest, open_manifest
     from balancer.manifest.runfile import RunInfo, create_run, read_run
     from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
     from balancer.manifest.status import status_of
 
 _HOMES = {
-    "Findings": "check",
-    "Problem": "check",
-    "check_run": "check",
-    "fsck": "check",
-    "LogView": "log",
-    "ManifestLog": "log",
-    "read_log": "log",
+    "Findings": "maintenance.fsck",
+    "Problem": "maintenance.fsck",
+    "check_run": "maintenance.fsck",
+    "fsck": "maintenance.fsck",
+    "LogView": "log.writer",
+    "ManifestLog": "log.writer",
+    "read_log": "log.writer",
     "Manifest": "query",
     "open_manifest": "query",
     "RunInfo": "runfile",

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from balancer.names import free_names
-from balancer.safetext import printable
+from balancer.text.names import free_names
+from balancer.text.safetext import printable
 
 _KEPT = re.compile(r"[^\n\t]+")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import StorageError
-from balancer.manifest.log import read_log
+from balancer.manifest.log.writer import read_log
 from balancer.manifest.rows import ACCEPTED, REAL
 from balancer.manifest.runfile import read_run
-from balancer.quantities import are, counted
+from balancer.text.quantities import are, counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import StorageError
 from balancer.manifest.rows import REAL
-from balancer.regular_files import check_regular, read_regular
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 from balancer.storage.contract import check_path
+from balancer.storage.regular_files import check_regular, read_regular
 
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.adaptive import Tally
-from balancer.manifest.fragment import Stamp
-from balancer.manifest.log import read_log
+from balancer.manifest.log.fragment import Stamp
+from balancer.manifest.log.writer import read_log
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
-from balancer.plan import Measured
+from balancer.planning.plan import Measured
+from balancer.scheduling.adaptive import Tally
 from balancer.storage import Storage
 
 COLUMNS = ("source", "status", "attempt", "num_bytes", "generated_at", "batch_size")

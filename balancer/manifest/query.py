@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from balancer.errors import ManifestError, UsageError, first_line
-from balancer.manifest.chain import ID
-from balancer.manifest.compacted import STATUS
-from balancer.manifest.replaced import FILE, PLACE
+from balancer.manifest.log.reader import ID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.scan import Source
 from balancer.manifest.schema import EMBEDDING
-from balancer.names import composed, free_names
+from balancer.manifest.snapshot.dataset import Source
+from balancer.manifest.snapshot.index import STATUS
+from balancer.manifest.snapshot.superseded import FILE, PLACE
 from balancer.storage import Storage, open_storage
+from balancer.text.names import composed, free_names
 
 if TYPE_CHECKING:
     import datasets
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import WeightedRandomSampler
 
-    from balancer.lineage import Lineage
+    from balancer.runs.lineage import Lineage
     from balancer.training.images import ManifestImages
     from balancer.training.torch_dataset import ImageDataset, Transform
 
@@ -233,7 +233,7 @@ class Manifest:
 
         Of rejected candidates, too. UsageError if there is none of that id.
         """
-        from balancer.lineage import lineage_of
+        from balancer.runs.lineage import lineage_of
 
         return lineage_of(self, image_id)
 

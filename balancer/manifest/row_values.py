@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.fragment import BrokenFragmentError
+from balancer.manifest.log.fragment import BrokenFragmentError
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo
-from balancer.safetext import shortened
+from balancer.text.safetext import shortened
 
 POSSIBLE = "rows have values that a run can write"
 HAS_ID = "every row has an id"

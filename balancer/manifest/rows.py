@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import Candidate, Cell, Slot
-from balancer.prompts import Request, Rung
-from balancer.rounding import as_written
-from balancer.splits import TRAIN
-from balancer.verdict import Measurement, Nearest, Verdict
+from balancer.dataset.splits import TRAIN
+from balancer.planning.rounding import as_written
+from balancer.scheduling.prompts import Request, Rung
+from balancer.verification.verdict import Measurement, Nearest, Verdict
 
 if TYPE_CHECKING:
-    from balancer.audit import RealImage
-    from balancer.config import Config
+    from balancer.config.schema import Config
+    from balancer.dataset.audit import RealImage
 
 Row = dict[str, Any]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from balancer.dotted import join_keys
-from balancer.manifest.fragment import Stamp
+from balancer.config.dotted import join_keys
+from balancer.manifest.log.fragment import Stamp
 
 if TYPE_CHECKING:
-    from balancer.config import Config
+    from balancer.config.schema import Config
     from balancer.manifest.runfile import RunInfo
 
 ANY = "*"
@@ -33,7 +33,7 @@ JUDGEABLE: tuple[tuple[str, ...], ...] = (
 def config_under(info: RunInfo, overrides: Mapping[str, Any]) -> Config:
     """The config of a run as `balancer rejudge` may have changed it since; ManifestError if this version does
     not understand it."""
-    from balancer.config import Config
+    from balancer.config.schema import Config
 
     return dataclasses.replace(info, config=merged(info.config, overrides)).config_as(Config)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import BEGUN, MAX_EMBEDDING_DIM
+from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
@@ -93,7 +93,7 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
     if not storage.create(RUN_FILE, data):
         return read_run(storage)
-    from balancer.manifest.head import write_head
+    from balancer.manifest.log.head import write_head
 
     with contextlib.suppress(StorageError):  # a run without a head is sound, if nobody wrote images either
         write_head(storage, info.run_id, None)

@@ -11,19 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.adaptive import Tally
-from balancer.config import AttemptsConfig, PlanningConfig, TargetConfig
+from balancer.config.schema import AttemptsConfig, PlanningConfig, TargetConfig
 from balancer.errors import ManifestError
-from balancer.manifest.current import read_reach
 from balancer.manifest.image_check import look_at_images
-from balancer.manifest.log import LogView, read_log
+from balancer.manifest.log.writer import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.snapshot.current import read_reach
 from balancer.manifest.unjudged import count_unjudged, count_unproven
-from balancer.plan import below_target, per_image
-from balancer.progress import eta_s
+from balancer.planning.plan import below_target, per_image
+from balancer.scheduling.adaptive import Tally
+from balancer.scheduling.progress import eta_s
 from balancer.storage import Storage
 
 SILENT_AFTER_S = 120.0

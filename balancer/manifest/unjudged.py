@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from balancer.quantities import counted
+from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

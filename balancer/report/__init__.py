@@ -10,12 +10,12 @@ from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query import manifest_in
 from balancer.manifest.status import held_back_of, status_of
 from balancer.manifest.unjudged import unjudged_text
-from balancer.quantities import counted, percent
 from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
+from balancer.text.quantities import counted, percent
 
 REPORT_FILE = "report.html"
 

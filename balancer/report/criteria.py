@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.manifest.unjudged import lacks_a_score
-from balancer.quantities import counted, percent
 from balancer.report.facts import Facts
+from balancer.text.quantities import counted, percent
 
 if TYPE_CHECKING:
     import pyarrow as pa

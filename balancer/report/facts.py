@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from balancer.adaptive import Tally
-from balancer.config import Config
+from balancer.config.schema import Config
+from balancer.dataset.splits import EVALUATION
 from balancer.manifest.rules import config_under
-from balancer.splits import EVALUATION
+from balancer.scheduling.adaptive import Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import BalancerError
 from balancer.manifest.image_files import ImageFiles
-from balancer.quantities import counted
 from balancer.report.sheets import evenly_spaced, thumbnail_uri
-from balancer.safetext import printable
+from balancer.text.quantities import counted
+from balancer.text.safetext import printable
 
 if TYPE_CHECKING:
     from balancer.manifest.query import Manifest

@@ -9,15 +9,21 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
-from balancer.audit import Audit, RealImage, audit, find_dataset, listed
 from balancer.cells import CLASS_PROPERTY
-from balancer.config import INTERNAL_PREFIX, RESERVED_FACET_NAMES, SAMPLE_DATASET, Name, VerificationConfig
-from balancer.configfile import MAX_FILE_BYTES, validated
+from balancer.config.defaults import in_words
+from balancer.config.load import MAX_FILE_BYTES, validated
+from balancer.config.schema import (
+    INTERNAL_PREFIX,
+    RESERVED_FACET_NAMES,
+    SAMPLE_DATASET,
+    Name,
+    VerificationConfig,
+)
+from balancer.config.yaml_reading import Document, read_document
+from balancer.dataset.audit import Audit, RealImage, audit, find_dataset, listed
+from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import Facet, Findings, Holdout, text_of
-from balancer.splits import is_kept_apart
-from balancer.suggested import in_words
-from balancer.yamltext import Document, read_document
 
 HOLDOUT_FOLDERS = ("holdout", "val", "valid", "validation", "test", "testing")
 """Beside the dataset, the likeliest first."""

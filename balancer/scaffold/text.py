@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from balancer import suggested
-from balancer.audit import Audit
-from balancer.config import SAMPLE_DATASET, VerificationConfig
-from balancer.configyaml import yaml_text
-from balancer.quantities import counted
-from balancer.suggested import class_wording
-from balancer.yamltext import Path
+from balancer.config import defaults as suggested
+from balancer.config.defaults import class_wording
+from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
+from balancer.config.yaml_reading import Path
+from balancer.config.yaml_writing import yaml_text
+from balancer.dataset.audit import Audit
+from balancer.text.quantities import counted
 
 TARGET_WITHOUT_IMAGES = 50
 """Where no class has an image to go by."""
@@ -159,8 +159,8 @@ def _images(count: int) -> str:
 _HOW_TO_GO_ON = """\
 Edit it from top to bottom, the prompts above all. Then `balancer plan` shows what it asks for, \
 `balancer doctor` whether this machine can do it, and `balancer run` does it.
-`python -m inspect balancer.config` shows every setting and what it means; what is left out here has its \
-default."""
+`python -m inspect balancer.config.schema` shows every setting and what it means; what is left out \
+here has its default."""
 
 _WITH_HOLDOUT = """\
 path: a folder with one subfolder of images per class

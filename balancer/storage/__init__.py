@@ -24,7 +24,7 @@ from balancer.storage.contract import (
 )
 from balancer.storage.local import LocalStorage, System
 from balancer.storage.probe import refuse_without_create_only
-from balancer.user_paths import expanded
+from balancer.storage.user_paths import expanded
 
 __all__ = [
     "DiskFullError",

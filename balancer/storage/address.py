@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from balancer.errors import StorageError, UsageError
-from balancer.safetext import has_credentials
-from balancer.user_paths import expanded
+from balancer.storage.user_paths import expanded
+from balancer.text.safetext import has_credentials
 
 STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 

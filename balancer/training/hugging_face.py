@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.image_files import ImageFiles
-from balancer.names import free_names
+from balancer.text.names import free_names
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.labels import NO_LABEL, Labels

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.names import free_names
+from balancer.text.names import free_names
 from balancer.training.columns import plain_table, usual_columns
 from balancer.training.extras import need
 from balancer.training.hugging_face import IMAGE, LABEL

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.config import CopiesConfig
-from balancer.copies import KnownImage, known_images
+from balancer.config.schema import CopiesConfig
+from balancer.dataset.leakage import LOOKS, copies_of_later_splits
+from balancer.dataset.near_duplicates import KnownImage, known_images
+from balancer.dataset.splits import EVALUATION, SPLITS, followed
 from balancer.errors import UsageError
-from balancer.leaks import LOOKS, copies_of_later_splits
 from balancer.manifest.rows import REAL, SYNTHETIC
-from balancer.quantities import counted
-from balancer.splits import EVALUATION, SPLITS, followed
+from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.manifest.query import Filter, Manifest

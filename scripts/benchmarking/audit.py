@@ -16,8 +16,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from balancer.audit import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, audit, find_dataset
-from balancer.audit.picture import Limits, look_at
+from balancer.dataset.audit import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, audit, find_dataset
+from balancer.dataset.decoding.picture import Limits, look_at
 from benchmarking.record import save
 
 SIDE = 512

@@ -1,4 +1,4 @@
-"""The search for schedules of crashes and faults that break a promise (tests/test_crashes.py), made long."""
+"""The search for schedules of crashes that break a promise (tests/runs/test_crashes.py), made long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from benchmarking.record import RESULTS, save
 
-SEARCH = ["tests/test_crashes.py", "-k", "schedule"]
+SEARCH = ["tests/runs/test_crashes.py", "-k", "schedule"]
 
 
 @click.command("crashes")

@@ -15,19 +15,19 @@ from typing import Any
 import click
 import numpy as np
 
-from actors.driver import Driver
-from actors.feed import Feed
-from actors.local_pool import AtOnce, LocalEngine, LocalPool
-from actors.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
-from actors.writer import RejectedItem, WriteItem
+from actors.loop.driver import Driver
+from actors.loop.feed import Feed
+from actors.loop.simulated_pool import AtOnce, LocalEngine, LocalPool
+from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
+from actors.models.writer import RejectedItem, WriteItem
 from balancer.cells import Cell
-from balancer.config import Config
-from balancer.copies import CopyIndex
+from balancer.config.schema import Config
+from balancer.dataset.near_duplicates import CopyIndex
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
-from balancer.plan import make_plan
-from balancer.resume import describe_run, facts_of, schedule_of
-from balancer.schedule import Outcome, Schedule
+from balancer.planning.plan import make_plan
+from balancer.runs.resume import describe_run, facts_of, schedule_of
+from balancer.scheduling.schedule import Outcome, Schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
 

@@ -16,14 +16,14 @@ import click
 import torch
 
 import balancer
-from actors.fleet import generator_worker
-from actors.generator import Generator
+from actors.cluster.fleet import generator_worker
+from actors.models.generator import Generator
 from actors.run import run
 from balancer.cells import Candidate, Slot, cells_of
-from balancer.config import Config
-from balancer.configfile import load_config
+from balancer.config.load import load_config
+from balancer.config.schema import Config
 from balancer.manifest.query import open_manifest
-from balancer.prompts import Request, ladder, request_for
+from balancer.scheduling.prompts import Request, ladder, request_for
 from benchmarking.record import save
 from benchmarking.watch import earliest_end, watched
 

@@ -11,8 +11,8 @@ import click
 import numpy as np
 from PIL import Image
 
+from balancer.dataset.sample import CLASSES, LIGHTINGS, render
 from balancer.images import ENCODINGS, encode_image
-from balancer.sample import CLASSES, LIGHTINGS, render
 from benchmarking.record import save
 
 MARK = {"prompt": "a pizza", "model": "a model", "id": "basic/dim_ambient/0001-1"}

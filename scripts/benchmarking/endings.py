@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from balancer.manifest.compaction import compact
+from balancer.manifest.snapshot.build import compact
 from balancer.storage import open_storage
 from benchmarking.record import RESULTS, save
 from benchmarking.synthetic_manifest import write_manifest

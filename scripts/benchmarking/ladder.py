@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-import actors.fleet
+import actors.cluster.fleet
 from actors.run import run
-from balancer.config import Config
+from balancer.config.schema import Config
 from benchmarking.record import save
 
 PASS_RATES = (0.15, 0.35, 0.75)
@@ -62,14 +62,14 @@ def command(repeats: int) -> None:
 
 
 def _let_wordings_pass() -> None:
-    plain_worker = actors.fleet.verifier_worker
+    plain_worker = actors.cluster.fleet.verifier_worker
 
     def worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
         path, arguments = plain_worker(config, on_gpu)
         rates = {"pass_rates": dict(enumerate(PASS_RATES)), "strengthened_gain": STRENGTHENED_GAIN}
         return path, arguments | rates
 
-    actors.fleet.verifier_worker = worker
+    actors.cluster.fleet.verifier_worker = worker
 
 
 def _measure(attempts: Mapping[str, Any], seed: int) -> float:

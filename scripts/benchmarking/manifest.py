@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balancer.dataset.splits import EVALUATION
 from balancer.manifest import ManifestLog, open_manifest, read_run
-from balancer.manifest.compaction import compact
 from balancer.manifest.layout import DATA_DIR, LOG_DIR
-from balancer.manifest.log import KEPT
+from balancer.manifest.log.writer import KEPT
 from balancer.manifest.query import Filter, Manifest, Status
 from balancer.manifest.schema import EMBEDDING
-from balancer.resume import config_of, schedule_of
-from balancer.splits import EVALUATION
+from balancer.manifest.snapshot.build import compact
+from balancer.runs.resume import config_of, schedule_of
 from balancer.storage import open_storage
 from benchmarking.record import save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest

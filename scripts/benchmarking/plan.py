@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from balancer.config import Config
-from balancer.plan import make_plan
+from balancer.config.schema import Config
+from balancer.planning.plan import make_plan
 from benchmarking.record import median_s, save
 
 FACETS = {"lighting": [0.25] * 4, "burn_level": [0.40, 0.35, 0.25], "angle": [0.2] * 5}

@@ -21,10 +21,10 @@ import click
 import diffusers
 import torch
 
-from actors.generator import Generator
+from actors.models.generator import Generator
 from actors.run import run
-from balancer.config import Config
-from balancer.prompts import Request
+from balancer.config.schema import Config
+from balancer.scheduling.prompts import Request
 from benchmarking.random_models import save_sdxl, save_verifier
 from benchmarking.record import median_s, save
 from benchmarking.watch import watched

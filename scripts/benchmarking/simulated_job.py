@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from actors.fleet import verifier_worker
+from actors.cluster.fleet import verifier_worker
 from actors.run import run
-from balancer.config import Config
+from balancer.config.schema import Config
 from benchmarking.watch import Spans, watched
 
 SHAPE = 8
@@ -54,7 +54,7 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
         writer = {"writer": "benchmarking.simulated_writer:Writer"}
-        with watched(writer) as seen, mock.patch("actors.fleet.verifier_worker", _slow_verifier):
+        with watched(writer) as seen, mock.patch("actors.cluster.fleet.verifier_worker", _slow_verifier):
             result = run(Config.model_validate(wanted), Path(folder) / "run")
         job.ended = time.time()
         job.spans = seen.spans

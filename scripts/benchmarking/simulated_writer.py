@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.manifest.rows import ImageFile
 
 if TYPE_CHECKING:
-    from actors.writer import RejectedItem, WriteItem
+    from actors.models.writer import RejectedItem, WriteItem
 
 WRITE_S = 0.05
 

@@ -15,11 +15,11 @@ import transformers
 from PIL import Image
 
 import balancer
-from actors.fleet import verifier_worker
-from actors.verifier import Verifier
+from actors.cluster.fleet import verifier_worker
+from actors.models.verifier import Verifier
 from balancer.cells import Cell
-from balancer.configfile import load_config
-from balancer.verdict import ImageFlags
+from balancer.config.load import load_config
+from balancer.verification.verdict import ImageFlags
 from benchmarking.record import save
 
 ROOT = Path(balancer.__file__).resolve().parent.parent
@@ -62,7 +62,7 @@ def _embedded(images: int, repeats: int) -> dict[str, Any]:
 
 def _full_size(images: int, repeats: int) -> dict[str, Any]:
     """Only what all three have in common: preprocessing, image embeddings, probabilities of one property."""
-    from actors.verifier import batched
+    from actors.models.verifier import batched
 
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     tokenize = open_clip.get_tokenizer("ViT-B-32")

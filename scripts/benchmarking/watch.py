@@ -11,7 +11,7 @@ from unittest import mock
 
 import ray
 
-from actors.pool import Pool
+from actors.cluster.pool import Pool
 
 Span = tuple[float, float]
 """Seconds since 1970."""
@@ -46,7 +46,7 @@ def watched(replaced: dict[str, str] | None = None) -> Iterator[Seen]:
             seen.ready[self.spec.kind] = [(actor.description or {})["ready_s"] for actor in ready]
             super().close()
 
-    with mock.patch("actors.fleet.Pool", Watched):
+    with mock.patch("actors.cluster.fleet.Pool", Watched):
         yield seen
 
 

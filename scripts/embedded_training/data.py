@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from balancer.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture, render, table
+from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture, render, table
 
 SIZE = 128
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from balancer.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture
+from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture
 from embedded_training.data import Cell, Renders
 from embedded_training.loop import Loop, pixels, step_generator
 

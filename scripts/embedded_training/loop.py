@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from balancer.sample import Picture
+from balancer.dataset.sample import Picture
 
 WARM_UP_STEPS = 100
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from balancer.sample import BURN_LEVELS, CLASSES, LIGHTINGS
+from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS
 from embedded_training import captions
 from embedded_training.checkpoints import load_checkpoint, publish, save_checkpoint
 from embedded_training.data import SIZE, Cell, Renders

@@ -1,0 +1,1 @@
+"""Ray: connecting, actors in pools, nodes. No torch."""

@@ -1,0 +1,181 @@
+"""Who may reach Ray. What is sent to Ray is run: whoever can talk to it is master of its user's account.
+
+A Ray that is started here belongs to this user alone: it listens on the loopback interface only, asks for a
+token, and keeps its files in a folder that others cannot enter. A cluster elsewhere has to ask for a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray import _raylet
+from ray._common.utils import get_ray_address_file
+from ray._private import ray_constants
+
+from balancer.errors import ClusterError, UsageError, first_line
+from balancer.storage.regular_files import NotRegularError, TooLargeError, open_regular, read_regular
+from balancer.storage.user_paths import expanded
+
+FOLDER = "/tmp/balancer-ray"
+"""Where Ray's own is. A longer path would not leave room for the names of its sockets."""
+
+PROBE_TIMEOUT_S = 5.0
+_LONGEST_ADDRESS = 300
+_LONGEST_TOKEN = 10_000
+_MODES = ("token", "disabled")
+
+# Any call that tells something of the cluster would do. An empty message is a valid request.
+_PROBE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+
+
+@contextlib.contextmanager
+def to_oneself() -> Iterator[str]:
+    """For the time in which Ray is started on this machine: the folder for its files. ClusterError if that
+    is not this user's own."""
+    folder = private_folder()
+    ask_for_token()
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    # What Ray does by itself on systems where it starts no clusters: it takes the address 127.0.0.1, and
+    # then all of its processes listen there and nowhere else.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield folder
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_folder() -> str:
+    """`RAY_TMPDIR`, or else a folder of this user's that nobody else can enter."""
+    if chosen := os.environ.get("RAY_TMPDIR"):
+        return chosen
+    folder = f"{FOLDER}-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ClusterError(
+            f"{folder} is no folder of this user's alone, and Ray's files are put there",
+            hint="remove it, or set RAY_TMPDIR to another folder",
+        )
+    return f"{folder}/ray"  # one below, because Ray opens its own folder to everyone
+
+
+def ask_for_token() -> None:
+    """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none.
+    ClusterError for settings with which Ray would ask nobody, or break."""
+    given = os.environ.get("RAY_AUTH_MODE", "")
+    mode = given.lower() or "token"
+    if mode not in _MODES:
+        raise ClusterError(
+            f"RAY_AUTH_MODE is {given[:80]!r}, with which Ray would ask nobody for a token",
+            hint="set it to token or disabled, or remove it",
+        )
+    if mode != given:
+        os.environ["RAY_AUTH_MODE"] = mode
+        vars(_raylet)["Config"].initialize("")  # it has been read from the environment before
+    refuse_bad_token()
+    if os.environ.get("RAY_AUTH_TOKEN") or mode != "token":
+        return
+    try:
+        _own_token_file(_token_path())
+    except NotRegularError as error:
+        raise _no_token(f"{error.filename} is {error.strerror}") from error
+    except OSError:  # no home to write to: a token that ends with this process
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+
+
+def refuse_bad_token() -> None:
+    """ClusterError for a token that no request can carry, of the environment or its file. Ray would wait for
+    a pipe for ever, and end the process over a line end."""
+    token, where = os.environ.get("RAY_AUTH_TOKEN", ""), "RAY_AUTH_TOKEN"
+    if not token:
+        try:
+            path = _token_path()
+            where = str(path)
+            token = read_regular(path, max_bytes=_LONGEST_TOKEN, follow_links=True).decode("latin-1").strip()
+        except (NotRegularError, TooLargeError) as error:
+            raise _no_token(f"{error.filename} is {error.strerror}") from error
+        except OSError:  # there is none, or none for this user
+            return
+    if not (token.isascii() and token.isprintable()):
+        raise _no_token(f"{where} holds no token: it has line ends, controls or letters beyond ASCII")
+
+
+def _no_token(problem: str) -> ClusterError:
+    return ClusterError(
+        problem, hint="`ray get-auth-token --generate` makes a token; see RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def _token_path() -> Path:
+    if chosen := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(chosen)
+    try:
+        return expanded("~/.ray/auth_token")
+    except UsageError as error:
+        raise FileNotFoundError(errno.ENOENT, error.message) from error
+
+
+def _own_token_file(path: Path) -> None:
+    """Ray would make it readable for everyone."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        with open_regular(path, follow_links=True) as there:
+            found = os.fstat(there.fileno())
+            if found.st_uid == os.getuid() and found.st_mode & 0o077:
+                os.fchmod(there.fileno(), 0o600)
+        return
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def started_on_this_machine() -> str:
+    """Where the Ray is that `ray start` has started here: what `--address auto` stands for. ClusterError if
+    there is none, or somebody else says so: our token would go there."""
+    path = Path(get_ray_address_file(None))
+    try:
+        with open_regular(path, follow_links=False) as file:
+            owner, address = os.fstat(file.fileno()).st_uid, file.read(_LONGEST_ADDRESS).decode().strip()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray is known on this machine: {path}: {first_line(error)}",
+            hint="start one with `ray start --head`, or give its address as host:port",
+        ) from error
+    if owner not in (0, os.geteuid()):
+        raise ClusterError(
+            f"{path} is another user's, so that user says where Ray is",
+            hint="give the address of your Ray as host:port",
+        )
+    return address
+
+
+def refuse_open_cluster(address: str, allowed: bool) -> None:
+    """ClusterError if the cluster at host:port answers whoever asks, unless that is `allowed`."""
+    refuse_bad_token()
+    if not allowed and "RAY_USE_TLS" not in os.environ and _is_open(address):
+        raise ClusterError(
+            f"Ray at {address} asks nobody for a token: whoever reaches it can run code there, and here",
+            hint="start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes a token); "
+            "or, on a network that you trust, set actors.allow_open_cluster",
+        )
+
+
+def _is_open(address: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(_PROBE, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            call(b"", timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError:
+            return False  # it asks for a token, or something else is wrong, which Ray will tell
+    return True

@@ -1,0 +1,88 @@
+"""Candidates that were generated together, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.models.writer import RejectedItem, WriteItem
+from balancer.cells import Candidate
+from balancer.manifest.layout import image_stem, rejected_path
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row
+from balancer.scheduling.prompts import Request, Rung
+from balancer.verification.verdict import ImageFlags, Measurement, Nearest, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate's verdict and what led to it; `index` is its place in the batch."""
+
+    index: int
+    measurement: Measurement
+    nearest: Nearest | None
+    verdict: Verdict
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Candidates made by one call, all with one guidance. `pixels` is a reference to their images, uint8
+    (N, height, width, 3), `device` and `shape` are where they were made and how many at a time."""
+
+    candidates: tuple[Candidate, ...]
+    rungs: tuple[Rung, ...]
+    requests: tuple[Request, ...]
+    pixels: Any = None
+    flags: Sequence[ImageFlags] = ()
+    shape: int = 0
+    device: str = ""
+
+    def row(self, judged: Judged, file: ImageFile | None, facts: RunFacts) -> Row:
+        """The row of one candidate; `file` is None for a rejected one."""
+        return candidate_row(
+            self.candidates[judged.index],
+            self.rungs[judged.index],
+            self.requests[judged.index],
+            judged.measurement,
+            judged.verdict,
+            file,
+            nearest=judged.nearest,
+            device=self.device,
+            batch_size=self.shape,
+            facts=facts,
+        )
+
+    def to_write(self, judged: Judged, facts: RunFacts, log: ManifestLog) -> WriteItem:
+        stem = log.free_name(image_stem(self.candidates[judged.index], facts.facets))
+        return WriteItem(judged.index, stem, self.mark(judged.index, facts))
+
+    def example(self, judged: Judged, reason: str, facts: RunFacts) -> RejectedItem:
+        """A rejected image that is kept for the report."""
+        mark = self.mark(judged.index, facts) | {"rejected": reason}
+        return RejectedItem(judged.index, rejected_path(mark["id"], reason), mark)
+
+    def mark(self, index: int, facts: RunFacts) -> dict[str, str]:
+        """What an image file says of its own making, wherever it is copied to."""
+        return {
+            "prompt": self.requests[index].prompt,
+            "model": facts.config.generator_name,
+            "model_revision": facts.model_revision or "",
+            "id": self.candidates[index].id,
+        }
+
+
+@dataclass(slots=True, eq=False)
+class Files:
+    """What one call of a writer is to write of a batch: accepted images, and examples of rejected ones."""
+
+    batch: Batch
+    accepted: list[Judged] = field(default_factory=list)
+    examples: list[RejectedItem] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.accepted or self.examples)
+
+
+def described(actor_description: Mapping[str, Any] | None, name: str) -> str:
+    return str((actor_description or {}).get(name, ""))

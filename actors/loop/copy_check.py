@@ -1,0 +1,31 @@
+"""The last look at a run that is filled: which of its accepted images copy each other."""
+
+from __future__ import annotations
+
+from balancer.dataset.near_duplicates import COMPARED, copies_among, copy_flaw, known_images
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.rows import RunFacts, revoked
+from balancer.runs.resume import accepted_in_order
+from balancer.scheduling.schedule import Schedule
+
+
+def revoke_copies(schedule: Schedule, log: ManifestLog, facts: RunFacts) -> int:
+    """Revoke accepted images that copy others, so that their slots try again; returns how many there were.
+
+    Only when all are there, and in the plan's order: as they come in, chance would say which of two is the
+    copy.
+    """
+    candidates = accepted_in_order(schedule, facts)
+    rows = log.rows([candidate.id for candidate in candidates], COMPARED)
+    copies = copies_among(known_images(rows), facts.config.verification.copies)
+    if not copies:
+        return 0
+    verdicts = [
+        revoked(row, copy_flaw(copies[row["id"]]), copies[row["id"]])
+        for row in log.rows(list(copies)).to_pylist()
+    ]
+    log.commit_verdicts(verdicts, {"reason": "copies of other accepted images"})
+    for candidate in candidates:
+        if candidate.id in copies:
+            schedule.reopen(candidate, copy_flaw(copies[candidate.id]))
+    return len(copies)

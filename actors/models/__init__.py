@@ -1,0 +1,1 @@
+"""Generators, verifiers and writers. No Ray."""

@@ -1,0 +1,246 @@
+"""From requests to images: a diffusers text-to-image pipeline behind one plain class.
+
+Batches always have the same shape: a short one is filled up with its last request and cut afterwards,
+so that an image never depends on how many others were asked for. Noise is drawn on the CPU, one
+`torch.Generator` per image, so that every device starts from the same latents. (torch seeds
+its CPU generator with the low 32 bits of a seed.)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from actors.models.device import device_name, pick_device, pick_dtype, use_threads
+from actors.models.node_lock import one_at_a_time
+from actors.models.offload import largest_batch
+from actors.models.pipeline import Source, load_pipeline
+from actors.weights import resolve as weights
+from balancer.errors import UnavailableError
+from balancer.scheduling.prompts import Request
+from balancer.verification.verdict import ImageFlags, Made
+
+AUTO_BATCH_ON_CPU = 8
+
+LEFT_TO_OTHERS = 0.15
+"""Part of a GPU's memory that `auto` batches leave to the verifier and to whatever else is there."""
+
+WARM_UP_GUIDANCE = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Generator:
+    """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` and `offload` as in the config.
+
+    A `batch_size` of `auto` takes what fits beside the weights, on a CPU 8.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        variant: str | None,
+        width: int,
+        height: int,
+        steps: int,
+        batch_size: int | Literal["auto"],
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        offload: str = "auto",
+        compiled: bool = False,
+    ) -> None:
+        self.device = pick_device(device)
+        use_threads(self.device, threads)
+        self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
+        self.width, self.height, self.steps = width, height, steps
+        self.model = model
+        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant)
+        self.revision = weights.identity(model, revision, source.folder)
+        pixels = width * height
+        self._loaded = load_pipeline(
+            source, self.dtype, self.device, pixels=pixels, offload=offload, compiled=compiled
+        )
+        self._pipeline = self._loaded.pipeline
+        self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
+        self.batch_size = AUTO_BATCH_ON_CPU if batch_size == "auto" else batch_size
+        if batch_size == "auto" and self.device.type == "cuda":
+            self.batch_size = self._largest_batch()
+        if compiled:
+            with one_at_a_time("compile"):  # the first one fills a cache, the others read it
+                self._warm_up()
+
+    def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
+        """Make one image per request: uint8 (N, height, width, 3), and what is known of each.
+
+        A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch
+        shape is halved for good and the work done again with the same seeds.
+        """
+        pixels, made = self.begin(requests, guidance)()
+        return pixels, made.flags
+
+    def begin(self, requests: Sequence[Request], guidance: float) -> Callable[[], tuple[np.ndarray, Made]]:
+        """As `generate`, but the images are still on their way from the device when it returns: the result
+        waits for them."""
+        began = time.perf_counter()
+        while True:
+            try:
+                parts = [self._generate_batch(part, guidance) for part in _parts(requests, self.batch_size)]
+            except torch.cuda.OutOfMemoryError as error:
+                if self.batch_size == 1:
+                    raise self._too_large() from error
+            else:
+                flags = [flags for _, part in parts for flags in part]
+                made = Made(flags, self.batch_size, time.perf_counter() - began)
+                return functools.partial(_fetched, [copy for copy, _ in parts], made)
+            # After the handler, whose traceback keeps the tensors of the failed batch alive.
+            self._halve_batch()
+
+    def describe(self) -> dict[str, str]:
+        """What made the images, for the manifest: model, revision, device, dtype, placement, batch."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "device": device_name(self.device),
+            "dtype": f"{str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})",
+            "placement": self._loaded.placement.reason,
+            "batch_size": str(self.batch_size),
+        }
+
+    def _largest_batch(self) -> int:
+        """By what batches of one and of two take; a part of the memory is left to others on the GPU."""
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
+        one, two = (self._memory_of_a_batch(size) for size in (1, 2))
+        torch.cuda.empty_cache()
+        return largest_batch(one, two, free_bytes - int(LEFT_TO_OTHERS * total_bytes))
+
+    def _memory_of_a_batch(self, size: int) -> int:
+        self.batch_size = size
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self._warm_up()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def _warm_up(self) -> None:
+        """A batch that nobody wants, of as few steps as it takes to run through every part."""
+        steps, self.steps = self.steps, 2
+        try:
+            self._generate_batch([Request("", "", 0)], WARM_UP_GUIDANCE)
+        finally:
+            self.steps = steps
+
+    def _generate_batch(self, requests: Sequence[Request], guidance: float) -> tuple[_Copy, list[ImageFlags]]:
+        filled = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
+        finite = _FiniteLatents()
+        output = self._pipeline(**self._arguments(filled, guidance, finite))
+        images = output.images
+        decoded = _nonfinite(images)
+        flagged = getattr(output, "nsfw_content_detected", None) or [None] * len(filled)
+        flags = [
+            ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
+            for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
+        ]
+        return _Copy.begin(_to_pixels(images)[: len(requests)]), flags[: len(requests)]
+
+    def _arguments(
+        self, requests: Sequence[Request], guidance: float, callback: _FiniteLatents
+    ) -> dict[str, Any]:
+        prompts = [request.prompt for request in requests]
+        # Always words, even empty ones: pipelines treat an absent negative prompt differently, and an image
+        # must not change with its neighbours.
+        negative_prompts = [request.negative_prompt for request in requests]
+        words: dict[str, Any] = {"prompt": prompts, "negative_prompt": negative_prompts}
+        if self._loaded.embeddings is not None:
+            guided = guidance > 1
+            words = self._loaded.embeddings.arguments(prompts, negative_prompts, guided, self.device)
+        arguments = words | {
+            "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+            "guidance_scale": guidance,
+            "num_inference_steps": self.steps,
+            "width": self.width,
+            "height": self.height,
+            "output_type": "pt",
+            "callback_on_step_end": callback,
+        }
+        return {name: value for name, value in arguments.items() if name in self._known_arguments}
+
+    def _halve_batch(self) -> None:
+        torch.cuda.empty_cache()
+        self.batch_size //= 2
+        log.warning("out of CUDA memory: batches of %d from here on", self.batch_size)
+
+    def _too_large(self) -> UnavailableError:
+        return UnavailableError(
+            f"one image of {self.width} x {self.height} does not fit into the memory of"
+            f" {device_name(self.device)}",
+            hint="lower generation.width and generation.height, or leave the GPU to the generator alone",
+        )
+
+
+class _FiniteLatents:
+    """A step callback that keeps the last latents: decoding can hide an infinity behind a clamp."""
+
+    def __init__(self) -> None:
+        self._latents: torch.Tensor | None = None
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self._latents = tensors.get("latents")
+        return {}
+
+    def per_image(self, count: int) -> list[int]:
+        if self._latents is None or len(self._latents) != count:
+            return [0] * count
+        return _nonfinite(self._latents)
+
+
+def _nonfinite(values: torch.Tensor) -> list[int]:
+    """How many values of each image are not a number or infinite."""
+    counts: list[int] = values.isfinite().logical_not().flatten(1).sum(1).tolist()
+    return counts
+
+
+def _parts(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    return (requests[start : start + size] for start in range(0, len(requests), size))
+
+
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) in 0..1 to uint8 (N, H, W, 3); converted on the device, a quarter of the bytes to move."""
+    scaled = images.float().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Images on their way from the device to memory, while the device goes on with other work."""
+
+    pixels: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def begin(cls, pixels: torch.Tensor) -> _Copy:
+        if pixels.device.type != "cuda":
+            return cls(pixels, None)
+        here = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        here.copy_(pixels, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(here, arrived)
+
+    def wait(self) -> np.ndarray:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        there: np.ndarray = self.pixels.numpy()
+        return there
+
+
+def _fetched(copies: Sequence[_Copy], made: Made) -> tuple[np.ndarray, Made]:
+    return np.concatenate([copy.wait() for copy in copies]), made

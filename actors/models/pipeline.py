@@ -1,0 +1,155 @@
+"""A diffusers text-to-image pipeline from a folder, on its device, as fast as it goes there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from actors.models.node_lock import one_at_a_time
+from actors.models.offload import Placement, place
+from actors.models.prompt_embeddings import PromptEmbeddings
+from actors.weights import resolve as weights
+from balancer.errors import UnavailableError
+from balancer.storage.cache import private_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a pipeline comes from; `model` is what the config calls it."""
+
+    folder: Path
+    model: str
+    variant: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`embeddings` is None where the pipeline takes its prompts as text."""
+
+    pipeline: Any
+    embeddings: PromptEmbeddings | None
+    placement: Placement
+
+
+def load_pipeline(
+    source: Source, dtype: torch.dtype, device: torch.device, *, pixels: int, offload: str, compiled: bool
+) -> Loaded:
+    """Load, place and prepare a pipeline; `pixels` are those of one image.
+
+    One process of a node at a time: it comes through host memory, and the first that compiles fills a cache
+    from which the others take what they need.
+    """
+    with one_at_a_time("load"):
+        pipeline = _from_folder(source, dtype)
+        placement = _put(pipeline, device, pixels, offload)
+    _prefer_channels_last(pipeline)
+    if compiled:
+        _compile(pipeline, source, placement)
+    embeddings = None
+    if PromptEmbeddings.supports(pipeline):
+        on_cpu = placement.mode == "text_encoders"
+        embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device)
+    return Loaded(pipeline, embeddings, placement)
+
+
+def _from_folder(source: Source, dtype: torch.dtype) -> Any:
+    hint = "generation.model must name a text-to-image pipeline in diffusers layout"
+    shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", hint)
+    with _quiet(), shown as view:
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            view,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            variant=source.variant,
+            trust_remote_code=False,
+            **_without_watermark(view),
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # it remarks on every autoencoder but the usual one
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity_warning()  # such as of prompts that are too long
+
+
+def _without_watermark(folder: Path) -> dict[str, bool]:
+    # SDXL would stamp an invisible watermark on the CPU if a package for it happens to be installed;
+    # provenance is written into the file instead. Other pipelines do not know the argument.
+    is_sdxl = weights.pipeline_class(folder).startswith("StableDiffusionXL")
+    return {"add_watermarker": False} if is_sdxl else {}
+
+
+def _put(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Placement:
+    if device.type != "cuda":
+        pipeline.to(device)
+        return Placement("none", "")
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    placement = place(component_bytes(pipeline), pixels, free_bytes, offload)
+    if placement.mode == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif placement.mode == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        for name, part in _modules(pipeline).items():
+            stays = placement.mode == "text_encoders" and name.startswith("text_encoder")
+            part.to("cpu" if stays else device)
+    return placement
+
+
+def _modules(pipeline: Any) -> Mapping[str, torch.nn.Module]:
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def component_bytes(pipeline: Any) -> dict[str, int]:
+    """What the weights of each part take, as they are loaded."""
+    return {
+        name: sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())
+        for name, part in _modules(pipeline).items()
+    }
+
+
+def _prefer_channels_last(pipeline: Any) -> None:
+    if getattr(pipeline, "unet", None) is not None:  # convolutions; transformers have none to speed up
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+
+
+def _compile(pipeline: Any, source: Source, placement: Placement) -> None:
+    """Whole graphs, of which there is one for each shape, and batches have one shape. Compilation itself
+    happens at the first batch."""
+    if placement.mode in ("model", "sequential"):
+        raise UnavailableError(
+            f"{source.model}: a pipeline that is moved to the GPU part by part cannot be compiled"
+            f" ({placement.reason})",
+            hint="set generation.compile to false, or use a GPU with more memory",
+        )
+    _use_own_compile_cache()
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if denoiser is not None:
+        denoiser.compile(fullgraph=True, dynamic=False)
+    if getattr(pipeline, "vae", None) is not None:
+        pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False)
+
+
+def _use_own_compile_cache() -> None:
+    """torch runs what it finds in its cache, by default in the shared temporary folder: whoever made that
+    first would run code as this user."""
+    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        if name not in os.environ:
+            os.environ[name] = str(private_folder("compile") / part)

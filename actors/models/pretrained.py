@@ -1,0 +1,48 @@
+"""A transformers model and its processor from a folder: safetensors, whole, and without code of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from actors.weights import resolve as weights
+from actors.weights.file_rules import Kind
+from balancer.errors import WeightsError
+
+
+def load_pretrained(
+    model_class: Any,
+    processor_class: Any,
+    folder: Path,
+    model: str,
+    kind: Kind,
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Any, Any]:
+    """The model in evaluation mode, and its processor. `wanted` says in a hint what the config must name."""
+    transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it reports on every weight; here that is an error
+    try:
+        with weights.shown_to_loader(folder, model, None, kind, wanted) as view:
+            loaded, report = model_class.from_pretrained(
+                view,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=dtype,
+            )
+            processor = processor_class.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        # transformers goes on with random numbers in their place.
+        raise WeightsError(
+            f"{model}: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}", hint=wanted
+        )
+    return loaded.eval().to(device), processor

@@ -1,0 +1,171 @@
+"""A second opinion: a vision-language model is asked, for every property, whether an image shows it.
+
+The score is P(yes) among the tokens that say yes or no, read off the logits of the first token of the
+answer; nothing is generated. Questions go through the model in batches of one size, padded to the
+longest question, so that a score does not depend on what came together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from actors.models.device import pick_device, pick_dtype
+from actors.models.pretrained import load_pretrained
+from actors.weights import chat_template
+from actors.weights import resolve as weights
+from actors.weights.view import failures_told
+from balancer.cells import Cell
+from balancer.errors import WeightsError
+
+INTERNAL_BATCH = {"cpu": 1, "cuda": 8}
+"""Questions, each with its image, that go through the model at once. A CPU gains nothing by more, and
+its last bits depend on the place in a batch."""
+
+_HINT = "verification.second_judge.model must name a vision-language model that transformers has built in"
+_IMAGE_TOKEN = "<image>"
+
+
+class SecondJudge:
+    """A model on one device, in float32 on a CPU, in half precision on a GPU.
+
+    `question` has `{}` where the wording goes; a value is asked for by the first wording that `properties`
+    gives it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        question: str,
+        properties: Mapping[str, Mapping[str, Sequence[str]]],
+        device: str = "auto",
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype, _ = pick_dtype("auto", self.device)
+        self.model = model
+        folder = weights.resolve(model, revision, None, "second judge")
+        self.revision = weights.identity(model, revision, folder)
+        self._model, self._processor = load_pretrained(
+            transformers.AutoModelForImageTextToText,
+            transformers.AutoProcessor,
+            folder,
+            model,
+            "second judge",
+            _HINT,
+            self.device,
+            self.dtype,
+        )
+        with failures_told(folder, model, _HINT):
+            self._prepare(question, properties)
+
+    def _prepare(self, question: str, properties: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        model, tokenizer = self.model, _tokenizer_of(self._processor, self.model)
+        self._yes = _tokens_of("yes", tokenizer, model)
+        self._no = _tokens_of("no", tokenizer, model)
+        questions = {
+            (name, value): question.replace("{}", wordings[0])
+            for name, values in properties.items()
+            for value, wordings in values.items()
+        }
+        prompts = _prompts(list(questions.values()), self._processor, model)
+        self._prompts = dict(zip(questions, prompts, strict=True))
+        self._longest = max(self._prompts.values(), key=lambda prompt: len(tokenizer(prompt).input_ids))
+        self._lengths: dict[tuple[int, ...], int] = {}
+        self._options = _options(self._model, self._longest, tokenizer)
+
+    def scores(self, pixels: np.ndarray, cells: Sequence[Cell]) -> list[dict[str, float]]:
+        """For each image of uint8 (N, height, width, 3) P(yes) of what its cell asks of each property."""
+        asked = [
+            (index, name, self._prompts[name, value])
+            for index, cell in enumerate(cells)
+            for name, value in cell.properties
+        ]
+        size = INTERNAL_BATCH[self.device.type]
+        found: list[dict[str, float]] = [{} for _ in cells]
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            answers = self._ask([(pixels[index], prompt) for index, _, prompt in part], size)
+            for (index, name, _), score in zip(part, answers, strict=True):
+                found[index][name] = score
+        return found
+
+    @torch.inference_mode()
+    def _ask(self, asked: Sequence[tuple[np.ndarray, str]], size: int) -> list[float]:
+        """P(yes) of each of at most `size` questions."""
+        filled = [*asked, *[asked[-1]] * (size - len(asked))]
+        inputs = self._inputs(filled, padding="max_length", max_length=self._length(asked[0][0].shape))
+        output = self._model(**inputs.to(self.device, self.dtype), **self._options["model"])
+        logits = output.logits[: len(asked), -1, [*self._yes, *self._no]].float()
+        likely: list[float] = logits.softmax(dim=1)[:, : len(self._yes)].sum(dim=1).tolist()
+        return likely
+
+    def _inputs(self, asked: Sequence[tuple[np.ndarray, str]], **padding: Any) -> Any:
+        return self._processor(
+            text=[prompt for _, prompt in asked],
+            images=[[Image.fromarray(image)] for image, _ in asked],
+            padding_side="left",  # so that the answer comes last
+            return_tensors="pt",
+            **self._options["processor"],
+            **padding,
+        )
+
+    def _length(self, shape: tuple[int, ...]) -> int:
+        """Tokens of the longest question with an image of this shape, which takes as many as it needs."""
+        if shape not in self._lengths:
+            blank = np.zeros(shape, np.uint8)
+            self._lengths[shape] = self._inputs([(blank, self._longest)]).input_ids.shape[1]
+        return self._lengths[shape]
+
+
+def _tokenizer_of(processor: Any, model: str) -> Any:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise WeightsError(f"{model}: its processor does not take both images and text", hint=_HINT)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokens_of(word: str, tokenizer: Any, model: str) -> list[int]:
+    """The single tokens that say a word, in any case, with and without a space before it."""
+    found = set()
+    for spelling in (word, word.capitalize(), word.upper()):
+        ways = [tokenizer.encode(before + spelling, add_special_tokens=False) for before in ("", " ")]
+        found |= {tokens[0] for tokens in ways if len(tokens) == 1}
+        found.add(tokenizer.convert_tokens_to_ids(spelling))  # encode() may always put a space before it
+    found -= {None, tokenizer.unk_token_id}
+    if not found:
+        raise WeightsError(f"{model}: its tokenizer has no single token for {word!r}", hint=_HINT)
+    return sorted(found)
+
+
+def _prompts(questions: Sequence[str], processor: Any, model: str) -> list[str]:
+    """Questions about one image, as the model's chat template has them, or after a bare image token."""
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None:
+        token = getattr(processor, "image_token", _IMAGE_TOKEN)
+        return [f"{token}\n{question}" for question in questions]
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        for question in questions
+    ]
+    return chat_template.render(template, conversations, processor.tokenizer.special_tokens_map, model, _HINT)
+
+
+def _options(model: Any, prompt: str, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """Arguments that only some models know or need: the last logits alone, no second token of beginning."""
+    begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {
+        "model": {"logits_to_keep": 1} if last_only else {},
+        "processor": {"add_special_tokens": False} if begun else {},
+    }

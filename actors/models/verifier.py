@@ -1,0 +1,251 @@
+"""From images to measurements: an open_clip model behind one plain class.
+
+A property's value is known by several wordings; its text embedding is the normalised mean of theirs. The
+probabilities of a property are the softmax of the scaled similarities to its values, divided by the
+property's temperature. Images go through the model in batches of a fixed size, so that a measurement does
+not depend on how many came together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+
+from actors.models.device import device_name, pick_device, use_threads
+from actors.models.safety import SafetyChecker
+from actors.models.second_judge import SecondJudge
+from actors.weights import resolve as weights
+from actors.weights.view import failures_told
+from balancer.cells import Cell
+from balancer.images import (
+    Pixels,
+    UnreadableImage,
+    decode_image,
+    luminance_stats,
+    perceptual_hash,
+    pixel_sha256,
+)
+from balancer.verification.verdict import ImageFlags, Measurement
+
+INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
+"""Images that go through the model at once: one costs a CPU little, a GPU needs several."""
+
+_HINT = "verification.model must name an open_clip model"
+
+Preprocess = Callable[[torch.Tensor], torch.Tensor]
+Probabilities = dict[str, dict[str, float]]
+
+
+class Verifier:
+    """A model on one device, in float32 everywhere: half precision would move scores across thresholds.
+
+    `properties` gives, for every property and each of its values, the wordings that describe it,
+    `temperatures` the calibrated temperature of a property, 1 where there is none. `second_judge` and
+    `safety` are further arguments of a SecondJudge and a SafetyChecker, which look at the same images.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        properties: Mapping[str, Mapping[str, Sequence[str]]],
+        device: str = "auto",
+        threads: int | None = None,
+        temperatures: Mapping[str, float] | None = None,
+        second_judge: Mapping[str, Any] | None = None,
+        safety: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        use_threads(self.device, threads)
+        self.model = model
+        self._folder = folder = weights.resolve(model, revision, None, "verifier")
+        self.revision = weights.identity(model, revision, folder)
+        self._model, self._tokenize, transform = _load(folder, model, self.device)
+        with failures_told(folder, model, _HINT), torch.inference_mode():
+            self._preprocess = batched(transform)
+            self._scale = self._model.logit_scale.exp()
+            self._texts = {
+                name: torch.stack([self._text_embedding(labels) for labels in values.values()])
+                for name, values in properties.items()
+            }
+        self._values = {name: tuple(values) for name, values in properties.items()}
+        self._temperatures = dict(temperatures or {})
+        self.embedding_dim = next(iter(self._texts.values())).shape[1]
+        self._second_judge = self._safety = None
+        if second_judge is not None:
+            self._second_judge = SecondJudge(**second_judge, properties=properties, device=device)
+        if safety is not None:
+            self._safety = SafetyChecker(**safety, device=device)
+
+    def measure(
+        self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]
+    ) -> list[Measurement]:
+        """One measurement per image of uint8 (N, height, width, 3); `cells` are what each should show."""
+        size = INTERNAL_BATCH[self.device.type]
+        seen = [
+            one
+            for start in range(0, len(pixels), size)
+            for one in self._see(self._prepared(pixels[start : start + size]), self._temperatures)
+        ]
+        found = [
+            _measurement(image, flag, embedding, probabilities)
+            for image, flag, (embedding, probabilities) in zip(pixels, flags, seen, strict=True)
+        ]
+        if self._second_judge is not None:
+            scores = self._second_judge.scores(pixels, cells)
+            found = [replace(one, second_scores=own) for one, own in zip(found, scores, strict=True)]
+        if self._safety is not None:
+            unsafe = self._safety.probabilities(pixels)
+            found = [
+                replace(one, unsafe=max(own, one.unsafe or 0.0))
+                for one, own in zip(found, unsafe, strict=True)
+            ]
+        return found
+
+    def measure_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        """One measurement per image file of any size, or why it cannot be read. The probabilities are the
+        model's own, before calibration: what a calibration is fitted on."""
+        size = INTERNAL_BATCH[self.device.type]
+        return [
+            found
+            for start in range(0, len(files), size)
+            for found in self._measure_some_files(files[start : start + size], max_pixels)
+        ]
+
+    def measure_files_here(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        """As `measure_files`, where nothing can be tried again: whatever is raised is a WeightsError."""
+        with failures_told(self._folder, self.model, _HINT, what="cannot be used"):
+            return self.measure_files(files, max_pixels)
+
+    def _measure_some_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
+        pictures: list[Pixels | str] = [_decoded(data, max_pixels) for data in files]
+        readable = [picture for picture in pictures if not isinstance(picture, str)]
+        if not readable:
+            return [picture for picture in pictures if isinstance(picture, str)]
+        seen = iter(self._see(torch.cat([self._prepared(picture[None]) for picture in readable]), {}))
+        return [
+            picture if isinstance(picture, str) else _measurement(picture, ImageFlags(), *next(seen))
+            for picture in pictures
+        ]
+
+    def describe(self) -> dict[str, str]:
+        """What measured the images, for the manifest."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "device": device_name(self.device),
+            "embedding_dim": str(self.embedding_dim),
+        }
+
+    @torch.inference_mode()
+    def _prepared(self, pixels: np.ndarray) -> torch.Tensor:
+        """Images of one size as the model takes them."""
+        # A copy, because what comes out of an object store or a decoder cannot be written to.
+        images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
+        return self._preprocess(images)
+
+    @torch.inference_mode()
+    def _see(
+        self, images: torch.Tensor, temperatures: Mapping[str, float]
+    ) -> list[tuple[np.ndarray, Probabilities]]:
+        """Embedding and probabilities of each of at most INTERNAL_BATCH prepared images."""
+        missing = INTERNAL_BATCH[self.device.type] - len(images)
+        filled = torch.cat([images, *[images[-1:]] * missing])
+        embeddings = self._model.encode_image(filled, normalize=True)
+        # Doubles, so that what is very unlikely is not rounded to impossible: calibration takes logarithms.
+        scaled = {
+            name: (self._scale * embeddings @ texts.T).double() / temperatures.get(name, 1.0)
+            for name, texts in self._texts.items()
+        }
+        likely = {name: logits.softmax(dim=1).cpu().tolist() for name, logits in scaled.items()}
+        rows = embeddings[: len(images)].cpu().numpy()
+        return [
+            (row, {name: self._by_value(name, of[index]) for name, of in likely.items()})
+            for index, row in enumerate(rows)
+        ]
+
+    def _by_value(self, name: str, probabilities: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self._values[name], probabilities, strict=True))
+
+    def _text_embedding(self, labels: Sequence[str]) -> torch.Tensor:
+        tokens = self._tokenize(list(labels)).to(self.device)
+        return F.normalize(self._model.encode_text(tokens, normalize=True).mean(dim=0), dim=0)
+
+
+def batched(transform: Compose) -> Preprocess:
+    """The same as an open_clip image transform, for uint8 (N, 3, H, W) on any device.
+
+    Resizing and cropping of tensors is done by torchvision on the device; the rarer ways, which
+    open_clip has for PIL images only, go through it image by image.
+    """
+    normalize = next(step for step in transform.transforms if isinstance(step, Normalize))
+    shaping = [step for step in transform.transforms if isinstance(step, Resize | CenterCrop)]
+    if any(type(step).__name__ in {"ResizeKeepRatio", "CenterCropOrPad"} for step in transform.transforms):
+        return lambda images: _one_by_one(transform, images)
+    return lambda images: normalize(Compose(shaping)(images).float().div(255))
+
+
+def _one_by_one(transform: Compose, images: torch.Tensor) -> torch.Tensor:
+    pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy())
+    return torch.stack([transform(picture) for picture in pictures]).to(images.device)
+
+
+def _decoded(data: bytes, max_pixels: int) -> Pixels | str:
+    try:
+        return decode_image(data, max_pixels=max_pixels)
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _measurement(
+    image: Pixels, flags: ImageFlags, embedding: np.ndarray, probabilities: Probabilities
+) -> Measurement:
+    brightness, deviation = luminance_stats(image)
+    return Measurement(
+        probabilities=probabilities,
+        brightness=brightness,
+        deviation=deviation,
+        flags=flags,
+        phash=perceptual_hash(image),
+        embedding=embedding.astype("<f2").tobytes(),
+        pixel_sha256=pixel_sha256(image),
+        unsafe=flags.unsafe,
+    )
+
+
+def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Compose]:
+    """Model, tokenizer and image transform."""
+    transformers.utils.logging.disable_progress_bar()
+    with weights.shown_to_loader(folder, model, None, "verifier", _HINT) as view:
+        # Never create_model_and_transforms: it goes on with random weights where there are none.
+        loaded, transform = open_clip.create_model_from_pretrained(f"local-dir:{view}", device=device)
+        tokenizer = _tokenizer(view)
+    return loaded.eval(), tokenizer, transform
+
+
+def _tokenizer(view: Path) -> Any:
+    """As open_clip.get_tokenizer, which passes all options of the model's config on to transformers, those
+    to run code among them. Which options there may be is up to `model_configs`."""
+    text = open_clip.get_model_config(f"local-dir:{view}")["text_cfg"]
+    options = text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    return open_clip.tokenizer.HFTokenizer(
+        view,
+        context_length=length,
+        tokenizer_mode=text.get("tokenizer_mode"),
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )

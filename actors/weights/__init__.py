@@ -1,0 +1,1 @@
+"""Which files a model is loaded from, and which models are refused. No Ray."""

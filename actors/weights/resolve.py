@@ -1,0 +1,341 @@
+"""Where a model's files are: shipped with the package, in a folder, or on the hub at one commit.
+
+A model is data: safetensors, vocabularies, and configs that name no code and nothing that is elsewhere. Hub
+models are loaded only at a full commit hash. `check` says whether a model is at hand without downloading it;
+`resolve` gives its folder and downloads what is missing; `shown_to_loader` is the only way to load it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from actors.weights import view as model_view
+from actors.weights.file_rules import (
+    MARKER,
+    IncompleteError,
+    Kind,
+    is_config,
+    is_weights,
+    needed_files,
+    small_files,
+)
+from actors.weights.hashes import combined, weight_files, weights_sha256
+from actors.weights.view import check_files, list_files, read_checked_config, read_config
+from balancer.config.schema import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
+from balancer.errors import ConfigError, WeightsError, first_line
+from balancer.storage.regular_files import NotRegularError, open_regular
+from balancer.storage.user_paths import expanded
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+HUB_PREFIX = "hf-hub:"
+METADATA_TIMEOUT_S = 5.0
+_READ_BYTES = 1 << 22
+
+_SECTION: Mapping[Kind, str] = {
+    "generator": "generation",
+    "verifier": "verification",
+    "second judge": "verification.second_judge",
+    "safety checker": "verification.safety",
+}
+_LAYOUT: Mapping[Kind, str] = {
+    "generator": "diffusers",
+    "verifier": "open_clip",
+    "second judge": "transformers",
+    "safety checker": "transformers",
+}
+_EMBEDDED: frozenset[Kind] = frozenset({"generator", "verifier"})
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """`folder` is None only on the `hub`, from where `missing_bytes` would be downloaded."""
+
+    place: Literal["embedded", "folder", "cache", "hub"]
+    folder: Path | None
+    missing_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """`sha256` is what the hub says of large files."""
+
+    num_bytes: int
+    sha256: str | None
+
+
+def wanted_models(config: Config) -> dict[Kind, tuple[str, str | None, str | None]]:
+    """Model, revision and variant of every model that a config names, as `check` and the others take them."""
+    made, judged = config.generation, config.verification
+    wanted: dict[Kind, tuple[str, str | None, str | None]] = {
+        "generator": (made.model, made.revision, made.variant),
+        "verifier": (judged.model, judged.revision, None),
+    }
+    if judged.second_judge is not None:
+        wanted["second judge"] = (judged.second_judge.model, judged.second_judge.revision, None)
+    if judged.safety is not None:
+        wanted["safety checker"] = (judged.safety.model, judged.safety.revision, None)
+    return wanted
+
+
+def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> Availability:
+    """Find a model without downloading it; raises, within seconds, whatever `resolve` would raise."""
+    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+        folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
+        return Availability("embedded", _checked_folder(folder, model, variant, kind))
+    if not _names_hub(model, kind):
+        return Availability("folder", _checked_folder(expanded(model), model, variant, kind))
+    commit = _commit(model, revision, kind)
+    cached = _cached(model, commit, variant, kind)
+    if cached is not None:
+        return Availability("cache", cached)
+    files = _files_on_hub(model, commit, variant, kind)
+    return Availability("hub", None, sum(file.num_bytes for file in files.values()))
+
+
+def refuse_faulty(config: Config) -> None:
+    """Raise what `check` raises of the models that are on this machine. The hub is not asked, and what is not
+    here, or not all of it, is nothing to complain of yet."""
+    for kind, (model, revision, variant) in wanted_models(config).items():
+        if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+            continue
+        if _names_hub(model, kind):
+            _cached(model, _commit(model, revision, kind), variant, kind)
+        elif expanded(model).is_dir():
+            with contextlib.suppress(IncompleteError):
+                _checked_folder(expanded(model), model, variant, kind)
+
+
+def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
+    """The folder with the model's files, downloaded if need be; WeightsError says what is missing."""
+    found = check(model, revision, variant, kind)
+    if found.folder is not None:
+        return found.folder
+    commit = _commit(model, revision, kind)
+    files = _files_on_hub(model, commit, variant, kind)
+    log.info("downloading %s, %.1f GB", model, sum(file.num_bytes for file in files.values()) / 1e9)
+    return _checked_folder(_download(model, commit, kind, list(files)), model, variant, kind)
+
+
+@contextlib.contextmanager
+def shown_to_loader(folder: Path, model: str, variant: str | None, kind: Kind, hint: str) -> Iterator[Path]:
+    """A private folder from which a resolved model is loaded; see `model_view.shown_to_loader`."""
+    with model_view.shown_to_loader(folder, _needed(folder, model, variant, kind), model, hint) as view:
+        yield view
+
+
+def describe(model: str, revision: str | None, variant: str | None, kind: Kind) -> dict[str, Any]:
+    """What a run records of a model before any is loaded: `model`, `revision` (None for a folder without
+    one), the `sha256` of its weights, by what the hub says where they are not here yet (None if it does not)
+    and, of a verifier, `embedding_dim`. Raises what `check` raises."""
+    folder = check(model, revision, variant, kind).folder
+    if folder is None:
+        commit = _commit(model, revision, kind)
+        sha256 = _sha256_on_hub(_files_on_hub(model, commit, variant, kind))
+        folder = _download(model, commit, kind, [MARKER[kind]])
+    else:
+        sha256 = weights_sha256(folder, _needed(folder, model, variant, kind))
+    described: dict[str, Any] = {
+        "model": model,
+        "revision": identity(model, revision, folder) or None,
+        "sha256": sha256,
+    }
+    if kind == "verifier":
+        described["embedding_dim"] = _embedding_dim(read_config(folder, MARKER[kind], model), model)
+    return described
+
+
+def _sha256_on_hub(files: Mapping[str, HubFile]) -> str | None:
+    hashes = {name: files[name].sha256 for name in weight_files(files)}
+    known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
+    return combined(known) if len(known) == len(hashes) else None
+
+
+def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
+    dim = config.get("model_cfg", {}).get("embed_dim")
+    if type(dim) is not int or not 1 <= dim <= MAX_EMBEDDING_DIM:
+        raise WeightsError(
+            f"{model}: open_clip_config.json names no embed_dim from 1 to {MAX_EMBEDDING_DIM:,}",
+            hint=_place_hint("verifier"),
+        )
+    return dim
+
+
+def identity(model: str, revision: str | None, folder: Path) -> str:
+    """What tells these weights from others of the same name: the commit; for the embedded models, which
+    change with the package, 40 hex digits over their content; empty for a folder."""
+    return _content_digest(folder) if model == EMBEDDED_MODEL else revision or ""
+
+
+def fingerprint(model: str, revision: str | None, kind: Kind) -> str:
+    """What tells these weights from all others, for what is measured once and used again: the commit, or
+    40 hex digits over a folder's content. Raises what `check` raises."""
+    found = check(model, revision, None, kind)
+    if found.folder is None or found.place in ("cache", "hub"):
+        return _commit(model, revision, kind)
+    return _content_digest(found.folder)
+
+
+def _content_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".safetensors", ".json"}:
+            with contextlib.suppress(NotRegularError), open_regular(path, follow_links=True) as file:
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+                while part := file.read(_READ_BYTES):
+                    digest.update(part)
+    return digest.hexdigest()[:40]
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class a diffusers folder asks for."""
+    return str(read_config(folder, MARKER["generator"], str(folder))["_class_name"])
+
+
+def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -> Path:
+    marker = folder / MARKER[kind]
+    if not marker.is_file():
+        missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
+        raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
+    check_files(folder, _needed(folder, model, variant, kind), model)
+    return folder.absolute()
+
+
+def _needed(folder: Path, model: str, variant: str | None, kind: Kind) -> list[str]:
+    names = list_files(folder)
+    marker = read_config(folder, MARKER[kind], model)
+    # What is refused is refused, whether all of it is there or not.
+    for name in filter(is_config, small_files(names, marker, kind, model)):
+        read_checked_config(folder, name, model)
+    return needed_files(names, marker, variant, kind, model)
+
+
+def _names_hub(model: str, kind: Kind) -> bool:
+    if model.startswith(HUB_PREFIX):
+        return True
+    path = expanded(model)
+    if path.is_file():
+        raise WeightsError(f"{model}: is a file; models are loaded from folders", hint=_place_hint(kind))
+    return kind != "verifier" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
+
+
+def _commit(model: str, revision: str | None, kind: Kind) -> str:
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    given = "is missing" if revision is None else f"{revision!r} is not a commit"
+    raise ConfigError(
+        [f"{_SECTION[kind]}.revision: {given}; the hub model {model} needs the 40 hex digits of one"],
+        hint="names and branches move; the commit is on the model's page under Files, History",
+    )
+
+
+def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | None:
+    import huggingface_hub as hub
+
+    marker = hub.try_to_load_from_cache(_hub_id(model), MARKER[kind], revision=commit)
+    if not isinstance(marker, str):
+        return None
+    try:
+        return _checked_folder(Path(marker).parent, model, variant, kind)
+    except IncompleteError:
+        return None  # an interrupted download
+
+
+def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, HubFile]:
+    """The files to download, from one metadata request and the configs."""
+    import huggingface_hub as hub
+
+    repository = _hub_id(model)
+    info = _from_hub(
+        lambda: hub.HfApi().model_info(
+            repository, revision=commit, files_metadata=True, timeout=METADATA_TIMEOUT_S
+        ),
+        model,
+        commit,
+        kind,
+    )
+    there = {
+        file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+    }
+    if MARKER[kind] not in there:
+        raise WeightsError(
+            f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
+            hint=_place_hint(kind),
+        )
+    marker = read_config(_download(model, commit, kind, [MARKER[kind]]), MARKER[kind], model)
+    configs = [name for name in small_files(there, marker, kind, model) if is_config(name)]
+    folder = _download(model, commit, kind, configs)
+    for name in configs:
+        read_checked_config(folder, name, model)
+    return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}
+
+
+def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:
+    import huggingface_hub as hub
+
+    hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # public, but not re-exported
+    folder = ""
+    # Small files first: a folder that has its weights is then complete, whenever a download was cut off.
+    for part in ([name for name in files if not is_weights(name)], list(filter(is_weights, files))):
+        if part:
+            fetch = functools.partial(
+                hub.snapshot_download,
+                _hub_id(model),
+                revision=commit,
+                allow_patterns=[glob.escape(name) for name in part],
+            )
+            folder = _from_hub(fetch, model, commit, kind)
+    return Path(folder)
+
+
+def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) -> _T:
+    """Whatever goes wrong at the hub, as one line; its client raises a dozen unrelated classes."""
+    from huggingface_hub import errors
+
+    at = f"{model} at revision {commit}"
+    try:
+        return request()
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{at} is gated", hint="accept its terms on the hub, then log in with `hf auth login`"
+        ) from error
+    except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
+        raise WeightsError(
+            f"{at} does not exist on the hub, or is private",
+            hint=f"correct {_SECTION[kind]}.model and {_SECTION[kind]}.revision",
+        ) from error
+    except Exception as error:
+        raise WeightsError(
+            f"{at} is not on this machine and cannot be downloaded: {first_line(error)}",
+            hint=f"start once where the hub can be reached, or set {_SECTION[kind]}.model to a folder with"
+            f" the model in {_LAYOUT[kind]} layout"
+            + (f", or to {EMBEDDED_MODEL!r}" if kind in _EMBEDDED else ""),
+        ) from error
+
+
+def _hub_id(model: str) -> str:
+    return model.removeprefix(HUB_PREFIX)
+
+
+def _place_hint(kind: Kind) -> str:
+    prefix = HUB_PREFIX if kind == "verifier" else ""
+    embedded = f"{EMBEDDED_MODEL!r}, to " if kind in _EMBEDDED else ""
+    return (
+        f"set {_SECTION[kind]}.model to {embedded}a folder in {_LAYOUT[kind]} layout,"
+        f" or to a hub model ({prefix}organisation/name)"
+    )

@@ -1,0 +1,202 @@
+"""What a loader sees of a model: a private folder with exactly the files that were checked and hashed.
+
+Model libraries look for many files, prefer some over others, and follow what configs say. In the private
+folder there is nothing else to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.weights.config_rules import checked_config
+from actors.weights.file_rules import INCOMPLETE_HINT, IncompleteError, is_config, is_index, is_weights
+from actors.weights.headers import HeaderError, Weights, read_header, together
+from actors.weights.tokenizer_trial import check_tokenizer
+from balancer.errors import BalancerError, WeightsError, first_line
+from balancer.storage.regular_files import NotRegularError, open_regular, read_regular
+from balancer.text.safetext import printable
+
+MAX_CONFIG_BYTES = 20_000_000
+"""Of a chat template, say, 100 kB; of the index of a thousand shards 10 MB."""
+
+MAX_VOCABULARY_BYTES = 200_000_000
+"""The largest published ones have 70 MB."""
+
+_LONGEST_REASON = 300
+
+
+def list_files(folder: Path) -> list[str]:
+    """Relative names of what is in a folder and its folders. These need not be files: nothing is opened."""
+    try:
+        inside, names = _listed(folder)
+        for name in inside:
+            names += [f"{name}/{inner}" for inner in _listed(folder / name)[1]]
+    except OSError as error:
+        raise WeightsError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return names
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of folders, and of whatever else there is."""
+    by_kind: tuple[list[str], list[str]] = ([], [])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            by_kind[not os.path.isdir(entry)].append(entry.name)
+    return by_kind
+
+
+def read_config(folder: Path, name: str, model: str) -> dict[str, Any]:
+    """The content of a JSON file as it is. WeightsError if it is none, or is not a file of this model."""
+    return _parsed(read_file(folder, name, model), name, model)
+
+
+def read_checked_config(folder: Path, name: str, model: str) -> dict[str, Any]:
+    """As `read_config`, without what no loader is shown; also WeightsError for what is refused."""
+    config = read_config(folder, name, model)
+    try:
+        return checked_config(config, name, model)
+    except RecursionError as error:
+        raise _damaged(name, "nested too deeply", model) from error
+
+
+def _parsed(data: bytes, name: str, model: str) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(name, first_line(error), model) from error
+    if not isinstance(content, dict):
+        raise _damaged(name, "not a JSON object", model)
+    return content
+
+
+def _damaged(name: str, why: str, model: str) -> WeightsError:
+    return WeightsError(f"{model}: {name}: {why}", hint=INCOMPLETE_HINT)
+
+
+def read_file(folder: Path, name: str, model: str) -> bytes:
+    """A small file of a model."""
+    limit = MAX_CONFIG_BYTES if is_config(name) or is_index(name) else MAX_VOCABULARY_BYTES
+    with _refusals(name, model):
+        return read_regular(own_path(folder, name, model), max_bytes=limit, follow_links=False)
+
+
+def own_path(folder: Path, name: str, model: str) -> Path:
+    """Where a file of a model is, links followed: in its folder, or in the hub's cache beside it."""
+    path, here = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
+    if not path.is_relative_to(here) and not path.is_relative_to(_blobs(here)):
+        raise WeightsError(
+            f"{model}: {name} is a link that leads out of the model's folder",
+            hint="copy the file into the folder, or set the model to the folder where it is",
+        )
+    return path
+
+
+def _blobs(snapshot: Path) -> Path:
+    """The hub's cache keeps contents in blobs/, and in snapshots/COMMIT/ links to them."""
+    return snapshot.parent.with_name("blobs") if snapshot.parent.name == "snapshots" else snapshot
+
+
+@contextlib.contextmanager
+def _refusals(name: str, model: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise IncompleteError(f"{model}: {name} is missing", hint=INCOMPLETE_HINT) from error
+    except OSError as error:
+        hint = "a model is made of regular files" if isinstance(error, NotRegularError) else ""
+        raise WeightsError(f"{model}: {name}: {error.strerror}", hint=hint) from error
+
+
+def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
+    """WeightsError if a file of a model is missing, is not regular, leads elsewhere, or is refused."""
+    for name in needed:
+        with _refusals(name, model):
+            open_regular(own_path(folder, name, model), follow_links=False).close()
+        if is_weights(name):
+            _weights(folder, [name], model)
+        elif is_config(name):
+            read_checked_config(folder, name, model)
+        elif is_index(name):
+            _check_index(read_config(folder, name, model), name, needed, model)
+        elif name.rpartition("/")[2] == "tokenizer.json":
+            read_file(folder, name, model)  # for its size
+            check_tokenizer(own_path(folder, name, model), name, model, INCOMPLETE_HINT)
+
+
+def _weights(folder: Path, names: Iterable[str], model: str) -> Weights:
+    found = []
+    for name in names:
+        with _refusals(name, model):
+            try:
+                found.append(read_header(own_path(folder, name, model)))
+            except HeaderError as error:
+                raise _damaged(name, str(error), model) from error
+    return together(found)
+
+
+def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], model: str) -> None:
+    beside = name.rpartition("/")[0]
+    own = {known for known in needed if is_weights(known) and known.rpartition("/")[0] == beside}
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict):
+        raise _damaged(name, "no weight_map", model)
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str) or (f"{beside}/{shard}" if beside else shard) not in own:
+            raise WeightsError(
+                f"{model}: {name} says that {tensor[:80]!r} is in {str(shard)[:80]!r}, which is none of its"
+                " weight files",
+                hint=INCOMPLETE_HINT,
+            )
+
+
+@contextlib.contextmanager
+def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) -> Iterator[Path]:
+    """A private folder with the model's files, while it is loaded. Whatever the loader raises becomes a
+    WeightsError, and so does anything that is built larger than the weights.
+
+    Weights are links to the files; everything else is a copy of what was checked.
+    """
+    check_files(folder, needed, model)
+    temporary = tempfile.TemporaryDirectory(prefix="balancer-model-", ignore_cleanup_errors=True)
+    with temporary as view, failures_told(folder, model, hint, shown_as=view):
+        for name in needed:
+            _show(folder, name, Path(view), model)
+        from actors.weights.build_limit import no_larger_than  # torch, which a check of files does without
+
+        with no_larger_than(_weights(folder, filter(is_weights, needed), model), model, hint):
+            yield Path(view)
+
+
+@contextlib.contextmanager
+def failures_told(
+    folder: Path, model: str, hint: str, shown_as: str = "", what: str = "does not load"
+) -> Iterator[None]:
+    """Whatever a model's loader, or what it has loaded, raises is a WeightsError that names the model."""
+    try:
+        yield
+    except BalancerError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # whatever they, their parsers and kernels do; a panic is no Exception
+        reason = printable(first_line(error)[:_LONGEST_REASON])
+        if shown_as:
+            reason = reason.replace(shown_as, str(folder))
+        raise WeightsError(f"{model}: the model in {folder} {what}: {reason}", hint=hint) from error
+
+
+def _show(folder: Path, name: str, view: Path, model: str) -> None:
+    shown = view / name
+    shown.parent.mkdir(exist_ok=True)
+    if is_weights(name):
+        shown.symlink_to(own_path(folder, name, model))
+    elif is_config(name):
+        shown.write_text(json.dumps(read_checked_config(folder, name, model)))
+    else:
+        shown.write_bytes(read_file(folder, name, model))

@@ -1,0 +1,1 @@
+"""Commands about a dataset and its config, before there is a run."""

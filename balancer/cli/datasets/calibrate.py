@@ -1,0 +1,110 @@
+"""`balancer calibrate`: fit the verifier's probabilities to labelled real images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balancer.cli import console
+from balancer.config.dotted import SETTING_HELP
+from balancer.errors import UsageError
+from balancer.text.quantities import counted, percent
+
+if TYPE_CHECKING:
+    from balancer.verification.calibration import PropertyCalibration
+
+
+@click.command("calibrate")
+@click.argument("config", type=click.Path())
+@click.option("--out", default=None, help="File to write.  [default: CONFIG with .calibration.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print what is written, one JSON object.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
+def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
+
+    The classes are those of the folders of dataset.path and dataset.holdout, facet values those of their
+    metadata. All figures come from cross-validation. Put the file into the config as
+    `verification.calibration`; it holds for one verifier and one set of wordings.
+    """
+    from balancer.config.load import load_config
+
+    loaded = load_config(config, overrides)
+    if loaded.actors.kind == "simulated":
+        raise UsageError(f"{config}: simulated actors have no probabilities to calibrate")
+    from actors.real_images import examples_of, measure_here
+    from actors.weights import resolve as weights
+    from balancer.dataset.audit import audit_dataset, audit_holdout, match_classes
+    from balancer.verification.calibration import calibration_document, fit_property, write_calibration
+
+    audit = audit_dataset(loaded)
+    match_classes(audit, loaded)
+    judged = loaded.verification
+    measured = measure_here(loaded, audit, audit_holdout(loaded))
+    fitted = {
+        name: fit_property(examples, judged.min_examples)
+        for name, examples in examples_of(measured, loaded).items()
+    }
+    fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
+    document = calibration_document(judged.model, fingerprint, loaded.properties(), fitted)
+    path = Path(config).with_suffix(".calibration.json") if out is None else Path(out)
+    write_calibration(path, document)
+    if as_json:
+        console.print_json(document)
+    else:
+        _print(len(measured.images), fitted)
+    for name, found in fitted.items():
+        if found.kept:
+            console.warn(f"{name} keeps its probabilities (temperature 1): {found.kept}")
+    tell_worth(os.fspath(path), fitted, judged.min_auc)
+
+
+def tell_worth(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: float) -> None:
+    """A temperature changes how sure the verifier is, not what it tells apart."""
+    aucs = {
+        f"{name}={value}": auc
+        for name, found in fitted.items()
+        for value, auc in zip(found.values, found.auc, strict=True)
+        if auc is not None
+    }
+    blind = {name: auc for name, auc in aucs.items() if auc < min_auc}
+    for name, auc in blind.items():
+        console.warn(
+            f"the verifier does not tell {name} from the others: AUC {auc:.2f}, {min_auc:.2f} needed"
+            " (verification.min_auc; chance is 0.50)"
+        )
+    if aucs and len(blind) == len(aucs):
+        console.note(
+            f"written to {path}, but of no use: try another verifier (verification.model) or other wordings"
+            " (labels), and calibrate again"
+        )
+    else:
+        console.note(f"written; put into the config: verification.calibration: {path}")
+
+
+def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
+    rows: list[list[console.Cell]] = []
+    for name, found in fitted.items():
+        before, after = found.calibration_error or (None, None)
+        figures = [None if error is None else round(error, 4) for error in (before, after)]
+        rows.append([name, sum(found.examples), found.folds or None, round(found.temperature, 3), *figures])
+    columns = ["property", "labelled", "folds", "temperature", "calibration error before", "after"]
+    console.table(f"calibration on {counted(images, 'real image')}", columns, rows)
+    rows = [
+        [name, value, count, None if auc is None else round(auc, 3), right]
+        for name, found in fitted.items()
+        for value, count, auc, right in zip(
+            found.values, found.examples, found.auc, _right(found), strict=True
+        )
+    ]
+    console.say()
+    console.table("values", ["property", "value", "labelled", "AUC", "likeliest"], rows)
+
+
+def _right(found: PropertyCalibration) -> list[str | None]:
+    """Of the images labelled with each value, the part of which it is the likeliest."""
+    counts = enumerate(zip(found.confusion, found.examples, strict=True))
+    return [percent(row[index], count) if count else None for index, (row, count) in counts]

@@ -1,0 +1,229 @@
+"""`balancer plan`: what a run would generate and what it may cost, before anything is generated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from balancer.cli import console
+from balancer.config.dotted import SETTING_HELP
+from balancer.errors import BalancerError
+from balancer.scheduling.progress import duration
+from balancer.text.quantities import counted, size
+
+if TYPE_CHECKING:
+    from actors.real_images import RealImages
+    from balancer.config.schema import Config
+    from balancer.dataset.audit import Audit
+    from balancer.planning.plan import Estimate, Measured, Plan
+    from balancer.verification.preflight import Preflight, ValueProof
+
+
+@click.command("plan")
+@click.argument("config", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
+@click.option("--measured", metavar="RUN", default=None, help="Estimate from what this run has measured.")
+@click.option("--no-preflight", is_flag=True, help="Do not load the verifier to see what it can judge.")
+def command(
+    config: str, as_json: bool, overrides: tuple[str, ...], measured: str | None, no_preflight: bool
+) -> None:
+    """Show what `run` would generate for CONFIG: quotas, priorities, expected candidates, time and disk.
+
+    Nothing is generated. The pre-flight shows what the verifier, if it is on this machine, can tell apart on
+    the labelled real images.
+    """
+    from balancer.config.load import load_config
+    from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
+    from balancer.dataset.splits import kept_apart, splits_of, training_part
+    from balancer.planning.plan import estimate, held_back, make_plan
+
+    loaded = load_config(config, overrides)
+    if loaded.actors.kind == "models":
+        from actors.weights.resolve import refuse_faulty
+
+        refuse_faulty(loaded)
+    audit = audit_dataset(loaded)
+    splits = splits_of(audit, loaded)
+    training = training_part(audit, splits)
+    counts = match_classes(training, loaded)
+    facets, images = credited_facets(training, loaded), None
+    if loaded.target.count_real_facets == "measured":
+        if not no_preflight and (images := _measure(loaded, audit)) is not None:
+            from actors.real_images import real_facets
+
+            facets = real_facets(images, loaded, splits)
+        else:
+            console.warn("target.count_real_facets: only values in the metadata are counted here")
+    plan = make_plan(loaded, counts, facets)
+    real_bytes = sum(image.num_bytes for image in audit.images)
+    cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
+    _warn_of_faults(audit)
+    if line := kept_apart(audit, splits, loaded):
+        console.note(line)
+    for line in held_back(plan):
+        console.warn(line)
+    if not as_json:
+        _print(plan, cost, list(loaded.facets))
+    if not no_preflight and images is None:
+        images = _measure(loaded, audit)
+    checked = None if images is None else _preflight(images, loaded)
+    if as_json:
+        told = _as_json(plan, cost, list(loaded.facets))
+        console.print_json(told | {"preflight": checked.as_dict() if checked else None})
+    elif checked is not None:
+        _print_preflight(checked)
+
+
+def _measured(run: str) -> Measured:
+    from balancer.manifest.measured import measure_run
+    from balancer.storage import open_storage
+
+    return measure_run(open_storage(run, create=False))
+
+
+def _measure(config: Config, audit: Audit) -> RealImages | None:
+    """The real images as the verifier sees them; None where it cannot, for a reason that is told: a plan does
+    not fail because of it."""
+    if config.actors.kind == "simulated":
+        console.note("no pre-flight: simulated actors judge nothing")
+        return None
+    from actors import real_images
+    from actors.weights import resolve as weights
+    from balancer.dataset.audit import audit_holdout
+
+    judged = config.verification
+    try:
+        at = weights.check(judged.model, judged.revision, None, "verifier")
+        if at.folder is None:
+            missing = size(at.missing_bytes)
+            console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
+            return None
+        real_images.calibration_of(config)
+        return real_images.measure_here(config, audit, audit_holdout(config))
+    except BalancerError as error:
+        console.warn(f"no pre-flight: {error.message}")
+        return None
+
+
+def _preflight(images: RealImages, config: Config) -> Preflight:
+    from actors.real_images import preflight_of
+
+    return preflight_of(images, config)
+
+
+def _print_preflight(checked: Preflight) -> None:
+    rows: list[list[console.Cell]] = [
+        [
+            proof.property_,
+            proof.value,
+            proof.examples,
+            None if proof.auc is None else round(proof.auc, 3),
+            _verdict(checked, proof),
+        ]
+        for proof in checked.values
+    ]
+    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
+    console.say()
+    console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
+    if checked.blocking:
+        console.warn(
+            f"`run` would stop: not proven, nor in verification.unjudged:"
+            f" {counted(len(checked.blocking), 'value')}"
+        )
+
+
+def _verdict(checked: Preflight, proof: ValueProof) -> str:
+    if proof.proven:
+        return "proven"
+    allowed = ", allowed by verification.unjudged" if checked.is_allowed(proof) else ""
+    return f"not proven{allowed}: {proof.problem}"
+
+
+def _warn_of_faults(audit: Audit) -> None:
+    faults = []
+    if audit.unreadable:
+        faults.append(f"unreadable and not counted: {len(audit.unreadable)}")
+    if audit.duplicates:
+        copies = sum(len(names) - 1 for names in audit.duplicates)
+        faults.append(f"exact copies of others and counted: {copies}")
+    if faults:
+        console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` names them)")
+    for line in audit.warnings:
+        console.warn(line)
+
+
+def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
+    cells = [wanted.as_dict(facets) for wanted in plan.cells]
+    classes = {
+        name: {"now": now, "to_generate": lacking, "then": then, "target": target}
+        for name, now, lacking, then, target in _by_class(plan)
+    }
+    return {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
+
+
+def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
+    """The summary first: there may be hundreds of cells."""
+    if all(count >= plan.targets[name] for name, count in plan.counts.items()):
+        console.say("nothing is lacking: every class has its target (`target` in the config sets it)")
+    console.table(
+        f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
+        f"{counted(len(plan.counts), 'class', 'classes')}",
+        ["class", "now", "to generate", "then", "target"],
+        _by_class(plan),
+    )
+    for facet in facets:
+        _print_facet(plan, facet)
+    _print_estimate(cost)
+    console.say()
+    console.table(
+        "cells, in the order in which they are filled",
+        ["priority", "class", *facets, "images"],
+        [
+            [
+                wanted.priority.value,
+                wanted.cell.class_name,
+                *(wanted.cell.value(facet) for facet in facets),
+                wanted.quota,
+            ]
+            for wanted in plan.cells
+        ],
+    )
+
+
+def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
+    """Class, images now, images to generate, both together, target."""
+    lacking = Counter[str]()
+    for wanted in plan.cells:
+        lacking[wanted.cell.class_name] += wanted.quota
+    return [
+        (name, count, lacking[name], count + lacking[name], plan.targets[name])
+        for name, count in plan.counts.items()
+    ]
+
+
+def _print_facet(plan: Plan, facet: str) -> None:
+    totals = Counter[str]()
+    for wanted in plan.cells:
+        value = wanted.cell.value(facet)
+        if value is not None:
+            totals[value] += wanted.quota
+    if totals:
+        console.say()
+        console.table(facet, ["value", "to generate"], list(totals.items()))
+
+
+def _print_estimate(cost: Estimate) -> None:
+    time = None if cost.hours is None else duration(cost.hours * 3600)
+    rows: list[list[console.Cell]] = [
+        ["candidates", str(cost.candidates), cost.candidates_basis],
+        ["time", time, cost.hours_basis],
+        ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
+        ["disk", size(cost.bytes), cost.bytes_basis],
+        *console.per_image_rows(asdict(cost.per_image)),
+    ]
+    console.say()
+    console.table("estimate", ["what", "expected", "basis"], rows)

@@ -1,0 +1,75 @@
+"""`balancer export`: a run's images for other tools."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import click
+
+from balancer.cli import console
+from balancer.text.quantities import counted
+
+
+@click.command("export")
+@click.argument("run", metavar="RUN")
+@click.argument("form", metavar="FORMAT")
+@click.argument("destination", metavar="DEST")
+@click.argument("condition", metavar="[FILTER]", default="")
+@click.option("--copy", is_flag=True, help="folders: copies instead of links into RUN.")
+@click.option("--embed", is_flag=True, help="parquet, arrow: the image files in the table.")
+@click.option(
+    "--shard-megabytes", type=click.FloatRange(min=0, min_open=True), default=500.0, show_default=True,
+    help="webdataset: greatest size of a tar file.",
+)  # fmt: skip
+@click.option("--licence", default="unknown", help="hf: an identifier of the hub, such as cc-by-4.0.")
+@click.option("--allow-synthetic-eval", is_flag=True, help="Let generated images into validation and test.")
+def command(
+    run: str,
+    form: str,
+    destination: str,
+    condition: str,
+    copy: bool,
+    embed: bool,
+    shard_megabytes: float,
+    licence: str,
+    allow_synthetic_eval: bool,
+) -> None:
+    """Write the accepted images of RUN to DEST as FORMAT; the same command again completes or renews them.
+
+    \b
+    folders      class folders, with links by facet value
+    parquet      one Parquet file
+    arrow        one Arrow file
+    hf           a Hugging Face imagefolder with a dataset card
+    webdataset   tar shards
+    labelstudio  Label Studio tasks with predictions
+    fiftyone     a FiftyOne dataset
+
+    FILTER is a SQL condition, as in `balancer query`.
+    """
+    from balancer.export import Options, export
+    from balancer.manifest.image_check import check_images
+    from balancer.manifest.query import open_manifest
+    from balancer.storage import open_storage
+
+    options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval)
+    manifest = open_manifest(run)
+    if warning := check_images(open_storage(run, create=False)).warning:
+        console.warn(warning)
+    with contextlib.ExitStack() as stack:
+        count: list[Callable[[int], None]] = []
+
+        def begin(total: int) -> None:
+            count.append(stack.enter_context(console.counting("images exported", total)))
+
+        found = export(
+            manifest, form, destination, condition or None, options,
+            progress=lambda done: count[0](done), begin=begin,
+        )  # fmt: skip
+    if found.left_out:
+        console.warn(found.left_out)
+    parts = [f"{counted(found.written, 'file')} written"]
+    parts += [f"{found.kept} there already"] if found.kept else []
+    parts += [f"{found.removed} removed"] if found.removed else []
+    console.say(f"{destination}: {counted(found.images, 'image')}, {', '.join(parts)}")

@@ -1,0 +1,68 @@
+"""Paths into a config as people write them: `classes.burnt.prompts`, and `classes."v1.0".prompts` for a name
+that has a dot in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from balancer.text.names import composed
+
+SETTING_HELP = """Override a config value. A name with a dot goes in quotes: 'classes."v1.0".prompts=[x]'."""
+
+_PART = re.compile(r'"((?:[^"\\]|\\.)*)"(?=[.=]|$)|\'([^\']*)\'(?=[.=]|$)|[^.=]*')
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What stands between two dots; of a quoted one the dots are its own."""
+
+    text: str
+    quoted: bool
+
+
+def split_setting(setting: str) -> tuple[list[Part], str | None]:
+    """The parts of a path, and what follows the first `=` behind them; None if there is none."""
+    parts, position = [], 0
+    while match := _PART.match(setting, position):
+        double, single = match.groups()
+        quoted = re.sub(r"\\(.)", r"\1", double) if double is not None else single
+        parts.append(Part(composed(match[0] if quoted is None else quoted), quoted is not None))
+        position = match.end()
+        if setting[position : position + 1] != ".":
+            break
+        position += 1
+    rest = setting[position:]
+    return parts, rest[1:] if rest.startswith("=") else None
+
+
+def keys_of(parts: Sequence[Part], value: object) -> tuple[str, ...]:
+    """The keys that a path means in a document: where one has a dot, and is there, it need not be quoted."""
+    plain = tuple(part.text for part in parts)
+    return next(_paths_there(parts, value), plain)
+
+
+def join_keys(path: Sequence[str | int]) -> str:
+    return ".".join(_quoted(str(key)) if "." in str(key) else str(key) for key in path)
+
+
+def _quoted(key: str) -> str:
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _paths_there(parts: Sequence[Part], value: object) -> Iterator[tuple[str, ...]]:
+    """Every key is there but perhaps a plain one at the end. Short keys come first."""
+    if not isinstance(value, dict):
+        return
+    for count in range(1, len(parts) + 1):
+        if count > 1 and any(part.quoted for part in parts[:count]):
+            return
+        key = ".".join(part.text for part in parts[:count])
+        if count == len(parts):
+            if count == 1 or key in value:
+                yield (key,)
+        elif key in value:
+            yield from ((key, *rest) for rest in _paths_there(parts[count:], value[key]))

@@ -1,0 +1,236 @@
+"""From the config file a user wrote to a `Config`, or to every problem in it, each with its place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from balancer.config import explain as configproblems
+from balancer.config import legacy
+from balancer.config import yaml_reading as yamltext
+from balancer.config.dotted import keys_of, split_setting
+from balancer.config.schema import Config, PathBases
+from balancer.config.yaml_reading import Document, Problem
+from balancer.errors import ConfigError
+from balancer.storage.address import refuse_credentials
+from balancer.storage.regular_files import NotRegularError, TooLargeError, read_regular
+from balancer.storage.user_paths import expanded
+from balancer.text.names import composed
+
+MAX_FILE_BYTES = 1_000_000
+
+EXTENDS = "extends"
+"""A config may begin from another one: `extends: base.yaml`, beside it. What it says itself goes before."""
+
+MAX_EXTENDS = 5
+
+OVERRIDE = "--set "
+"""What the place of a setting from the command line begins with."""
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML or JSON config, or one in the earlier tool's layout; `overrides` are
+    `dotted.path=value` in our own layout, values as in YAML.
+
+    Raises ConfigError with all problems at once, in the file's order.
+    """
+    document = read_config_file(path)
+    if legacy.is_earlier_layout(document):
+        converted = legacy.convert(document)
+        document = converted.document
+        if converted.unused:
+            log.warning(
+                "%s: %d fields of the earlier tool's layout are not used; `balancer convert` lists them",
+                path, len(converted.unused),
+            )  # fmt: skip
+    return validated(document, overrides)
+
+
+def read_config_file(path: str | os.PathLike[str]) -> Document:
+    """The values of a config file as they stand there, and in those that it extends; ConfigError if one
+    cannot be read at all."""
+    refuse_credentials(os.fspath(path), "the path of this config")
+    return _read_extended(expanded(path), ())
+
+
+def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
+    document = yamltext.read_document(_read_text(path), lambda line: f"{path}:{line}")
+    if document is None:
+        raise ConfigError([f"{path} is empty"], hint="`balancer init DATASET` writes one to edit")
+    if not isinstance(document.value, dict) or EXTENDS not in document.value:
+        return document
+    place = document.places[(EXTENDS,)]
+    base = document.value.pop(EXTENDS)
+    if not isinstance(base, str):
+        raise ConfigError(
+            [f"{place}: {EXTENDS}: should be the name of a config file, not {json.dumps(base)}"]
+        )
+    if len(before) == MAX_EXTENDS:
+        raise ConfigError([f"{place}: {EXTENDS}: more than {MAX_EXTENDS} files, or in a circle"])
+    return _over(_read_extended(path.parent / base, (*before, path)), document)
+
+
+def _over(base: Document, document: Document) -> Document:
+    """What both say, where they differ the second one. Sections are joined, lists are replaced, and null
+    takes a section or an entry away."""
+
+    def joined(below: object, above: object, path: yamltext.Path) -> object:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            hidden.append(path)
+            return above
+        gone = {key for key in below.keys() & above.keys() if _takes_away((*path, key), above[key])}
+        hidden.extend((*path, key) for key in gone)
+        both = (below.keys() & above.keys()) - gone
+        shared = {key: joined(below[key], above[key], (*path, key)) for key in both}
+        return {key: value for key, value in (below | above | shared).items() if key not in gone}
+
+    hidden: list[yamltext.Path] = []
+    value = joined(base.value, document.value, ())
+
+    def is_hidden(path: yamltext.Path) -> bool:
+        return any(path[: len(replaced)] == replaced for replaced in hidden)
+
+    places = {path: place for path, place in base.places.items() if not is_hidden(path)}
+    problems = [problem for problem in base.problems if not is_hidden(problem.path)]
+    return Document(value, places | document.places, [*problems, *document.problems])
+
+
+def _takes_away(path: yamltext.Path, value: object) -> bool:
+    return value is None and configproblems.is_section(path)
+
+
+def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
+    """The config a document describes once `overrides` have replaced their values in it, or ConfigError."""
+    stages = [examine(document)] if overrides else []
+    for override in overrides:
+        apply_override(document, override)
+        stages.append(examine(document))
+    config, problems = stages[-1] if stages else examine(document)
+    if config is None or problems:
+        raise config_error([_blamed(problem, overrides, stages) for problem in problems])
+    return config.with_bases(_bases_of(document))
+
+
+def _blamed(
+    problem: Problem, overrides: Sequence[str], stages: Sequence[tuple[Config | None, list[Problem]]]
+) -> Problem:
+    """With the setting as its place that made a problem of what the file says: the first one with which it is
+    there. Unless it may only have come to light: where nothing was wrong before, or that is its section."""
+    seen = ((problem.path, problem.text) in [(p.path, p.text) for p in problems] for _, problems in stages)
+    first = next((stage for stage, there in enumerate(seen) if there), 0)
+    if first == 0 or problem.place.startswith(OVERRIDE):
+        return problem
+    override, (before, _) = overrides[first - 1], stages[first - 1]
+    parts = tuple(part.text for part in split_setting(override)[0])
+    if before is None and parts[: len(problem.path)] != problem.path:
+        return problem
+    return replace(problem, place=f"{OVERRIDE}{override}")
+
+
+LOCAL_PATHS = (("dataset", "path"), ("dataset", "holdout"), ("verification", "calibration"))
+"""Settings that name something on this machine."""
+
+
+def _bases_of(document: Document) -> PathBases:
+    """Of paths that a file gives, its folder: with `extends` there may be several."""
+    folders = {}
+    for path in LOCAL_PATHS:
+        file, _, line = document.places.get(path, "").rpartition(":")
+        if line.isdigit() and not file.startswith(OVERRIDE):
+            folders[".".join(path)] = Path(file).parent
+    return PathBases(folders)
+
+
+def examine(document: Document) -> tuple[Config | None, list[Problem]]:
+    """The config, unless there is none to be had, and everything that is wrong."""
+    problems = [*document.problems]
+    _compose_names(document.value)
+    try:
+        return Config.model_validate_json(json.dumps(document.value), strict=True), problems
+    except ValidationError as error:
+        known_bad = {problem.path for problem in problems}
+        found = configproblems.explain(error.errors(include_url=False), document)
+        return None, problems + [problem for problem in found if problem.path not in known_bad]
+
+
+def _compose_names(value: object) -> None:
+    """Names that are values, as keys are composed already; paths and prompts stay as they are written."""
+    for names in _lists_of_names(value):
+        names[:] = [composed(name) if isinstance(name, str) else name for name in names]
+
+
+def _lists_of_names(value: object) -> Iterator[list[object]]:
+    match value:
+        case {"verification": {"unjudged": list(names)}}:
+            yield names
+    match value:
+        case {"facets": dict(facets)}:
+            for facet in facets.values():
+                match facet:
+                    case {"classes": list(names)}:
+                        yield names
+
+
+def config_error(problems: Iterable[Problem]) -> ConfigError:
+    return ConfigError([configproblems.line(problem) for problem in sorted(problems, key=_file_order)])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = read_regular(path, max_bytes=MAX_FILE_BYTES, follow_links=True)
+    except FileNotFoundError as error:
+        raise ConfigError([f"config {path} does not exist"]) from error
+    except TooLargeError as error:
+        raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"]) from error
+    except NotRegularError as error:
+        hint = "" if path.is_dir() else "save the config to a file; pipes and devices are not read"
+        raise ConfigError([f"config {path} is {error.strerror}"], hint=hint) from error
+    except OSError as error:
+        raise ConfigError([f"config {path} cannot be read: {error.strerror}"]) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"config {path} is not UTF-8 text"]) from error
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Put one value in the place of what the file says, and of what is wrong with that."""
+    place = f"{OVERRIDE}{override}"
+    parts, text = split_setting(override)
+    keys = keys_of(parts, document.value)
+    if text is None or not all(keys):
+        raise ConfigError(
+            [f"{place}: write it as section.key=value, such as generation.steps=20"],
+            hint="a name with a dot goes in quotes: --set 'classes.\"v1.0\".prompts=[a photo]'",
+        )
+    given = yamltext.read_document(text, lambda _line: place) or Document()
+    if not isinstance(document.value, dict):
+        return
+    section = document.value
+    for key in keys[:-1]:
+        if not isinstance(section.get(key), dict):
+            section[key] = {}
+        section = section[key]
+    if keys[-1] in section and _takes_away(keys, given.value):
+        del section[keys[-1]]
+    else:
+        section[keys[-1]] = given.value
+    document.places = {path: at for path, at in document.places.items() if path[: len(keys)] != keys}
+    document.problems = [problem for problem in document.problems if problem.path[: len(keys)] != keys]
+    for depth in range(1, len(keys)):
+        document.places.setdefault(keys[:depth], place)
+    document.places.update({(*keys, *path): place for path in given.places} | {keys: place})
+    document.problems += [Problem((*keys, *p.path), place, p.text) for p in given.problems]
+
+
+def _file_order(problem: Problem) -> tuple[str, int]:
+    file, _, line = problem.place.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (problem.place, 0)

@@ -1,0 +1,752 @@
+"""The config file a user writes, as pydantic models; every field is documented where it stands.
+
+`load_config` (in `balancer.config.load`) reads YAML or JSON into a `Config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from balancer.cells import CLASS_PROPERTY, Facet
+from balancer.config.dotted import join_keys
+from balancer.planning.rounding import as_written
+from balancer.storage.user_paths import expanded
+
+SAMPLE_DATASET = "sample"
+EMBEDDED_MODEL = "embedded"
+SIMULATED = "simulated"
+
+MAX_EMBEDDING_DIM = 65_536
+"""Numbers in an embedding of the verifier; published ones have up to 1,664."""
+
+MAX_CELLS = 100_000
+"""Over all classes. So many take seconds to plan with few facets, half a minute with nine; twice as many took
+five minutes."""
+
+MAX_FACETS = 500
+"""Each is a column of the manifest."""
+
+MAX_FACETS_OF_CLASS = 30
+"""More with two values each make too many cells; arrays have at most 64 axes."""
+
+MAX_WAIT_S = 10_000_000
+
+# A name becomes part of ids and, slugged, of file names; "/" separates the parts of an id.
+Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f]{1,100}$", strip_whitespace=True)]
+Phrase = Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Split = Literal["train", "validation", "test"]
+
+# Columns of the manifest and keys of a plan, which a facet must not be named after.
+RESERVED_FACET_NAMES = frozenset(
+    "id file_name class cell slot attempt source status reason score scores threshold fallback review "
+    "prompt negative_prompt seed model model_revision verifier verifier_revision steps guidance width "
+    "height sha256 num_bytes phash nearest_id nearest_similarity embedding parent_id split device "
+    "batch_size generated_at run_id quota priority probabilities second_scores unjudged wording changes "
+    "brightness deviation nonfinite unsafe pixel_sha256 nearest_distance".split()
+)
+
+LEAST_GPU_SHARE = 0.0001
+
+INTERNAL_PREFIX = "__"
+"""Of columns that the manifest, and Arrow, keep for themselves, such as `__place`."""
+
+# Settings that may change between two starts of one run: they say how fast, not what.
+NOT_IN_FINGERPRINT: dict[str, Any] = {
+    "name": True,
+    "actors": True,
+    "budget": True,
+    "planning": True,
+    "criteria": True,
+    "output": True,
+    "generation": {"batch_size", "dtype", "compile", "offload"},
+    # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
+    # whether a run may start.
+    "verification": {"calibration", "min_auc", "min_examples"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PathBases:
+    """The folder of the config file in which each path stands, by its dotted name. A path that is not here,
+    such as one from the command line, is meant from the working folder. No setting: all are equal."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+
+BEGUN = {"begun": True}
+"""The context in which the config of a run is validated that was begun: by a version, perhaps, that did not
+refuse ranges in which no image can be."""
+
+
+def _in_order(least_greatest: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+    if info.context == BEGUN:
+        return least_greatest
+    if least_greatest is not None and least_greatest[0] > least_greatest[1]:
+        least, greatest = least_greatest
+        raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
+    return least_greatest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DatasetConfig(_Section):
+    path: str = SAMPLE_DATASET
+    """Folder with one subfolder of images per class, looked for beside the config file, then in the working
+    folder; `sample` is the rendered sample dataset, made on first use in the cache folder
+    (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+
+    metadata: str | None = None
+    """Table beside the class folders with `file_name` and one column per facet. By default
+    `metadata.parquet`, `metadata.csv` or `metadata.jsonl` if there is one, and those in the class folders,
+    whose file names are relative to their own folder."""
+
+    holdout: str | None = None
+    """Another folder laid out like `path`, looked for in the same places and kept apart from training: the
+    verifier is tested on its labelled images too, and a candidate that copies one of them is rejected.
+    `sample` is the hold-out of the sample dataset."""
+
+    splits: dict[Split, PositiveShare] | None = None
+    """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
+    to 1. By default all are `train`. Which image goes where follows from its pixels alone, so that copies of
+    a picture stay together and a further run puts it there again. A split that the metadata table gives in a
+    column `split` comes first, with or without shares. `target` counts training images only, and generated
+    ones are always training images; no image is ever generated from a validation or test image. As those of
+    `holdout`, these are looked at in two places: a candidate that copies one is rejected, and the verifier is
+    tested on their labels."""
+
+    max_image_megabytes: float = Field(default=64, gt=0, le=1000)
+    """Larger files are reported unreadable, not opened."""
+
+    max_image_megapixels: float = Field(default=64, gt=0, le=1000)
+    """Larger images are reported unreadable, not decoded."""
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_a_whole(cls, splits: dict[Split, float] | None) -> dict[Split, float] | None:
+        if splits is not None:
+            if "train" not in splits:
+                raise ValueError("train is missing; its images are those that `target` counts")
+            _check_sum(splits.values())
+        return splits
+
+    def split_shares(self) -> dict[str, Fraction] | None:
+        """Exact shares that sum to 1; None if images are not dealt out."""
+        if self.splits is None:
+            return None
+        return dict(zip(self.splits, _exact_shares([*self.splits.values()]), strict=True))
+
+
+class ClassConfig(_Section):
+    prompts: tuple[Phrase, ...] = Field(min_length=1)
+    """Wordings of what the generator is asked for; attempts go through them in turn."""
+
+    variations: tuple[Phrase, ...] = ()
+    """Harmless details (table, angle, garnish) added in turn, so that images of a cell differ."""
+
+    negative_prompt: str = ""
+    """What images of this class must not show; joined with `generation.negative_prompt`."""
+
+    fallback_prompts: tuple[Phrase, ...] = ()
+    """Prompts of the fallback attempt; by default those of `prompts`."""
+
+    labels: tuple[Phrase, ...] = ()
+    """Wordings by which the verifier knows the class; by default `prompts`."""
+
+
+class FacetValueConfig(_Section):
+    share: PositiveShare | None = None
+    """Part of a class's images that should have this value. Given for all values of a facet or for
+    none (then even); they sum to 1."""
+
+    prompts: tuple[Phrase, ...] = Field(min_length=1)
+    """Wordings added to the class's prompt."""
+
+    negative_prompt: str = ""
+    """What images with this value must not show."""
+
+    labels: tuple[Phrase, ...] = ()
+    """Wordings by which the verifier knows the value; by default `prompts`."""
+
+    brightness: tuple[Probability, Probability] | None = None
+    """Least and greatest mean luminance, 0 to 1, of an image with this value; by default
+    `verification.brightness`."""
+
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
+
+
+class FacetConfig(_Section):
+    classes: Literal["all"] | tuple[Name, ...] = "all"
+    """The classes this facet applies to."""
+
+    values: dict[Name, FacetValueConfig] = Field(min_length=1)
+    """The facet's values, in the order tables show them."""
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Self:
+        given = [value.share for value in self.values.values() if value.share is not None]
+        if given and len(given) < len(self.values):
+            missing = ", ".join(name for name, value in self.values.items() if value.share is None)
+            raise ValueError(f"share is missing for {missing}; give every value a share, or none")
+        if given:
+            _check_sum(given)
+        return self
+
+
+class TargetConfig(_Section):
+    """How many training images there should be, by exactly one of `per_class`, `ratio_to_largest` and
+    `total`. Real images in a validation or test split (`dataset.splits`) count nowhere here."""
+
+    per_class: int | None = Field(default=None, gt=0, le=10_000_000)
+    """Training images every class should have, real and generated together."""
+
+    ratio_to_largest: float | None = Field(default=None, gt=0, le=1)
+    """Images every class should have, as a part of what the largest class has; rounded up."""
+
+    total: int | None = Field(default=None, gt=0, le=1_000_000_000)
+    """Images of all classes together. Classes are brought to one level; one that has more real images
+    keeps them."""
+
+    max_synthetic_share: float | None = Field(default=None, ge=0, lt=1)
+    """Greatest part of a class's images that may be generated; classes that cannot reach their target
+    because of it are named by `plan`."""
+
+    count_real_facets: Literal["no", "known", "measured"] = "no"
+    """Whether real images count towards the shares of their facet values: `no` gives the shares to the
+    generated images alone; `known` counts values the metadata states; `measured` asks the verifier
+    for the others."""
+
+    @model_validator(mode="after")
+    def _is_given_once(self) -> Self:
+        kinds = ("per_class", "ratio_to_largest", "total")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are given" if given else "none of them is"
+            raise ValueError(f"one of {', '.join(kinds)} must be given, and {found}")
+        return self
+
+
+class GenerationConfig(_Section):
+    model: str = EMBEDDED_MODEL
+    """A text-to-image pipeline: a hub id, a folder in diffusers layout, or `embedded`."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits; recorded in every row."""
+
+    variant: str | None = None
+    """Weight variant on the hub, such as `fp16`."""
+
+    width: int = Field(default=512, ge=64, le=4096, multiple_of=8)
+    """Pixels; a model makes good images at the sizes it was trained for."""
+
+    height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
+    """Pixels."""
+
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Denoising steps an image."""
+
+    guidance: float = Field(default=7.5, ge=0, le=50)
+    """Classifier-free guidance scale; 1 or less turns guidance off."""
+
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
+    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up. `auto`
+    takes as many as fit into the memory of the GPU. If memory runs out, the shape is halved."""
+
+    compile: bool = False
+    """Compile the model before the first batch: takes minutes once per machine, then each batch is faster,
+    the more so the smaller the images. On GPUs only."""
+
+    offload: Literal["auto", "none", "text_encoders", "model", "sequential"] = "auto"
+    """Which parts stay in host memory until they are needed; `auto` takes the fastest way that fits the free
+    memory of the GPU, and says which."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model; `auto` takes bfloat16 where the GPU has it, float16 on older GPUs, float32
+    on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""
+
+    negative_prompt: str = ""
+    """What no image must show."""
+
+    @property
+    def usual_batch(self) -> int:
+        """The batch size, or a guess at it while it is not known."""
+        return 8 if self.batch_size == "auto" else self.batch_size
+
+
+class SafetyConfig(_Section):
+    """A transformers image classifier that looks for what must not be shown, besides any safety checker
+    the pipeline brings."""
+
+    model: str
+    """A hub id or a folder in transformers layout."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+    labels: tuple[Phrase, ...] = Field(default=("nsfw",), min_length=1)
+    """Labels of the model that mean unsafe; their probabilities are added up."""
+
+    max_unsafe: Probability = 0.5
+    """Images above this probability are rejected as `flagged`."""
+
+
+class SecondJudgeConfig(_Section):
+    """A vision-language model that is asked, for every property of every candidate, whether the image
+    shows it. Its P(yes) and the verifier's probability combine by their minimum. It runs beside the
+    verifier, on the same device; `actors.gpus_per_verifier` must leave it the room."""
+
+    model: str
+    """A hub id or a folder in transformers layout, of a kind that transformers has built in."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+    question: Phrase = "Does this image show {}? Answer yes or no."
+    """`{}` stands for the first wording (of `labels`, or else `prompts`) of the wanted value."""
+
+    @field_validator("question")
+    @classmethod
+    def _asks_for_something(cls, question: str) -> str:
+        if question.count("{}") != 1:
+            raise ValueError("the question must hold {} once, where the wording goes")
+        return question
+
+
+class CopiesConfig(_Section):
+    """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
+
+    Measured on the embedded models (128 x 128 pixels): of 332,520 pairs of
+    different pictures 2 are taken for copies. Pictures saved again as JPEG, resized and back, 5 % brighter or
+    darker, or with noise are all found; shifted by one pixel 79 % are, by two 29 %, mirrored none. With a
+    distance of 8 it is 99 % and 79 %, and 34 pairs.
+    """
+
+    max_distance: int = Field(default=4, ge=0, le=64)
+    """Greatest number of the 64 bits of their perceptual hashes in which the two differ."""
+
+    min_similarity: float = Field(default=0.95, ge=-1, le=1)
+    """Least cosine of their embeddings."""
+
+
+class VerificationConfig(_Section):
+    model: str = EMBEDDED_MODEL
+    """An open_clip model: `hf-hub:<repository>`, a folder in open_clip layout, or `embedded`."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits; recorded in every row."""
+
+    threshold: Probability = 0.6
+    """Least probability each property of an accepted image must reach."""
+
+    calibration: str | None = None
+    """A file that `balancer calibrate` wrote for this verifier and these wordings, looked for beside the
+    config file, then in the working folder; without one, probabilities are the verifier's own."""
+
+    unjudged: tuple[Phrase, ...] = ()
+    """What may go on although the labelled images do not show that the verifier can judge it: a property
+    (`lighting`) is then not asked of images at all, a single value (`class=combined`) is judged all
+    the same. Rows list both in `unjudged`; a property has no part in their `score`, which is null if nothing
+    was judged."""
+
+    min_auc: float = Field(default=0.8, ge=0.5, le=1)
+    """A value whose labelled images the verifier tells from the others no better than this (area under
+    the ROC curve; 0.5 is chance) needs to be named in `unjudged`."""
+
+    min_examples: int = Field(default=5, ge=1, le=10**9)
+    """Labelled images a value needs for that test."""
+
+    brightness: tuple[Probability, Probability] = (0.02, 0.98)
+    """Least and greatest mean luminance, 0 to 1, of any image."""
+
+    _brightness_is_a_range = field_validator("brightness")(_in_order)
+
+    copies: CopiesConfig = CopiesConfig()
+    safety: SafetyConfig | None = None
+    second_judge: SecondJudgeConfig | None = None
+
+
+class FallbackConfig(_Section):
+    threshold: Probability = 0.5
+    """Threshold of the fallback attempt; its rows are marked `fallback`."""
+
+
+class RungConfig(_Section):
+    """What one attempt changes against a plain one. Every attempt has a seed of its own."""
+
+    next_wording: bool = True
+    """Take the next wording of the class and of each facet value; without it, those of the attempt before."""
+
+    strengthen: bool = False
+    """Say the property that was weakest in the attempt before first, and in two wordings. Nothing changes
+    if that attempt was rejected for something else."""
+
+    guidance: float | None = Field(default=None, ge=0, le=50)
+    """Guidance of this attempt; by default `generation.guidance`."""
+
+    fallback_prompts: bool = False
+    """Use the class's `fallback_prompts`, if it has any."""
+
+    threshold: Probability | None = None
+    """Threshold of this attempt; by default `verification.threshold`. Rows accepted at a lower one are
+    marked `fallback`."""
+
+
+class AttemptsConfig(_Section):
+    max: int = Field(default=3, ge=1, le=100)
+    """Attempts a slot, each with another seed; a `fallback`, where there is one, comes after them."""
+
+    rungs: tuple[RungConfig, ...] = ()
+    """What the attempts change, the first one first: at most `max` entries; attempts beyond the list repeat
+    its last entry. Without any, each attempt takes the next wording."""
+
+    fallback: FallbackConfig | None = None
+    """One more attempt, after `max` others, with `fallback_prompts` and a threshold of its own;
+    `fallback: {}` adds one with the default below."""
+
+    adaptive: bool = False
+    """Prefer the wordings of a class that passed most often so far in a cell (Thompson sampling), instead of
+    taking them in turn. What is accepted then depends on the order in which images were judged: the
+    same run again, or on another number of GPUs, gives another set."""
+
+    give_up_below: Probability = 0.01
+    """A cell of which, with 95 % confidence, less than this part of candidates passes is given up, its
+    open slots short; 0 for never. Which of its images were accepted until then can depend on the order
+    in which candidates were judged."""
+
+    @model_validator(mode="after")
+    def _rungs_are_reached(self) -> Self:
+        if len(self.rungs) > self.max:
+            raise ValueError(
+                f"rungs has {len(self.rungs)} entries and max is {self.max}: raise attempts.max, or the last "
+                "ones are never reached"
+            )
+        return self
+
+    def climbed(self) -> tuple[RungConfig, ...]:
+        """One rung for each attempt before the fallback."""
+        rungs = self.rungs or (RungConfig(),)
+        return (*rungs, *rungs[-1:] * (self.max - len(rungs)))
+
+
+class ReviewConfig(_Section):
+    fraction: Probability = 0.1
+    """Part of the accepted images marked `review` for a person to look at, spread evenly over the cells."""
+
+
+class BudgetConfig(_Section):
+    max_candidates: int | None = Field(default=None, gt=0, le=10**12)
+    """The run ends, slots left open, once this many candidates were judged, earlier starts included."""
+
+    max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
+    """The run ends, slots left open, after this long; each start counts from zero."""
+
+
+class ActorsConfig(_Section):
+    kind: Literal["models", "simulated"] = "models"
+    """`simulated` replaces generator and verifier by stand-ins that draw noise and random scores: for
+    trying a cluster, never for data."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where models run; `auto` takes GPUs if the cluster has any, `cuda` refuses to run without."""
+
+    generators: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    """`auto`: one per GPU of the cluster, or one per CPU core without a GPU."""
+
+    verifiers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    """`auto`: one per eight generators."""
+
+    writers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    """`auto`: one per eight generators."""
+
+    gpus_per_generator: float = Field(default=0.9, gt=0, le=1000)
+    """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it. More than one GPU
+    is a whole number."""
+
+    gpus_per_verifier: float = Field(default=0.1, ge=0, le=1000)
+    """Share of a GPU each verifier reserves; 0 puts verifiers on CPU. More than one GPU is a whole number."""
+
+    call_timeout_s: float = Field(default=600, gt=0, le=MAX_WAIT_S)
+    """A call that takes longer is given up and its actor replaced."""
+
+    start_timeout_s: float = Field(default=1800, gt=0, le=MAX_WAIT_S)
+    """Longest time an actor may take to start, download and compilation included."""
+
+    max_restarts: int = Field(default=5, ge=0, le=1_000_000)
+    """Replaced actors of one kind without an image committed in between before the run stops."""
+
+    @field_validator("gpus_per_generator", "gpus_per_verifier")
+    @classmethod
+    def _ray_can_reserve(cls, gpus: float) -> float:
+        """Ray takes parts of one GPU in steps of 0.0001, and beyond one GPU whole numbers only."""
+        if gpus > 1 and gpus != int(gpus):
+            below = int(gpus)
+            raise ValueError(f"more than one GPU must be a whole number, such as {below} or {below + 1}")
+        if 0 < gpus < LEAST_GPU_SHARE:
+            raise ValueError(f"must be at least {LEAST_GPU_SHARE}, the smallest share of a GPU")
+        return gpus
+
+    allow_open_cluster: bool = False
+    """Join a Ray cluster that asks nobody for a token: whoever can reach such a cluster runs code on it."""
+
+
+class PlanningConfig(_Section):
+    """Assumptions behind the estimates of `plan`, used until a run has measured them."""
+
+    acceptance: float = Field(default=0.7, ge=1e-12, le=1)
+    """Expected part of candidates that pass."""
+
+    seconds_per_candidate: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Expected time one generator takes for one candidate."""
+
+    cost_per_generator_hour: float | None = Field(default=None, ge=0, le=10**12)
+    """What an hour of one generator costs, in any currency; for the estimates only."""
+
+    bytes_per_image: int | None = Field(default=None, gt=0, le=10**12)
+    """Expected size of one image file; by default 60 % of its raw pixels, about what PNG makes of
+    photographs."""
+
+
+class OutputConfig(_Section):
+    real_images: Literal["copy", "reference"] = "copy"
+    """`copy` puts the real images into the run folder too, which is then complete; `reference` records
+    where they are."""
+
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
+    of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
+    changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
+    by it."""
+
+    commit_rows: int = Field(default=64, ge=1, le=10_000)
+    """Rows committed at once."""
+
+    commit_seconds: float = Field(default=1.0, gt=0, le=MAX_WAIT_S)
+    """Longest time a judged candidate waits for its commit."""
+
+    disk_full_wait_s: float = Field(default=600, ge=0, le=MAX_WAIT_S)
+    """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
+
+    rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
+    """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
+    passes, a few besides."""
+
+
+class CriteriaConfig(_Section):
+    """What the report checks; a run is not stopped by them."""
+
+    class_fill: Probability = 0.8
+    """Least part of its target every class must reach."""
+
+    success_rate: Probability = 0.8
+    """Least part of the slots that must end accepted."""
+
+
+class Config(_Section):
+    """A balancing job: which classes and facets, how many images, how they are made and judged.
+
+    A file may begin from another one beside it, `extends: base.yaml`, and say only what differs.
+    """
+
+    name: str = ""
+    """A title for reports."""
+
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Every candidate's seed follows from this number, its slot and its attempt."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    classes: dict[Name, ClassConfig] = Field(min_length=1)
+    """The classes, by folder name."""
+
+    facets: dict[Name, FacetConfig] = {}
+    """Axes besides the class, such as lighting."""
+
+    target: TargetConfig
+    generation: GenerationConfig = GenerationConfig()
+    verification: VerificationConfig = VerificationConfig()
+    attempts: AttemptsConfig = AttemptsConfig()
+    review: ReviewConfig = ReviewConfig()
+    budget: BudgetConfig = BudgetConfig()
+    actors: ActorsConfig = ActorsConfig()
+    planning: PlanningConfig = PlanningConfig()
+    output: OutputConfig = OutputConfig()
+    criteria: CriteriaConfig = CriteriaConfig()
+
+    _bases: PathBases = PrivateAttr(default_factory=PathBases)
+
+    def with_bases(self, bases: PathBases) -> Self:
+        found = self.model_copy()
+        found._bases = bases
+        return found
+
+    @property
+    def bases(self) -> PathBases:
+        return self._bases
+
+    def places_of(self, name: str, path: str) -> tuple[Path, ...]:
+        """Where a relative path of the setting `name` may be: beside the config file that names it, then in
+        the working folder."""
+        plain = expanded(path, name)
+        base = self._bases.folders.get(name, Path())
+        beside = base / plain
+        return (plain,) if beside.absolute() == plain.absolute() else (beside, plain)
+
+    def found_at(self, name: str, path: str) -> Path:
+        """The first of these places where there is something; the last one if there is nothing."""
+        *others, last = self.places_of(name, path)
+        return next(filter(os.path.lexists, others), last)
+
+    @model_validator(mode="after")
+    def _cells_can_be_planned(self) -> Self:
+        """Before anything else looks at the facets, and counted, not built."""
+        if len(self.facets) > MAX_FACETS:
+            raise ValueError(f"facets: there are {len(self.facets)}, over the limit of {MAX_FACETS}")
+        sizes: dict[str, list[int]] = {name: [] for name in self.classes}
+        for facet in self.facets.values():
+            for name in self.classes if facet.classes == "all" else {*facet.classes} & self.classes.keys():
+                sizes[name].append(len(facet.values))
+        most = max(sizes, key=lambda name: len(sizes[name]))
+        if len(sizes[most]) > MAX_FACETS_OF_CLASS:
+            raise ValueError(
+                f"facets: {len(sizes[most])} apply to class {most!r}, over the limit of {MAX_FACETS_OF_CLASS}"
+            )
+        cells = sum(map(math.prod, sizes.values()))
+        if cells > MAX_CELLS:
+            by = " x ".join(str(len(facet.values)) for facet in self.facets.values())
+            raise ValueError(
+                f"facets: {len(self.classes)} classes x {by[:120]} facet values make {cells:,} cells,"
+                f" over the limit of {MAX_CELLS:,}; use fewer facets or values, or give facets `classes`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Self:
+        for name, facet in self.facets.items():
+            place = join_keys(("facets", name))
+            # Without regard to case, as SQL reads column names.
+            if name.lower() in RESERVED_FACET_NAMES:
+                raise ValueError(f"{place}: {name!r} is a column of the manifest; rename the facet")
+            if name.startswith(INTERNAL_PREFIX):
+                taken = f"names that begin with {INTERNAL_PREFIX} are the manifest's own"
+                raise ValueError(f"{place}: {taken}; rename the facet")
+            if any(other != name and other.lower() == name.lower() for other in self.facets):
+                raise ValueError(f"{place}: another facet differs from it in case only; rename one")
+            if facet.classes == "all":
+                continue
+            for class_name in facet.classes:
+                if class_name not in self.classes:
+                    known = ", ".join(self.classes)
+                    raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_brightness_passes(self, info: ValidationInfo) -> Self:
+        """An image keeps to the limits of its facet values and of `verification`."""
+        if info.context == BEGUN:
+            return self
+        low, high = self.verification.brightness
+        for name, facet in self.facets.items():
+            for value, item in facet.values.items():
+                least, greatest = item.brightness or (low, high)
+                if least > high or greatest < low:
+                    place = join_keys(("facets", name, "values", value, "brightness"))
+                    raise ValueError(
+                        f"{place}: {least:g} to {greatest:g} lies outside verification.brightness,"
+                        f" {low:g} to {high:g}: no image can pass"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _unjudged_is_there(self) -> Self:
+        """What `verification.unjudged` names must be there: a name with a slip of the pen allows nothing."""
+        properties = self.properties()
+        known = {*properties, *(f"{name}={value}" for name, values in properties.items() for value in values)}
+        if missing := [name for name in self.verification.unjudged if name not in known]:
+            near = difflib.get_close_matches(missing[0], known, n=1)
+            advice = f", did you mean {near[0]!r}?" if near else f"; properties are {', '.join(properties)}"
+            raise ValueError(
+                f"verification.unjudged: neither a property nor property=value: {', '.join(missing)}{advice}"
+            )
+        return self
+
+    @property
+    def generator_name(self) -> str:
+        """As rows, images and cards name it."""
+        return SIMULATED if self.actors.kind == SIMULATED else self.generation.model
+
+    @property
+    def verifier_name(self) -> str:
+        return SIMULATED if self.actors.kind == SIMULATED else self.verification.model
+
+    def properties(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """What the verifier tells apart: property -> value -> the wordings it knows the value by."""
+        classes = {name: item.labels or item.prompts for name, item in self.classes.items()}
+        return {CLASS_PROPERTY: classes} | {
+            name: {value: item.labels or item.prompts for value, item in facet.values.items()}
+            for name, facet in self.facets.items()
+        }
+
+    def facet_axes(self) -> tuple[Facet, ...]:
+        """The facets as the planner uses them, with exact shares that sum to 1."""
+        return tuple(
+            Facet(
+                name=name,
+                values=tuple(facet.values),
+                shares=_exact_shares([value.share for value in facet.values.values()]),
+                classes=frozenset(self.classes if facet.classes == "all" else facet.classes),
+            )
+            for name, facet in self.facets.items()
+        )
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what a run produces; the others say how fast, or what to print."""
+        return self.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
+
+    def plan_shape(self) -> dict[str, Any]:
+        """The settings the plan is made from."""
+        return {
+            "classes": list(self.classes),
+            "facets": [
+                (facet.name, facet.values, facet.shares, facet.classes) for facet in self.facet_axes()
+            ],
+            "target": self.target.model_dump(),
+        }
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over the decisive settings."""
+        text = json.dumps(self.decisive(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_sum(shares: Iterable[float]) -> None:
+    total = sum(map(as_written, shares), Fraction(0))
+    if abs(total - 1) > Fraction(1, 1000):
+        raise ValueError(f"shares sum to {float(total):g}, not 1")
+
+
+def _exact_shares(shares: Sequence[float | None]) -> tuple[Fraction, ...]:
+    exact = [Fraction(1) if share is None else as_written(share) for share in shares]
+    total = sum(exact)
+    return tuple(share / total for share in exact)

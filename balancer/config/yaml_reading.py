@@ -1,0 +1,190 @@
+"""YAML or JSON text into plain values, with the place of each, and nothing constructed on the way.
+
+Values follow YAML 1.2 (JSON is part of it): only `true` and `false` are booleans, so a class called `no`
+or `on` stays a name, and `1e-3` is a number. Keys are always text, composed as `balancer.text.names` has it:
+two that a reader takes for one are one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from balancer.errors import ConfigError
+from balancer.text.names import composed
+from balancer.text.safetext import has_credentials
+
+MAX_NODES = 200_000
+"""Values in one document, aliases written out: a document of a megabyte without aliases stays below it,
+one whose aliases multiply does not."""
+
+MAX_DEPTH = 30
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    path: Path
+    place: str
+    text: str
+
+
+@dataclass(slots=True)
+class Document:
+    """`places` tells where each path begins, as `file:line`; a key's value counts from its key."""
+
+    value: object = None
+    places: dict[Path, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | None:
+    """None for a text without any value. Lines count from 1.
+
+    Text that is no YAML, or too much of it, raises ConfigError; what can be passed over (a key given
+    twice, a tag, a number that is not finite) is listed in `problems`.
+    """
+    try:
+        # A tab may separate the parts of JSON, but not of YAML; within JSON's texts there are none.
+        json_like = text.lstrip().startswith(("{", "["))
+        root = yaml.compose(text.replace("\t", " ") if json_like else text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([_syntax_problem(error, place_of_line)]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{place_of_line(1)}: nested too deeply to read"]) from error
+    if root is None:
+        return None
+    reader = _Reader(place_of_line)
+    reader.document.value = reader.read(root, ())
+    return reader.document
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves plain words as YAML 1.2's core schema does; PyYAML's own rules are those of 1.1."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - the name and kind PyYAML looks for
+
+
+def _resolve(tag: str, pattern: str, first: Sequence[str]) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+
+
+_resolve("null", r"~|null|Null|NULL|", ["~", "n", "N", ""])
+_resolve("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
+_resolve("int", r"[-+]?[0-9]+", "-+0123456789")
+_resolve("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
+_resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
+
+
+class _Reader:
+    """One walk over a node graph; aliases make it a graph, and the walk writes them out."""
+
+    def __init__(self, place_of_line: Callable[[int], str]) -> None:
+        self.document = Document()
+        self._place_of_line = place_of_line
+        self._nodes = 0
+
+    def read(self, node: yaml.Node, path: Path) -> object:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise self._refusal(node, f"more than {MAX_NODES} values once aliases are written out")
+        if len(path) > MAX_DEPTH:
+            raise self._refusal(node, f"nested deeper than {MAX_DEPTH} levels")
+        self.document.places.setdefault(path, self._place(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key, value in node.value:
+            name = self._key(key, path)
+            if name is None:
+                continue
+            if name in values:
+                first = self.document.places[*path, name]
+                self._problem(key, (*path, name), f"given twice, first at {first}{_as_written(key, name)}")
+            else:
+                self.document.places[*path, name] = self._place(key)
+                values[name] = self.read(value, (*path, name))
+        return values
+
+    def _key(self, node: yaml.Node, path: Path) -> str | None:
+        """The text of a key; None, and a problem, if it has none."""
+        if not isinstance(node, yaml.ScalarNode):
+            self._problem(node, path, "a key must be plain text")
+            return None
+        self._refuse_credentials(node)
+        try:
+            return composed(_joined_surrogates(node.value))
+        except ValueError:
+            self._problem(node, path, f"the key {node.value[:40]!r} is not valid text")
+            return None
+
+    def _scalar(self, node: yaml.Node, path: Path) -> object:
+        kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
+        self._refuse_credentials(node)
+        try:
+            if kind == "str":
+                return _joined_surrogates(text)
+            if kind in _SCALARS:
+                return _SCALARS[kind](text)
+        except ValueError:
+            what = "valid text" if kind == "str" else "a finite number of reasonable length"
+            self._problem(node, path, f"{text[:40]!r} is not {what}")
+            return ""
+        self._problem(node, path, f"the tag {node.tag} is not supported; write plain values")
+        return None
+
+    def _refuse_credentials(self, node: yaml.Node) -> None:
+        """Here, before a value is repeated in a message, or recorded in a run."""
+        if has_credentials(str(node.value)):
+            raise self._refusal(node, "this address holds a user or a password, and is not repeated")
+
+    def _refusal(self, node: yaml.Node, text: str) -> ConfigError:
+        return ConfigError([f"{self._place(node)}: {text}"])
+
+    def _problem(self, node: yaml.Node, path: Path, text: str) -> None:
+        self.document.problems.append(Problem(path, self._place(node), text))
+
+    def _place(self, node: yaml.Node) -> str:
+        return self._place_of_line(node.start_mark.line + 1)
+
+
+def _as_written(key: yaml.Node, name: str) -> str:
+    """Where a key only differs in what cannot be seen."""
+    return "" if key.value == name else f" (written {key.value!a}, which is the same name)"
+
+
+def _finite(text: str) -> float:
+    value = float(text)  # `.inf` and `.nan` do not read as Python floats, which is as well
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+_SCALARS: dict[str, Callable[[str], object]] = {
+    "null": lambda _text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": _finite,
+}
+
+
+def _joined_surrogates(text: str) -> str:
+    """JSON escapes a character beyond 16 bits as two halves; a half alone raises ValueError."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def _syntax_problem(error: yaml.YAMLError, place_of_line: Callable[[int], str]) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = place_of_line(mark.line + 1 if mark else 1)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    return f"{place}: not valid YAML or JSON: {what}"

@@ -1,0 +1,1 @@
+"""Decoding images and tables that strangers wrote, in processes with limits."""

@@ -1,0 +1,93 @@
+"""Where a dataset is: a folder of the user's, or the sample dataset, rendered into the cache on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.errors import DatasetError, StorageError
+from balancer.storage.address import refuse_credentials
+from balancer.storage.cache import cache_folder
+from balancer.storage.user_paths import expanded
+
+SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
+HOLDOUT_HINT = "give a folder laid out like dataset.path, or leave dataset.holdout out"
+
+HOLDOUT = "holdout"
+"""The part of the sample dataset that is kept apart."""
+
+if TYPE_CHECKING:
+    from balancer.config.schema import Config
+
+
+def dataset_folder(config: Config) -> Path:
+    """The folder with the class folders of a config's dataset; see `find_dataset`."""
+    return _of_config(config, "dataset.path", config.dataset.path, "train")
+
+
+def holdout_folder(config: Config) -> Path | None:
+    """The folder of a config's hold-out images, None if it has none."""
+    path = config.dataset.holdout
+    return None if path is None else _of_config(config, "dataset.holdout", path, HOLDOUT)
+
+
+def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
+    from balancer.config.schema import SAMPLE_DATASET
+
+    if path == SAMPLE_DATASET or "://" in path:
+        return find_dataset(path, split)
+    refuse_credentials(path, "the path of this dataset")
+    places = config.places_of(setting, path)
+    if not any(map(os.path.lexists, places)):
+        *beside, here = (place.absolute() for place in places)
+        looked = "".join(f"{place} (beside the config), " for place in beside)
+        where = "" if os.path.isabs(path) else f"; looked for {looked}{here}"
+        hint = HOLDOUT_HINT if split == HOLDOUT else SAMPLE_HINT
+        raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=hint)
+    return config.found_at(setting, path)
+
+
+def find_dataset(path: str, split: str = "train") -> Path:
+    """The folder a user means by `path`, or that `split` of the sample dataset if it is `sample`."""
+    from balancer.config.schema import SAMPLE_DATASET
+
+    refuse_credentials(path, "the path of this dataset")
+    if path == SAMPLE_DATASET:
+        return _sample_folder() / split
+    if "://" in path:
+        hint = "copy the dataset to a local or shared folder"
+        raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
+    return expanded(path)
+
+
+def _sample_folder() -> Path:
+    cache = cache_folder()
+    # A changed renderer has a folder of its own, so that a stale one is never used.
+    renderer = resources.files("balancer.dataset").joinpath("sample.py").read_bytes()
+    folder = cache / f"sample-{hashlib.sha256(renderer).hexdigest()[:12]}"
+    if not folder.is_dir():
+        try:
+            _render_sample(cache, folder)
+        except OSError as error:
+            problem = f"{cache}: the sample dataset cannot be made there: {error.strerror or error}"
+            raise StorageError(problem, hint="set BALANCER_CACHE to a folder that can be written") from error
+    return folder
+
+
+def _render_sample(cache: Path, folder: Path) -> None:
+    """Rendered aside and renamed, so that `folder` is complete as soon as it exists."""
+    from balancer.dataset.sample import write_dataset
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".sample-", dir=cache, ignore_cleanup_errors=True) as temporary:
+        made = Path(temporary) / "dataset"
+        write_dataset(made, seed=0)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another start was first, with the same pictures
+                raise

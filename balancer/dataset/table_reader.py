@@ -1,0 +1,356 @@
+"""Reading a table of facet values, in a process of its own: it was written by strangers.
+
+What comes of it is told line by line, as JSON: `[key, row]` for each row with a file name, values as text;
+objects with its `columns`, a `remark` or a `warning`; at the end the number of all rows, or an object with
+the reason why the table cannot be used.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import posixpath
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+from balancer.storage.regular_files import TooLargeError, open_regular
+from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
+from balancer.text.quantities import counted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_BYTES = 500_000_000
+MAX_ROWS = 2_000_000
+MAX_COLUMNS = 1_000
+"""Of all rows together: each line of JSON can have keys of its own."""
+
+MAX_CELLS = 50_000_000
+"""Rows and columns each within their limits can be two thousand million."""
+
+MAX_LINE_CHARS = 1_000_000
+MAX_ANSWER_BYTES = 1_000_000_000
+"""All values together; a small file can hold one value many times."""
+
+MAX_NAME_CHARS = MAX_COMPOSED_CHARS
+"""As long as a path can be."""
+
+BATCH_ROWS = 10_000
+
+SHOWN_COLUMNS, SHOWN_CHARS = 10, 40
+"""Of a table without file names: enough to see which table it is."""
+
+FILE_NAME = "file_name"
+OWN_COLUMNS = (FILE_NAME, "class", "split")
+"""Columns that the audit knows, whatever the case of their letters."""
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MAX_TWINS = 5
+"""Columns of one name that are told of."""
+
+Row = Sequence[tuple[str, object]]
+"""Headers as they are written, with their values: two headers can turn out to be one name."""
+
+
+def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """What the table at `path` holds, or why it cannot be used."""
+    try:
+        yield from _answers(path)
+    except OSError as error:
+        yield _reason(f"cannot be read: {error.strerror or error}")
+    except MemoryError:
+        yield _reason("cannot be read: it needs more memory than a table may take")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        yield _reason(f"is not UTF-8: a byte is 0x{byte:02x}; save the table as UTF-8")
+    except (ValueError, csv.Error, RecursionError) as error:
+        yield _reason(f"is damaged: {_one_line(str(error))}")
+
+
+def table_key(file_name: str) -> str:
+    """Some systems store accented names decomposed, and tables come from other systems."""
+    return composed(posixpath.normpath(file_name))
+
+
+class _TooMuchError(OSError):
+    """More than a table may hold; `strerror` names the number and the limit."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0, reason)
+
+
+@dataclass(slots=True)
+class _Columns:
+    """The columns of one table by the names they are kept under, and pairs of headers that are one name."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    twins: dict[tuple[str, str], None] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def text_values(self, row: Row) -> dict[str, str]:
+        """Values that are there, by column. Of two with one name the first header counts in every row."""
+        found: dict[str, str] = {}
+        passed: set[str] = set()
+        for header, value in row:
+            if (name := self._names.get(header)) is None:
+                name = self._names[header] = _column_name(header)
+            first = self.headers.setdefault(name, header)
+            if first != header or name in passed:
+                self.twins[first, header] = None
+                continue
+            passed.add(name)
+            if name and (text := _text(value)):
+                found[name] = text
+        return found
+
+    def told(self) -> Iterator[bytes]:
+        names = [name[:MAX_NAME_CHARS] for name in self.headers if name]
+        yield json.dumps({"columns": names}).encode()
+        for first, second in list(self.twins)[:MAX_TWINS]:
+            yield _told(
+                "warning",
+                f"the columns {_quoted(first)} and {_quoted(second)} have one name; only the first is read",
+            )
+
+
+def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    number = size = named = cells = 0
+    first: Row = ()
+    columns = _Columns()
+    with open_regular(path, follow_links=False) as file:
+        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise TooLargeError(path, num_bytes, MAX_BYTES)
+        for number, row in enumerate(READERS[_suffix(path)](file), start=1):
+            if isinstance(row, bytes):
+                yield row
+                continue
+            cells += len(row)
+            _check_shape(row, number, cells)
+            first = first or row
+            text = columns.text_values(row)
+            _check_columns(columns, number)
+            if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
+                named += 1
+                line = json.dumps([table_key(name), text]).encode()
+                size += len(line)
+                if size > MAX_ANSWER_BYTES:
+                    raise _TooMuchError(
+                        f"its values are more than {MAX_ANSWER_BYTES // 1_000_000} megabytes of text"
+                    )
+                yield line
+    yield from columns.told()
+    if number and not named and _Columns().text_values(first):
+        yield _reason(f"has no column `{FILE_NAME}`; the columns are {_shown(first)}")
+    else:
+        yield str(number).encode()
+
+
+def _column_name(header: str) -> str:
+    name = composed(header)
+    return next((own for own in OWN_COLUMNS if without_case(name) == own), name)
+
+
+def _check_shape(row: Row, number: int, cells: int) -> None:
+    if number > MAX_ROWS:
+        raise _TooMuchError(f"more than {MAX_ROWS:,} rows with blank ones, the most that a table may have")
+    if len(row) > MAX_COLUMNS:
+        raise _TooMuchError(f"row {number} has {len(row):,} columns, over the limit of {MAX_COLUMNS:,}")
+    if cells > MAX_CELLS:
+        raise _TooMuchError(
+            f"its rows up to row {number:,} have more than {MAX_CELLS:,} values with empty ones, the limit;"
+            " leave columns out"
+        )
+
+
+def _check_columns(columns: _Columns, number: int) -> None:
+    if len(columns.headers) > MAX_COLUMNS:
+        raise _TooMuchError(
+            f"its rows up to row {number} have {len(columns.headers):,} columns together, over the limit of"
+            f" {MAX_COLUMNS:,}"
+        )
+
+
+def _reason(text: str) -> bytes:
+    return _told("reason", f"the metadata table {text}")
+
+
+def _told(kind: str, text: str) -> bytes:
+    return json.dumps({kind: text}).encode()
+
+
+def _quoted(header: str) -> str:
+    return repr(_one_line(header[:SHOWN_CHARS]))
+
+
+def _shown(row: Row) -> str:
+    """Names of columns: if it is no table but a secret, not much of it."""
+    names = [_one_line(name[:SHOWN_CHARS]) for name, _ in row if name]
+    return ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:200])
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return posixpath.splitext(os.fspath(path))[1].lower()
+
+
+def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        if table.metadata.num_rows > MAX_ROWS:
+            raise _TooMuchError(f"{table.metadata.num_rows:,} rows, over the limit of {MAX_ROWS:,}")
+        plain = [place for place, column in enumerate(table.schema_arrow) if _is_plain(column.type)]
+        names = [table.schema_arrow.names[place] for place in plain]
+        if (cells := table.metadata.num_rows * len(names)) > MAX_CELLS:
+            raise _TooMuchError(f"{cells:,} values in rows and columns, over the limit of {MAX_CELLS:,}")
+        for batch in table.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            columns = [_plain_values(column) for column in batch.columns]
+            yield from (
+                [*zip(batch.schema.names, values, strict=True)] for values in zip(*columns, strict=True)
+            )
+    except pa.ArrowMemoryError as error:
+        raise MemoryError from error
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def _plain_values(column: pa.Array) -> list[object]:
+    """Of 32-bit floats the digits that they were written with: 0.1, and not 0.10000000149011612."""
+    from pyarrow import types
+
+    values: list[object] = column.to_pylist()
+    if types.is_float32(column.type):
+        return [None if value is None else _shortest_float32(value) for value in values]
+    return values
+
+
+def _shortest_float32(value: object) -> float:
+    exact = float(value)  # type: ignore[arg-type]  # a float, or None
+    if not math.isfinite(exact):
+        return exact
+    digits = (float(f"{exact:.{count}g}") for count in range(6, 10))
+    return next((short for short in digits if struct.pack("f", short) == struct.pack("f", exact)), exact)
+
+
+def _is_plain(column_type: pa.DataType) -> bool:
+    """Whether values are text or numbers: a picture inside the table need not be read."""
+    from pyarrow import types
+
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    tests = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating)
+    return any(test(column_type) for test in tests)
+
+
+def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
+    lines = _lines(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+    first = next(lines, "")
+    separator = _separator(first)
+    reader = csv.reader(_chained(first, lines), delimiter=separator)
+    try:
+        headers = next(reader, [])
+        if len(headers) > MAX_COLUMNS:  # before rows are filled up to so many
+            _check_shape([(header, "") for header in headers], 1, 0)
+        if separator != ",":
+            yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
+        short, long = _OtherLength("fewer", len(headers)), _OtherLength("more", len(headers))
+        for row in reader:  # blank lines as well: they take time like any other
+            if row and len(row) != len(headers):
+                (short if len(row) < len(headers) else long).count(reader.line_num)
+            yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")] if row else ()
+        if short.rows:
+            yield _told("remark", f"{short}: those count as empty")
+        if long.rows:
+            yield _told("warning", f"{long}: what has no header is left out")
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+@dataclass(slots=True)
+class _OtherLength:
+    """Rows of a CSV that are not as long as its header."""
+
+    what: str
+    headers: int
+    rows: int = 0
+    first_line: int = 0
+
+    def count(self, line: int) -> None:
+        self.rows += 1
+        self.first_line = self.first_line or line
+
+    def __str__(self) -> str:
+        fields = f"{self.what} fields than the header's {self.headers}"
+        return f"{counted(self.rows, 'row')} with {fields}, first in line {self.first_line}"
+
+
+def _separator(header_line: str) -> str:
+    """A comma, unless the header names the files under another one only."""
+    for separator in SEPARATORS:
+        headers = next(csv.reader([header_line], delimiter=separator), [])
+        if FILE_NAME in map(_column_name, headers):
+            return separator
+    return ","
+
+
+def _chained(first: str, lines: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _json_rows(file: BinaryIO) -> Iterator[Row]:
+    for number, line in enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig")), start=1):
+        if not line.strip():
+            yield ()
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=tuple)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+        if not isinstance(row, tuple):
+            raise ValueError(f"line {number} is not an object")
+        yield row
+
+
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
+    try:
+        while line := file.readline(MAX_LINE_CHARS + 1):
+            number += 1
+            if len(line) > MAX_LINE_CHARS:
+                raise _TooMuchError(f"line {number} has more than {MAX_LINE_CHARS:,} characters")
+            yield line
+    finally:
+        file.detach()  # whoever opened what is below closes it
+
+
+def _text(value: object) -> str:
+    """A single value as text, as a config would write it; empty for a missing one."""
+    if isinstance(value, str):
+        return composed(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return _digits(value)
+    return str(value) if isinstance(value, int) else ""
+
+
+def _digits(value: float) -> str:
+    """`1` and not `1.0`: a column of whole numbers with gaps is often stored as floats."""
+    if not math.isfinite(value):
+        return ""
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+
+
+READERS = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}

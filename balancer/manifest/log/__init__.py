@@ -1,0 +1,1 @@
+"""The log: numbered fragments, each created once and never changed."""

@@ -1,0 +1,451 @@
+"""Every rule a manifest keeps, checked from the files: the log, its rows, and each image they name.
+
+Some rules hold for every row that was ever committed, those that verdicts replaced since included; others
+for the rows that stand, which are what readers see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.config.schema import Config, CopiesConfig
+from balancer.dataset.leakage import Leak, find_leaks
+from balancer.dataset.near_duplicates import COMPARED, KnownImage, known_images
+from balancer.errors import BalancerError, ManifestError, StorageError
+from balancer.manifest.image_files import ImageFiles
+from balancer.manifest.layout import (
+    CURRENT_FILE,
+    DATA_DIR,
+    IMAGES_DIR,
+    INDEX_FILE,
+    LOG_DIR,
+    REJECTED_DIR,
+    RUN_FILE,
+    fragment_path,
+    fragment_seq,
+)
+from balancer.manifest.log.fragment import BrokenFragmentError, Fragment, check_successor
+from balancer.manifest.log.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
+from balancer.manifest.log.reader import Entry, last_seq, load_fragment
+from balancer.manifest.log.writer import rows_in
+from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
+from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
+from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
+from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.snapshot.current import problem_of_current
+from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
+from balancer.manifest.unjudged import lacks_a_score
+from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
+from balancer.text.quantities import counted
+from balancer.text.safetext import shortened
+
+READERS = 8
+"""Images hashed at once."""
+
+MISSING_TOLD = 1000
+"""Missing fragments in a row that are told one by one."""
+
+_THERE = "images are there"
+_READABLE = "images can be read"
+
+_COLUMNS = (
+    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "scores", "unjudged",
+    "threshold", "seed", "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
+)  # fmt: skip
+
+_FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
+
+_OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
+"""Of values, that are looked at row by row."""
+
+# What a verdict may not touch; the file, too, unless the row becomes void.
+_LASTING = ("cell", "slot", "attempt", "source", "seed", "run_id")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """A rule that is broken, the file where, and how."""
+
+    rule: str
+    path: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """`notes` are leftovers that do no harm. `rows` counts those that stand, `images` the files that were
+    hashed: also those of candidates that were accepted once and are no more. `compacted` are the rows of the
+    compacted copy, None if there is none."""
+
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+    fragments: int
+    rows: int
+    images: int
+    compacted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A committed row and the fragment that holds it, which may be one of verdicts."""
+
+    path: str
+    values: dict[str, Any]
+    is_verdict: bool
+
+    def __getitem__(self, column: str) -> Any:
+        return self.values[column]
+
+    @property
+    def accepted(self) -> bool:
+        return bool(self["status"] == ACCEPTED)
+
+    def picked(self, columns: Sequence[str]) -> dict[str, Any]:
+        return {column: self[column] for column in columns}
+
+    def breaks(self, rule: str, detail: str) -> Problem:
+        return Problem(rule, self.path, f"row {self['id']!r} {detail}")
+
+
+def fsck(storage: Storage) -> list[Problem]:
+    """Every broken rule of a run; empty if it is sound. UsageError if the folder holds no run."""
+    return list(check_run(storage).problems)
+
+
+def check_run(storage: Storage) -> Findings:
+    """As `fsck`, with harmless leftovers and what was looked at."""
+    try:
+        info = read_run(storage)
+    except ManifestError as error:
+        return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
+    index, of_copy = _index(storage, info)
+    fragments, problems = _check_log(storage, info, index.covers if index else 0)
+    problems.extend(_config(info))
+    known = Known.of(info)
+    values = [problem for fragment in fragments for problem in _values(fragment, known)]
+    values += [problem for fragment in fragments for problem in _misnamed(fragment, info)]
+    fragments = [fragment.narrowed(_COLUMNS) for fragment in fragments]
+    unsound = bool(problems or values)
+    of_copy += _copy(storage, info, index, () if unsound else fragments)
+    rows = [row for fragment in fragments for row in _rows(fragment)]
+    repaired = any(fragment.stamp.event == "repair" for fragment in fragments)
+    problems.extend(_ids(rows, whole=not problems and not repaired))
+    problems.extend(problem for problem in values if problem.rule not in _OWN_RULES)
+    for rule in (_verdicts, _membership, _files):
+        problems.extend(rule(rows))
+    standing = list({row["id"]: row for row in rows}.values())
+    of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
+    problems.extend(_slots(standing))
+    problems.extend(_file_names(standing))
+    problems.extend(_quotas(standing, info))
+    listed: list[Problem] = []
+    for leak, problem in () if values else _leaks(standing, storage, fragments, info):
+        (listed if leak.listed else problems).append(problem)
+    images = [row for row in standing if row["file_name"] is not None]
+    files = ImageFiles.of(storage.uri, info)
+    with ThreadPoolExecutor(READERS) as pool:
+        for found in pool.map(lambda row: _check_image(row, storage, files), images):
+            problems.extend(found)
+    compacted = {file.path for file in index.files} if index else None
+    paths = storage.list("")
+    notes = [*listed, *_leftovers(paths, {row["file_name"] for row in images}, compacted)]
+    notes += _rejected_images(paths, rows, info)
+    unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
+    return Findings(
+        problems=(*problems, *of_copy),
+        notes=tuple(notes),
+        fragments=len(fragments),
+        rows=len(standing),
+        images=len(images) - unread,
+        compacted=index.rows if index else None,
+    )
+
+
+def _index(storage: Storage, info: RunInfo) -> tuple[Index | None, list[Problem]]:
+    try:
+        index = read_index(storage, info.run_id)
+        if index is not None:
+            check_folders(index, info)
+        return index, []
+    except DamagedCopyError as error:
+        return None, [Problem(error.rule, error.path, error.detail)]
+
+
+def _copy(
+    storage: Storage, info: RunInfo, index: Index | None, fragments: Sequence[Fragment]
+) -> list[Problem]:
+    """What is wrong with the compacted copy; its rows are compared if the log and its files are sound."""
+    if index is None:
+        return []
+    found = list(check_files(storage, index))
+    if fragments and not found:
+        found += check_rows(storage, index, [Entry.of(fragment) for fragment in fragments], info)
+    return [Problem(error.rule, error.path, error.detail) for error in found]
+
+
+def _current(storage: Storage, info: RunInfo, fragments: Sequence[Fragment]) -> list[Problem]:
+    """What is wrong with the file of accepted rows, if the log is sound."""
+    if not fragments:
+        return []
+    detail = problem_of_current(storage, info.run_id, fragments[-1])
+    return [Problem("current rows are those of the log", CURRENT_FILE, detail)] if detail else []
+
+
+def _check_log(storage: Storage, info: RunInfo, copied: int) -> tuple[list[Fragment], list[Problem]]:
+    """The fragments that can be read, each with what is wrong in the log."""
+    head, problems = _head(storage, info)
+    try:
+        last = last_seq(storage)
+    except BalancerError as error:
+        return [], [*problems, Problem("log is a folder", LOG_DIR, error.message)]
+    if not last and (lost := lost_log(storage, head, copied)):
+        return [], [*problems, Problem(LOG_IS_THERE, LOG_DIR, lost)]
+    fragments: list[Fragment] = []
+    previous: Fragment | None = None
+    schema = info.schema()
+    trusted = True  # whether `previous` is really the fragment before
+    there = sorted(filter(None, map(fragment_seq, storage.list(LOG_DIR))))
+    for seq in _numbers(there, max(last, copied, head.seq if head else 0)):
+        try:
+            fragment = load_fragment(storage, seq, schema)
+            fragments.append(fragment)
+            if trusted:
+                check_successor(fragment, previous, info.run_id)
+            check_head(head, fragment)
+            previous, trusted = fragment, True
+        except BrokenFragmentError as error:
+            problems.append(Problem(error.rule, error.path, error.detail))
+            readable = bool(fragments) and fragments[-1].stamp.seq == seq
+            previous, trusted = (fragments[-1], True) if readable else (None, False)
+    return fragments, problems
+
+
+def _numbers(there: Sequence[int], last: int) -> Iterator[int]:
+    """The numbers 1 to `last`, of many that are missing in a row the first ones."""
+    before = 0
+    for seq in (*there, last + 1):
+        yield from range(before + 1, min(seq, before + 1 + MISSING_TOLD))
+        if seq <= last:
+            yield seq
+        before = seq
+
+
+def _head(storage: Storage, info: RunInfo) -> tuple[Head | None, list[Problem]]:
+    try:
+        return read_head(storage, info.run_id), []
+    except BrokenFragmentError as error:
+        return None, [Problem(error.rule, error.path, error.detail)]
+
+
+def _values(fragment: Fragment, known: Known) -> Iterator[Problem]:
+    """What readers refuse."""
+    path = fragment_path(fragment.stamp.seq)
+    return (Problem(rule, path, detail) for rule, detail in wrong_values(fragment.table, known))
+
+
+def _config(info: RunInfo) -> Iterator[Problem]:
+    """A config that reports, exports and later runs do not understand."""
+    try:
+        info.config_as(Config)
+    except ManifestError as error:
+        yield Problem("run.json is readable", RUN_FILE, error.message)
+
+
+def _misnamed(fragment: Fragment, info: RunInfo) -> Iterator[Problem]:
+    """Candidates whose class or facet values are not those of their cell."""
+    names = ["cell", CLASS_PROPERTY, *info.facets]
+    table = fragment.table
+    if not set(names) <= set(table.column_names):
+        return  # told of as a fragment of another schema
+    planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
+    named = pa.table({name: table[name].cast(pa.string()) for name in names})
+    named = named.filter(pc.equal(table["source"].cast(pa.string()), SYNTHETIC))
+    for row in named.group_by(names).aggregate([]).to_pylist():
+        values = [row[name] for name in names[1:]]
+        if row["cell"] in planned and planned[row["cell"]] != values:
+            detail = f"a row of cell {row['cell']!r} says it is {shortened(', '.join(map(str, values)))}"
+            yield Problem("candidates are of their cell", fragment_path(fragment.stamp.seq), detail)
+
+
+def _rows(fragment: Fragment) -> Iterator[_Row]:
+    path = fragment_path(fragment.stamp.seq)
+    for values in fragment.table.to_pylist():
+        yield _Row(path, values, fragment.stamp.replaces_rows)
+
+
+def _ids(rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
+    """An id is committed once, or again after it became void; a verdict is one on a row that is there,
+    and changes the verdict alone. Unless the log is `whole`, that row may be lost, and is not looked for; or
+    the verdict, and one that follows says which row counts."""
+    before: dict[str, _Row] = {}
+    twice: dict[str, _Row] = {}
+    for row in rows:
+        known = before.get(row["id"])
+        if row["id"] is None:
+            yield row.breaks(HAS_ID, "has none")
+        elif row.is_verdict:
+            if whole:
+                yield from _only_the_verdict_changed(known, row)
+            else:
+                twice.pop(row["id"], None)
+        elif known is not None and known["status"] != VOID:
+            twice.setdefault(row["id"], row)
+        before[row["id"]] = row
+    for row in twice.values():
+        yield row.breaks("ids are unique", "is there twice")
+
+
+def _only_the_verdict_changed(before: _Row | None, after: _Row) -> Iterator[Problem]:
+    if before is None:
+        yield after.breaks("verdicts are on committed rows", "is on none")
+        return
+    lasting = _LASTING if after["status"] == VOID else (*_LASTING, *_FILE_COLUMNS)
+    for column in lasting:
+        if before[column] != after[column]:
+            detail = f"has another {column}: {after[column]!r}, not {before[column]!r}"
+            yield after.breaks("a verdict changes only the verdict", detail)
+
+
+def _slots(rows: Sequence[_Row]) -> Iterator[Problem]:
+    filled: set[str] = set()
+    for row in rows:
+        if row.accepted and row["slot"] is not None:
+            if row["slot"] in filled:
+                yield row.breaks("one accepted image a slot", f"is another one of slot {row['slot']!r}")
+            filled.add(row["slot"])
+
+
+def _verdicts(rows: Sequence[_Row]) -> Iterator[Problem]:
+    for row in rows:
+        if row.accepted and row["reason"] is not None:
+            yield row.breaks(
+                "accepted without a reason", f"is accepted, yet {row['reason']!r} speaks against it"
+            )
+        if row["status"] == REJECTED and row["reason"] is None:
+            yield row.breaks("rejected for a reason", "has none")
+        if row["status"] == VOID and not row.is_verdict:
+            yield row.breaks("void by a verdict", "was never judged otherwise")
+        if row.accepted and row["source"] == SYNTHETIC and not _reaches_threshold(row):
+            yield row.breaks(
+                "accepted at its threshold", f"scored {row['score']}, its threshold is {row['threshold']}"
+            )
+
+
+def _reaches_threshold(row: _Row) -> bool:
+    score, threshold = row["score"], row["threshold"]
+    if score is None:
+        return threshold is not None and lacks_a_score(row["scores"], row["unjudged"])
+    return threshold is not None and bool(score >= threshold)
+
+
+def _membership(rows: Sequence[_Row]) -> Iterator[Problem]:
+    for row in rows:
+        if row["status"] not in (ACCEPTED, REJECTED, VOID) or row["source"] not in (REAL, SYNTHETIC):
+            yield row.breaks(MEMBERSHIP, f"is {row['status']!r}, {row['source']!r}")
+
+
+def _files(rows: Sequence[_Row]) -> Iterator[Problem]:
+    """A rejected candidate names an image only if it was accepted before: so by a verdict, which keeps it."""
+    for row in rows:
+        name = row["file_name"]
+        if row.accepted and name is None:
+            yield row.breaks(HAS_IMAGE, "names no file")
+        if name is not None and row["status"] == REJECTED and not row.is_verdict:
+            yield row.breaks("rejected rows have no image", f"names {name}")
+        if name is not None and row["status"] == VOID:
+            yield row.breaks("void rows have no image", f"names {name}")
+
+
+def _file_names(rows: Sequence[_Row]) -> Iterator[Problem]:
+    named: set[str] = set()
+    for row in rows:
+        name = row["file_name"]
+        if name in named:
+            yield row.breaks("one row an image", f"names {name}, as another row does")
+        if name is not None:
+            named.add(name)
+
+
+def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
+    quotas = {cell["cell"]: cell["quota"] for cell in info.plan}
+    generated = [row for row in rows if row["source"] == SYNTHETIC]
+    for row in generated:
+        if row["run_id"] != info.run_id:
+            yield row.breaks("rows belong to the run", f"is of run {row['run_id']!r}")
+        if row["cell"] not in quotas:
+            yield row.breaks(PLANNED, f"is of cell {row['cell']!r}, which the plan lacks")
+    for cell, count in Counter(row["cell"] for row in generated if row.accepted).items():
+        if count > quotas.get(cell, count):
+            detail = f"cell {cell!r} has {counted(count, 'accepted image')}, its quota is {quotas[cell]}"
+            yield Problem("no more images than planned", RUN_FILE, detail)
+
+
+def _leaks(
+    rows: Sequence[_Row], storage: Storage, fragments: Sequence[Fragment], info: RunInfo
+) -> Iterator[tuple[Leak, Problem]]:
+    limits = info.config_as(CopiesConfig, "verification", "copies")
+
+    def load(ids: Sequence[str]) -> list[KnownImage]:
+        entries = [Entry.of(fragment) for fragment in fragments]
+        return known_images(rows_in(entries, storage, info.schema(), ids, COMPARED))
+
+    by_id = {row["id"]: row for row in rows}
+    for leak in find_leaks(rows, load, limits):
+        yield leak, by_id[leak.row_id].breaks(leak.rule, leak.detail)
+
+
+def _check_image(row: _Row, storage: Storage, files: ImageFiles) -> list[Problem]:
+    name: str = row["file_name"]
+    try:
+        data = files.read_from(storage, name, row["source"])
+    except MissingFileError:
+        return [Problem(_THERE, name, f"row {row['id']!r} names it, it is missing")]
+    except StorageError as error:
+        return [Problem(_READABLE, name, error.message)]
+    problems = []
+    if len(data) != row["num_bytes"]:
+        detail = f"it has {len(data)} bytes, row {row['id']!r} says {row['num_bytes']}"
+        problems.append(Problem("images have their size", name, detail))
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        detail = f"its content is not what row {row['id']!r} was written for"
+        problems.append(Problem("images have their sha256", name, detail))
+    return problems
+
+
+def _rejected_images(files: Sequence[str], rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
+    """Reasons of which no rejected image is left, although the config has some kept for the report. A crash
+    may cost a few of them, because no verdict waits for their files; it seldom costs all."""
+    kept = info.config.get("output", {}).get("rejected_per_reason", 0)
+    if not isinstance(kept, int) or kept <= 0:
+        return
+    there = {path.split("/")[1] for path in files if path.startswith(f"{REJECTED_DIR}/")}
+    rejected = Counter(
+        row["reason"] for row in rows if row["status"] == REJECTED and row["reason"] and not row.is_verdict
+    )
+    for reason, count in rejected.items():
+        if there.isdisjoint((slug(reason), slug_of_before(reason))):
+            detail = f"none is left of up to {min(kept, count)} that were kept for the report"
+            yield Problem("rejected images are there", f"{REJECTED_DIR}/{slug(reason)}", detail)
+
+
+def _leftovers(files: Sequence[str], referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
+    for path in files:
+        if is_temporary(path):
+            yield Problem(
+                "no temporary files", path, "a writer was stopped before it was done, or is at work"
+            )
+        elif path.startswith(f"{IMAGES_DIR}/") and path not in referenced:
+            yield Problem("no unreferenced images", path, "no row names it, at least not yet")
+        elif path.startswith(f"{DATA_DIR}/") and path != INDEX_FILE and path not in (compacted or ()):
+            yield Problem("no superseded compacted files", path, "no reader looks at it any more, or not yet")
+        elif path.startswith(f"{LOG_DIR}/") and fragment_seq(path) is None:
+            yield Problem("nothing foreign in the log", path, "it is no fragment, and is not read")

@@ -1,0 +1,1 @@
+"""The compacted copy, and rows as an Arrow dataset."""

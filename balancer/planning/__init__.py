@@ -1,0 +1,1 @@
+"""From counts and targets to a quota for every cell."""

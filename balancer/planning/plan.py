@@ -1,0 +1,311 @@
+"""Counts and a target into a quota for every cell, and what it may cost to fill them."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeVar
+
+from balancer.cells import Cell, Facet, cells_of
+from balancer.planning.rounding import joint_quotas
+from balancer.planning.targets import class_targets, most_generated, values_to_add
+from balancer.scheduling.adaptive import Tally
+from balancer.text.quantities import counted, percent, size
+
+if TYPE_CHECKING:
+    from balancer.config.schema import Config, PlanningConfig
+
+Assumed = TypeVar("Assumed", float, float | None)
+
+RATE_KEY = "planning.cost_per_generator_hour"
+UNKNOWN_PACE = "unknown until measured; set planning.seconds_per_candidate for an estimate"
+UNKNOWN_RATE = f"set {RATE_KEY} for an estimate"
+
+HIGH_BELOW = Fraction(6, 10)
+"""A class with less than this part of its target comes before the others."""
+
+
+class Priority(enum.StrEnum):
+    """Order of generation. A class is critical if it has no image at all."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+
+
+@dataclass(frozen=True, slots=True)
+class CellQuota:
+    cell: Cell
+    quota: int
+    priority: Priority
+
+    def as_dict(self, facets: Iterable[str]) -> dict[str, str | int | None]:
+        """For JSON: class, each of `facets` (None where it does not apply), quota and priority."""
+        values = {facet: self.cell.value(facet) for facet in facets}
+        priority = self.priority.value
+        return {"class": self.cell.class_name, **values, "quota": self.quota, "priority": priority}
+
+
+FacetValues = Mapping[str, Sequence[Mapping[str, str]]]
+"""For each class, the facet values that are known of its real images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`cells` are those that lack images, in order of generation. By class: `counts` are the real images,
+    `targets` what there should be, `held_back` the images that are lacking and not generated because of
+    `target.max_synthetic_share`."""
+
+    cells: tuple[CellQuota, ...]
+    counts: Mapping[str, int]
+    targets: Mapping[str, int]
+    held_back: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(wanted.quota for wanted in self.cells)
+
+
+def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValues | None = None) -> Plan:
+    """Plan for images per class as `counts` has them; a class that is not in it has none.
+
+    `real_facets` credits facet values that are there already (`target.count_real_facets`).
+    """
+    have = {name: counts.get(name, 0) for name in config.classes}
+    targets = class_targets(config.target, have)
+    lacking = {name: max(0, targets[name] - count) for name, count in have.items()}
+    deficits = {name: _allowed(lacking[name], have[name], config) for name in have}
+    facets = config.facet_axes()
+    quotas = joint_quotas(deficits, facets, _shares_lacking(deficits, facets, real_facets or {}))
+    priorities = {name: _priority(count, targets[name]) for name, count in have.items()}
+    wanted = [
+        CellQuota(cell, quotas[cell], priorities[name])
+        for name in config.classes
+        for cell in cells_of(name, facets)
+        if quotas[cell] > 0
+    ]
+    wanted.sort(key=lambda quota: list(Priority).index(quota.priority))  # stable: then as in the config
+    held_back = {name: lacking[name] - deficits[name] for name in have if lacking[name] > deficits[name]}
+    return Plan(tuple(wanted), have, targets, held_back)
+
+
+def held_back(plan: Plan) -> list[str]:
+    """A line for each class that cannot reach its target because too much of it would be generated."""
+    return below_target(plan.targets, plan.held_back)
+
+
+def below_target(targets: Mapping[str, int], lacking: Mapping[str, int]) -> list[str]:
+    return [
+        f"{name} reaches {targets[name] - count} of {counted(targets[name], 'image')}: more than that would"
+        " be generated beyond target.max_synthetic_share"
+        for name, count in lacking.items()
+    ]
+
+
+def _allowed(lacking: int, count: int, config: Config) -> int:
+    most = most_generated(config.target, count)
+    return lacking if most is None else min(lacking, most)
+
+
+def _shares_lacking(
+    deficits: Mapping[str, int], facets: Sequence[Facet], real_facets: FacetValues
+) -> dict[tuple[str, str], tuple[Fraction, ...]]:
+    """Shares of the images to generate, by class and facet, where values that are there are credited."""
+    shares = {}
+    for name, images in real_facets.items():
+        for facet in facets:
+            there = Counter(values.get(facet.name) for values in images)
+            present = tuple(there[value] for value in facet.values)
+            if facet.applies_to(name) and deficits[name] and any(present):
+                wanted = values_to_add(deficits[name], facet.shares, present)
+                shares[name, facet.name] = tuple(number / deficits[name] for number in wanted)
+    return shares
+
+
+def _priority(count: int, target: int) -> Priority:
+    if count == 0:
+        return Priority.CRITICAL
+    return Priority.HIGH if count < HIGH_BELOW * target else Priority.MEDIUM
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run has measured, instead of the config's assumptions; `source` names it in the basis.
+
+    `by_attempt` has a tally for the first attempt, the second, and so on, `seconds_per_candidate` is the time
+    of one generator.
+    """
+
+    source: str
+    acceptance: float | None = None
+    seconds_per_candidate: float | None = None
+    bytes_per_image: float | None = None
+    by_attempt: tuple[Tally, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PerImage:
+    """What an accepted image takes, its rejected candidates included; None where it is not known.
+
+    `seconds_per_image` is the time of one generator. Each basis says in words where its figure comes from.
+    """
+
+    candidates_per_image: float | None
+    candidates_per_image_basis: str
+    seconds_per_image: float | None
+    seconds_per_image_basis: str
+    cost_per_image: float | None
+    cost_per_image_basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected cost of a plan. Each basis says in words where its figure comes from."""
+
+    candidates: int
+    candidates_basis: str
+    hours: float | None
+    hours_basis: str
+    cost: float | None
+    cost_basis: str
+    bytes: int
+    bytes_basis: str
+    per_image: PerImage
+
+    def as_dict(self) -> dict[str, float | str | None]:
+        """For JSON: one level of figures, each with its basis."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "per_image"}
+        return own | asdict(self.per_image)
+
+
+def estimate(
+    plan: Plan, config: Config, measured: Measured | None = None, *, real_bytes: int = 0
+) -> Estimate:
+    """`real_bytes` is the size of the real images, counted if they are copied into the run folder."""
+    measured = measured or Measured("")
+    candidates, candidates_basis = _candidates(plan, config, measured)
+    hours, hours_basis = _hours(candidates, config, measured)
+    cost, cost_basis = _cost(candidates, config, measured)
+    size, size_basis = _size(plan, config, measured, real_bytes)
+    return Estimate(
+        candidates=candidates,
+        candidates_basis=candidates_basis,
+        hours=hours,
+        hours_basis=hours_basis,
+        cost=cost,
+        cost_basis=cost_basis,
+        bytes=size,
+        bytes_basis=size_basis,
+        per_image=per_image(config.planning, measured),
+    )
+
+
+def per_image(planning: PlanningConfig, measured: Measured) -> PerImage:
+    """What an accepted image takes: as measured, or as assumed where nothing was measured."""
+    acceptance, source = _acceptance(planning, measured)
+    # However high the ladder: those slots that end short take candidates, too.
+    candidates = 1 / acceptance if acceptance else None
+    passing = f"{_acceptance_text(acceptance)} of candidates pass" if acceptance else "none passed"
+    basis = f"{passing} ({source})"
+    seconds, pace = _seconds(planning, measured)
+    if seconds is None:
+        return PerImage(candidates, basis, None, UNKNOWN_PACE, None, UNKNOWN_PACE)
+    if candidates is None:
+        return PerImage(None, basis, None, basis, None, basis)
+    seconds_basis = f"{candidates:.3g} candidates of {seconds:.3g} s each ({pace}) on one generator"
+    rate = planning.cost_per_generator_hour
+    cost = None if rate is None else candidates * seconds * rate / 3600
+    cost_basis = UNKNOWN_RATE if rate is None else f"{seconds_basis} at {rate:g} an hour ({RATE_KEY})"
+    return PerImage(candidates, basis, candidates * seconds, seconds_basis, cost, cost_basis)
+
+
+def expected_attempts(passes: Iterable[float]) -> float:
+    """Attempts a slot takes on average if `passes` is the probability that the first passes, the second if it
+    is made, and so on."""
+    expected, made = 0.0, 1.0
+    for chance in passes:
+        expected += made
+        made *= 1 - chance
+    return expected
+
+
+def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, str]:
+    attempts = config.attempts.max + (config.attempts.fallback is not None)
+    acceptance, source = _acceptance(config.planning, measured)
+    # Rungs differ, so each attempt has its own; one that was seldom made leans on that of all.
+    seen = [(tally.accepted, tally.candidates) for tally in measured.by_attempt[:attempts]]
+    seen += [(0, 0)] * (attempts - len(seen))
+    passes = [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen]
+    expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
+    passing = f"{_acceptance_text(acceptance)} of candidates pass ({source})"
+    basis = f"{counted(plan.total, 'image')}, {passing}, up to {attempts} attempts"
+    limit = config.budget.max_candidates
+    if limit is not None and limit < expected:
+        return limit, f"{basis}; held at {limit} by budget.max_candidates"
+    return expected, basis
+
+
+def _hours(candidates: int, config: Config, measured: Measured) -> tuple[float | None, str]:
+    seconds, source = _seconds(config.planning, measured)
+    if seconds is None:
+        return None, UNKNOWN_PACE
+    given = config.actors.generators
+    generators = 1 if given == "auto" else given
+    number = (
+        "for one generator (actors.generators: auto starts one per GPU or CPU core, which share the time)"
+        if given == "auto"
+        else f"{counted(given, 'generator')} (actors.generators)"
+    )
+    basis = f"{counted(candidates, 'candidate')} of {seconds:.3g} s each ({source}), {number}"
+    hours = candidates * seconds / generators / 3600
+    limit = config.budget.max_hours
+    if limit is not None and limit < hours:
+        return limit, f"{basis}; held at {limit:g} h by budget.max_hours"
+    return hours, basis
+
+
+def _cost(candidates: int, config: Config, measured: Measured) -> tuple[float | None, str]:
+    seconds, source = _seconds(config.planning, measured)
+    rate = config.planning.cost_per_generator_hour
+    if seconds is None or rate is None:
+        return None, UNKNOWN_PACE if seconds is None else UNKNOWN_RATE
+    hours = candidates * seconds / 3600
+    limit, generators = config.budget.max_hours, config.actors.generators
+    if limit is not None and generators != "auto":  # how many share the work matters only where it is cut off
+        hours = min(hours, limit * generators)
+    return hours * rate, f"{hours:.3g} hours of one generator ({source}) at {rate:g} each ({RATE_KEY})"
+
+
+def _size(plan: Plan, config: Config, measured: Measured, real_bytes: int) -> tuple[int, str]:
+    raw = config.generation.width * config.generation.height * 3
+    each, source = _figure(
+        measured.bytes_per_image, config.planning.bytes_per_image, "planning.bytes_per_image", measured.source
+    )
+    if each is None:
+        each, source = 0.6 * raw, "60 % of raw pixels; planning.bytes_per_image"
+    basis = f"{counted(plan.total, 'image')} of {size(each)} ({source})"
+    copied = real_bytes if config.output.real_images == "copy" else 0
+    if copied:
+        basis += f" and {size(copied)} of real images (output.real_images: copy)"
+    return round(plan.total * each) + copied, basis
+
+
+def _acceptance(planning: PlanningConfig, measured: Measured) -> tuple[float, str]:
+    return _figure(measured.acceptance, planning.acceptance, "planning.acceptance", measured.source)
+
+
+def _acceptance_text(acceptance: float) -> str:
+    return f"{100 * acceptance:.3g}%" if 100 * acceptance < 99.95 else percent(acceptance, 1, 1)
+
+
+def _seconds(planning: PlanningConfig, measured: Measured) -> tuple[float | None, str]:
+    key = "planning.seconds_per_candidate"
+    return _figure(measured.seconds_per_candidate, planning.seconds_per_candidate, key, measured.source)
+
+
+def _figure(measured: float | None, assumed: Assumed, key: str, source: str) -> tuple[float | Assumed, str]:
+    return (assumed, key) if measured is None else (measured, f"measured by {source}")

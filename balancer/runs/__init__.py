@@ -1,0 +1,1 @@
+"""Runs as wholes: resumed, judged again, reproduced, traced."""

@@ -1,0 +1,326 @@
+"""A run as its folder remembers it: begun, recognised, and brought back to where it was left."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gc
+import importlib.metadata
+import json
+import os
+import shlex
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from balancer.cells import Candidate, Cell, Slot
+from balancer.config.dotted import join_keys
+from balancer.config.schema import Config
+from balancer.errors import UsageError
+from balancer.manifest.layout import RUN_FILE
+from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
+from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
+from balancer.manifest.runfile import RunInfo, read_run
+from balancer.planning.plan import Plan, Priority
+from balancer.scheduling.adaptive import WordingCounts
+from balancer.scheduling.prompts import ladder
+from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.storage import MissingFolderError, is_temporary, open_storage
+from balancer.text.names import composed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
+
+CALIBRATION = "calibration"
+
+SHAPING = ("classes", "share")
+"""Settings of a facet and its values that the plan is made from."""
+
+HISTORY_ROWS = 65_536
+"""Rows of the manifest that are Python objects at once."""
+WEIGHTS_HASH = "sha256"
+
+Models = Mapping[str, Mapping[str, Any]]
+"""`generator`, `verifier` and any other judge, each with its model, revision and the sha256 of its weights
+(None if that cannot be told yet), the verifier with its embedding_dim and the hash of its `calibration`,
+None without one."""
+
+
+def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
+    """The run in a folder, None if that is empty or not there; UsageError if it holds something else."""
+    try:
+        storage = open_storage(out, create=False)
+    except MissingFolderError:
+        return None
+    if storage.exists(RUN_FILE):
+        return read_run(storage)
+    if found := [path for path in storage.list("") if not is_temporary(path)]:
+        raise UsageError(
+            f"{out} holds files but no run, such as {found[0]}",
+            hint="choose another --out, or empty the folder",
+        )
+    return None
+
+
+def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
+    """What run.json says of a new run."""
+    return RunInfo(
+        run_id=uuid.uuid4().hex,
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        fingerprint=config.fingerprint(),
+        seed=config.seed,
+        facets=list(config.facets),
+        plan=[item.as_dict(config.facets) | {"cell": item.cell.key} for item in plan.cells],
+        real_counts=dict(plan.counts),
+        targets=dict(plan.targets),
+        embedding_dim=int(models["verifier"]["embedding_dim"]),
+        versions={name: _version(name) for name in VERSIONED_PACKAGES},
+        models={kind: _identity(described) for kind, described in models.items()},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def spelled_as_begun(config: Config, known: RunInfo | None) -> Config:
+    """The config with the names of a run as that has them: one that was begun when configs were not composed
+    as they are read keeps its spelling."""
+    if known is None:
+        return config
+    facets = known.config["facets"]
+    names = [
+        *known.config["classes"],
+        *facets,
+        *(value for facet in facets.values() for value in facet["values"]),
+    ]
+    spelling = {composed(name): name for name in names if composed(name) != name}
+    return _renamed(config, spelling) if spelling else config
+
+
+def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
+    def named(name: str) -> str:
+        return spelling.get(name, name)
+
+    settings = config.model_dump(mode="json")
+    settings["classes"] = {named(name): of for name, of in settings["classes"].items()}
+    settings["facets"] = {named(name): of for name, of in settings["facets"].items()}
+    for facet in settings["facets"].values():
+        facet["values"] = {named(value): of for value, of in facet["values"].items()}
+        if facet["classes"] != "all":
+            facet["classes"] = [*map(named, facet["classes"])]
+    judged = settings["verification"]
+    judged["unjudged"] = ["=".join(map(named, entry.split("=", 1))) for entry in judged["unjudged"]]
+    return Config.model_validate(settings).with_bases(config.bases)
+
+
+def config_of(info: RunInfo, rules: Rules) -> Config:
+    """The config of a run as `balancer rejudge` may have changed it since."""
+    return config_under(info, rules.overrides)
+
+
+def check_unchanged(
+    config: Config, models: Models, known: RunInfo, allowed: bool, rules: Rules | None = None
+) -> None:
+    """Refuse to go on with a run under another config or other weights, unless `allowed`.
+
+    `rules` are those of its log. The plan of a started run never changes, nor does the size of its
+    embeddings: UsageError in any case, as while only a part of its verdicts follows its rules.
+    """
+    rules = rules or Rules()
+    settings = [f"--set {shlex.quote(setting)}" for setting in as_settings(rules.overrides)]
+    if not rules.complete:
+        raise UsageError(
+            "changing the verdicts of this run was stopped before all of them were changed",
+            hint=f"`balancer rejudge RUN {' '.join([*settings, '--apply'])}` completes it",
+        )
+    before = config_of(known, rules)
+    paths = _differences(before.decisive(), config.decisive())
+    changed = [join_keys(path) for path in paths]
+    # A model that came or went shows in the config.
+    changed += [
+        f"{what} of the {kind}"
+        for kind, told in known.models.items()
+        if kind in models
+        for what in _differing(told, _identity(models[kind]))
+    ]
+    _refuse_another_plan(before, config, paths)
+    _refuse_another_size(models, known)
+    if changed and settings and not allowed:
+        raise UsageError(
+            f"this run was judged again under other rules; changed against these: {', '.join(changed)}",
+            hint=f"go on with the config it was started with and {' '.join(settings)}",
+        )
+    if changed and not allowed:
+        raise UsageError(
+            f"this run was started with another config; changed: {', '.join(changed)}",
+            hint=_rejudging(paths, config)
+            if len(paths) == len(changed) and all(map(is_judgeable, paths))
+            else "choose another --out, undo the change, or pass --allow-config-change to go on with both",
+        )
+
+
+def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[str, ...]]) -> None:
+    if before.plan_shape() == config.plan_shape():
+        return
+    planned = [join_keys(path) for path in paths if _shapes_plan(path)]
+    raise UsageError(
+        f"the plan of a started run is fixed, and {', '.join(planned) or 'another order of names'} would"
+        " change it",
+        hint="choose another --out, or undo the change",
+    )
+
+
+def _shapes_plan(path: Sequence[str]) -> bool:
+    """Whether a setting is one of `Config.plan_shape`: wordings and limits are not."""
+    is_name = len(path) == 2 or (path[0] == "facets" and len(path) == 4)
+    return path[0] == "target" or (path[0] in ("classes", "facets") and (is_name or path[-1] in SHAPING))
+
+
+def _refuse_another_size(models: Models, known: RunInfo) -> None:
+    embedding_dim = int(models["verifier"]["embedding_dim"])
+    if embedding_dim != known.embedding_dim:
+        raise UsageError(
+            f"the verifier's embeddings have {embedding_dim} numbers, the run has {known.embedding_dim}",
+            hint="choose another --out",
+        )
+
+
+def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of a model: of a calibrated one also which temperatures."""
+    return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    hashes = (before.get(WEIGHTS_HASH), now.get(WEIGHTS_HASH))
+    is_other = None not in hashes and hashes[0] != hashes[1]
+    if is_other or any(before.get(name) != now.get(name) for name in ("model", "revision")):
+        yield "weights"
+    if before.get(CALIBRATION) != now.get(CALIBRATION):
+        yield CALIBRATION
+
+
+def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
+    """How to go on when only limits changed, which apply to images that were made before."""
+    settings = []
+    for path in paths:
+        value: Any = config.model_dump(mode="json")
+        for key in path:
+            value = value[key]
+        settings.append(f" --set {shlex.quote(f'{join_keys(path)}={json.dumps(value, ensure_ascii=False)}')}")
+    return (
+        f"`balancer rejudge RUN{''.join(settings)} --apply` judges all candidates by it, and the same `run`"
+        " then goes on; --allow-config-change judges only new ones by it"
+    )
+
+
+def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of the settings that differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [path]
+    names = dict.fromkeys([*before, *after])
+    return [
+        found for name in names for found in _differences(before.get(name), after.get(name), (*path, name))
+    ]
+
+
+def facts_of(info: RunInfo, config: Config) -> RunFacts:
+    offsets, total = {}, 0
+    for item in info.plan:
+        offsets[str(item["cell"])] = total
+        total += int(item["quota"])
+    return RunFacts(
+        run_id=info.run_id,
+        facets=tuple(info.facets),
+        config=config,
+        model_revision=info.models["generator"]["revision"],
+        verifier_revision=info.models["verifier"]["revision"],
+        cell_offsets=offsets,
+    )
+
+
+def cells_of_plan(info: RunInfo) -> dict[str, Cell]:
+    """The planned cells by their keys."""
+    return {str(item["cell"]): _cell(item, info.facets) for item in info.plan}
+
+
+def candidate_of(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> Candidate:
+    return Candidate(Slot(cells[row["cell"]], int(row["slot"].rpartition("/")[2])), row["attempt"])
+
+
+def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None) -> Schedule:
+    """The state machine, brought to where the committed rows left it."""
+    ranks = {str(priority): rank for rank, priority in enumerate(Priority)}
+    cells = cells_of_plan(info)
+    quotas = [
+        (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
+    ]
+    rungs = ladder(config)
+    with _no_garbage():
+        return Schedule(
+            quotas,
+            attempts=len(rungs),
+            max_candidates=config.budget.max_candidates,
+            max_slots=limit,
+            history=_history(cells, rows),
+            group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
+            give_up_below=config.attempts.give_up_below,
+        )
+
+
+def accepted_in_order(schedule: Schedule, facts: RunFacts) -> list[Candidate]:
+    """In the plan's order, whichever came first."""
+    slots = sorted(schedule.accepted, key=facts.number)
+    return [Candidate(slot, schedule.accepted[slot]) for slot in slots]
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """While millions of objects are made that all stay: Python would look through them for garbage again and
+    again, which takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def wording_counts_of(rows: pa.Table) -> WordingCounts:
+    """What the committed rows say of the wordings."""
+    judged = rows.select(["source", "cell", "wording", "status"]).to_pylist()
+    return WordingCounts.of(
+        (row["cell"], row["wording"], row["status"] == ACCEPTED)
+        for row in judged
+        if row["source"] == SYNTHETIC and row["status"] in (ACCEPTED, REJECTED)
+    )
+
+
+def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
+    return Cell(str(item["class"]), tuple((name, item[name]) for name in facets if item[name] is not None))
+
+
+def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
+    """The outcomes of each slot by attempts: all first ones, all second ones, and so on. One object a
+    slot, and rows in parts, as there can be millions of them."""
+    import pyarrow.compute as pc
+
+    made = rows.filter(pc.field("source") == SYNTHETIC).sort_by("attempt")
+    keys = made["slot"].combine_chunks().dictionary_encode()
+    firsts = made["cell"].take(pc.index_in(keys.dictionary, value_set=made["slot"].combine_chunks()))
+    slots = [
+        Slot(cells[cell], int(key.rpartition("/")[2]))
+        for key, cell in zip(keys.dictionary.to_pylist(), firsts.to_pylist(), strict=True)
+    ]
+    numbered = made.select(["attempt", "status", "reason"]).append_column("number", keys.indices)
+    for batch in numbered.to_batches(HISTORY_ROWS):
+        for attempt, status, reason, number in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            yield Outcome(Candidate(slots[number], attempt), reason, void=status == VOID)

@@ -1,0 +1,1 @@
+"""Which candidate is next, with which words, and when to give up."""

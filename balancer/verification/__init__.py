@@ -1,0 +1,1 @@
+"""What makes a candidate accepted, and whether the verifier can be believed."""

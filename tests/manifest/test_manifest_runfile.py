@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from balancer.config.schema import Config, CopiesConfig
+from balancer.errors import ManifestError, UsageError
+from balancer.manifest import create_run, read_run
+from balancer.manifest.layout import RUN_FILE
+from tests.manifest_samples import CONFIG, MemoryStorage, planned, run_info
+
+
+def test_a_run_is_read_as_it_was_written():
+    storage = MemoryStorage()
+    info = run_info(name="пицца", real_counts={"日本": 3})
+    assert create_run(storage, info) == info
+    assert read_run(storage) == info
+
+
+def test_the_first_start_decides_what_the_run_is():
+    storage = MemoryStorage()
+    first = create_run(storage, run_info("first"))
+    assert create_run(storage, run_info("second")) == first
+
+
+def test_what_is_wanted_follows_from_the_plan():
+    assert run_info().wanted == 5
+
+
+def test_the_fallback_is_one_attempt_more():
+    assert run_info().max_attempts == 4
+    assert run_info(config=CONFIG | {"attempts": {"max": 3, "fallback": None}}).max_attempts == 3
+
+
+def test_what_is_scored_are_the_class_and_the_facets_each_with_its_values():
+    assert run_info().properties == {"class": 2, "lighting": 2, "burn_level": 3}
+
+
+def test_a_folder_without_a_run_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"memory is not a run folder: it has no run\.json"):
+        read_run(MemoryStorage())
+
+
+def damaged(**changes: object) -> bytes:
+    storage = MemoryStorage()
+    create_run(storage, run_info())
+    document = json.loads(storage.files[RUN_FILE])
+    document.update(changes)
+    return json.dumps({name: value for name, value in document.items() if value != "gone"}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        damaged(seed="7"),
+        damaged(plan="gone"),
+        damaged(extra=1),
+        damaged(plan=[{"cell": "x"}]),
+        damaged(plan=["x"]),
+        damaged(config={}),
+        damaged(config=CONFIG | {"facets": {}}),
+        damaged(format="gone"),
+        damaged(embedding_dim=2**31),
+        damaged(embedding_dim=0),
+        damaged(embedding_dim=True),
+        damaged(seed=float("nan")),
+        damaged(targets={"basic": 1}),
+        damaged(targets={"basic": [], "burnt": 2}),
+        damaged(real_counts={"basic": float("inf")}),
+        damaged(models={"generator": []}),
+        damaged(models={"generator": {"model": ["x"]}}),
+        *(damaged(config=CONFIG | {"attempts": {"max": many}}) for many in (float("inf"), 0, "3", 2**70)),
+        damaged(config=CONFIG | {"output": []}),
+        damaged(config=CONFIG | {"classes": []}),
+        damaged(config=CONFIG | {"facets": CONFIG["facets"] | {"lighting": {"values": 3}}}),
+        *(
+            damaged(plan=[planned("basic/dim", 3) | changed])
+            for changed in (
+                {"quota": float("inf")},
+                {"quota": -1},
+                {"quota": 1.5},
+                {"quota": 2**70},
+                {"cell": [1]},
+                {"class": [1]},
+                {"class": "unknown"},
+                {"lighting": 7},
+                {"priority": None},
+            )
+        ),
+    ],
+)
+def test_a_damaged_run_file_is_named(data):
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: "):
+        read_run(MemoryStorage(files={RUN_FILE: data}))
+
+
+def test_a_newer_run_file_is_refused_with_the_way_out():
+    with pytest.raises(ManifestError, match="format 2 is newer than 1") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=2)}))
+    assert caught.value.hint == "upgrade balancer"
+
+
+def test_a_config_that_this_version_does_not_understand_is_named():
+    info = run_info(config=CONFIG | {"verification": {"copies": 3}})
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: config: verification\.copies: "):
+        info.config_as(CopiesConfig, "verification", "copies")
+    with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: config: verification\.copies: "):
+        info.config_as(Config)
+
+
+def test_a_run_that_was_begun_with_a_range_in_which_no_image_can_be_is_still_read():
+    impossible = CONFIG | {"verification": {"brightness": [0.9, 0.1]}}
+    with pytest.raises(ValueError, match="is above the greatest"):
+        Config.model_validate(impossible)
+    assert run_info(config=impossible).config_as(Config).verification.brightness == (0.9, 0.1)

@@ -1,0 +1,148 @@
+"""Every reason for which an image is rejected, brought about by real models in a real run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from actors.run import run
+from balancer import open_manifest
+from balancer.config.load import load_config
+from balancer.dataset.audit import find_dataset
+
+EMBEDDED = Path("balancer/embedded/generator")
+
+SLOTS = 4
+
+
+@pytest.fixture
+def judged(project, tmp_path, ray_session):
+    """Runs the first slots of the demo, one attempt each; gives the rows of the candidates by id."""
+
+    def go(*overrides, out="run", limit=SLOTS):
+        small = [
+            "generation.batch_size=4",
+            "actors={generators: 1, device: cpu}",
+            "attempts={max: 1, give_up_below: 0}",
+            "output.commit_seconds=0.01",
+        ]
+        run(load_config(project / "configs/demo.yaml", [*small, *overrides]), tmp_path / out, limit=limit)
+        table = open_manifest(tmp_path / out).to_table(status="all", filter="source = 'synthetic'")
+        assert table.num_rows == limit or limit is None
+        return {row["id"]: row for row in table.to_pylist()}
+
+    return go
+
+
+@pytest.fixture
+def changed_generator(project, tmp_path):
+    """The embedded generator with one tensor changed."""
+
+    def change(component, tensor, alter):
+        folder = tmp_path / "generator"
+        shutil.copytree(project / EMBEDDED, folder)
+        path = folder / component / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        alter(tensors[tensor])
+        save_file(tensors, path, metadata={"format": "pt"})
+        return f"generation.model={folder}"
+
+    return change
+
+
+def reasons(rows):
+    return {row["reason"] for row in rows.values()}
+
+
+def test_an_image_that_shows_another_class_is_rejected_for_its_class(judged):
+    asked = "classes.combined={prompts: [a single slice of pizza], labels: [a pizza with many toppings]}"
+    rows = judged(asked)
+    assert reasons(rows) == {"class"}
+    assert all(row["score"] == row["scores"]["class"] < 0.6 for row in rows.values())
+
+
+def test_a_decoder_that_gives_one_colour_makes_blank_images(judged, changed_generator):
+    rows = judged(changed_generator("vae", "decoder.layers.15.weight", lambda tensor: tensor.zero_()))
+    assert reasons(rows) == {"blank"}
+    assert all(row["deviation"] < 0.005 for row in rows.values())
+
+
+def test_latents_that_are_no_numbers_are_rejected_as_such(judged, changed_generator):
+    rows = judged(changed_generator("unet", "conv_out.bias", lambda tensor: tensor.fill_(float("nan"))))
+    assert reasons(rows) == {"not_finite"}
+    assert all(row["nonfinite"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"), [("[0.0, 0.1]", "overexposed"), ("[0.95, 1.0]", "underexposed")]
+)
+def test_an_image_is_over_or_underexposed_by_what_its_lighting_allows(judged, limits, reason):
+    rows = judged(f"facets.lighting.values.overhead_harsh.brightness={limits}").values()
+    [one] = (row for row in rows if row["lighting"] == "overhead_harsh")
+    assert one["reason"] == reason
+    assert all(row["reason"] != reason for row in rows if row is not one)
+    low, high = (float(limit) for limit in limits.strip("[]").split(","))
+    assert not low <= one["brightness"] <= high
+
+
+# ---- copies --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_before(judged, tmp_path):
+    """The first picture that the demo accepts, and its id."""
+    row = next(row for row in judged(out="before").values() if row["reason"] is None)
+    return row["id"], tmp_path / "before" / row["file_name"]
+
+
+@pytest.fixture
+def with_picture(tmp_path):
+    """The override for a copy of a part of the sample dataset with one more picture in it, as a basic pizza:
+    a copy is one under any label."""
+
+    def add(key, split, picture, name):
+        folder = tmp_path / split
+        shutil.copytree(find_dataset("sample", split), folder)
+        with Image.open(picture) as image:
+            image.save(folder / "basic" / name, **({"quality": 90} if name.endswith(".jpg") else {}))
+        return f"dataset.{key}={folder}"
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("key", "split", "known"),
+    [("holdout", "holdout", "holdout/basic/known.jpg"), ("path", "train", "real/basic/known.jpg")],
+)
+def test_a_candidate_like_a_known_picture_is_a_near_copy_of_it(
+    judged, made_before, with_picture, key, split, known
+):
+    made, picture = made_before
+    row = judged(with_picture(key, split, picture, "known.jpg"))[made]
+    assert (row["reason"], row["nearest_id"]) == ("near_copy", known)
+    assert row["nearest_distance"] <= 4
+    assert 0.95 <= row["nearest_similarity"] <= 1
+
+
+def test_a_candidate_with_the_pixels_of_a_known_picture_is_a_duplicate(judged, made_before, with_picture):
+    made, picture = made_before
+    row = judged(with_picture("holdout", "holdout", picture, "known.png"))[made]
+    assert (row["reason"], row["nearest_id"]) == ("duplicate", "holdout/basic/known.png")
+
+
+def test_of_accepted_images_that_are_alike_the_first_stays(judged, tmp_path):
+    (tmp_path / "empty" / "combined").mkdir(parents=True)
+    nothing_known = [f"dataset.path={tmp_path / 'empty'}", "dataset.holdout=null"]
+    unproven = "verification.unjudged=[class, lighting, burn_level]"
+    everything_is_alike = "verification.copies={max_distance: 64, min_similarity: -1}"
+    few = "target.per_class=1"  # without a limit: accepted ones are compared when all are there
+    rows = judged(*nothing_known, unproven, everything_is_alike, few, limit=None)
+    first, *others = rows.values()
+    assert len(others) == 5
+    assert (first["reason"], first["status"]) == (None, "accepted")
+    assert {(row["reason"], row["status"]) for row in others} == {("near_copy", "rejected")}
+    assert {row["nearest_id"] for row in others} == {first["id"]}

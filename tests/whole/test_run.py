@@ -1,0 +1,592 @@
+"""Whole runs on real Ray with simulated actors: what a run promises, whatever happens to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import actors.cluster.fleet
+import actors.run as job
+from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
+from actors.models.writer import Writer
+from actors.run import Reporter, run
+from balancer import open_manifest
+from balancer.config.schema import Config
+from balancer.errors import FencedError, InterruptedRun, StalledError, StorageError, UsageError
+from balancer.manifest.log.writer import ManifestLog, read_log
+from balancer.manifest.maintenance.fsck import fsck
+from balancer.manifest.runfile import create_run, read_run
+from balancer.storage import LocalStorage, open_storage
+
+PER_CLASS = 12
+REAL = {"cat": 3, "dog": 0}
+WANTED = 2 * PER_CLASS - sum(REAL.values())
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    root = tmp_path / "dataset"
+    for name, count in REAL.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(noise).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def make_config(dataset, ray_session):
+    def make(**sections):
+        base = {
+            "seed": 5,
+            "dataset": {"path": str(dataset)},
+            "classes": {"cat": {"prompts": ["a cat"]}, "dog": {"prompts": ["a dog"]}},
+            "facets": {"light": {"values": {"day": {"prompts": ["day"]}, "night": {"prompts": ["night"]}}}},
+            "target": {"per_class": PER_CLASS},
+            "generation": {"width": 64, "height": 64, "batch_size": 4},
+            "actors": {"kind": "simulated", "generators": 2},
+            "planning": {"acceptance": 0.6},
+            "output": {"commit_seconds": 0.01},
+        }
+        for name, values in sections.items():
+            base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+        return Config.model_validate(base)
+
+    return make
+
+
+@pytest.fixture
+def with_faults(monkeypatch):
+    """Runs whose generators or verifiers go wrong at a set call, in one life only."""
+
+    def plant(kind, *faults):
+        original = getattr(actors.cluster.fleet, f"{kind}_worker")
+
+        def worker(config, on_gpu):
+            path, arguments = original(config, on_gpu=on_gpu)
+            return path, arguments | {"faults": faults}
+
+        monkeypatch.setattr(actors.cluster.fleet, f"{kind}_worker", worker)
+
+    return plant
+
+
+@pytest.fixture
+def with_worker(monkeypatch):
+    """Runs in which another worker of this file takes the place of one kind's."""
+    original = job.pools_of
+
+    def plant(kind, worker, **arguments):
+        def pools_of(*told):
+            pools = original(*told)
+            for pool in pools:
+                if pool.spec.kind == kind:
+                    name = f"tests.whole.test_run:{worker.__name__}"
+                    told_too = pool.spec.arguments | arguments
+                    pool.spec = dataclasses.replace(pool.spec, worker=name, arguments=told_too)
+            return pools
+
+        monkeypatch.setattr(job, "pools_of", pools_of)
+
+    return plant
+
+
+def first_time(marker):
+    try:
+        Path(marker).open("x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
+class DyingWriter(Writer):
+    """Is gone at its first call, before or after the files are written."""
+
+    def __init__(self, struck, when, **arguments):
+        super().__init__(**arguments)
+        self.struck, self.when = struck, when
+
+    def write(self, *told):
+        dies = first_time(self.struck)
+        if dies and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        written = super().write(*told)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+
+class SyncFails:
+    """A disk that writes and cannot sync, from the third time on."""
+
+    syncs = 0
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def fsync(self, fd):
+        self.syncs += 1
+        if self.syncs > 2:
+            raise OSError(errno.EIO, "Input/output error")
+        os.fsync(fd)
+
+
+class UnsyncedWriter(Writer):
+    def __init__(self, storage_uri, **arguments):
+        super().__init__(storage_uri, **arguments)
+        self._storage = LocalStorage(storage_uri, SyncFails())
+
+
+class Poisoned:
+    """Once a CUDA error struck, every later call of the same process fails as well."""
+
+    struck = ""
+
+    def __init__(self, struck, **arguments):
+        super().__init__(**arguments)
+        self.struck = struck
+
+    def fail_if_poisoned(self):
+        if first_time(self.struck):
+            Path(self.struck).write_text(str(os.getpid()))
+        if Path(self.struck).read_text() == str(os.getpid()):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class PoisonedGenerator(Poisoned, SimulatedGenerator):
+    def begin(self, *told):
+        self.fail_if_poisoned()
+        return super().begin(*told)
+
+
+class PoisonedVerifier(Poisoned, SimulatedVerifier):
+    def measure(self, *told):
+        self.fail_if_poisoned()
+        return super().measure(*told)
+
+
+def accepted_ids(out):
+    table = open_manifest(out).to_table(columns=["id"], filter="source = 'synthetic'")
+    return sorted(table["id"].to_pylist())
+
+
+def after(count, action, of="candidates"):
+    """A reporter that acts once, when so many candidates were judged (or images accepted)."""
+    pending = [action]
+
+    def look(snapshot):
+        if getattr(snapshot, of) >= count and pending:
+            pending.pop()()
+
+    return Reporter(progress=look)
+
+
+@pytest.fixture
+def reference(make_config, tmp_path_factory):
+    """The ids an undisturbed run accepts."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    run(make_config(), out)
+    return accepted_ids(out)
+
+
+def test_a_run_says_what_takes_long_before_it_does_it_and_its_log_has_all_it_said(make_config, tmp_path):
+    notes = []
+    run(make_config(), tmp_path / "run", reporter=Reporter(note=notes.append))
+    for step in (
+        "reading the dataset",
+        f"images read, {WANTED} to generate; Ray is running already",
+        "Ray is there; actors start and load their models (generators 2, verifiers 1",
+        "the verifier measures the real images",
+        "images to make",
+        "generator ready",
+        "verifier ready",
+    ):
+        [line] = [note for note in notes if step in note]
+        assert re.match(r"\d+:\d\d ", line)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert all(note in log for note in notes)
+    assert re.search(rf"(complete|short): \d+ of {WANTED} images accepted", log.splitlines()[-1])
+
+
+def test_the_images_that_a_run_ends_without_stand_in_its_log(make_config, tmp_path):
+    notes = []
+    result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    log = (tmp_path / "run" / "run.log").read_text()
+    missing = sum(result.open_cells.values())
+    for line in [
+        f"warning: {missing} images are missing (--limit was reached, the same command without it goes on):",
+        *(f"warning:   {cell}: {count}" for cell, count in result.open_cells.items()),
+    ]:
+        assert line in notes
+        assert f"Z {line}\n" in log
+
+
+def test_a_driver_that_takes_over_says_so(make_config, tmp_path):
+    notes = []
+    run(make_config(), tmp_path / "run", limit=1)
+    storage = open_storage(tmp_path / "run", create=False)
+    info = read_run(storage)
+    ManifestLog.open(storage, info.schema(), info.run_id)
+    run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    assert len([note for note in notes if note.startswith("taking over from another driver")]) == 1
+    run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    assert len([note for note in notes if note.startswith("taking over from another driver")]) == 1
+
+
+def test_an_error_that_ends_a_run_stands_in_its_log(make_config, tmp_path, monkeypatch):
+    def broken(driver):
+        raise StalledError("actors keep dying")
+
+    monkeypatch.setattr("actors.loop.driver.Driver.run", broken)
+    with pytest.raises(StalledError):
+        run(make_config(), tmp_path / "run")
+    assert (tmp_path / "run" / "run.log").read_text().endswith("Z error: actors keep dying\n")
+
+
+def test_a_run_ends_with_exactly_the_images_that_were_missing(make_config, tmp_path):
+    result = run(make_config(), tmp_path / "run")
+    assert (result.wanted, result.accepted + result.short) == (WANTED, WANTED)
+    manifest = open_manifest(tmp_path / "run")
+    assert len(accepted_ids(tmp_path / "run")) == result.accepted
+    assert manifest.to_table(filter="source = 'real'").num_rows == sum(REAL.values())
+
+
+def test_every_accepted_row_has_its_file_and_every_rejected_row_has_none(make_config, tmp_path):
+    run(make_config(), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(status="all").to_pylist()
+    for row in rows:
+        present = row["file_name"] is not None and (tmp_path / "run" / row["file_name"]).is_file()
+        assert present == (row["status"] == "accepted"), row["id"]
+    assert any(row["status"] == "rejected" for row in rows)
+
+
+def test_rejections_are_rows_with_the_weakest_property_as_reason(make_config, tmp_path):
+    result = run(make_config(), tmp_path / "run")
+    assert sum(result.rejected_by_reason.values()) == result.candidates - result.accepted
+    assert set(result.rejected_by_reason) <= {"class", "light"}
+
+
+def test_a_tenth_of_the_accepted_images_is_marked_for_review_evenly(make_config, tmp_path):
+    run(make_config(review={"fraction": 0.25}, planning={"acceptance": 1.0}), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(filter="review").to_pylist()
+    assert len(rows) == WANTED // 4
+    assert {row["class"] for row in rows} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(("generators", "batch_size"), [(1, 4), (2, 1), (2, 16)])
+def test_neither_actors_nor_batch_size_change_what_is_accepted(
+    make_config, tmp_path, reference, generators, batch_size
+):
+    config = make_config(actors={"generators": generators}, generation={"batch_size": batch_size})
+    run(config, tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+@pytest.mark.parametrize("kind", ["generator", "verifier"])
+@pytest.mark.parametrize("fault", ["die", "raise"])
+def test_a_failing_actor_changes_nothing_in_the_result(
+    make_config, tmp_path, reference, with_faults, kind, fault
+):
+    with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / "struck")))
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_writer_that_is_killed_changes_nothing_in_the_result(
+    make_config, tmp_path, reference, with_worker, when
+):
+    with_worker("writer", DyingWriter, struck=str(tmp_path / "struck"), when=when)
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+    assert fsck(open_storage(tmp_path / "run", create=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "worker"), [("generator", PoisonedGenerator), ("verifier", PoisonedVerifier)]
+)
+def test_a_process_that_a_cuda_error_poisoned_is_replaced(
+    make_config, tmp_path, reference, with_worker, kind, worker
+):
+    with_worker(kind, worker, struck=str(tmp_path / "struck"))
+    run(make_config(), tmp_path / "run")
+    assert (tmp_path / "struck").exists()
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, reference, with_faults):
+    with_faults("generator", Fault(call=2, kind="hang", once=str(tmp_path / "struck")))
+    run(make_config(actors={"call_timeout_s": 1.0}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("raise", "simulated fault"), ("die", "ActorDiedError")])
+def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_is_committed(
+    make_config, tmp_path, with_faults, fault, cause
+):
+    with_faults("generator", Fault(call=1, kind=fault))
+    with pytest.raises(StalledError, match=cause):
+        run(make_config(actors={"max_restarts": 1}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == []
+    assert read_log(open_storage(tmp_path / "run", create=False)).state == "failed"
+
+
+def test_a_writer_whose_disk_cannot_sync_stops_the_run_and_the_same_command_goes_on(
+    make_config, tmp_path, reference, with_worker, monkeypatch
+):
+    with_worker("writer", UnsyncedWriter)
+    with pytest.raises(StorageError, match=r"cannot sync .*nothing more is written to this run") as caught:
+        run(make_config(), tmp_path / "run")
+    assert caught.value.exit_code == 4
+    monkeypatch.undo()
+    assert accepted_ids(tmp_path / "run") != reference
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_driver_whose_disk_cannot_sync_commits_nothing_more(make_config, tmp_path, reference, monkeypatch):
+    def break_disk():
+        monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+
+    with pytest.raises(StorageError, match="cannot sync"):
+        run(make_config(), tmp_path / "run", reporter=after(1, break_disk))
+    monkeypatch.undo()
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+    assert fsck(open_storage(tmp_path / "run", create=False)) == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupted_run_commits_and_the_same_command_goes_on(make_config, tmp_path, times):
+    # Batches of one, so that what is under way when the signal comes is far less than what is wanted.
+    config = make_config(target={"per_class": 40}, generation={"batch_size": 1})
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    run(config, whole)
+    stop = after(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], of="accepted")
+    with pytest.raises(InterruptedRun) as caught:
+        run(config, out, reporter=stop)
+    assert caught.value.exit_code == 130
+    part = accepted_ids(out)
+    assert 0 < len(part) < len(accepted_ids(whole))
+    run(config, out)
+    assert accepted_ids(out) == accepted_ids(whole)
+    assert set(part) <= set(accepted_ids(whole))
+
+
+def test_sigterm_ends_with_the_exit_code_of_a_shell(make_config, tmp_path):
+    stop = after(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(InterruptedRun) as caught:
+        run(make_config(), tmp_path / "run", reporter=stop)
+    assert caught.value.exit_code == 143
+
+
+def test_signals_are_the_users_again_after_a_run(make_config, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    run(make_config(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_is_left_alone_without_starting_ray(make_config, tmp_path, monkeypatch):
+    config = make_config(planning={"acceptance": 1.0})
+    first = run(config, tmp_path / "run")
+    monkeypatch.setattr(job, "connected", None)
+    assert run(config, tmp_path / "run") == first
+
+
+def test_a_budget_of_candidates_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
+    result = run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
+    assert result.state == "budget"
+    assert result.candidates <= 8
+    assert sum(result.open_cells.values()) == WANTED - result.accepted
+
+
+def test_a_larger_budget_goes_on_with_the_same_run(make_config, tmp_path, reference):
+    run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
+    run(make_config(), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_limit_works_on_that_many_slots(make_config, tmp_path):
+    result = run(make_config(planning={"acceptance": 1.0}), tmp_path / "run", limit=5)
+    assert (result.state, result.accepted) == ("interrupted", 5)
+
+
+def test_images_that_never_pass_leave_the_run_short_and_nothing_accepted(make_config, tmp_path):
+    result = run(make_config(planning={"acceptance": 1e-9}), tmp_path / "run")
+    assert (result.state, result.accepted, result.short) == ("short", 0, WANTED)
+    assert result.candidates == 3 * WANTED
+
+
+def test_the_fallback_rung_is_one_more_attempt_and_marked(make_config, tmp_path):
+    config = make_config(planning={"acceptance": 0.2}, attempts={"max": 1, "fallback": {"threshold": 0.5}})
+    run(config, tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(status="all", filter="source = 'synthetic'").to_pylist()
+    seen = {(row["attempt"], row["fallback"], row["threshold"]) for row in rows}
+    assert seen == {(1, False, 0.6), (2, True, 0.5)}
+
+
+def test_a_changed_config_is_refused_with_what_changed(make_config, tmp_path):
+    run(make_config(), tmp_path / "run", limit=1)
+    with pytest.raises(UsageError, match=r"seed, verification\.threshold") as caught:
+        run(make_config(seed=6, verification={"threshold": 0.7}), tmp_path / "run")
+    assert caught.value.exit_code == 2
+    assert "--allow-config-change" in caught.value.hint
+
+
+def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_config, tmp_path):
+    run(make_config(), tmp_path / "run", limit=1)
+    run(make_config(verification={"threshold": 0.7}), tmp_path / "run", limit=1, allow_config_change=True)
+    with pytest.raises(UsageError, match=r"target\.per_class"):
+        run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
+
+
+def test_weights_that_changed_under_the_same_name_are_refused(make_config, tmp_path, monkeypatch):
+    def models(sha256):
+        original = vars(job)["describe_models"](make_config())
+        return lambda config: {kind: told | {"sha256": sha256} for kind, told in original.items()}
+
+    unknown, one, other = models(None), models("1" * 64), models("2" * 64)
+    for describe in (one, unknown, one):
+        monkeypatch.setattr(job, "describe_models", describe)
+        run(make_config(), tmp_path / "run", limit=1)
+    assert read_run(open_storage(tmp_path / "run", create=False)).models["generator"]["sha256"] == "1" * 64
+    monkeypatch.setattr(job, "describe_models", other)
+    with pytest.raises(UsageError, match="weights of the generator, weights of the verifier"):
+        run(make_config(), tmp_path / "run", limit=1)
+    run(make_config(), tmp_path / "run", limit=1, allow_config_change=True)
+
+
+def test_how_a_run_is_made_may_change_between_starts(make_config, tmp_path, reference):
+    run(make_config(), tmp_path / "run", limit=4)
+    run(make_config(actors={"generators": 1}, generation={"batch_size": 8}), tmp_path / "run")
+    assert accepted_ids(tmp_path / "run") == reference
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(make_config, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "thesis.txt").write_text("important")
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
+        run(make_config(), out)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_driver_that_was_taken_over_stops_and_repeats_no_row(make_config, tmp_path):
+    out = tmp_path / "run"
+
+    def take_over():
+        storage = open_storage(out, create=False)
+        info = read_run(storage)
+        ManifestLog.open(storage, info.schema(), info.run_id)
+
+    with pytest.raises(FencedError) as caught:
+        run(make_config(), out, reporter=after(1, take_over))
+    assert caught.value.exit_code == 5
+    ids = open_manifest(out).to_table(status="all", columns=["id"])["id"].to_pylist()
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_whose_folder_another_run_takes_stops_and_commits_nothing_there(make_config, tmp_path):
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+
+    def exchange():
+        out.rename(elsewhere)
+        storage = open_storage(out, create=True)
+        info = create_run(
+            storage, dataclasses.replace(read_run(open_storage(elsewhere, create=False)), run_id="2")
+        )
+        ManifestLog.open(storage, info.schema(), info.run_id)
+
+    with pytest.raises(StorageError):
+        run(make_config(), out, reporter=after(1, exchange))
+    assert read_log(open_storage(out, create=False)).fragments == 1
+    assert fsck(open_storage(elsewhere, create=False)) == []
+
+
+def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_path, dataset):
+    run(make_config(), tmp_path / "copied", limit=1)
+    run(make_config(output={"real_images": "reference"}), tmp_path / "referenced", limit=1)
+    for out in ("copied", "referenced"):
+        rows = open_manifest(tmp_path / out).to_table(filter="source = 'real'").to_pylist()
+        sources = sorted(path.read_bytes() for path in (dataset / "cat").iterdir())
+        assert sorted((tmp_path / out / row["file_name"]).read_bytes() for row in rows) == sources
+
+
+def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_config, tmp_path, monkeypatch):
+    pools = []
+    original = job.pools_of
+    monkeypatch.setattr(job, "pools_of", lambda *told: pools.extend(original(*told)) or tuple(pools))
+    monkeypatch.setattr("actors.cluster.connect._uses_gpus", lambda wanted, resources: True)
+    seen = {}
+
+    def look(snapshot):
+        for pool in pools:
+            for actor in pool.actors:
+                if actor.ready:
+                    told = actor.description
+                    seen.setdefault(pool.spec.kind, {})[told["pid"]] = told["gpu_ids"]
+
+    config = make_config(planning={"acceptance": 0.6, "seconds_per_candidate": 0.05})
+    run(config, tmp_path / "run", reporter=Reporter(progress=look))
+    assert sorted(seen["generator"].values()) == [["0"], ["1"]]
+    assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
+
+
+def test_a_run_with_splits_fills_up_what_is_trained_on(make_config, tmp_path, dataset):
+    shutil.copy(dataset / "cat" / "0.png", dataset / "cat" / "copy.png")
+    shares = {"path": str(dataset), "splits": {"train": 0.5, "validation": 0.5}}
+    result = run(make_config(dataset=shares), tmp_path / "run")
+    rows = open_manifest(tmp_path / "run").to_table(["id", "class", "source", "split"]).to_pylist()
+    splits = {one["id"]: one["split"] for one in rows if one["source"] == "real"}
+    assert set(splits.values()) == {"train", "validation"}
+    assert splits["real/cat/0.png"] == splits["real/cat/copy.png"]
+    trained_on = Counter(one["class"] for one in rows if one["split"] == "train")
+    assert trained_on == {"cat": PER_CLASS, "dog": PER_CLASS}
+    assert {one["split"] for one in rows if one["source"] == "synthetic"} == {"train"}
+    assert result.wanted == 2 * PER_CLASS - Counter(splits.values())["train"]
+    run(make_config(dataset=shares), tmp_path / "again")
+    again = open_manifest(tmp_path / "again").to_table(["id", "split"], "source = 'real'").to_pylist()
+    assert {one["id"]: one["split"] for one in again} == splits
+
+
+def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_path, dataset):
+    (tmp_path / "holdout" / "cat").mkdir(parents=True)
+    shutil.copy(dataset / "cat" / "1.png", tmp_path / "holdout" / "cat")
+    places = {"path": str(dataset), "holdout": str(tmp_path / "holdout")}
+    notes = []
+    run(make_config(dataset=places), tmp_path / "run", reporter=Reporter(note=notes.append))
+    assert any(
+        "hold-out images show the same as 1 real image, such as real/cat/1.png" in note for note in notes
+    )
+    manifest = open_manifest(tmp_path / "run")
+    (marked,) = manifest.to_table(filter="source = 'real' and nearest_id is not null").to_pylist()
+    assert (marked["id"], marked["nearest_id"]) == ("real/cat/1.png", "holdout/cat/1.png")
+    with pytest.warns(UserWarning, match="left out"):
+        assert "real/cat/1.png" not in {image.id for image in manifest.images()}
+
+
+def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, dataset):
+    whole = (dataset / "cat" / "0.png").read_bytes()
+    (dataset / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
+    notes = []
+    result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
+    assert result.wanted == WANTED + 1
+    assert len([note for note in notes if "1 image cannot be read" in note]) == 1
+
+
+def test_a_budget_of_time_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
+    result = run(make_config(budget={"max_hours": 1e-9}), tmp_path / "run")
+    assert (result.state, result.accepted) == ("budget", 0)
+    assert sum(result.open_cells.values()) == WANTED
