@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from balancer.dataset import sample
 
-EMBEDDED = Path(sample.__file__).parent / "embedded"
+EMBEDDED = Path(sample.__file__).parents[1] / "embedded"
 GENERATOR = EMBEDDED / "generator"
 VERIFIER = EMBEDDED / "verifier"
 FRESH_SEEDS = 2**43

@@ -40,7 +40,7 @@ from tests.tiny_models import save_image_classifier, save_vision_language_model
 
 Change = Callable[[dict[str, Any]], object]
 
-EMBEDDED_GENERATOR = Path(weights.__file__).parents[1] / "balancer/embedded/generator"
+EMBEDDED_GENERATOR = Path(weights.__file__).parents[2] / "balancer/embedded/generator"
 KINDS: tuple[Kind, ...] = ("generator", "verifier", "second judge", "safety checker")
 EVIL = """
 from pathlib import Path

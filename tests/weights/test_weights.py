@@ -87,7 +87,7 @@ def refusal(model: str | Path, kind: Kind = "generator", variant: str | None = N
 def test_embedded_models_are_in_the_package():
     found = weights.check("embedded", None, None, "verifier")
     assert found.place == "embedded"
-    assert found.folder == Path(weights.__file__).parents[1] / "balancer" / "embedded" / "verifier"
+    assert found.folder == Path(weights.__file__).parents[2] / "balancer" / "embedded" / "verifier"
 
 
 def test_identity_of_embedded_models_follows_their_content(tmp_path):
