@@ -217,3 +217,17 @@ def test_every_setting_is_explained():
 def test_the_configuration_page_says_of_a_section_that_is_not_there_by_default_that_it_is_not(section):
     [text] = [part for part in configuration_page.page().split("\n## ") if part.startswith(f"`{section}`")]
     assert "By default there is none." in text
+
+
+PAGES = sorted(f"docs/{path.name}" for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "CONTRIBUTING.md", *PAGES])
+def test_every_file_that_a_page_names_is_there(page, project):
+    named = set(
+        re.findall(
+            r"(?<![\w/.])(?:actors|balancer|tests|scripts|docs|configs|benchmarks)/[\w./-]*",
+            (project / page).read_text(),
+        )
+    )
+    assert not [name for name in named if not (project / name.rstrip("./")).exists() and "NAME" not in name]
