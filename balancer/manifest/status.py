@@ -19,7 +19,6 @@ from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.snapshot.current import read_reach
 from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.planning.plan import below_target, per_image
 from balancer.scheduling.adaptive import Tally
@@ -87,6 +86,8 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
 def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] | None:
     """How many fragments the file of accepted rows has, and how many it is behind; None if it has none."""
+    from balancer.manifest.snapshot.current import read_reach  # with pyarrow.dataset, which is slow to import
+
     try:
         reach = read_reach(storage)
     except ManifestError:

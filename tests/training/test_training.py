@@ -335,8 +335,8 @@ def test_importing_the_training_and_export_rooms_loads_no_heavy_library():
     code = (
         "import importlib, pkgutil, sys, balancer.training, balancer.export\n"
         "for room in (balancer.training, balancer.export):\n"
-        "    for module in pkgutil.iter_modules(room.__path__):\n"
-        "        importlib.import_module(f'{room.__name__}.{module.name}')\n"
+        "    for module in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
         "heavy = {'torch', 'ray', 'datasets', 'diffusers', 'open_clip', 'transformers', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

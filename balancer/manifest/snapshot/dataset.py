@@ -26,7 +26,7 @@ from balancer.manifest.snapshot.files import LOG, PARQUET, ManifestFiles
 from balancer.manifest.snapshot.index import STATUS, DataFile, Index, check_folders, read_index
 from balancer.manifest.snapshot.places import ids_judged_anew
 from balancer.manifest.snapshot.shares import Scan
-from balancer.manifest.snapshot.superseded import FILE, HAS_ITS_PLACE, PLACE, survey
+from balancer.manifest.snapshot.superseded import FILE, PLACE, has_its_place, survey
 from balancer.storage import Storage
 
 HIDDEN = (FILE, PLACE)
@@ -183,7 +183,7 @@ class Source:
     def _rows_in(
         self, compacted: Sequence[ds.Fragment], condition: pc.Expression, columns: Sequence[str]
     ) -> pa.Table:
-        dataset = self._of(compacted, [], self.schema, HAS_ITS_PLACE)
+        dataset = self._of(compacted, [], self.schema, has_its_place())
         return dataset.scanner(columns=list(columns), filter=condition).to_table()
 
     def _of(
@@ -207,7 +207,7 @@ def compacted_dataset(storage: Storage, schema: pa.Schema, index: Index) -> ds.D
     files = ManifestFiles(storage, {file.path: file for file in index.files}, {})
     full = _full(schema)
     child = ds.FileSystemDataset(_compacted_fragments(index), full, PARQUET, _NOWHERE)
-    return ManifestDataset.made(full, [child], files, HAS_ITS_PLACE, {})
+    return ManifestDataset.made(full, [child], files, has_its_place(), {})
 
 
 def _full(schema: pa.Schema) -> pa.Schema:

@@ -6,6 +6,7 @@ that were compacted, or each other's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,15 @@ FILE = "__file"
 PLACE = "__place"
 """A column that compacted files have: where a row stands in the order of commits."""
 
-HAS_ITS_PLACE = (pc.field(FILE) > 0) | pc.field(PLACE).is_valid()
-"""True of every row. It makes Arrow read that column with any other: where the head of a page is damaged,
-which no checksum covers, a column can be too short, and that is noticed beside another one only."""
+
+@functools.cache
+def has_its_place() -> pc.Expression:
+    """True of every row. It makes Arrow read that column with any other: where the head of a page is damaged,
+    which no checksum covers, a column can be too short, and that is noticed beside another one only.
+
+        Made on use: to compare a field with a number imports pandas where that is installed.
+    """
+    return (pc.field(FILE) > 0) | pc.field(PLACE).is_valid()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +53,10 @@ class Survey:
     def condition(self) -> pc.Expression:
         """Whether a row counts."""
         if not len(self.keys):
-            return HAS_ITS_PLACE
+            return has_its_place()
         key = pc.binary_join_element_wise(pc.field(FILE).cast(pa.string()), pc.field(ID), "/")
         # The files first: in all others nothing is looked up.
-        return HAS_ITS_PLACE & ~(pc.field(FILE).isin(self.files) & key.isin(self.keys))
+        return has_its_place() & ~(pc.field(FILE).isin(self.files) & key.isin(self.keys))
 
     @property
     def moves_rows(self) -> bool:
