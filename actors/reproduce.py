@@ -190,7 +190,7 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
 
 
 def _missing_gpu(maker: Maker, config: Config) -> str:
-    """Looked at before anything is loaded, which without a GPU can take all memory there is."""
+    """Checked before loading: without a GPU, a large model can exhaust memory."""
     if maker.device in NO_GPU or config.actors.kind == "simulated":
         return ""
     from actors.models.device import device_name, pick_device

@@ -355,7 +355,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
         reporter.note(reason)
     if schedule.candidates:
         reporter.note(
-            f"going on: {len(schedule.accepted)} of {counted(schedule.wanted, 'image')} accepted already, "
+            f"resuming: {len(schedule.accepted)} of {counted(schedule.wanted, 'image')} accepted already, "
             f"{schedule.open} to go"
         )
     reporter.step(

@@ -1,4 +1,4 @@
-"""Who may reach Ray. What is sent to Ray is run: whoever can talk to it is master of its user's account.
+"""Who may reach Ray. Anyone who can reach it can run code as this user.
 
 A Ray that is started here belongs to this user alone: it listens on the loopback interface only, asks for a
 token, and keeps its files in a folder that others cannot enter. A cluster elsewhere has to ask for a token.
@@ -23,7 +23,7 @@ from balancer.storage.regular_files import NotRegularError, TooLargeError, open_
 from balancer.storage.user_paths import expanded
 
 FOLDER = "/tmp/balancer-ray"
-"""Where Ray's own is. A longer path would not leave room for the names of its sockets."""
+"""Ray's temporary folder. It is short because socket paths are limited."""
 
 PROBE_TIMEOUT_S = 5.0
 _LONGEST_ADDRESS = 300

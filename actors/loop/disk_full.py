@@ -12,7 +12,7 @@ LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(slots=True)
-class Room:
+class DiskFullBackoff:
     """Pauses double from one try to the next; after `limit_s` without room, the error is raised."""
 
     limit_s: float
@@ -27,7 +27,7 @@ class Room:
         """It is not yet time to try again."""
         return self._full_since_s is not None and self.clock() < self._try_again_s
 
-    def ran_out(self, error: DiskFullError) -> None:
+    def disk_is_full(self, error: DiskFullError) -> None:
         now = self.clock()
         if self._full_since_s is None:
             self._full_since_s = now
@@ -37,7 +37,7 @@ class Room:
         self._try_again_s = now + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
-    def wrote(self) -> None:
+    def succeeded(self) -> None:
         """Something was written, so that there is room."""
         if self._full_since_s is not None:
             self.note("there is room again")

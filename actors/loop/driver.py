@@ -17,7 +17,7 @@ from typing import Any
 from actors.cluster.pool import Actor, ActorPool, Finished, is_lost_object, wait
 from actors.loop.batch import Batch, Files, Judged, described
 from actors.loop.copy_check import revoke_copies
-from actors.loop.disk_full import Room
+from actors.loop.disk_full import DiskFullBackoff
 from actors.loop.feed import Feed
 from actors.loop.group_commit import Committer
 from balancer.cells import Candidate, Cell
@@ -47,8 +47,8 @@ DOUBTFUL_AFTER = 20
 EXAMPLES_OF_A_CELL = 3
 
 PATIENCE = 0.1
-"""Part of the time of a batch that an idle generator waits for verdicts, rather than beginning a batch that
-is not full, or attempts that they may make needless."""
+"""How long an idle generator waits for verdicts before it starts a short batch or speculates, as a fraction of
+the time of a batch."""
 
 WAIT_S = 0.25
 """Longest pause of the loop: signals, deadlines and commits are looked at this often."""
@@ -75,7 +75,7 @@ class Driver:
     wait: Callable[[Sequence[Any], float], list[Any]] = wait
     commit_thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "commit"))
     _committer: Committer = field(init=False)
-    _room: Room = field(init=False)
+    _backoff: DiskFullBackoff = field(init=False)
     _to_verify: deque[Batch] = field(default_factory=deque)
     _to_write: deque[Files] = field(default_factory=deque)
     _writing: int = 0
@@ -91,7 +91,7 @@ class Driver:
     def __post_init__(self) -> None:
         output = self.config.output
         self._committer = Committer(self.log, output, self.clock, self.commit_thread)
-        self._room = Room(output.disk_full_wait_s, self.clock, lambda text: self.note(text))
+        self._backoff = DiskFullBackoff(output.disk_full_wait_s, self.clock, lambda text: self.note(text))
         self._accepted_rate = RateMeter(self.clock)
         self._candidate_rate = RateMeter(self.clock)
 
@@ -148,7 +148,7 @@ class Driver:
                 handle(finished)
         self._introduce_models()
         self._notice_stop()
-        if not self._room.is_full:
+        if not self._backoff.is_full:
             self._dispatch()
             self._commit()
         self._tell_of_given_up_cells()
@@ -298,14 +298,14 @@ class Driver:
         """A verdict counts if it is its candidate's turn, and with it those that waited for it."""
         candidate = batch.candidates[judged.index]
         if candidate not in self.schedule.in_flight:
-            self.feed.ahead.hold(candidate, (batch, judged))
+            self.feed.speculation.hold(candidate, (batch, judged))
             return
-        if self.feed.ahead.has_passed(candidate.slot):
+        if self.feed.speculation.has_passed(candidate.slot):
             return  # made twice, after it seemed lost
         reason = judged.verdict.reason
         chosen = files.setdefault(id(batch), Files(batch))
         if reason is None:
-            self.feed.ahead.passed(candidate)
+            self.feed.speculation.passed(candidate)
             chosen.accepted.append(judged)
             return
         if self._is_example(candidate.slot.cell, reason):
@@ -314,7 +314,7 @@ class Driver:
         self._count_wording(batch, judged)
         self.schedule.judged(Outcome(candidate, reason))  # at once: its retry need not wait for the commit
         following = Candidate(candidate.slot, candidate.attempt + 1)
-        came = self.feed.ahead.take(following)
+        came = self.feed.speculation.claim(following)
         if came is not None and self.schedule.claim(following) and not isinstance(came, UnderWay):
             self._take_in(*came, files)
 
@@ -336,9 +336,9 @@ class Driver:
         elif finished.error is not None:
             self._to_write.appendleft(files)
             if isinstance(finished.error, DiskFullError):
-                self._room.ran_out(finished.error)
+                self._backoff.disk_is_full(finished.error)
         else:
-            self._room.wrote()
+            self._backoff.succeeded()
             for judged, file in zip(files.accepted, finished.value, strict=True):
                 self._committer.add(
                     batch.row(judged, file, self.facts), Outcome(batch.candidates[judged.index], None)
@@ -349,7 +349,7 @@ class Driver:
     def _lost(self, batch: Batch, only: Sequence[Judged] | None = None) -> None:
         """The pixels are gone, with their actor or with a node: candidates that need them are made again."""
         wanted = batch.candidates if only is None else [batch.candidates[judged.index] for judged in only]
-        self.feed.ahead.lost(wanted)
+        self.feed.speculation.lost(wanted)
         self.schedule.lost(wanted)
 
     def _count_wording(self, batch: Batch, judged: Judged) -> None:
@@ -375,14 +375,14 @@ class Driver:
         try:
             self._acknowledge(self._committer.turn())
         except DiskFullError as error:
-            self._room.ran_out(error)
+            self._backoff.disk_is_full(error)
 
     def _acknowledge(self, committed: Sequence[Outcome]) -> None:
         for outcome in committed:
             self.schedule.judged(outcome)
-            self.feed.ahead.forget(outcome.candidate.slot)
+            self.feed.speculation.discard(outcome.candidate.slot)
         if committed:
-            self._room.wrote()
+            self._backoff.succeeded()
             for pool in self._pools:
                 pool.progressed()
 

@@ -11,22 +11,24 @@ from balancer.config.schema import Config
 from balancer.scheduling.adaptive import WordingCounts
 from balancer.scheduling.prompts import Request, Rung, ladder, request_for, wordings_of
 from balancer.scheduling.schedule import Schedule
-from balancer.scheduling.speculation import Ahead
+from balancer.scheduling.speculation import Speculation
 
 
 @dataclass(slots=True)
 class Feed:
-    """`ahead` holds verdicts on attempts made ahead until their turn comes."""
+    """`speculation` holds verdicts on attempts made ahead until their turn comes."""
 
     config: Config
     schedule: Schedule
     wording_counts: WordingCounts | None = None  # with `attempts.adaptive` only
-    ahead: Ahead[tuple[Batch, Judged]] = field(init=False)
+    speculation: Speculation[tuple[Batch, Judged]] = field(init=False)
     _rungs: tuple[Rung, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self._rungs = ladder(self.config)
-        self.ahead = Ahead(self.schedule.attempts, lambda attempt: not self._rungs[attempt - 1].strengthen)
+        self.speculation = Speculation(
+            self.schedule.attempts, lambda attempt: not self._rungs[attempt - 1].strengthen
+        )
 
     def next_batch(self, shape: int) -> Batch | None:
         """The next batch of `shape` candidates; None if no candidate has its turn.
@@ -67,14 +69,14 @@ class Feed:
         """Up to `count` groups of attempts, each of one guidance, or all of the one that is given."""
         if not self._can_afford_more():
             return
-        chosen = self.ahead.choose(self.schedule.in_flight, shape * count, self._likelihood)
+        chosen = self.speculation.choose(self.schedule.in_flight, shape * count, self._likelihood)
         groups: dict[float, list[Candidate]] = {}
         for candidate in chosen:
             groups.setdefault(self._rung(candidate).guidance, []).append(candidate)
         for candidates in groups.values() if guidance is None else [groups.get(guidance, [])]:
             for start in range(0, len(candidates), shape):
                 group = candidates[start : start + shape]
-                self.ahead.begin(group)
+                self.speculation.start(group)
                 yield group
 
     def _can_afford_more(self) -> bool:
@@ -82,7 +84,7 @@ class Feed:
         if self.schedule.max_candidates is None:
             return True
         most = self.schedule.candidates + self.schedule.open * self.schedule.attempts
-        return most + self.ahead.begun - self.ahead.used < self.schedule.max_candidates
+        return most + self.speculation.started - self.speculation.used < self.schedule.max_candidates
 
     def _likelihood(self, candidate: Candidate) -> float:
         tally = self.schedule.tally(candidate.slot.cell)

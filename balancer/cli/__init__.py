@@ -31,7 +31,7 @@ COMMANDS = {
     "sample": "Render the sample dataset.",
     "audit": "Count what a dataset has, and what is wrong with it.",
     "init": "Write a config for a dataset, to edit.",
-    "convert": "Write an earlier tool's JSON config as ours.",
+    "convert": "Convert a legacy JSON config to YAML.",
     "calibrate": "Fit the verifier's probabilities to labelled real images.",
     "plan": "Show what a run would generate, and what it would cost.",
     "run": "Generate, verify and commit images until every quota is met.",

@@ -1,5 +1,4 @@
-"""Attempts made ahead: while the verdict on a slot is out, a generator that would stand idle makes its next
-attempts.
+"""Speculation: while the verdict on a slot is pending, an otherwise idle generator makes its next attempts.
 
 What is accepted does not change by it. The verdict on an attempt made ahead is held until all below it are
 known to have failed, and dropped, with its image, if one of them passes. So to the schedule every slot still
@@ -29,13 +28,13 @@ UNDER_WAY = UnderWay()
 
 
 @dataclass(slots=True)
-class Ahead(Generic[T]):
+class Speculation(Generic[T]):
     """`attempts` is the height of the ladder; `may_follow` says whether an attempt of that number can be made
     without knowing why the one before it failed. T is whatever the caller holds of an attempt made."""
 
     attempts: int
     may_follow: Callable[[int], bool] = lambda attempt: True
-    begun: int = 0
+    started: int = 0
     """Attempts made ahead so far, also those that turned out not to be needed."""
     used: int = 0
     """Those of them whose turn came."""
@@ -72,10 +71,10 @@ class Ahead(Generic[T]):
         if attempt <= self.attempts and self.may_follow(attempt):
             yield already, likely, Candidate(candidate.slot, attempt)
 
-    def begin(self, candidates: Iterable[Candidate]) -> None:
+    def start(self, candidates: Iterable[Candidate]) -> None:
         for candidate in candidates:
             self._made.setdefault(candidate.slot, {})[candidate.attempt] = UNDER_WAY
-            self.begun += 1
+            self.started += 1
 
     def hold(self, candidate: Candidate, came: T) -> None:
         """Keep what came of an attempt until its turn; it is dropped if that cannot come any more."""
@@ -83,7 +82,7 @@ class Ahead(Generic[T]):
         if candidate.attempt in made:
             made[candidate.attempt] = came
 
-    def take(self, candidate: Candidate) -> T | UnderWay | None:
+    def claim(self, candidate: Candidate) -> T | UnderWay | None:
         """What came of an attempt whose turn it is now; None if it was not made ahead."""
         found = self._made.get(candidate.slot, {}).pop(candidate.attempt, None)
         self.used += found is not None
@@ -104,7 +103,7 @@ class Ahead(Generic[T]):
     def has_passed(self, slot: Slot) -> bool:
         return slot in self._passed
 
-    def forget(self, slot: Slot) -> None:
+    def discard(self, slot: Slot) -> None:
         """The slot is settled for good."""
         self._passed.pop(slot, None)
         self._made.pop(slot, None)

@@ -1,4 +1,4 @@
-"""Things that can be made again, kept so that they need not be."""
+"""The local cache of derived files."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
         "generators": generators,
         "images": images,
         "candidates": schedule.candidates,
-        "made_ahead_and_not_needed": driver.feed.ahead.begun - driver.feed.ahead.used,
+        "made_ahead_and_not_needed": driver.feed.speculation.started - driver.feed.speculation.used,
         "ms_per_candidate": round(1000 * own / schedule.candidates, 4),
         "commit_thread_ms_per_candidate": round(1000 * log.seconds / schedule.candidates, 4),
         "resident_mb_by_candidates": [[count, round(mb)] for count, mb in memory],

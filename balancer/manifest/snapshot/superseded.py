@@ -1,4 +1,4 @@
-"""Which rows of a manifest count no more, and where the rows of its newest fragments stand.
+"""Superseded rows, and where the rows of its newest fragments stand.
 
 Readers have compacted rows with their places, and fragments that came later, which may judge rows anew: those
 that were compacted, or each other's.
