@@ -47,8 +47,8 @@ DOUBTFUL_AFTER = 20
 EXAMPLES_OF_A_CELL = 3
 
 PATIENCE = 0.1
-"""How long an idle generator waits for verdicts before it starts a short batch or speculates, as a fraction of
-the time of a batch."""
+"""How long an idle generator waits for verdicts before it starts a short batch or speculates, as a fraction
+of the time of a batch."""
 
 WAIT_S = 0.25
 """Longest pause of the loop: signals, deadlines and commits are looked at this often."""
