@@ -99,13 +99,16 @@ def refuse_bad_token() -> None:
         try:
             path = _token_path()
             where = str(path)
-            token = read_regular(path, max_bytes=_LONGEST_TOKEN, follow_links=True).decode("latin-1").strip()
+            token = read_regular(path, max_bytes=_LONGEST_TOKEN, follow_links=True).decode("latin-1")
+            token = token.strip() or "\n"  # an empty file is no token, and Ray would wait for one
         except (NotRegularError, TooLargeError) as error:
             raise _no_token(f"{error.filename} is {error.strerror}") from error
         except OSError:  # there is none, or none for this user
             return
-    if not (token.isascii() and token.isprintable()):
-        raise _no_token(f"{where} holds no token: it has line ends, controls or letters beyond ASCII")
+    if not (token.isascii() and token.isprintable() and token.strip()):
+        raise _no_token(
+            f"{where} holds no token: it is blank, or has line ends, controls or letters beyond ASCII"
+        )
 
 
 def _no_token(problem: str) -> ClusterError:

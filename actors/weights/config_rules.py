@@ -91,7 +91,21 @@ _LARGEST_SIZE = 2**26
 _NO_LIMIT_BELOW = 10**29
 """As `model_max_length`, transformers writes 10**30 where there is none."""
 
-_LIMITS = ((_COUNT, _MOST_COUNTED), (_SIZE, _LARGEST_SIZE), (_FACTOR, _LARGEST_FACTOR))
+_LISTED = re.compile(r"num_.*|extra_ids|offset")
+_MOST_LISTED = 300_000
+"""Labels and tokens that a loader makes one by one, in Python, before there is a tensor: as many as the
+largest vocabularies have."""
+
+_PLAIN = re.compile(r".*(theta|base|scale|pixels|factor|max_period).*")
+_LARGEST_WHOLE = 2**27
+"""Of a whole number that is none of these: no published config has one."""
+
+_LIMITS = (
+    (_COUNT, _MOST_COUNTED),
+    (_SIZE, _LARGEST_SIZE),
+    (_FACTOR, _LARGEST_FACTOR),
+    (_LISTED, _MOST_LISTED),
+)
 
 _OF_IMAGES = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -167,6 +181,8 @@ def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
     for pattern, limit in _LIMITS:
         if _matches(pattern, keys[-1]) and not abs(value) <= limit:
             _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {limit:,}", model)
+    if isinstance(value, int) and abs(value) > _LARGEST_WHOLE and not _matches(_PLAIN, keys[-1]):
+        _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {_LARGEST_WHOLE:,}", model)
 
 
 def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str, model: str) -> None:

@@ -94,7 +94,7 @@ def export(
     )
     begin(selection.rows.num_rows)
     identity = _identity(manifest, form, filter, module.OPTIONS, options)
-    job = Job.of(manifest, selection.rows, os.fspath(destination), identity, options, progress)
+    job = Job.of(manifest, selection, os.fspath(destination), identity, options, progress)
     module.write(job)
     return Exported(
         images=selection.rows.num_rows,

@@ -64,6 +64,8 @@ class Card:
     classes: tuple[ClassFigures, ...]
     splits: tuple[tuple[str, int, int], ...]
     """Name, real and generated images."""
+    left_out: int
+    """Images that show what one of a later split or of the hold-out shows."""
     fallbacks: int
     for_review: int
     unjudged: Mapping[str, int]
@@ -108,6 +110,11 @@ class Card:
         """Values that were judged, though labelled images did not prove the verifier on them."""
         properties = {CLASS_PROPERTY, *self.config.facets}
         return tuple(name for name in self.config.verification.unjudged if name not in properties)
+
+    @property
+    def shown_classes(self) -> int:
+        """Those with an image in the export."""
+        return sum(bool(figures.real or figures.generated) for figures in self.classes)
 
     @property
     def held_out(self) -> bool:
@@ -227,6 +234,7 @@ def _card(job: Job) -> Card:
             for name in job.labels.classes
         ),
         splits=tuple(_split_figures(job, split) for split in job.splits),
+        left_out=job.left_out,
         fallbacks=pc.sum(generated["fallback"]).as_py() or 0,
         for_review=pc.sum(generated["review"]).as_py() or 0,
         unjudged=count_unjudged(generated, manifest.run.properties),

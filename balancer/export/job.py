@@ -17,6 +17,7 @@ from balancer.export.destination import Destination
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.image_files import ImageFiles
 from balancer.training.labels import Labels
+from balancer.training.selection import Selection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,10 +58,12 @@ def option_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`rows` are in the order of the manifest; `progress` is told how many images are done."""
+    """`rows` are in the order of the manifest, `left_out` counts those that splits forbid; `progress` is told
+    how many images are done."""
 
     manifest: Manifest
     rows: pa.Table
+    left_out: int
     files: ImageFiles
     labels: Labels
     destination: Destination
@@ -71,7 +74,7 @@ class Job:
     def of(
         cls,
         manifest: Manifest,
-        rows: pa.Table,
+        selection: Selection,
         path: str,
         identity: Mapping[str, Any],
         options: Options,
@@ -79,7 +82,8 @@ class Job:
     ) -> Job:
         return cls(
             manifest=manifest,
-            rows=rows,
+            rows=selection.rows,
+            left_out=len(selection.left_out),
             files=ImageFiles.of(manifest.uri, manifest.run),
             labels=Labels.of(manifest.run),
             destination=Destination(path, identity, manifest.uri),

@@ -103,6 +103,8 @@ class Facts:
     status: Mapping[str, Any]
     classes: tuple[ClassCount, ...]
     kept_apart: Mapping[str, int]
+    left_out: int
+    """Images that training and exports leave out: a later split, or the hold-out, shows the same."""
     cells: tuple[CellCount, ...]
     given_up: tuple[GivenUp, ...]
     by_attempt: tuple[tuple[int, int], ...]
@@ -144,6 +146,12 @@ class Facts:
         return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
+def _left_out(manifest: Manifest) -> Mapping[str, str]:
+    from balancer.training.selection import select
+
+    return select(manifest, ["id"], None, allow_synthetic_eval=True, may_be_empty=True).left_out
+
+
 def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -168,6 +176,7 @@ def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
             run, config, _count(accepted, "class"), _count(real.filter(pc.invert(apart)), "class")
         ),
         kept_apart=dict(sorted(_count(real.filter(apart), "split").items(), reverse=True)),
+        left_out=len(_left_out(manifest)),
         cells=cells,
         given_up=_given_up(status, cells, tried),
         by_attempt=tuple(sorted(_count(accepted, "attempt").items())),

@@ -46,7 +46,7 @@ class Selection:
         one, other = next(iter(self.left_out.items()))
         return (
             f"left out: {counted(len(self.left_out), 'image')}, because a later split or the hold-out shows "
-            f"the same: {one} is {other} (`balancer fsck` lists copies across splits)"
+            f"the same: {one} is {other} (`balancer fsck` lists those between splits)"
         )
 
 

@@ -250,7 +250,7 @@ def test_a_mode_is_token_in_any_case_or_where_none_is_given(token, monkeypatch, 
     assert token.exists()
 
 
-@pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "\u00e9", "a\x7f"])
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "\u00e9", "a\x7f", "   "])
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_a_token_that_no_request_can_carry_is_refused(token, monkeypatch, text, place):
     if place == "environment":

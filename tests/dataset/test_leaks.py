@@ -20,11 +20,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer import open_manifest
+from balancer import open_manifest, run_status
 from balancer.cli import main
 from balancer.errors import UsageError
 from balancer.export import FORMATS, Options, export
 from balancer.manifest import Manifest, check_run
+from balancer.report.facts import gather_facts
 from balancer.storage import open_storage
 from tests.manifest_samples import image_bytes, real, row, start
 
@@ -440,3 +441,14 @@ def test_fsck_lists_copies_across_splits(tmp_path):
     assert len(noted) == 2
     assert "1 bits apart, cosine 1.000" in noted[0]
     assert found_by_fsck(manifest)[0] == {}
+
+
+def test_card_and_report_say_how_many_images_are_left_out(tmp_path):
+    held_out = {"nearest_id": "holdout/basic/1.png", "nearest_distance": 1, "nearest_similarity": 0.99}
+    rows = real("a.png", split="train", **held_out), real("b.png", split="train"), child(0, None)
+    manifest = commit(tmp_path / "run", *rows)
+    export(manifest, "hf", tmp_path / "hf")
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "Left out of it: 1 image of the run, because an image of a later split, or of the hold-out" in card
+    assert "2 images of 1 class: 1 real" in card
+    assert gather_facts(manifest, run_status(manifest.uri)).left_out == 1

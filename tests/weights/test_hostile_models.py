@@ -556,6 +556,11 @@ def test_a_plan_refuses_a_generator_that_a_run_would_refuse(model, project, tmp_
         ("safety checker", "config.json", ("num_hidden_layers",), 10**9),
         ("safety checker", "config.json", ("hidden_size",), float("inf")),
         ("second judge", "config.json", ("text_config", "num_hidden_layers"), 10**9),
+        ("generator", "text_encoder/config.json", ("num_labels",), 10**9),
+        ("generator", "tokenizer/tokenizer_config.json", ("extra_ids",), 10**9),
+        ("generator", "tokenizer/tokenizer_config.json", ("offset",), 3 * 10**8),
+        ("generator", "tokenizer/tokenizer_config.json", ("anything",), 3 * 10**8),
+        ("verifier", "tokenizer_config.json", ("extra_ids",), 3 * 10**8),
     ],
 )
 def test_a_number_that_no_model_has_is_refused_before_it_is_built(model, kind, name, keys, value):

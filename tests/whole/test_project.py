@@ -231,3 +231,9 @@ def test_every_file_that_a_page_names_is_there(page, project):
         )
     )
     assert not [name for name in named if not (project / name.rstrip("./")).exists() and "NAME" not in name]
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES])
+def test_every_link_of_a_page_leads_to_a_file(page, project):
+    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", (project / page).read_text())
+    assert not [target for target in targets if not ((project / page).parent / target).exists()]
