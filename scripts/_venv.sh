@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the scripts in this folder: `prepare_venv` and `prepare_venv test` make the virtual
+# Sourced by the scripts in this folder: `prepare_venv` and `prepare_venv EXTRA` make the virtual
 # environment .venv and install the project into it, unless that was done for the present
 # pyproject.toml and constraints.txt.
 
@@ -40,7 +40,7 @@ is_installed() {
 
 install_project() {
     local extra=$1 requirement=.
-    [ "$extra" = test ] && requirement=".[test]"
+    [ "$extra" = base ] || requirement=".[$extra]"
     echo "Installing into .venv; the first time this downloads several gigabytes and takes some minutes." >&2
     .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e "$requirement" ||
         fail "pip could not install the project; its message is above"

@@ -22,6 +22,63 @@ EMBEDDING = "embedding"
 
 Row = Mapping[str, Any]
 
+MEANINGS = {
+    "id": "Its name in the run: `SLOT-ATTEMPT` of a candidate, `real/FILE` of a real image.",
+    "file_name": "Its file, relative to the run folder. Null for a candidate that was never accepted.",
+    "class": "The class; of a candidate, the one it was asked to show.",
+    "FACET": "A column for each facet of the config. Null where it does not apply, or is not known of a real "
+    "image.",
+    "cell": "The class and its facet values, joined by `/`.",
+    "slot": "The cell and the number of the image wanted in it. A slot has at most one accepted image.",
+    "attempt": "The number of this attempt at the slot, from 1.",
+    "source": "`synthetic` or `real`.",
+    "status": "`accepted`, `rejected` or `void`. A void candidate passes by now, but its image was not kept: "
+    "it is made again.",
+    "reason": "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
+    "`duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
+    "review": "Marked for a person to look at (`review.fraction`).",
+    "score": "The lowest score of the properties that were judged. Null if none was.",
+    "scores": "For each property, how likely the image shows what was asked: the verifier's probability, or "
+    "the second judge's if that is lower.",
+    "probabilities": "For each property, the verifier's probability of every value, in the config's order.",
+    "second_scores": "For each property, the second judge's probability. Null without one.",
+    "unjudged": "The entries of `verification.unjudged` that concern its cell.",
+    "threshold": "The score it had to reach.",
+    "fallback": "Whether it was made under `attempts.fallback`.",
+    "prompt": "What the generator was asked for.",
+    "negative_prompt": "What the generator was asked to avoid.",
+    "wording": "Which of the class's wordings was used, from 0: `prompts` first, then `fallback_prompts`.",
+    "changes": "What this attempt changed against a plain one, in words.",
+    "seed": "The seed of its noise: 64 bits, unsigned.",
+    "model": "The generator: a hub name, a folder, `embedded` or `simulated`.",
+    "model_revision": "The commit of the generator on the hub.",
+    "verifier": "The verifier, named likewise.",
+    "verifier_revision": "The commit of the verifier on the hub.",
+    "steps": "Denoising steps.",
+    "guidance": "Guidance scale.",
+    "width": "Width in pixels.",
+    "height": "Height in pixels.",
+    "sha256": "Hash of the file.",
+    "num_bytes": "Size of the file.",
+    "brightness": "Mean luminance, 0 to 1.",
+    "deviation": "Standard deviation of luminance; close to 0 in a blank image.",
+    "nonfinite": "How many values of its latents or pixels were NaN or infinite.",
+    "unsafe": "How sure the safety checker objects, 0 to 1. Null without one.",
+    "pixel_sha256": "Hash of the decoded pixels; two files of one picture share it.",
+    "phash": "Perceptual hash.",
+    "nearest_id": "The known image most like it. Null if it was not compared.",
+    "nearest_distance": "Bits in which the two perceptual hashes differ, 0 to 64.",
+    "nearest_similarity": "Cosine of the two embeddings.",
+    "embedding": "The verifier's embedding of the image.",
+    "parent_id": "The image it was generated from, if there is one.",
+    "split": "`train`, `validation` or `test`. Generated images are `train`.",
+    "device": "The device it was generated on.",
+    "batch_size": "How many images went through the generator together.",
+    "generated_at": "When its row was made.",
+    "run_id": "The run.",
+}
+"""What each column says; `FACET` stands for those of the facets."""
+
 
 def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Schema:
     """`properties` are what candidates are scored on: `class` and the facets, in the config's order, each

@@ -19,7 +19,7 @@ MAX_LISTED = 20
 """Faults of one kind that are named; `--json` names them all."""
 
 
-@click.command()
+@click.command("audit")
 @click.argument("dataset")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every file name.")
 def command(dataset: str, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from balancer.errors import StorageError
 from balancer.storage.user_paths import expanded
 
 
-@click.command()
+@click.command("sample")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other seed, other pictures."

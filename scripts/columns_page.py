@@ -1,0 +1,69 @@
+"""Draws docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
+
+python scripts/columns_page.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.schema import EMBEDDING, MEANINGS, SCHEMA_VERSION, manifest_schema
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
+
+FACET = "FACET"
+
+INTRODUCTION = f"""\
+# Columns of the manifest
+
+A row is one image: a real one, or a candidate that was generated and judged, accepted or not. Queries show
+the accepted rows; `balancer query --all` and `Manifest.to_table(status="all")` show the others too. A column
+is null in rows it does not apply to: a real image has no prompt. This is schema {SCHEMA_VERSION}.
+
+```sh
+balancer query runs/demo "class = 'burnt' and score >= 0.8" --columns id,score,scores
+balancer query runs/demo --all --count-by status,reason
+```
+
+`manifest/current.parquet` has the accepted images in all columns but `embedding` and `probabilities`.
+In it, in CSV and in JSON, `seed` is text.
+
+| column | type | |
+|---|---|---|
+"""
+
+BY_CONFIG = {
+    "scores": "struct: a double for each property",
+    "probabilities": "struct: a list of floats for each property",
+    "second_scores": "struct: a double for each property",
+    EMBEDDING: "list of halffloats, as many as the verifier's embedding has",
+}
+"""Types that depend on the config."""
+
+
+def page() -> str:
+    schema = manifest_schema({CLASS_PROPERTY: 2, FACET: 2}, embedding_dim=1)
+    return INTRODUCTION + "".join(map(_row, schema))
+
+
+def _row(column: pa.Field) -> str:
+    name = "*facet*" if column.name == FACET else f"`{column.name}`"
+    return f"| {name} | {_type(column)} | {MEANINGS[column.name]} |\n"
+
+
+def _type(column: pa.Field) -> str:
+    if column.name in BY_CONFIG:
+        return BY_CONFIG[column.name]
+    if pa.types.is_dictionary(column.type):
+        return f"{column.type.value_type}, dictionary-encoded"
+    if pa.types.is_list(column.type):
+        return f"list of {column.type.value_type}s"
+    return f"{column.type}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
