@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from balancer.cli.streams import note as note
 from balancer.cli.streams import results
 from balancer.scheduling.progress import Snapshot, duration, progress_line
 from balancer.text.quantities import percent
@@ -85,11 +86,6 @@ def emit(data: bytes) -> None:
             stdout.flush()
             stdout.buffer.write(data)
             stdout.buffer.flush()
-
-
-def note(text: str) -> None:
-    """A line, or several, for the person watching, on stderr."""
-    print("\n".join(printable(redacted(line)) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

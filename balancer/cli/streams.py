@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from balancer.errors import UnavailableError
+from balancer.text.safetext import printable, redacted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -37,6 +38,11 @@ def prepare() -> None:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         sys.stderr = io.TextIOWrapper(_Stderr(), encoding, "backslashreplace", write_through=True)
     logging.lastResort = _AsNotes(logging.WARNING)
+
+
+def note(text: str) -> None:
+    """A line, or several, for the person watching, on stderr."""
+    print("\n".join(printable(redacted(line)) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -107,6 +113,4 @@ class _AsNotes(logging.Handler):
     """Warnings that no other handler takes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from balancer.cli.console import note
-
         note(record.getMessage())

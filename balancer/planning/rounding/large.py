@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from balancer.planning.rounding import Kind, Quotas, costs
+from balancer.planning.rounding import costs
 from balancer.planning.rounding.margins import round_margins
 from balancer.planning.rounding.program import Floats, Whole
+from balancer.planning.rounding.tables import Kind, Quotas
 
 MAX_ROUNDS = 20
 

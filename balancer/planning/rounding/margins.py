@@ -14,8 +14,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from balancer.planning.rounding import Axis, Quotas, costs
+from balancer.planning.rounding import costs
 from balancer.planning.rounding.program import Sum, Whole, cheapest
+from balancer.planning.rounding.tables import Axis, Quotas
 
 
 def round_margins(axis: Axis, kinds: Sequence[Sequence[str]]) -> Quotas:

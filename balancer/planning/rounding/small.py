@@ -10,8 +10,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from balancer.planning.rounding import Kind, Quotas, costs
+from balancer.planning.rounding import costs
 from balancer.planning.rounding.program import Sum, cheapest
+from balancer.planning.rounding.tables import Kind, Quotas
 
 MAX_NODES = 1000
 """Branches after which the program is given up."""
