@@ -267,12 +267,13 @@ def _misnamed(fragment: Fragment, info: RunInfo) -> Iterator[Problem]:
     if not set(names) <= set(table.column_names):
         return  # told of as a fragment of another schema
     planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
-    named = pa.table({name: table[name].cast(pa.string()) for name in names})
-    named = named.filter(pc.equal(table["source"].cast(pa.string()), SYNTHETIC))
-    for row in named.group_by(names).aggregate([]).to_pylist():
-        values = [row[name] for name in names[1:]]
-        if row["cell"] in planned and planned[row["cell"]] != values:
-            detail = f"a row of cell {row['cell']!r} says it is {shortened(', '.join(map(str, values)))}"
+    keys = [f"column {number}" for number in range(len(names))]  # Arrow takes `.dot` for a path
+    columns = [table[name].cast(pa.string()) for name in names]
+    named = pa.table(columns, names=keys).filter(pc.equal(table["source"].cast(pa.string()), SYNTHETIC))
+    for row in named.group_by(keys).aggregate([]).to_pylist():
+        cell, *values = (row[key] for key in keys)
+        if cell in planned and planned[cell] != values:
+            detail = f"a row of cell {cell!r} says it is {shortened(', '.join(map(str, values)))}"
             yield Problem("candidates are of their cell", fragment_path(fragment.stamp.seq), detail)
 
 
