@@ -61,7 +61,7 @@ def _batches(files: Iterable[Path]) -> Iterator[tuple[Path, ...]]:
 def _embedded(verifier: Verifier, files: tuple[Path, ...], config: Config) -> Iterator[NDArray[np.float32]]:
     limits = config.dataset
     data = [read_bytes(file, max_bytes=round(limits.max_image_megabytes * 1e6)) for file in files]
-    measured = verifier.measure_files(data, round(limits.max_image_megapixels * 1e6))
+    measured = verifier.measure_files_here(data, round(limits.max_image_megapixels * 1e6))
     for file, found in zip(files, measured, strict=True):
         if not isinstance(found, Measurement):
             raise DatasetError(f"{os.fspath(file)}: {found}")

@@ -10,9 +10,10 @@ import pytest
 
 import balancer
 from actors.embedding import embed_files
+from actors.models.verifier import Verifier
 from actors.weights import resolve as weights
 from balancer import open_manifest
-from balancer.errors import DatasetError, UnavailableError, UsageError
+from balancer.errors import DatasetError, UnavailableError, UsageError, WeightsError
 
 
 def test_an_image_has_the_embedding_that_its_row_has(reference_run):
@@ -44,6 +45,17 @@ def test_a_file_that_is_no_image_is_named(reference_run, tmp_path):
         balancer.embed(reference_run, [tmp_path / "note.png"])
     with pytest.raises(DatasetError, match=r"gone\.png: no such file"):
         balancer.embed(reference_run, [tmp_path / "gone.png"])
+
+
+def test_a_model_that_fails_at_an_image_is_named(reference_run, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Verifier, "measure_files", fail)
+    run = open_manifest(reference_run)
+    image = reference_run / run.to_table(["file_name"])["file_name"][0].as_py()
+    with pytest.raises(WeightsError, match="embedded.* cannot be used: .*shapes do not match"):
+        balancer.embed(reference_run, [image])
 
 
 def test_embeddings_of_other_weights_are_not_mixed_with_those_of_the_run(reference_run):
