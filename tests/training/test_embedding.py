@@ -54,7 +54,7 @@ def test_a_model_that_fails_at_an_image_is_named(reference_run, monkeypatch):
     monkeypatch.setattr(Verifier, "measure_files", fail)
     run = open_manifest(reference_run)
     image = reference_run / run.to_table(["file_name"])["file_name"][0].as_py()
-    with pytest.raises(WeightsError, match="embedded.* cannot be used: .*shapes do not match"):
+    with pytest.raises(WeightsError, match=r"embedded.* cannot be used: .*shapes do not match"):
         balancer.embed(reference_run, [image])
 
 
