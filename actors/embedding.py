@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.weights import resolve as weights
-from balancer.config.schema import Config
+from balancer.config.schema import EMBEDDED_MODEL, Config
 from balancer.errors import DatasetError, UnavailableError, UsageError
 from balancer.images import read_bytes
 from balancer.manifest.runfile import RunInfo
@@ -42,9 +42,10 @@ def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
 def _refuse_other_weights(model: str, revision: str | None, kept: Mapping[str, Any]) -> None:
     """Before anything is loaded: a run may come from anywhere, and names its model itself."""
     found = weights.describe(model, revision, None, "verifier")
-    for key in ("revision", "sha256"):
-        # Where a run has no sha256, the hub had told it none.
-        if found[key] != kept.get(key) and (key, kept.get(key)) != ("sha256", None):
+    # Where a run has no sha256, the hub had told it none; of a folder, there always is one.
+    untold = kept.get("sha256") is None and model != EMBEDDED_MODEL and not os.path.isdir(model)
+    for key in ("revision",) if untold else ("revision", "sha256"):
+        if found[key] != kept.get(key):
             raise UnavailableError(
                 f"the weights of {model} are {found[key] or 'unnamed'}, and those of the run were"
                 f" {kept.get(key) or 'unnamed'}: their embeddings cannot be compared",

@@ -70,12 +70,7 @@ def ask_for_token() -> None:
     """Have Ray ask for a token, unless the user has said otherwise, and make one if there is none.
     ClusterError for settings with which Ray would ask nobody, or break."""
     given = os.environ.get("RAY_AUTH_MODE", "")
-    mode = given.lower() or "token"
-    if mode not in _MODES:
-        raise ClusterError(
-            f"RAY_AUTH_MODE is {given[:80]!r}, with which Ray would ask nobody for a token",
-            hint="set it to token or disabled, or remove it",
-        )
+    mode = token_mode()
     if mode != given:
         os.environ["RAY_AUTH_MODE"] = mode
         vars(_raylet)["Config"].initialize("")  # it has been read from the environment before
@@ -89,6 +84,18 @@ def ask_for_token() -> None:
     except OSError:  # no home to write to: a token that ends with this process
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+
+
+def token_mode() -> str:
+    """`token` or `disabled`. ClusterError for another `RAY_AUTH_MODE`."""
+    given = os.environ.get("RAY_AUTH_MODE", "")
+    mode = given.lower() or "token"
+    if mode not in _MODES:
+        raise ClusterError(
+            f"RAY_AUTH_MODE is {given[:80]!r}, with which Ray would ask nobody for a token",
+            hint="set it to token or disabled, or remove it",
+        )
+    return mode
 
 
 def refuse_bad_token() -> None:
@@ -119,6 +126,8 @@ def _no_token(problem: str) -> ClusterError:
 
 def _token_path() -> Path:
     if chosen := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        if chosen.startswith("~"):
+            raise _no_token(f"RAY_AUTH_TOKEN_PATH is {chosen[:200]}, and Ray does not know what ~ stands for")
         return Path(chosen)
     try:
         return expanded("~/.ray/auth_token")

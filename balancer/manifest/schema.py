@@ -24,7 +24,8 @@ Row = Mapping[str, Any]
 
 MEANINGS = {
     "id": "Its name in the run: `SLOT-ATTEMPT` of a candidate, `real/FILE` of a real image.",
-    "file_name": "Its file, relative to the run folder. Null for a candidate that was never accepted.",
+    "file_name": "Its file, relative to the run folder; of a real image under `output.real_images: reference`"
+    " the absolute path. Null for a candidate that was never accepted.",
     "class": "The class; of a candidate, the one it was asked to show.",
     "FACET": "A column for each facet of the config. Null where it does not apply, or is not known of a real "
     "image.",
@@ -44,7 +45,7 @@ MEANINGS = {
     "second_scores": "For each property, the second judge's probability. Null without one.",
     "unjudged": "The entries of `verification.unjudged` that concern its cell.",
     "threshold": "The score it had to reach.",
-    "fallback": "Whether it was made under `attempts.fallback`.",
+    "fallback": "Whether a rung or `attempts.fallback` lowered its threshold.",
     "prompt": "What the generator was asked for.",
     "negative_prompt": "What the generator was asked to avoid.",
     "wording": "Which of the class's wordings was used, from 0: `prompts` first, then `fallback_prompts`.",

@@ -172,3 +172,10 @@ def test_the_disk_has_room_for_the_plan_or_there_is_a_warning(doctor, project, m
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     result, findings = doctor(project / "configs/demo.yaml")
     assert (result.exit_code, findings["disk"]["state"]) == (0, state)
+
+
+@pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_TOKEN", " "), ("RAY_AUTH_MODE", "off")])
+def test_a_token_that_a_run_refuses_is_missing(doctor, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    _, findings = doctor()
+    assert findings["ray token"]["state"] == "missing"

@@ -250,6 +250,14 @@ def test_a_mode_is_token_in_any_case_or_where_none_is_given(token, monkeypatch, 
     assert token.exists()
 
 
+def test_a_token_path_that_begins_with_a_tilde_is_refused(token, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nosuch/x")
+    with pytest.raises(ClusterError, match="Ray does not know what ~ stands for"):
+        ask_for_token()
+    assert not (tmp_path / "~nosuch").exists()
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "\u00e9", "a\x7f", "   "])
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_a_token_that_no_request_can_carry_is_refused(token, monkeypatch, text, place):

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -568,6 +569,14 @@ def test_a_number_that_no_model_has_is_refused_before_it_is_built(model, kind, n
     edit(folder / name, put(*keys, value=value))
     assert f"{keys[-1]} is " in refusal(folder, kind)
     assert "the limit is" in refusal(folder, kind)
+
+
+def test_a_config_of_more_values_than_any_model_has_is_refused_within_seconds(model):
+    folder = model("generator")
+    edit(folder / "text_encoder/config.json", put("anything", value=["a"] * 3_000_000))
+    began = time.monotonic()
+    assert "has more than 200,000 values" in refusal(folder, "generator")
+    assert time.monotonic() - began < 100
 
 
 # ---- what is built is no larger than the weights ----------------------------------------------------

@@ -168,6 +168,18 @@ def _ray_address() -> Finding:
 
 
 def _ray_token() -> Finding:
+    found = _attempt("ray token", _token_that_run_takes)
+    return found if found.state == MISSING else _token_file()
+
+
+def _token_that_run_takes() -> str:
+    from actors.cluster.access import refuse_bad_token, token_mode
+
+    refuse_bad_token()
+    return token_mode()
+
+
+def _token_file() -> Finding:
     try:
         path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or expanded("~/.ray/auth_token"))
         mode = path.stat().st_mode
