@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,7 +116,9 @@ def storage_at(liar: Liar, **patience: float) -> ObjectStorage:
 
 @pytest.fixture
 def small_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are given up when the process has grown by 50 megabytes."""
+    """Requests are given up when the process has grown by 50 megabytes. What tests before have freed is given
+    back to the system, or an answer would fill that first."""
+    ctypes.CDLL(None).malloc_trim(0)
     monkeypatch.setattr("balancer.storage.objects.in_memory", lambda request: in_memory(request, 50_000_000))
 
 
