@@ -25,6 +25,8 @@ from balancer.storage.failures import BadAnswerError
 from balancer.storage.objects import Listing, ObjectStorage, Patience
 
 MEGABYTE = b"A" * (1 << 20)
+PAUSE_S = 0.005
+"""After each: on a busy machine the reader looks at its memory late, and this bounds what came meanwhile."""
 LENGTH = ("Content-Length", "100")
 CHUNKED = ("Transfer-Encoding", "chunked")
 DATED = (("ETag", '"x"'), ("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT"))
@@ -71,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     def without_end(self) -> None:
         while True:
             self.chunk(MEGABYTE)
+            time.sleep(PAUSE_S)
 
     def whole(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
         self.start(status, ("Content-Length", str(len(body))), *headers)
@@ -193,6 +196,7 @@ def page_without_end(handler: Handler) -> None:
     handler.start(200, CHUNKED)
     while True:
         handler.chunk(b"<!-- " + MEGABYTE + b"-->")
+        time.sleep(PAUSE_S)
 
 
 @pytest.mark.parametrize(
