@@ -132,7 +132,7 @@ def check_run(storage: Storage) -> Findings:
     problems.extend(_config(info))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
-    values += [problem for fragment in fragments for problem in _misnamed(fragment, info)]
+    values += _misnamed(fragments, info)
     fragments = [fragment.narrowed(_COLUMNS) for fragment in fragments]
     unsound = bool(problems or values)
     of_copy += _copy(storage, info, index, () if unsound else fragments)
@@ -260,21 +260,21 @@ def _config(info: RunInfo) -> Iterator[Problem]:
         yield Problem("run.json is readable", RUN_FILE, error.message)
 
 
-def _misnamed(fragment: Fragment, info: RunInfo) -> Iterator[Problem]:
+def _misnamed(fragments: Sequence[Fragment], info: RunInfo) -> Iterator[Problem]:
     """Candidates whose class or facet values are not those of their cell."""
     names = ["cell", CLASS_PROPERTY, *info.facets]
-    table = fragment.table
-    if not set(names) <= set(table.column_names):
-        return  # told of as a fragment of another schema
-    planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
     keys = [f"column {number}" for number in range(len(names))]  # Arrow takes `.dot` for a path
-    columns = [table[name].cast(pa.string()) for name in names]
-    named = pa.table(columns, names=keys).filter(pc.equal(table["source"].cast(pa.string()), SYNTHETIC))
-    for row in named.group_by(keys).aggregate([]).to_pylist():
-        cell, *values = (row[key] for key in keys)
-        if cell in planned and planned[cell] != values:
-            detail = f"a row of cell {cell!r} says it is {shortened(', '.join(map(str, values)))}"
-            yield Problem("candidates are of their cell", fragment_path(fragment.stamp.seq), detail)
+    planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
+    for fragment in fragments:
+        table = fragment.table
+        columns = [table[name].cast(pa.string()) for name in names]
+        is_made = pc.equal(table["source"].cast(pa.string()), SYNTHETIC)
+        named = pa.table(columns, names=keys).filter(is_made)
+        for row in named.group_by(keys).aggregate([]).to_pylist():
+            cell, *values = (row[key] for key in keys)
+            if cell in planned and planned[cell] != values:
+                detail = f"a row of cell {cell!r} says it is {shortened(', '.join(map(str, values)))}"
+                yield Problem("candidates are of their cell", fragment_path(fragment.stamp.seq), detail)
 
 
 def _rows(fragment: Fragment) -> Iterator[_Row]:
