@@ -52,12 +52,12 @@ COMMANDS = {
 WITH_ACTORS = ("calibrate", "doctor", "plan", "reproduce", "run")
 """Those that import the package `actors`."""
 
-
 _FOLDERS = {
     **dict.fromkeys(("sample", "audit", "init", "convert", "calibrate", "plan", "doctor"), "datasets"),
     **dict.fromkeys(("run", "status", "rejudge", "query", "report", "export", "reproduce"), "runs"),
     **dict.fromkeys(("compact", "fsck", "repair", "gc"), "upkeep"),
 }
+"""Where each command's file stands, below this one."""
 
 
 class _Failure(click.ClickException):
