@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -83,7 +84,7 @@ def serve() -> None:
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
     """So much more for this process, and no files written."""
-    spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     limits = {
         resource.RLIMIT_CPU: spent + cpu_seconds,
         resource.RLIMIT_AS: _used_bytes() + memory_bytes,

@@ -53,7 +53,7 @@ def test_a_template_without_end_is_ended_within_seconds_and_without_gigabytes(te
         ("{{ cycler.__init__.__globals__.os.system('touch /tmp/x') }}", "SecurityError"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ raise_exception('x\\n' * 10000000) }}", "TemplateError: x x"),
+        ("{{ raise_exception('x\\n' * 100000) }}", "TemplateError: x x"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
     ],
 )

@@ -336,7 +336,7 @@ def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, ref
 def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_is_committed(
     make_config, tmp_path, with_faults, fault, cause
 ):
-    with_faults("generator", Fault(call=1, kind=fault))
+    with_faults("generator", *(Fault(call, kind=fault) for call in range(1, 100)))
     with pytest.raises(StalledError, match=cause):
         run(make_config(actors={"max_restarts": 1}), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == []
