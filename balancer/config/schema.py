@@ -367,9 +367,9 @@ class VerificationConfig(_Section):
 
     unjudged: tuple[Phrase, ...] = ()
     """What may go on although the labelled images do not show that the verifier can judge it: a property
-    (`lighting`) is then not asked of images at all, a single value (`class=combined`) is judged all
-    the same. Rows list both in `unjudged`; a property has no part in their `score`, which is null if nothing
-    was judged."""
+    (`lighting`) then rejects no image, a single value (`class=combined`) is judged all the same. Rows list
+    both in `unjudged`; `scores` holds what was measured, but a property named here has no part in `score`,
+    which is null if nothing was judged."""
 
     min_auc: float = Field(default=0.8, ge=0.5, le=1)
     """A value whose labelled images the verifier tells from the others no better than this (area under

@@ -195,7 +195,7 @@ _GENERATION = "Makes photographs. Needs a CUDA GPU with 16 GB or more and, on fi
 _UNJUDGED = f"""\
 There are fewer than {VerificationConfig().min_examples} labelled images of these, or none of anything \
 else, so that nothing shows that the verifier can judge them; a run stops unless they are listed here. \
-A property (`lighting`) is then not asked of images at all; a single value (`class=x`) is judged all the \
+A property (`lighting`) then rejects no image; a single value (`class=x`) is judged all the \
 same. The manifest's rows list both.
 To take an entry out, label images of it: classes by their folders, facets in metadata.csv (columns \
 file_name and one per facet), in the dataset or the hold-out."""

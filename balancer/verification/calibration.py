@@ -193,10 +193,11 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def _too_few(examples: Examples, min_examples: int) -> str:
-    enough = [count for count in examples.counts if count >= min_examples]
-    if len(enough) >= 2:
+    needed = max(2, min_examples)  # one image of a value cannot be both fitted to and tried on
+    if sum(count >= needed for count in examples.counts) >= 2:
         return ""
-    least = f"two values with {min_examples} labelled images each (verification.min_examples)"
+    knob = " (verification.min_examples)" if needed == min_examples else ""
+    least = f"two values with {needed} labelled images each{knob}"
     if not len(examples.labels):
         return f"no labelled image; it takes {least}"
     counts = zip(examples.values, examples.counts, strict=True)

@@ -123,7 +123,7 @@ def refuse_unproven(found: Preflight) -> None:
     if not found.blocking:
         return
     lines, names = zip(*_grouped(found), strict=True)
-    whole = " (a property named so is not asked of images; all its values, as property=value, are)"
+    whole = " (a property named so rejects no image; its values, named as property=value, still do)"
     raise UsageError(
         "\n".join(
             [

@@ -138,6 +138,14 @@ def test_with_too_few_labelled_images_the_temperature_stays_one_and_says_why(cou
     assert "verification.min_examples" in found.kept
 
 
+@pytest.mark.parametrize("counts", [(1, 1), (5, 1), (1, 0)])
+@pytest.mark.parametrize("least", [1, 2])
+def test_a_temperature_takes_two_values_with_two_images_whatever_the_config_asks(counts, least):
+    found = fit_property(sure(counts), least)
+    assert (found.temperature, found.folds) == (1.0, 0)
+    assert "two values with 2 labelled images each" in found.kept
+
+
 @pytest.mark.parametrize(("counts", "folds"), [((20, 20, 20), 5), ((20, 7, 3), 3), ((20, 7, 1), 5)])
 def test_there_are_no_more_folds_than_images_of_the_rarest_value(counts, folds):
     found = fit_property(sure(counts), MIN_EXAMPLES)

@@ -59,7 +59,7 @@ def test_a_value_near_chance_is_refused_with_its_numbers_and_the_knob():
     assert "lighting: no value of it: dim: 20 labelled images" in error.message
     assert "AUC of 0.50, 0.80 needed (verification.min_auc" in error.message
     assert "verification.unjudged: [lighting]" in error.hint
-    assert "is not asked of images" in error.hint
+    assert "rejects no image" in error.hint
     assert error.exit_code == 2
 
 
