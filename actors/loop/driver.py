@@ -28,9 +28,9 @@ from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import RunFacts
 from balancer.process.signals import StopSignal
+from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.progress import ClassCounts, RateMeter, Snapshot, eta_s
-from balancer.scheduling.schedule import Outcome, Schedule
-from balancer.scheduling.speculation import UnderWay
+from balancer.scheduling.schedule import Counted, Schedule
 from balancer.storage import DiskFullError
 from balancer.text.quantities import are, counted
 from balancer.verification.verdict import Made, criteria_for, judge
@@ -290,41 +290,32 @@ class Driver:
                 cell, rung = batch.candidates[index].slot.cell, batch.rungs[index]
                 nearest = self.references.nearest(measurement)
                 verdict = judge(measurement, cell, criteria_for(cell, rung.threshold, self.config), nearest)
-                self._take_in(batch, Judged(index, measurement, nearest, verdict), files)
+                judged = Judged(index, measurement, nearest, verdict)
+                outcome = Outcome(batch.candidates[index], verdict.reason, evidence=(batch, judged))
+                for counted in self.schedule.judged(outcome):
+                    self._take_in(counted, files)
             self._candidate_rate.add(len(batch.candidates))
             self._to_write.extend(filter(None, files.values()))
 
-    def _take_in(self, batch: Batch, judged: Judged, files: dict[int, Files]) -> None:
-        """A verdict counts if it is its candidate's turn, and with it those that waited for it."""
-        candidate = batch.candidates[judged.index]
-        if candidate not in self.schedule.in_flight:
-            self.feed.speculation.hold(candidate, (batch, judged))
-            return
-        if self.feed.speculation.has_passed(candidate.slot):
-            return  # made twice, after it seemed lost
-        reason = judged.verdict.reason
+    def _take_in(self, counted: Counted, files: dict[int, Files]) -> None:
+        batch, judged = counted.outcome.evidence
+        reason = counted.outcome.reason
         chosen = files.setdefault(id(batch), Files(batch))
         if reason is None:
-            self.feed.speculation.passed(candidate)
             chosen.accepted.append(judged)
             return
-        if self._is_example(candidate.slot.cell, reason):
+        if self._is_example(counted):
             chosen.examples.append(batch.example(judged, reason, self.facts))
         self._committer.add(batch.row(judged, None, self.facts))
         self._count_wording(batch, judged)
-        self.schedule.judged(Outcome(candidate, reason))  # at once: its retry need not wait for the commit
-        following = Candidate(candidate.slot, candidate.attempt + 1)
-        came = self.feed.speculation.claim(following)
-        if came is not None and self.schedule.claim(following) and not isinstance(came, UnderWay):
-            self._take_in(*came, files)
 
-    def _is_example(self, cell: Cell, reason: str) -> bool:
+    def _is_example(self, counted: Counted) -> bool:
         """A few rejected for each reason are shown in the report, and of a cell in which nothing passes;
         no verdict waits for their files."""
         kept = self.config.output.rejected_per_reason
-        if self.schedule.rejected_by_reason[reason] < kept:
+        if counted.same_reason_before < kept:
             return True
-        tally = self.schedule.tally(cell)
+        tally = counted.tally_before
         return kept > 0 and not tally.accepted and 0 <= tally.candidates - DOUBTFUL_AFTER < EXAMPLES_OF_A_CELL
 
     def _written(self, finished: Finished) -> None:
@@ -340,16 +331,13 @@ class Driver:
         else:
             self._backoff.succeeded()
             for judged, file in zip(files.accepted, finished.value, strict=True):
-                self._committer.add(
-                    batch.row(judged, file, self.facts), Outcome(batch.candidates[judged.index], None)
-                )
+                self._committer.add(batch.row(judged, file, self.facts), batch.candidates[judged.index])
                 self._count_wording(batch, judged)
             self._accepted_rate.add(len(files.accepted))
 
     def _lost(self, batch: Batch, only: Sequence[Judged] | None = None) -> None:
         """The pixels are gone, with their actor or with a node: candidates that need them are made again."""
         wanted = batch.candidates if only is None else [batch.candidates[judged.index] for judged in only]
-        self.feed.speculation.lost(wanted)
         self.schedule.lost(wanted)
 
     def _count_wording(self, batch: Batch, judged: Judged) -> None:
@@ -377,10 +365,9 @@ class Driver:
         except DiskFullError as error:
             self._backoff.disk_is_full(error)
 
-    def _acknowledge(self, committed: Sequence[Outcome]) -> None:
-        for outcome in committed:
-            self.schedule.judged(outcome)
-            self.feed.speculation.discard(outcome.candidate.slot)
+    def _acknowledge(self, committed: Sequence[Candidate]) -> None:
+        for candidate in committed:
+            self.schedule.accept(candidate)
         if committed:
             self._backoff.succeeded()
             for pool in self._pools:

@@ -27,7 +27,8 @@ from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
 from balancer.planning.plan import make_plan
 from balancer.runs.resume import describe_run, facts_of, schedule_of
-from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.scheduling.ledger import Outcome
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
 
@@ -83,6 +84,8 @@ def _schedule_alone(slots: int) -> dict[str, Any]:
             under_way.append(batch)
         for candidate in under_way.popleft():
             schedule.judged(Outcome(candidate, None if passes[judged] else "class"))
+            if passes[judged]:
+                schedule.accept(candidate)
             judged += 1
     seconds = time.perf_counter() - began
     return {
@@ -159,7 +162,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
         "generators": generators,
         "images": images,
         "candidates": schedule.candidates,
-        "made_ahead_and_not_needed": driver.feed.speculation.started - driver.feed.speculation.used,
+        "made_ahead_and_not_needed": schedule.speculation.unused,
         "ms_per_candidate": round(1000 * own / schedule.candidates, 4),
         "commit_thread_ms_per_candidate": round(1000 * log.seconds / schedule.candidates, 4),
         "resident_mb_by_candidates": [[count, round(mb)] for count, mb in memory],

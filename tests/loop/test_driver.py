@@ -174,8 +174,8 @@ def test_the_last_images_do_not_wait_for_a_whole_ladder_while_generators_are_idl
 def test_what_is_made_ahead_and_not_needed_leaves_no_row(tmp_path):
     trial = Trial(tmp_path, make_config(0.5), generators=40)
     trial.run()
-    speculation = trial.driver.feed.speculation
-    assert speculation.started > speculation.used
+    speculation = trial.schedule.speculation
+    assert speculation.unused > 0
     attempts = Counter(row["slot"] for row in trial.rows())
     accepted = {row["slot"]: row["attempt"] for row in trial.rows() if row["status"] == "accepted"}
     assert all(attempts[slot] == attempt for slot, attempt in accepted.items())
@@ -185,7 +185,7 @@ def test_an_attempt_that_needs_the_reason_before_is_never_made_ahead(tmp_path):
     rungs = {"max": 4, "rungs": [{}, {"strengthen": True}]}
     trial = Trial(tmp_path, make_config(0.3, attempts=rungs), generators=40)
     trial.run()
-    assert trial.driver.feed.speculation.started == 0
+    assert trial.schedule.speculation.started == 0
     assert any("strengthen" in " ".join(row["changes"]) for row in trial.rows())
 
 
@@ -194,14 +194,11 @@ def test_a_budget_is_never_spent_on_attempts_ahead_that_others_may_need(tmp_path
     trial = Trial(tmp_path / "tight", tight, generators=40)
     assert trial.run() == "budget"
     assert trial.schedule.candidates == 70
-    assert trial.driver.feed.speculation.started == 0
+    assert trial.schedule.speculation.started == 0
     ample = Trial(tmp_path / "ample", make_config(0.3, budget={"max_candidates": 999}), generators=40)
     ample.run()
-    assert ample.driver.feed.speculation.started > 0
-    assert (
-        ample.schedule.candidates + ample.driver.feed.speculation.started - ample.driver.feed.speculation.used
-        <= 999
-    )
+    assert ample.schedule.speculation.started > 0
+    assert ample.schedule.candidates + ample.schedule.speculation.unused <= 999
 
 
 def test_all_candidates_of_one_call_share_their_guidance_also_ahead(tmp_path):
@@ -218,7 +215,7 @@ def test_all_candidates_of_one_call_share_their_guidance_also_ahead(tmp_path):
     trial.run()
     assert all(len(guidances) == 1 for guidances in calls)
     assert set.union(*calls) == {7.5, 9.0, 3.0}
-    assert trial.driver.feed.speculation.used > 0
+    assert trial.schedule.speculation.used > 0
 
 
 # ---- a generator that makes smaller batches ------------------------------------------------------
