@@ -13,8 +13,7 @@ from typing import Any
 from actors.cluster.connect import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
 from actors.cluster.fleet import pools_of, start_pools
 from actors.cluster.pool import Pool, call_all
-from actors.loop.driver import Driver
-from actors.loop.feed import Feed
+from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
     Call,
@@ -218,7 +217,6 @@ def _run(
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
             schedule = schedule_of(info, config, log.table(KEPT), limit)
-            learned = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
             copied = copies_of_holdout(measured, config)
             commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
@@ -227,11 +225,19 @@ def _run(
                     f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
                     f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
-            references = CopyIndex(references_of(measured), config.verification.copies)
-            feed = Feed(config, schedule, learned)
-            driver = Driver(config, facts, feed, log, *pools, stop, references=references)
-            driver.on_progress, driver.note = reporter.progress, reporter.note
-            driver.announce = reporter.step
+            driver = build_driver(
+                config,
+                facts,
+                schedule,
+                log,
+                *pools,
+                references=CopyIndex(references_of(measured), config.verification.copies),
+                stop=stop,
+                wording_counts=wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None,
+                on_progress=reporter.progress,
+                note=reporter.note,
+                announce=reporter.step,
+            )
             with _stopped_with_ray(stop):
                 state = driver.run()
             close(state)

@@ -162,7 +162,7 @@ class ActorPool(Protocol):
     actors: list[Actor]
 
     @property
-    def spec(self) -> WorkerSpec: ...
+    def kind(self) -> str: ...
     @property
     def busy(self) -> int: ...
     def least_busy(self, max_calls: int) -> Actor | None: ...
@@ -223,6 +223,10 @@ class Pool:
         self._calls[call.refs[0]] = call
 
     # ---- work --------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        return self.spec.kind
 
     @property
     def ready(self) -> int:

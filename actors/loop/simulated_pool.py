@@ -12,7 +12,16 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.cluster.pool import Actor, ActorPool, Finished, WorkerSpec
+from actors.cluster.pool import Actor, ActorPool, Finished
+from actors.loop.assembly import build_driver
+from actors.loop.driver import Driver
+from balancer.config.schema import Config
+from balancer.dataset.near_duplicates import CopyIndex
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.runfile import RunInfo
+from balancer.process.signals import StopSignal
+from balancer.runs.resume import facts_of
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import DiskFullError
 
 
@@ -92,10 +101,6 @@ class LocalPool:
         self.actors = [Actor(None, description=dict(told)) for _ in range(self.size)]
 
     @property
-    def spec(self) -> WorkerSpec:
-        return WorkerSpec(self.kind, "", {})
-
-    @property
     def busy(self) -> int:
         return sum(actor.calls > 0 for actor in self.actors)
 
@@ -133,3 +138,30 @@ class LocalPool:
 
     def progressed(self) -> None:
         pass
+
+
+def simulated_driver(
+    config: Config,
+    info: RunInfo,
+    schedule: Schedule,
+    log: ManifestLog,
+    pools: tuple[LocalPool, LocalPool, LocalPool],
+    *,
+    stop: StopSignal | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Driver:
+    """A driver of generators, verifiers and writers without Ray, in the time of their engine."""
+    engine = pools[0].engine
+    return build_driver(
+        config,
+        facts_of(info, config),
+        schedule,
+        log,
+        *pools,
+        references=CopyIndex([], config.verification.copies),
+        stop=stop or StopSignal(),
+        note=note,
+        clock=engine.clock,
+        wait=engine.wait,
+        commit_thread=AtOnce(),
+    )

@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 from ray.exceptions import ObjectLostError
 
-from actors.loop.driver import Driver
-from actors.loop.feed import Feed
-from actors.loop.simulated_pool import AtOnce, LocalEngine, LocalPool
+from actors.loop.simulated_pool import LocalEngine, LocalPool, simulated_driver
 from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
 from actors.models.writer import Writer
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
 from balancer.errors import InterruptedRun
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.planning.plan import make_plan
 from balancer.process.signals import StopSignal
-from balancer.runs.resume import describe_run, facts_of, schedule_of
+from balancer.runs.resume import describe_run, schedule_of
 from balancer.storage import DiskFullError, open_storage
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -79,20 +76,8 @@ class Trial:
             LocalPool(kind, worker, count, self.engine, service_s, fails)
             for kind, (worker, count, service_s) in workers.items()
         ]
-        self.driver = Driver(
-            config,
-            facts_of(info, config),
-            Feed(config, self.schedule),
-            self.log,
-            generators=self.pools[0],
-            verifiers=self.pools[1],
-            writers=self.pools[2],
-            stop=self.stop,
-            references=CopyIndex([], config.verification.copies),
-            clock=self.engine.clock,
-            wait=self.engine.wait,
-            commit_thread=AtOnce(),
-            note=self.notes.append,
+        self.driver = simulated_driver(
+            config, info, self.schedule, self.log, self.pools, stop=self.stop, note=self.notes.append
         )
 
     def run(self):
@@ -153,9 +138,9 @@ def test_a_run_that_is_cut_off_and_begun_again_accepts_the_same(seed, reference,
         while turns > 0 and trial.driver.step():
             turns -= 1
         if turns > 0:
-            trial.driver._committer.flush()
+            trial.driver.committer.flush()
             break
-        trial.driver._committer.close()  # what was not committed by now is lost
+        trial.driver.committer.close()  # what was not committed by now is lost
     assert Trial(tmp_path, make_config()).accepted() == reference(0.5)
 
 

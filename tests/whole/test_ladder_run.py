@@ -6,7 +6,7 @@ import pytest
 
 import actors.cluster.fleet
 from actors.cluster.pool import Pool
-from actors.loop.driver import EXAMPLES_OF_A_CELL
+from actors.loop.examples import EXAMPLES_OF_A_CELL
 from actors.run import Reporter, run
 from balancer.config.schema import Config
 from balancer.manifest import open_manifest, status_of
