@@ -65,8 +65,8 @@ class Driver:
         finally:
             self.committer.close()
         self._report_progress()
-        if self.stopping.signal.number is not None and self.schedule.open:
-            raise interruption(self.stopping.signal, self.schedule)
+        if (number := self.stopping.signal.number) is not None and self.schedule.open:
+            raise interruption(number, self.schedule)
         return self._final_state()
 
     def step(self) -> bool:

@@ -9,7 +9,6 @@ from actors.cluster.pool import ActorPool
 from actors.loop.batch import described
 from balancer.cells import Cell
 from balancer.errors import InterruptedRun
-from balancer.process.signals import StopSignal
 from balancer.scheduling.schedule import Schedule
 from balancer.text.quantities import are, counted
 
@@ -48,9 +47,9 @@ class Notices:
         self.note(f"{counted(count, 'accepted image')} {are(count)} made again, as copies of others")
 
 
-def interruption(stop: StopSignal, schedule: Schedule) -> InterruptedRun:
+def interruption(signal_number: int, schedule: Schedule) -> InterruptedRun:
     return InterruptedRun(
         f"interrupted: {len(schedule.accepted)} of {counted(schedule.wanted, 'image')} committed",
-        signal_number=stop.number,
+        signal_number=signal_number,
         hint="the same command goes on from here",
     )

@@ -145,19 +145,22 @@ def simulated_driver(
     info: RunInfo,
     schedule: Schedule,
     log: ManifestLog,
-    pools: tuple[LocalPool, LocalPool, LocalPool],
+    pools: Sequence[LocalPool],
     *,
     stop: StopSignal | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Driver:
     """A driver of generators, verifiers and writers without Ray, in the time of their engine."""
-    engine = pools[0].engine
+    generators, verifiers, writers = pools
+    engine = generators.engine
     return build_driver(
         config,
         facts_of(info, config),
         schedule,
         log,
-        *pools,
+        generators,
+        verifiers,
+        writers,
         references=CopyIndex([], config.verification.copies),
         stop=stop or StopSignal(),
         note=note,
