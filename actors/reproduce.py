@@ -8,7 +8,6 @@ always has its full shape. So many rows are made again in one batch.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors.cluster.fleet import generator_worker
+from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
@@ -175,18 +174,19 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
         return None, f"it was made by {maker.model}, and run.json is about {config.generator_name}"
     if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
-    path, arguments = generator_worker(config, on_gpu=maker.device not in NO_GPU)
-    sizes = {"width": maker.width, "height": maker.height, "batch_size": maker.batch_size}
-    if "steps" in arguments:  # simulated ones take none
-        sizes["steps"] = maker.steps
-    module, _, name = path.partition(":")
-    generator = getattr(importlib.import_module(module), name)(**arguments | sizes)
+    generator: Any = _spec(maker, config).load()
     told: Mapping[str, str] = generator.describe()
     if told["device"] != maker.device:
         return None, _other("device", maker.device, told["device"])
     if (told["revision"] or None) != maker.model_revision:
         return None, _other("revision of the weights", maker.model_revision, told["revision"])
     return generator, ""
+
+
+def _spec(maker: Maker, config: Config) -> WorkerSpec:
+    spec = generator_for(config, on_gpu=maker.device not in NO_GPU)
+    sized = dataclasses.replace(spec, width=maker.width, height=maker.height, batch_size=maker.batch_size)
+    return dataclasses.replace(sized, steps=maker.steps) if isinstance(sized, GeneratorSpec) else sized
 
 
 def _missing_gpu(maker: Maker, config: Config) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.cluster.connect import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
-from actors.cluster.fleet import pools_of, start_pools
+from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all
 from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
@@ -26,6 +26,7 @@ from actors.real_images import (
     real_facets,
     references_of,
 )
+from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
@@ -108,15 +109,17 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     reporter: Reporter | None = None,
+    change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
+    `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        result = _run(config, out, address, limit, allow_config_change, told, log, stop)
+        result = _run(config, out, address, limit, allow_config_change, told, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
             told.note(f"warning: {line}")
         log.say_progress()
@@ -156,6 +159,7 @@ def _run(
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
+    change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
@@ -198,10 +202,10 @@ def _run(
             f"Ray is there; actors start and load their models (generators {fleet.generators}, "
             f"verifiers {fleet.verifiers}, writers {fleet.writers})"
         )
-        pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
+        pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
-        measured = _measure(config, found, holdout, pools[1], stop, reporter)
+        measured = _measure(config, found, holdout, pools.verifiers, stop, reporter)
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
@@ -338,10 +342,10 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _started(pools: tuple[Pool, Pool, Pool]) -> Iterator[tuple[Pool, Pool, Pool]]:
-    """Pools of generators, verifiers and writers with their actors, until the end of the run."""
+def _started(pools: Pools) -> Iterator[Pools]:
+    """Pools with their actors, until the end of the run."""
     try:
-        start_pools(*pools)
+        start_pools(pools)
         yield pools
     finally:
         for pool in pools:
