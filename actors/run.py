@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.cluster.connect import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
+from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
 from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all
+from actors.cluster.sizing import Fleet, fit
 from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (

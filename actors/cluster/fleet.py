@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from actors.cluster.connect import Fleet, Resources
 from actors.cluster.pool import Limits, Pool, Reservation
+from actors.cluster.sizing import Fleet, Resources
 from actors.specs import Workers, workers_for
 from balancer.config.schema import Config
 from balancer.storage import LocalStorage, Storage

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 import actors.run as job
 import balancer
-from actors.cluster.connect import Fleet, Resources
 from actors.cluster.fleet import make_pools
 from actors.cluster.pool import Pool
+from actors.cluster.sizing import Fleet, Resources
 from actors.models.writer import Writer
 from actors.specs import WriterSpec
 from balancer.cli import main

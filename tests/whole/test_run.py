@@ -408,7 +408,7 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
     pools = []
     original = job.make_pools
     monkeypatch.setattr(job, "make_pools", lambda *told: pools.extend(original(*told)) or Pools(*pools))
-    monkeypatch.setattr("actors.cluster.connect._uses_gpus", lambda wanted, resources: True)
+    monkeypatch.setattr("actors.cluster.sizing._uses_gpus", lambda wanted, resources: True)
     seen = {}
 
     def look(snapshot):
