@@ -101,8 +101,8 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
             yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
             continue
         for batch in _batches(made_by_it, maker.batch_size):
-            for found in _made_again(generator, maker.batch_size, batch, decoder):
-                yield excused(found, manifest.run.versions)
+            for reproduction in _made_again(generator, maker.batch_size, batch, decoder):
+                yield excused(reproduction, manifest.run.versions)
 
 
 class _Made(BaseModel):
@@ -175,11 +175,11 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
     if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
     generator: Any = _spec(maker, config).load()
-    told: Mapping[str, str] = generator.describe()
-    if told["device"] != maker.device:
-        return None, _other("device", maker.device, told["device"])
-    if (told["revision"] or None) != maker.model_revision:
-        return None, _other("revision of the weights", maker.model_revision, told["revision"])
+    here: Mapping[str, str] = generator.describe()
+    if here["device"] != maker.device:
+        return None, _other("device", maker.device, here["device"])
+    if (here["revision"] or None) != maker.model_revision:
+        return None, _other("revision of the weights", maker.model_revision, here["revision"])
     return generator, ""
 
 
@@ -204,11 +204,11 @@ def _other_weights(maker: Maker, config: Config, kept: Mapping[str, Any]) -> str
     if config.actors.kind == "simulated":
         return ""
     wanted = config.generation
-    found = weights.describe(wanted.model, wanted.revision, wanted.variant, "generator")
-    if found["revision"] != maker.model_revision:
-        return _other("revision of the weights", maker.model_revision, found["revision"])
-    sha256 = kept.get("sha256") or found["sha256"]  # where a run has none, the hub had told it none
-    return "" if found["sha256"] == sha256 else _other("sha256 of the weights", sha256, found["sha256"])
+    here = weights.describe(wanted.model, wanted.revision, wanted.variant, "generator")
+    if here["revision"] != maker.model_revision:
+        return _other("revision of the weights", maker.model_revision, here["revision"])
+    sha256 = kept.get("sha256") or here["sha256"]  # a run has none if the hub had none
+    return "" if here["sha256"] == sha256 else _other("sha256 of the weights", sha256, here["sha256"])
 
 
 def _other(what: str, then: str | None, now: str | None) -> str:

@@ -90,7 +90,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Where a run tells what it does: `note` takes single lines, `progress` snapshots."""
+    """Where a run reports: `note` takes single lines, `progress` snapshots."""
 
     note: Callable[[str], None] = lambda text: None
     progress: Callable[[Snapshot], None] = lambda snapshot: None
@@ -118,11 +118,11 @@ def run(
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
-    with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
+    with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        result = _run(config, out, address, limit, allow_config_change, told, log, stop, change_workers)
+        result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
-            told.note(f"warning: {line}")
+            logged.note(f"warning: {line}")
         log.say_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
@@ -133,7 +133,7 @@ def run(
 
 @contextlib.contextmanager
 def _logged(log: RunLog, reporter: Reporter) -> Iterator[Reporter]:
-    """What the reporter is told goes into the run's log as well, and how the run ends."""
+    """A reporter that writes to the run's log as well. The log also gets how the run ends."""
 
     def note(text: str) -> None:
         log.note(text)
@@ -175,17 +175,17 @@ def _run(
                 reporter.note(f"warning: {warning}")
             return done
     reporter.step(f"reading the dataset {config.dataset.path}")
-    found = audit_dataset(config)
-    splits = splits_of(found, config)
-    training = training_part(found, splits)
+    audit = audit_dataset(config)
+    splits = splits_of(audit, config)
+    training = training_part(audit, splits)
     counts = match_classes(training, config)
-    if found.unreadable:
+    if audit.unreadable:
         reporter.note(
-            f"{counted(len(found.unreadable), 'image')} cannot be read, and so not counted; "
-            f"`balancer audit {found.path}` lists them"
+            f"{counted(len(audit.unreadable), 'image')} cannot be read, and so not counted; "
+            f"`balancer audit {audit.path}` lists them"
         )
     holdout = audit_holdout(config)
-    _tell_warnings(reporter, found, holdout)
+    _note_warnings(reporter, audit, holdout)
     # The plan of a run that was begun before is settled.
     plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
     wanted = known.wanted if known else plan.total
@@ -193,7 +193,7 @@ def _run(
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
     stop.check()
-    reporter.step(f"{counted(len(found.images), 'image')} read, {wanted} to generate; {starting(address)}")
+    reporter.step(f"{counted(len(audit.images), 'image')} read, {wanted} to generate; {starting(address)}")
     with contextlib.ExitStack() as stack:
         stack.callback(stop.raise_again)  # when Ray has ended
         resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
@@ -206,7 +206,7 @@ def _run(
         pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
-        measured = _measure(config, found, holdout, pools.verifiers, stop, reporter)
+        measured = _measure(config, audit, holdout, pools.verifiers, stop, reporter)
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
@@ -217,13 +217,13 @@ def _run(
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
-        _tell_of_takeover(reporter, log.taken_from)
+        _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
             schedule = schedule_of(info, config, log.table(KEPT), limit)
             copied = copies_of_holdout(measured, config)
-            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
+            commit_real_images(audit, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -255,7 +255,7 @@ def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> N
         run_log.begin(open_storage(out, create=False), info.run_id)
 
 
-def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
+def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
     """`last` is what a driver committed last that did not say how it ended."""
     if last is None:
         return
@@ -270,7 +270,7 @@ def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
         reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
 
 
-def _tell_warnings(reporter: Reporter, *audits: Audit | None) -> None:
+def _note_warnings(reporter: Reporter, *audits: Audit | None) -> None:
     for line in [line for audit in audits if audit for line in audit.warnings]:
         reporter.note(f"warning: {line}")
 
@@ -285,7 +285,7 @@ def _renew_current(storage: Storage, reporter: Reporter) -> None:
 
 def _compact(storage: Storage, reporter: Reporter) -> None:
     """Here the log has stopped growing and the models have left the GPUs: no better time to make a long log
-    fast to query. Nothing depends on it, so what goes wrong with it is told, and no more."""
+    fast to query. Nothing depends on it, so a failure is only noted."""
     try:
         index = compact_if_long(storage)
     except BalancerError as error:
@@ -311,7 +311,7 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
 
 def _measure(
     config: Config,
-    found: Audit,
+    audit: Audit,
     holdout: Audit | None,
     verifiers: Pool,
     stop: StopSignal,
@@ -332,7 +332,7 @@ def _measure(
         reporter.step("the verifier measures the real images, as soon as it has loaded")
         return call_all(verifiers, "measure_files", calls, notice_stop)
 
-    measured = measure_real_images(config, found, holdout, measure)
+    measured = measure_real_images(config, audit, holdout, measure)
     if config.actors.kind == "simulated":
         reporter.note("no pre-flight: simulated actors judge nothing")
         return measured
@@ -354,7 +354,7 @@ def _started(pools: Pools) -> Iterator[Pools]:
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:
-    """The result of a run that has nothing left to do, so that Ray need not start."""
+    """The result of a run that has nothing left to do; Ray need not start."""
     if view.state not in ("complete", "short"):
         return None
     schedule = schedule_of(known, config, view.table, None)
@@ -437,7 +437,7 @@ def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
         log.close("interrupted", {"reason": error.message})
         raise
     except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # the first error is the one to tell
+        with contextlib.suppress(BalancerError):  # the first error is the one to report
             log.close("failed", {"reason": error.message})
         raise
 

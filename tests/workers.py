@@ -62,11 +62,11 @@ class DyingWriter(Writer):
         super().__init__(spec.usual.storage_uri, spec.usual.image_format)
         self.spec = spec
 
-    def write(self, *told: Any) -> Any:
+    def write(self, *arguments: Any) -> Any:
         dies = first_time(self.spec.struck)
         if dies and self.spec.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        written = super().write(*told)
+        written = super().write(*arguments)
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return written

@@ -1,4 +1,4 @@
-"""Connect to Ray or start it, and work out how many actors fit, with the reason for each number."""
+"""Connect to Ray, or start it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
 
 def refuse_silent(address: str | None) -> None:
     """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer;
-    UnavailableError if Ray would hang on this machine. Told before anything is written for a run on it."""
+    UnavailableError if Ray would hang on this machine. Checked before anything is written for a run on it."""
     if ray.is_initialized():
         _refuse_another(address)
     elif (named := _named(address)) is not None:
@@ -203,7 +203,7 @@ def _start_here(options: dict[str, Any]) -> None:
 def refuse_silent_head(address: str) -> None:
     """ClusterError unless there may be a Ray head at `address`.
 
-    Ray itself tries an absent head for minutes; one TCP connection tells at once.
+    Ray itself tries an absent head for minutes; one TCP connection shows it at once.
     """
     _refuse_credentials(address)
     if "://" in address:
@@ -243,7 +243,7 @@ def _resources() -> Resources:
 def resources_here() -> Resources:
     """What Ray finds on this machine, without starting it."""
     gpus = accelerators.NvidiaGPUAcceleratorManager
-    found = gpus.get_current_node_num_accelerators()
+    count = gpus.get_current_node_num_accelerators()
     if (visible := gpus.get_current_process_visible_accelerator_ids()) is not None:
-        found = min(found, len(visible))
-    return Resources(cpus=ray_utils.get_num_cpus(), gpus=(found,) if found else (), driver_node="")
+        count = min(count, len(visible))
+    return Resources(cpus=ray_utils.get_num_cpus(), gpus=(count,) if count else (), driver_node="")

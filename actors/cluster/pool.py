@@ -38,7 +38,7 @@ NODE_LOSS_S = 30.0
 """Ray takes a node for lost that missed five health checks, 3 s apart."""
 
 _NODE = re.compile(r"its node has died\. Node Id: ([0-9a-f]+)")
-"""In Ray's words, which are all that tells."""
+"""In Ray's words; there is no other sign."""
 
 
 _ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -71,7 +71,7 @@ class Host:
     def start(self) -> dict[str, Any]:
         self._worker = self._spec.load()
         context = ray.get_runtime_context()
-        described = dict(getattr(self._worker, "describe", dict)())  # a writer has nothing to tell
+        described = dict(getattr(self._worker, "describe", dict)())  # a writer has nothing to describe
         return described | {
             "pid": os.getpid(),
             "node": context.get_node_id(),
@@ -87,7 +87,7 @@ class Host:
         return result() if callable(result) else result
 
     def spans(self) -> list[tuple[float, float]]:
-        """When the last calls began and ended, in seconds since 1970: what idle gaps are told from."""
+        """When the last calls began and ended, in seconds since 1970; idle gaps are computed from it."""
         return list(self._spans)
 
 
@@ -299,7 +299,7 @@ class Pool:
             if actor.node in draining:
                 actor.leaving = True
             elif actor.leaving and self.nodes.is_gone(actor.node):
-                self._replace(actor, None)  # it may have been idle, so that no call of it tells
+                self._replace(actor, None)  # it may have been idle, and then no call of it fails
 
     def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
         calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}
@@ -336,8 +336,7 @@ class Pool:
         return sum(node not in lost for node in self._failed_on) + len(lost)
 
     def _has_failed_too_often(self) -> bool:
-        """Actors that cannot be reached may tell of a node that is lost before the cluster notices: where
-        several failed on one, that is waited for."""
+        """Where several actors failed on one node, wait: it may be lost, and the cluster may not know yet."""
         here = ray.get_runtime_context().get_node_id()
         several = {node for node, count in Counter(self._failed_on).items() if count > 1}
         give_up_s = time.monotonic() + (NODE_LOSS_S if several - {"", here} else 0.0)
@@ -402,14 +401,14 @@ def is_lost_object(error: BaseException | None) -> bool:
 
 
 def _node_in(error: BaseException) -> str:
-    """The node of an actor that never came to tell where it is, if its node is what it died of."""
-    found = _NODE.search(str(error))
-    return found[1] if found else ""
+    """The node of an actor that died with it before it could describe itself; else empty."""
+    match = _NODE.search(str(error))
+    return match[1] if match else ""
 
 
 def _named(error: BaseException | None) -> str:
-    """An error with its type, which is often half of the message; of one that Ray tells as text, its first
-    cause."""
+    """An error with its type, which is often half of the message; of one that Ray passes on as
+    text, its first cause."""
     if isinstance(error, RayError) and (cause := _first_cause(str(error))):
         return cause
     name, text = type(error).__name__, str(error or "").strip()
@@ -422,5 +421,5 @@ def _first_cause(text: str) -> str:
     Python prints the cause of an error before the error. Ray wraps what a process died of, and colours it.
     """
     plain = _ESCAPE_CODE.sub("", text)
-    found = [match[0].strip() for match in _ERROR_LINE.finditer(plain)]
-    return next((line for line in found if _RAYS_OWN not in line), "")
+    causes = [match[0].strip() for match in _ERROR_LINE.finditer(plain)]
+    return next((line for line in causes if _RAYS_OWN not in line), "")

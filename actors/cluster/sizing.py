@@ -56,15 +56,15 @@ def _uses_gpus(wanted: ActorsConfig, resources: Resources) -> bool:
 def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
     per_generator, per_verifier = wanted.gpus_per_generator, wanted.gpus_per_verifier
     places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
-    room_in_words = counted(sum(resources.gpus), "GPU")
+    capacity = counted(sum(resources.gpus), "GPU")
     if places != sum(resources.gpus):
-        room_in_words += f" with room for {places} of {per_generator:g} GPU each"
+        capacity += f" with room for {places} of {per_generator:g} GPU each"
     if not places:
         raise ClusterError(
             f"no generator with {per_generator:g} GPUs fits: the largest node has {max(resources.gpus)}",
             hint="lower actors.gpus_per_generator",
         )
-    generators, why = _count(wanted.generators, places, batches, room_in_words, sum(resources.gpus))
+    generators, why = _count(wanted.generators, places, batches, capacity, sum(resources.gpus))
     if generators > places:
         raise ClusterError(
             f"no room for {counted(generators, 'generator')} with {per_generator:g} GPU each: "
@@ -72,11 +72,11 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
             hint="lower actors.generators or actors.gpus_per_generator",
         )
     verifiers = _per_generators(wanted.verifiers, generators)
-    room = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
-    if verifiers > room:
+    places_beside = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
+    if verifiers > places_beside:
         raise ClusterError(
             f"no room for {counted(verifiers, 'verifier')} with {per_verifier:g} GPU each beside "
-            f"{counted(generators, 'generator')} with {per_generator:g}: {room} would fit",
+            f"{counted(generators, 'generator')} with {per_generator:g}: {places_beside} would fit",
             hint="lower actors.gpus_per_generator, or put verifiers on CPU with actors.gpus_per_verifier: 0",
         )
     return Fleet(
@@ -115,12 +115,12 @@ def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     )
 
 
-def _count(wanted: int | str, places: int, batches: int, room: str, devices: int) -> tuple[int, str]:
+def _count(wanted: int | str, places: int, batches: int, capacity: str, devices: int) -> tuple[int, str]:
     if isinstance(wanted, int):
         return wanted, "actors.generators asks for it"
     if batches < places:
-        return max(1, batches), f"{room}, but only {max(1, batches)} batches to make"
-    return places, f"one for each of {room}" if places == devices else room
+        return max(1, batches), f"{capacity}, but only {max(1, batches)} batches to make"
+    return places, f"one for each of {capacity}" if places == devices else capacity
 
 
 def _why_per_generators(wanted: int | str, setting: str) -> str:

@@ -138,7 +138,7 @@ class Driver:
         return not self.schedule.in_flight if self.stopping.is_draining else self.schedule.done
 
     def _revoke_duplicates(self) -> bool:
-        """True if accepted images turned out to copy others, so that there is more to do."""
+        """True if accepted images turned out to copy others: their slots are open again."""
         self._accept(self.committer.flush())
         if self.stopping.signal.number is not None or self._final_state() == "interrupted":
             return False  # there are more to come

@@ -1,4 +1,4 @@
-"""Rows on their way into the log: committed in groups, by a thread of their own, while the loop goes on."""
+"""Rows are committed in groups by a thread of their own; the loop does not wait for it."""
 
 from __future__ import annotations
 

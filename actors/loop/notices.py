@@ -1,4 +1,4 @@
-"""What the loop tells the user, each thing once."""
+"""Messages of the loop to the user, each sent once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Notices:
     _given_up: set[Cell] = field(default_factory=set)
 
     def introduce_models(self, pools: Iterable[ActorPool]) -> None:
-        """Device, precision and why, as the first actor of each kind found out by itself."""
+        """Model, device and precision, as the first actor of each kind chose them."""
         for pool in pools:
             ready = next((actor for actor in pool.actors if actor.ready), None)
             if ready is None or pool.kind in self._introduced:

@@ -1,5 +1,5 @@
-"""Pools without Ray, in this process and in simulated time: to look at the loop alone, at what it costs and
-at what it does when things come back in any order, or not at all.
+"""Pools without Ray, in this process and in simulated time. They show what the loop alone costs, and what it
+does when calls end in any order or not at all.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class LocalPool:
     _free_at_s: dict[Actor, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        told: dict[str, Any] = getattr(self.worker, "describe", dict)()
-        self.actors = [Actor(None, description=dict(told)) for _ in range(self.size)]
+        description: dict[str, Any] = getattr(self.worker, "describe", dict)()
+        self.actors = [Actor(None, description=dict(description)) for _ in range(self.size)]
 
     @property
     def busy(self) -> int:

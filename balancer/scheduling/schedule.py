@@ -112,7 +112,7 @@ class Schedule:
         return queue is not None and len(queue) >= size
 
     def _choose_ahead(self, count: int) -> list[Candidate]:
-        """None if they could take from the budget what others may come to need."""
+        """No attempts if they could take from the budget what others may come to need."""
         worst_case = self.candidates + self.open * self.attempts + self.speculation.unused
         if self.max_candidates is not None and worst_case >= self.max_candidates:
             return []
