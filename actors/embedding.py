@@ -35,19 +35,19 @@ def embed_files(run: RunInfo, files: Iterable[Path]) -> NDArray[np.float32]:
     from actors.models.verifier import Verifier
 
     verifier = Verifier(judged.model, judged.revision, config.properties())
-    found = [embedding for batch in _batches(files) for embedding in _embedded(verifier, batch, config)]
-    return np.stack(found) if found else np.empty((0, verifier.embedding_dim), np.float32)
+    rows = [row for batch in _batches(files) for row in _embedded(verifier, batch, config)]
+    return np.stack(rows) if rows else np.empty((0, verifier.embedding_dim), np.float32)
 
 
 def _refuse_other_weights(model: str, revision: str | None, kept: Mapping[str, Any]) -> None:
     """Before anything is loaded: a run may come from anywhere, and names its model itself."""
-    found = weights.describe(model, revision, None, "verifier")
-    # Where a run has no sha256, the hub had told it none; of a folder, there always is one.
+    here = weights.describe(model, revision, None, "verifier")
+    # A run has no sha256 if the hub had none; a folder always has one.
     untold = kept.get("sha256") is None and model != EMBEDDED_MODEL and not os.path.isdir(model)
     for key in ("revision",) if untold else ("revision", "sha256"):
-        if found[key] != kept.get(key):
+        if here[key] != kept.get(key):
             raise UnavailableError(
-                f"the weights of {model} are {found[key] or 'unnamed'}, and those of the run were"
+                f"the weights of {model} are {here[key] or 'unnamed'}, and those of the run were"
                 f" {kept.get(key) or 'unnamed'}: their embeddings cannot be compared",
                 hint="install the version of balancer that made the run, or name its verification.revision",
             )
@@ -63,7 +63,7 @@ def _embedded(verifier: Verifier, files: tuple[Path, ...], config: Config) -> It
     limits = config.dataset
     data = [read_bytes(file, max_bytes=round(limits.max_image_megabytes * 1e6)) for file in files]
     measured = verifier.measure_files_here(data, round(limits.max_image_megapixels * 1e6))
-    for file, found in zip(files, measured, strict=True):
-        if not isinstance(found, Measurement):
-            raise DatasetError(f"{os.fspath(file)}: {found}")
-        yield np.frombuffer(found.embedding, "<f2").astype(np.float32)
+    for file, measurement in zip(files, measured, strict=True):
+        if not isinstance(measurement, Measurement):
+            raise DatasetError(f"{os.fspath(file)}: {measurement}")
+        yield np.frombuffer(measurement.embedding, "<f2").astype(np.float32)

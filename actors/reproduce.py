@@ -8,7 +8,6 @@ always has its full shape. So many rows are made again in one batch.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors.cluster.fleet import generator_worker
+from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
@@ -102,8 +101,8 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
             yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
             continue
         for batch in _batches(made_by_it, maker.batch_size):
-            for found in _made_again(generator, maker.batch_size, batch, decoder):
-                yield excused(found, manifest.run.versions)
+            for reproduction in _made_again(generator, maker.batch_size, batch, decoder):
+                yield excused(reproduction, manifest.run.versions)
 
 
 class _Made(BaseModel):
@@ -175,18 +174,19 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
         return None, f"it was made by {maker.model}, and run.json is about {config.generator_name}"
     if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
-    path, arguments = generator_worker(config, on_gpu=maker.device not in NO_GPU)
-    sizes = {"width": maker.width, "height": maker.height, "batch_size": maker.batch_size}
-    if "steps" in arguments:  # simulated ones take none
-        sizes["steps"] = maker.steps
-    module, _, name = path.partition(":")
-    generator = getattr(importlib.import_module(module), name)(**arguments | sizes)
-    told: Mapping[str, str] = generator.describe()
-    if told["device"] != maker.device:
-        return None, _other("device", maker.device, told["device"])
-    if (told["revision"] or None) != maker.model_revision:
-        return None, _other("revision of the weights", maker.model_revision, told["revision"])
+    generator: Any = _spec(maker, config).load()
+    here: Mapping[str, str] = generator.describe()
+    if here["device"] != maker.device:
+        return None, _other("device", maker.device, here["device"])
+    if (here["revision"] or None) != maker.model_revision:
+        return None, _other("revision of the weights", maker.model_revision, here["revision"])
     return generator, ""
+
+
+def _spec(maker: Maker, config: Config) -> WorkerSpec:
+    spec = generator_for(config, on_gpu=maker.device not in NO_GPU)
+    sized = dataclasses.replace(spec, width=maker.width, height=maker.height, batch_size=maker.batch_size)
+    return dataclasses.replace(sized, steps=maker.steps) if isinstance(sized, GeneratorSpec) else sized
 
 
 def _missing_gpu(maker: Maker, config: Config) -> str:
@@ -204,11 +204,11 @@ def _other_weights(maker: Maker, config: Config, kept: Mapping[str, Any]) -> str
     if config.actors.kind == "simulated":
         return ""
     wanted = config.generation
-    found = weights.describe(wanted.model, wanted.revision, wanted.variant, "generator")
-    if found["revision"] != maker.model_revision:
-        return _other("revision of the weights", maker.model_revision, found["revision"])
-    sha256 = kept.get("sha256") or found["sha256"]  # where a run has none, the hub had told it none
-    return "" if found["sha256"] == sha256 else _other("sha256 of the weights", sha256, found["sha256"])
+    here = weights.describe(wanted.model, wanted.revision, wanted.variant, "generator")
+    if here["revision"] != maker.model_revision:
+        return _other("revision of the weights", maker.model_revision, here["revision"])
+    sha256 = kept.get("sha256") or here["sha256"]  # a run has none if the hub had none
+    return "" if here["sha256"] == sha256 else _other("sha256 of the weights", sha256, here["sha256"])
 
 
 def _other(what: str, then: str | None, now: str | None) -> str:

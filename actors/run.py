@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.cluster.connect import Fleet, alone, connected, fit, refuse_silent, signals_go_to, starting
-from actors.cluster.fleet import pools_of, start_pools
+from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
+from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all
-from actors.loop.driver import Driver
-from actors.loop.feed import Feed
+from actors.cluster.sizing import Fleet, fit
+from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
     Call,
@@ -27,6 +27,7 @@ from actors.real_images import (
     real_facets,
     references_of,
 )
+from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
@@ -89,7 +90,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Where a run tells what it does: `note` takes single lines, `progress` snapshots."""
+    """Where a run reports: `note` takes single lines, `progress` snapshots."""
 
     note: Callable[[str], None] = lambda text: None
     progress: Callable[[Snapshot], None] = lambda snapshot: None
@@ -109,17 +110,19 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     reporter: Reporter | None = None,
+    change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
+    `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
-    with _logged(log, reporter or Reporter()) as told, alone(), _ended_by_signals() as stop:
+    with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        result = _run(config, out, address, limit, allow_config_change, told, log, stop)
+        result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
-            told.note(f"warning: {line}")
+            logged.note(f"warning: {line}")
         log.say_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
@@ -130,7 +133,7 @@ def run(
 
 @contextlib.contextmanager
 def _logged(log: RunLog, reporter: Reporter) -> Iterator[Reporter]:
-    """What the reporter is told goes into the run's log as well, and how the run ends."""
+    """A reporter that writes to the run's log as well. The log also gets how the run ends."""
 
     def note(text: str) -> None:
         log.note(text)
@@ -157,6 +160,7 @@ def _run(
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
+    change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
     models = describe_models(config)  # before the dataset is read, which can take long
     known = find_run(out)
@@ -171,17 +175,17 @@ def _run(
                 reporter.note(f"warning: {warning}")
             return done
     reporter.step(f"reading the dataset {config.dataset.path}")
-    found = audit_dataset(config)
-    splits = splits_of(found, config)
-    training = training_part(found, splits)
+    audit = audit_dataset(config)
+    splits = splits_of(audit, config)
+    training = training_part(audit, splits)
     counts = match_classes(training, config)
-    if found.unreadable:
+    if audit.unreadable:
         reporter.note(
-            f"{counted(len(found.unreadable), 'image')} cannot be read, and so not counted; "
-            f"`balancer audit {found.path}` lists them"
+            f"{counted(len(audit.unreadable), 'image')} cannot be read, and so not counted; "
+            f"`balancer audit {audit.path}` lists them"
         )
     holdout = audit_holdout(config)
-    _tell_warnings(reporter, found, holdout)
+    _note_warnings(reporter, audit, holdout)
     # The plan of a run that was begun before is settled.
     plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
     wanted = known.wanted if known else plan.total
@@ -189,7 +193,7 @@ def _run(
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
     stop.check()
-    reporter.step(f"{counted(len(found.images), 'image')} read, {wanted} to generate; {starting(address)}")
+    reporter.step(f"{counted(len(audit.images), 'image')} read, {wanted} to generate; {starting(address)}")
     with contextlib.ExitStack() as stack:
         stack.callback(stop.raise_again)  # when Ray has ended
         resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
@@ -199,10 +203,10 @@ def _run(
             f"Ray is there; actors start and load their models (generators {fleet.generators}, "
             f"verifiers {fleet.verifiers}, writers {fleet.writers})"
         )
-        pools = stack.enter_context(_started(pools_of(config, fleet, resources, storage)))
+        pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
-        measured = _measure(config, found, holdout, pools[1], stop, reporter)
+        measured = _measure(config, audit, holdout, pools.verifiers, stop, reporter)
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
@@ -213,25 +217,32 @@ def _run(
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
-        _tell_of_takeover(reporter, log.taken_from)
+        _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = facts_of(info, config)
             schedule = schedule_of(info, config, log.table(KEPT), limit)
-            learned = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
             copied = copies_of_holdout(measured, config)
-            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
+            commit_real_images(audit, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
                     f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
                     f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
-            references = CopyIndex(references_of(measured), config.verification.copies)
-            feed = Feed(config, schedule, learned)
-            driver = Driver(config, facts, feed, log, *pools, stop, references=references)
-            driver.on_progress, driver.note = reporter.progress, reporter.note
-            driver.announce = reporter.step
+            driver = build_driver(
+                config,
+                facts,
+                schedule,
+                log,
+                *pools,
+                references=CopyIndex(references_of(measured), config.verification.copies),
+                stop=stop,
+                wording_counts=wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None,
+                on_progress=reporter.progress,
+                note=reporter.note,
+                announce=reporter.step,
+            )
             with _stopped_with_ray(stop):
                 state = driver.run()
             close(state)
@@ -244,7 +255,7 @@ def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> N
         run_log.begin(open_storage(out, create=False), info.run_id)
 
 
-def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
+def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
     """`last` is what a driver committed last that did not say how it ended."""
     if last is None:
         return
@@ -259,7 +270,7 @@ def _tell_of_takeover(reporter: Reporter, last: Stamp | None) -> None:
         reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
 
 
-def _tell_warnings(reporter: Reporter, *audits: Audit | None) -> None:
+def _note_warnings(reporter: Reporter, *audits: Audit | None) -> None:
     for line in [line for audit in audits if audit for line in audit.warnings]:
         reporter.note(f"warning: {line}")
 
@@ -274,7 +285,7 @@ def _renew_current(storage: Storage, reporter: Reporter) -> None:
 
 def _compact(storage: Storage, reporter: Reporter) -> None:
     """Here the log has stopped growing and the models have left the GPUs: no better time to make a long log
-    fast to query. Nothing depends on it, so what goes wrong with it is told, and no more."""
+    fast to query. Nothing depends on it, so a failure is only noted."""
     try:
         index = compact_if_long(storage)
     except BalancerError as error:
@@ -300,7 +311,7 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
 
 def _measure(
     config: Config,
-    found: Audit,
+    audit: Audit,
     holdout: Audit | None,
     verifiers: Pool,
     stop: StopSignal,
@@ -321,7 +332,7 @@ def _measure(
         reporter.step("the verifier measures the real images, as soon as it has loaded")
         return call_all(verifiers, "measure_files", calls, notice_stop)
 
-    measured = measure_real_images(config, found, holdout, measure)
+    measured = measure_real_images(config, audit, holdout, measure)
     if config.actors.kind == "simulated":
         reporter.note("no pre-flight: simulated actors judge nothing")
         return measured
@@ -332,10 +343,10 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _started(pools: tuple[Pool, Pool, Pool]) -> Iterator[tuple[Pool, Pool, Pool]]:
-    """Pools of generators, verifiers and writers with their actors, until the end of the run."""
+def _started(pools: Pools) -> Iterator[Pools]:
+    """Pools with their actors, until the end of the run."""
     try:
-        start_pools(*pools)
+        start_pools(pools)
         yield pools
     finally:
         for pool in pools:
@@ -343,7 +354,7 @@ def _started(pools: tuple[Pool, Pool, Pool]) -> Iterator[tuple[Pool, Pool, Pool]
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:
-    """The result of a run that has nothing left to do, so that Ray need not start."""
+    """The result of a run that has nothing left to do; Ray need not start."""
     if view.state not in ("complete", "short"):
         return None
     schedule = schedule_of(known, config, view.table, None)
@@ -426,7 +437,7 @@ def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
         log.close("interrupted", {"reason": error.message})
         raise
     except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # the first error is the one to tell
+        with contextlib.suppress(BalancerError):  # the first error is the one to report
             log.close("failed", {"reason": error.message})
         raise
 

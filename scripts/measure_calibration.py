@@ -15,9 +15,9 @@ import click
 import numpy as np
 import torch
 
-from actors.cluster.fleet import verifier_worker
 from actors.models.verifier import Verifier
 from actors.real_images import examples_of, measure_here
+from actors.specs import verifier_spec
 from balancer.cells import Cell
 from balancer.config.load import load_config
 from balancer.config.schema import Config
@@ -51,7 +51,7 @@ def main(config_path: Path, threads: int) -> None:
     burnt = data.render_set(
         data.MEASUREMENT_SEEDS + len(every.pictures), BURNT_RENDERS_PER_CELL * len(BURNT_CELLS), BURNT_CELLS
     )
-    verifier = Verifier(**verifier_worker(config, on_gpu=False)[1])
+    verifier = verifier_spec(config).load()
     fresh = {
         name: _examples(verifier, burnt if name == "burn_level" else every, name, config) for name in labelled
     }

@@ -24,9 +24,7 @@ import torch
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
-from actors.cluster.fleet import generator_worker, verifier_worker
-from actors.models.generator import Generator
-from actors.models.verifier import Verifier
+from actors.specs import generator_spec, verifier_spec
 from balancer.cells import Candidate, Cell, Slot, cells_of
 from balancer.config.load import load_config
 from balancer.config.schema import Config
@@ -73,7 +71,7 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
     ]
     pictures, flags = _pictures(config, candidates, work)
     cells = [candidate.slot.cell for candidate in candidates]
-    measurements = Verifier(**verifier_worker(config, on_gpu=False)[1]).measure(pictures, flags, cells)
+    measurements = verifier_spec(config).load().measure(pictures, flags, cells)
     answers = referee.answers(pictures)
     figures = {
         "judge": {
@@ -114,7 +112,7 @@ def _pictures(
     """The first attempt at every slot; made once for the same requests, settings and weights."""
     rung = ladder(config)[0]
     requests = [request_for(candidate, rung, config) for candidate in candidates]
-    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    generator = generator_spec(config).load()
     asked = [(request.prompt, request.negative_prompt, request.seed) for request in requests]
     made_by = f"{config.generation.model_dump_json()}\n{generator.revision}\n{asked}"
     path = work / f"candidates-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}.npz"

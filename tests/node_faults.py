@@ -5,12 +5,12 @@ python -m tests.node_faults SCENARIO DATASET OUT
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2  # its names are made at import
 
 import actors.run as job
-from actors.cluster.pool import Finished, Limits, Pool, WorkerSpec, is_lost_object, wait
+from actors.cluster.pool import Finished, Limits, Pool, Reservation, is_lost_object, wait
 from actors.run import Reporter, run
 from balancer.config.schema import Config
 from balancer.errors import StalledError
@@ -68,6 +68,12 @@ class Maker:
             time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class MakerSpec:
+    def load(self) -> Maker:
+        return Maker()
+
+
 class Trial:
     """The cluster, the pools of the run, and what is done to them."""
 
@@ -108,9 +114,9 @@ class Trial:
 
     def object_lost(self) -> None:
         """Without a run: what an actor made is gone with its node when another one is to look at it."""
-        makers = Pool(WorkerSpec("maker", "tests.node_faults:Maker", {}, num_cpus=1), 1, LIMITS)
+        makers = Pool("maker", MakerSpec(), 1, LIMITS, Reservation(num_cpus=1))
         here = ray.get_runtime_context().get_node_id()
-        lookers = Pool(WorkerSpec("looker", "tests.node_faults:Maker", {}, node=here), 1, LIMITS)
+        lookers = Pool("looker", MakerSpec(), 1, LIMITS, Reservation(node=here))
         made = self._call(makers, "make")
         looker = self._call(lookers, "pid").value
         self.cluster.remove_node(self.worker, allow_graceful=False)
@@ -121,7 +127,7 @@ class Trial:
 
     def memory_used_up(self) -> None:
         """Without a run: an actor takes memory until Ray's memory monitor ends it."""
-        pool = Pool(WorkerSpec("maker", "tests.node_faults:Maker", {}), 1, Limits(120, 120, 0))
+        pool = Pool("maker", MakerSpec(), 1, Limits(120, 120, 0))
         try:
             self._call(pool, "take_memory")
         except StalledError as error:
@@ -163,16 +169,16 @@ class Trial:
         }
 
     def run(self, dataset: str, out: str) -> dict[str, Any]:
-        original = vars(job)["pools_of"]
+        original = vars(job)["make_pools"]
 
         def remember(*told: Any) -> Any:
             made = original(*told)
-            self.pools.update((pool.spec.kind, pool) for pool in made)
+            self.pools.update((pool.kind, pool) for pool in made)
             generators = self.pools["generator"]  # a core each, and so not on the head, which has none
-            generators.spec = dataclasses.replace(generators.spec, num_cpus=1)
+            generators.reserved = Reservation(num_cpus=1)
             return made
 
-        vars(job)["pools_of"] = remember
+        vars(job)["make_pools"] = remember
         result = run(config(dataset), out, reporter=Reporter(progress=self.look))
         table = open_manifest(out).to_table(columns=["id"], filter="source = 'synthetic'")
         return self.told | {

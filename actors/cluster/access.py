@@ -30,7 +30,7 @@ _LONGEST_ADDRESS = 300
 _LONGEST_TOKEN = 10_000
 _MODES = ("token", "disabled")
 
-# Any call that tells something of the cluster would do. An empty message is a valid request.
+# Any call that reads the state of the cluster would do. An empty message is a valid request.
 _PROBE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 
 
@@ -57,8 +57,8 @@ def private_folder() -> str:
     folder = f"{FOLDER}-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ClusterError(
             f"{folder} is no folder of this user's alone, and Ray's files are put there",
             hint="remove it, or set RAY_TMPDIR to another folder",
@@ -142,8 +142,8 @@ def _own_token_file(path: Path) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         with open_regular(path, follow_links=True) as there:
-            found = os.fstat(there.fileno())
-            if found.st_uid == os.getuid() and found.st_mode & 0o077:
+            status = os.fstat(there.fileno())
+            if status.st_uid == os.getuid() and status.st_mode & 0o077:
                 os.fchmod(there.fileno(), 0o600)
         return
     with os.fdopen(fd, "w") as file:
@@ -189,5 +189,5 @@ def _is_open(address: str) -> bool:
         try:
             call(b"", timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError:
-            return False  # it asks for a token, or something else is wrong, which Ray will tell
+            return False  # it asks for a token, or something else is wrong, which Ray will report
     return True

@@ -1,4 +1,4 @@
-"""Connect to Ray or start it, and work out how many actors fit, with the reason for each number."""
+"""Connect to Ray, or start it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,10 +18,9 @@ from ray._private import worker as ray_worker
 from actors.cluster.access import refuse_open_cluster, started_on_this_machine, to_oneself
 from actors.cluster.leftovers import ended_with_this_process
 from actors.cluster.process_limits import refuse_tight_limits
-from balancer.config.schema import ActorsConfig
+from actors.cluster.sizing import Resources
 from balancer.errors import ClusterError, UsageError, first_line
 from balancer.process.signals import StopSignal
-from balancer.text.quantities import counted
 from balancer.text.safetext import has_credentials
 
 ANSWER_TIMEOUT_S = 5.0
@@ -30,32 +28,6 @@ ANSWER_TIMEOUT_S = 5.0
 
 START_ATTEMPTS = 3
 """Ray's own processes must report within 30 s of starting, which a loaded machine can miss once."""
-
-GENERATORS_PER_VERIFIER = 8
-"""One verifier batch takes under a twentieth of the time of the generator batch it judges."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the cluster has. `gpus` counts the GPUs of each node that has any."""
-
-    cpus: float
-    gpus: tuple[int, ...]
-    driver_node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """How many actors to start, and what each reserves. `reasons` explain what was decided."""
-
-    generators: int
-    verifiers: int
-    writers: int
-    gpus_per_generator: float
-    gpus_per_verifier: float
-    cpus_per_generator: float
-    reasons: tuple[str, ...]
-
 
 _taken = threading.Lock()
 
@@ -138,7 +110,7 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
 
 def refuse_silent(address: str | None) -> None:
     """ClusterError if a cluster is named, by `address` or `RAY_ADDRESS`, and does not answer;
-    UnavailableError if Ray would hang on this machine. Told before anything is written for a run on it."""
+    UnavailableError if Ray would hang on this machine. Checked before anything is written for a run on it."""
     if ray.is_initialized():
         _refuse_another(address)
     elif (named := _named(address)) is not None:
@@ -231,7 +203,7 @@ def _start_here(options: dict[str, Any]) -> None:
 def refuse_silent_head(address: str) -> None:
     """ClusterError unless there may be a Ray head at `address`.
 
-    Ray itself tries an absent head for minutes; one TCP connection tells at once.
+    Ray itself tries an absent head for minutes; one TCP connection shows it at once.
     """
     _refuse_credentials(address)
     if "://" in address:
@@ -271,123 +243,7 @@ def _resources() -> Resources:
 def resources_here() -> Resources:
     """What Ray finds on this machine, without starting it."""
     gpus = accelerators.NvidiaGPUAcceleratorManager
-    found = gpus.get_current_node_num_accelerators()
+    count = gpus.get_current_node_num_accelerators()
     if (visible := gpus.get_current_process_visible_accelerator_ids()) is not None:
-        found = min(found, len(visible))
-    return Resources(cpus=ray_utils.get_num_cpus(), gpus=(found,) if found else (), driver_node="")
-
-
-def fit(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
-    """As many actors as fit, or as the config asks; ClusterError if those do not fit.
-
-    `batches` is how many batches the open slots make at least: more generators would stand idle.
-    """
-    if wanted.device == "cuda" and not resources.gpus:
-        raise ClusterError(
-            "this config needs a GPU (actors.device: cuda) and Ray sees none",
-            hint="run where a GPU is, pass --address of a cluster that has one, or set actors.device: auto",
-        )
-    if _uses_gpus(wanted, resources):
-        return _fit_gpus(resources, wanted, batches)
-    return _fit_cpus(resources, wanted, batches)
-
-
-def _uses_gpus(wanted: ActorsConfig, resources: Resources) -> bool:
-    return wanted.kind == "models" and wanted.device != "cpu" and bool(resources.gpus)
-
-
-def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
-    per_generator, per_verifier = wanted.gpus_per_generator, wanted.gpus_per_verifier
-    places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
-    room_in_words = counted(sum(resources.gpus), "GPU")
-    if places != sum(resources.gpus):
-        room_in_words += f" with room for {places} of {per_generator:g} GPU each"
-    if not places:
-        raise ClusterError(
-            f"no generator with {per_generator:g} GPUs fits: the largest node has {max(resources.gpus)}",
-            hint="lower actors.gpus_per_generator",
-        )
-    generators, why = _count(wanted.generators, places, batches, room_in_words, sum(resources.gpus))
-    if generators > places:
-        raise ClusterError(
-            f"no room for {counted(generators, 'generator')} with {per_generator:g} GPU each: "
-            f"{counted(sum(resources.gpus), 'GPU')} can take {places}",
-            hint="lower actors.generators or actors.gpus_per_generator",
-        )
-    verifiers = _per_generators(wanted.verifiers, generators)
-    room = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
-    if verifiers > room:
-        raise ClusterError(
-            f"no room for {counted(verifiers, 'verifier')} with {per_verifier:g} GPU each beside "
-            f"{counted(generators, 'generator')} with {per_generator:g}: {room} would fit",
-            hint="lower actors.gpus_per_generator, or put verifiers on CPU with actors.gpus_per_verifier: 0",
-        )
-    return Fleet(
-        generators=generators,
-        verifiers=verifiers,
-        writers=_per_generators(wanted.writers, generators),
-        gpus_per_generator=per_generator,
-        gpus_per_verifier=per_verifier,
-        cpus_per_generator=0,
-        reasons=(
-            f"{counted(generators, 'generator')}: {why}",
-            f"{counted(verifiers, 'verifier')} beside them: "
-            f"{_why_per_generators(wanted.verifiers, 'actors.verifiers')}",
-        ),
-    )
-
-
-def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet:
-    """Verifiers and writers reserve no core: they work a twentieth of the time, in the gaps."""
-    places = max(1, int(resources.cpus))
-    generators, why = _count(wanted.generators, places, batches, counted(places, "CPU core"), places)
-    simulated = wanted.kind == "simulated"
-    if generators > places and not simulated:
-        raise ClusterError(
-            f"no room for {counted(generators, 'generator')}: the machine has {counted(places, 'CPU core')}",
-            hint="lower actors.generators, or leave it at auto",
-        )
-    return Fleet(
-        generators=generators,
-        verifiers=_per_generators(wanted.verifiers, generators),
-        writers=_per_generators(wanted.writers, generators),
-        gpus_per_generator=0,
-        gpus_per_verifier=0,
-        cpus_per_generator=0 if simulated else 1,
-        reasons=(f"{counted(generators, 'generator')} on CPU: {why}",),
-    )
-
-
-def _count(wanted: int | str, places: int, batches: int, room: str, devices: int) -> tuple[int, str]:
-    if isinstance(wanted, int):
-        return wanted, "actors.generators asks for it"
-    if batches < places:
-        return max(1, batches), f"{room}, but only {max(1, batches)} batches to make"
-    return places, f"one for each of {room}" if places == devices else room
-
-
-def _why_per_generators(wanted: int | str, setting: str) -> str:
-    if isinstance(wanted, int):
-        return f"{setting} asks for it"
-    return f"1 per {GENERATORS_PER_VERIFIER} generators"
-
-
-def _per_generators(wanted: int | str, generators: int) -> int:
-    return wanted if isinstance(wanted, int) else -(-generators // GENERATORS_PER_VERIFIER)
-
-
-def _places(gpus: int, share: float) -> int:
-    """Actors of `share` GPUs that fit on a node: a share below 1 must fit into a single GPU."""
-    return gpus * int(1 / share + 1e-9) if share <= 1 else int(gpus / share + 1e-9)
-
-
-def _verifier_places(gpus: tuple[int, ...], generators: int, per_generator: float, share: float) -> int:
-    if share == 0:
-        return generators
-    if per_generator > 1:
-        return _places(sum(gpus) - int(generators * per_generator), share)
-    fullest = int(1 / per_generator + 1e-9)
-    busy, odd = divmod(generators, fullest)
-    loads = [fullest] * busy + ([odd] if odd else [])
-    loads += [0] * (sum(gpus) - len(loads))
-    return sum(int((1 - load * per_generator) / share + 1e-9) for load in loads)
+        count = min(count, len(visible))
+    return Resources(cpus=ray_utils.get_num_cpus(), gpus=(count,) if count else (), driver_node="")

@@ -1,4 +1,4 @@
-"""Which nodes of the cluster are about to go, and which are gone."""
+"""Nodes of the cluster that are being drained, and those that are gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import ray
-from ray._private.state import state  # the only place that tells which nodes are being drained
+from ray._private.state import state  # the only place that knows which nodes are being drained
 from ray._private.worker import global_worker
 from ray.exceptions import RayError
 
@@ -28,7 +28,7 @@ class Nodes:
     _look_again_s: float = field(default=0.0)
 
     def draining(self, ask: bool = True) -> Collection[str]:
-        """Nodes that were told to end soon: preempted, or scaled down.
+        """Nodes that will end soon, as they are preempted or scaled down.
 
         Without `ask` the cluster's head is not asked, which may be gone and then does not answer.
         ClusterError if Ray on this machine has ended.

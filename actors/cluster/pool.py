@@ -1,14 +1,13 @@
 """Actors of one kind: started, kept busy, given a deadline, and replaced when they die.
 
-The workers themselves are plain classes that know nothing of Ray; `Host` carries one into an actor's
-process. A pool retries no call: a failed one is handed back with its job, and the driver decides, because
-only it knows which candidates the job was about. Ray's own retries stay off for the same reason. Calls that
-are about nothing but their arguments go through `call_all`, which does make them again.
+Workers are plain classes that know nothing of Ray; `Host` loads one from its spec in an actor's process.
+A pool retries no call: a failed one is handed back with its job, and the driver decides, because only it
+knows which candidates the job was about. Ray's own retries stay off for the same reason. Calls that are about
+nothing but their arguments go through `call_all`, which does make them again.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import threading
@@ -23,6 +22,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.nodes import Nodes
+from actors.specs import WorkerSpec
 from balancer.errors import BalancerError, StalledError, first_line
 from balancer.storage import DiskFullError
 
@@ -38,7 +38,7 @@ NODE_LOSS_S = 30.0
 """Ray takes a node for lost that missed five health checks, 3 s apart."""
 
 _NODE = re.compile(r"its node has died\. Node Id: ([0-9a-f]+)")
-"""In Ray's words, which are all that tells."""
+"""In Ray's words; there is no other sign."""
 
 
 _ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -51,7 +51,7 @@ _RAYS_OWN = "failed to import on the worker"
 
 
 class Host:
-    """The actor's side: holds the worker, which is imported here so that the driver never loads torch.
+    """The actor's side: holds the worker, which is loaded here so that the driver never imports torch.
 
     Construction happens in `start`, not in `__init__`: an actor whose `__init__` raises is dead, and its
     error reaches the driver as text only.
@@ -60,20 +60,18 @@ class Host:
     done while the next call begins.
     """
 
-    def __init__(self, worker: str, arguments: dict[str, Any], on_gpu: bool) -> None:
+    def __init__(self, spec: WorkerSpec, on_gpu: bool) -> None:
         if not on_gpu:  # Ray leaves all GPUs visible to an actor that reserved none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._path = worker
-        self._arguments = arguments
+        self._spec = spec
         self._worker: Any = None
         self._one_at_a_time = threading.Lock()
         self._spans: deque[tuple[float, float]] = deque(maxlen=SPANS_KEPT)
 
     def start(self) -> dict[str, Any]:
-        module, _, name = self._path.partition(":")
-        self._worker = getattr(importlib.import_module(module), name)(**self._arguments)
+        self._worker = self._spec.load()
         context = ray.get_runtime_context()
-        described = dict(getattr(self._worker, "describe", dict)())  # a writer has nothing to tell
+        described = dict(getattr(self._worker, "describe", dict)())  # a writer has nothing to describe
         return described | {
             "pid": os.getpid(),
             "node": context.get_node_id(),
@@ -89,20 +87,14 @@ class Host:
         return result() if callable(result) else result
 
     def spans(self) -> list[tuple[float, float]]:
-        """When the last calls began and ended, in seconds since 1970: what idle gaps are told from."""
+        """When the last calls began and ended, in seconds since 1970; idle gaps are computed from it."""
         return list(self._spans)
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What an actor of a pool is: `worker` as `module:Class`, its arguments, and what it reserves.
+class Reservation:
+    """What each actor of a pool takes of the cluster. `node` pins it to one node, by Ray's node id."""
 
-    `node` pins it to one node, by Ray's node id.
-    """
-
-    kind: str
-    worker: str
-    arguments: dict[str, Any]
     num_cpus: float = 0
     num_gpus: float = 0
     node: str | None = None
@@ -158,11 +150,10 @@ class Finished:
 class ActorPool(Protocol):
     """What the loop needs of a pool."""
 
+    kind: str
     size: int
     actors: list[Actor]
 
-    @property
-    def spec(self) -> WorkerSpec: ...
     @property
     def busy(self) -> int: ...
     def least_busy(self, max_calls: int) -> Actor | None: ...
@@ -181,9 +172,11 @@ class Pool:
     preempted, or whose node was being drained, do not count, and those that went with one node count as one.
     """
 
+    kind: str
     spec: WorkerSpec
     size: int
     limits: Limits
+    reserved: Reservation = Reservation()
     clock: Callable[[], float] = time.monotonic
     nodes: Nodes = field(default_factory=Nodes)
     stopping: Callable[[], bool] = lambda: False
@@ -204,16 +197,16 @@ class Pool:
         ray.wait(placed, num_returns=len(placed), timeout=self.limits.start_timeout_s)
 
     def _add_actor(self) -> None:
-        spec = self.spec
-        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
-        if spec.node is not None:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spec.node, soft=False)
+        reserved = self.reserved
+        options: dict[str, Any] = {"num_cpus": reserved.num_cpus, "num_gpus": reserved.num_gpus}
+        if reserved.node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(reserved.node, soft=False)
         # Processes are listed under the name of their class.
-        named = type(spec.kind.title(), (Host,), {})
+        named = type(self.kind.title(), (Host,), {})
         actor_class: Any = ray.remote(named).options(
             max_restarts=0, max_task_retries=0, max_concurrency=CALLS_PER_ACTOR, **options
         )
-        actor = Actor(actor_class.remote(spec.worker, spec.arguments, spec.num_gpus > 0))
+        actor = Actor(actor_class.remote(self.spec, reserved.num_gpus > 0))
         self.actors.append(actor)
         self._track(Call(actor, None, [actor.handle.start.remote()], self.limits.start_timeout_s))
 
@@ -295,7 +288,7 @@ class Pool:
         ended: list[Finished] = []
         for call in [call for call in self._calls.values() if call.deadline_s < now]:
             what = "starting" if call.job is None else "a call"
-            error = TimeoutError(f"{self.spec.kind}: {what} took longer than its limit")
+            error = TimeoutError(f"{self.kind}: {what} took longer than its limit")
             self._replace(call.actor, error)
             ended += self._abandon(call.actor, error)
         return ended
@@ -306,7 +299,7 @@ class Pool:
             if actor.node in draining:
                 actor.leaving = True
             elif actor.leaving and self.nodes.is_gone(actor.node):
-                self._replace(actor, None)  # it may have been idle, so that no call of it tells
+                self._replace(actor, None)  # it may have been idle, and then no call of it fails
 
     def _abandon(self, actor: Actor, error: BaseException) -> list[Finished]:
         calls = {ref: call for ref, call in self._calls.items() if call.actor is actor}
@@ -330,7 +323,7 @@ class Pool:
             self._failed_on.append(actor.node or _node_in(cause))
         if self._has_failed_too_often():
             raise StalledError(
-                f"{self.restarts} {self.spec.kind} actors failed in a row without an image committed; "
+                f"{self.restarts} {self.kind} actors failed in a row without an image committed; "
                 f"the last one: {_named(cause)}",
                 hint="run `balancer doctor CONFIG`; actors.max_restarts sets the limit",
             )
@@ -343,8 +336,7 @@ class Pool:
         return sum(node not in lost for node in self._failed_on) + len(lost)
 
     def _has_failed_too_often(self) -> bool:
-        """Actors that cannot be reached may tell of a node that is lost before the cluster notices: where
-        several failed on one, that is waited for."""
+        """Where several actors failed on one node, wait: it may be lost, and the cluster may not know yet."""
         here = ray.get_runtime_context().get_node_id()
         several = {node for node, count in Counter(self._failed_on).items() if count > 1}
         give_up_s = time.monotonic() + (NODE_LOSS_S if several - {"", here} else 0.0)
@@ -409,14 +401,14 @@ def is_lost_object(error: BaseException | None) -> bool:
 
 
 def _node_in(error: BaseException) -> str:
-    """The node of an actor that never came to tell where it is, if its node is what it died of."""
-    found = _NODE.search(str(error))
-    return found[1] if found else ""
+    """The node of an actor that died with it before it could describe itself; else empty."""
+    match = _NODE.search(str(error))
+    return match[1] if match else ""
 
 
 def _named(error: BaseException | None) -> str:
-    """An error with its type, which is often half of the message; of one that Ray tells as text, its first
-    cause."""
+    """An error with its type, which is often half of the message; of one that Ray passes on as
+    text, its first cause."""
     if isinstance(error, RayError) and (cause := _first_cause(str(error))):
         return cause
     name, text = type(error).__name__, str(error or "").strip()
@@ -429,5 +421,5 @@ def _first_cause(text: str) -> str:
     Python prints the cause of an error before the error. Ray wraps what a process died of, and colours it.
     """
     plain = _ESCAPE_CODE.sub("", text)
-    found = [match[0].strip() for match in _ERROR_LINE.finditer(plain)]
-    return next((line for line in found if _RAYS_OWN not in line), "")
+    causes = [match[0].strip() for match in _ERROR_LINE.finditer(plain)]
+    return next((line for line in causes if _RAYS_OWN not in line), "")

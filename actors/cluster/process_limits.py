@@ -1,4 +1,4 @@
-"""Limits of this process under which Ray does not fail but hangs: told before Ray is started.
+"""Limits of this process under which Ray does not fail but hangs. They are checked before Ray starts.
 
 Measured with Ray 2.60 on Linux: with 64 open files it never comes up and with 80 it does; its raylet ends
 again and again unless a file may be as large as the object store; with an address space of 1 GB more than

@@ -1,4 +1,4 @@
-"""Candidates that were generated together, and what is known of them."""
+"""Candidates that were generated together, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,6 @@ from balancer.scheduling.prompts import Request, Rung
 from balancer.verification.verdict import ImageFlags, Measurement, Nearest, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A candidate's verdict and what led to it; `index` is its place in the batch."""
-
-    index: int
-    measurement: Measurement
-    nearest: Nearest | None
-    verdict: Verdict
-
-
 @dataclass(slots=True, eq=False)
 class Batch:
     """Candidates made by one call, all with one guidance. `pixels` is a reference to their images, uint8
@@ -38,37 +28,56 @@ class Batch:
     shape: int = 0
     device: str = ""
 
-    def row(self, judged: Judged, file: ImageFile | None, facts: RunFacts) -> Row:
-        """The row of one candidate; `file` is None for a rejected one."""
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate's verdict and what led to it; `index` is its place in the batch."""
+
+    batch: Batch
+    index: int
+    measurement: Measurement
+    nearest: Nearest | None
+    verdict: Verdict
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.batch.candidates[self.index]
+
+    @property
+    def request(self) -> Request:
+        return self.batch.requests[self.index]
+
+    def row(self, file: ImageFile | None, facts: RunFacts) -> Row:
+        """`file` is None for a rejected one."""
         return candidate_row(
-            self.candidates[judged.index],
-            self.rungs[judged.index],
-            self.requests[judged.index],
-            judged.measurement,
-            judged.verdict,
+            self.candidate,
+            self.batch.rungs[self.index],
+            self.request,
+            self.measurement,
+            self.verdict,
             file,
-            nearest=judged.nearest,
-            device=self.device,
-            batch_size=self.shape,
+            nearest=self.nearest,
+            device=self.batch.device,
+            batch_size=self.batch.shape,
             facts=facts,
         )
 
-    def to_write(self, judged: Judged, facts: RunFacts, log: ManifestLog) -> WriteItem:
-        stem = log.free_name(image_stem(self.candidates[judged.index], facts.facets))
-        return WriteItem(judged.index, stem, self.mark(judged.index, facts))
+    def to_write(self, facts: RunFacts, log: ManifestLog) -> WriteItem:
+        stem = log.free_name(image_stem(self.candidate, facts.facets))
+        return WriteItem(self.index, stem, self._mark(facts))
 
-    def example(self, judged: Judged, reason: str, facts: RunFacts) -> RejectedItem:
+    def example(self, reason: str, facts: RunFacts) -> RejectedItem:
         """A rejected image that is kept for the report."""
-        mark = self.mark(judged.index, facts) | {"rejected": reason}
-        return RejectedItem(judged.index, rejected_path(mark["id"], reason), mark)
+        mark = self._mark(facts) | {"rejected": reason}
+        return RejectedItem(self.index, rejected_path(mark["id"], reason), mark)
 
-    def mark(self, index: int, facts: RunFacts) -> dict[str, str]:
+    def _mark(self, facts: RunFacts) -> dict[str, str]:
         """What an image file says of its own making, wherever it is copied to."""
         return {
-            "prompt": self.requests[index].prompt,
+            "prompt": self.request.prompt,
             "model": facts.config.generator_name,
             "model_revision": facts.model_revision or "",
-            "id": self.candidates[index].id,
+            "id": self.candidate.id,
         }
 
 

@@ -1,4 +1,4 @@
-"""What a run does while the disk is full: nothing, until there is room again or it has waited too long."""
+"""While the disk is full, a run pauses, until something can be written or it has waited too long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass(slots=True)
 class DiskFullBackoff:
-    """Pauses double from one try to the next; after `limit_s` without room, the error is raised."""
+    """Pauses double from one try to the next; after `limit_s` the error is raised."""
 
     limit_s: float
     clock: Callable[[], float]
@@ -38,7 +38,7 @@ class DiskFullBackoff:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def succeeded(self) -> None:
-        """Something was written, so that there is room."""
+        """Something was written."""
         if self._full_since_s is not None:
             self.note("there is room again")
         self._full_since_s, self._pause_s = None, FIRST_PAUSE_S

@@ -1,4 +1,4 @@
-"""Rows on their way into the log: committed in groups, by a thread of their own, while the loop goes on."""
+"""Rows are committed in groups by a thread of their own; the loop does not wait for it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
+from balancer.cells import Candidate
 from balancer.config.schema import OutputConfig
 from balancer.errors import BalancerError
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import Row
-from balancer.scheduling.schedule import Outcome
 
 
 @dataclass(slots=True)
 class Committer:
     """One commit at a time; rows that come meanwhile go with the next one.
 
-    Outcomes belong to accepted rows: `turn` and `flush` return them once these are durable.
+    `turn` and `flush` return the candidates of accepted rows once these are durable.
     """
 
     log: ManifestLog
@@ -25,19 +25,19 @@ class Committer:
     clock: Callable[[], float]
     thread: Executor
     _rows: list[Row] = field(default_factory=list)
-    _outcomes: list[Outcome] = field(default_factory=list)
+    _accepted: list[Candidate] = field(default_factory=list)
     _oldest_s: float = 0.0
     _commit: Future[None] | None = None
-    _committing: tuple[list[Row], list[Outcome]] = field(default_factory=lambda: ([], []))
+    _committing: tuple[list[Row], list[Candidate]] = field(default_factory=lambda: ([], []))
 
-    def add(self, row: Row, outcome: Outcome | None = None) -> None:
+    def add(self, row: Row, accepted: Candidate | None = None) -> None:
         if not self._rows:
             self._oldest_s = self.clock()
         self._rows.append(row)
-        if outcome is not None:
-            self._outcomes.append(outcome)
+        if accepted is not None:
+            self._accepted.append(accepted)
 
-    def turn(self) -> list[Outcome]:
+    def turn(self) -> list[Candidate]:
         """Begin a commit if one is due; what was acknowledged since the last turn. Raises the error of a
         commit that failed: its rows are kept, and go with the next one."""
         done = self._collect() if self._commit is not None and self._commit.done() else []
@@ -45,7 +45,7 @@ class Committer:
             self._begin()
         return done
 
-    def flush(self) -> list[Outcome]:
+    def flush(self) -> list[Candidate]:
         """Commit everything; returns what was acknowledged."""
         done = self._collect() if self._commit is not None else []
         if self._rows:
@@ -68,19 +68,19 @@ class Committer:
         return len(self._rows) >= self.output.commit_rows or waited_s >= self.output.commit_seconds
 
     def _begin(self) -> None:
-        self._committing = (self._rows, self._outcomes)
-        self._rows, self._outcomes = [], []
+        self._committing = (self._rows, self._accepted)
+        self._rows, self._accepted = [], []
         self._commit = self.thread.submit(self.log.commit, self._committing[0])
 
-    def _collect(self) -> list[Outcome]:
+    def _collect(self) -> list[Candidate]:
         assert self._commit is not None
         commit, self._commit = self._commit, None
-        rows, outcomes = self._committing
+        rows, accepted = self._committing
         self._committing = ([], [])
         try:
             commit.result()
         except BalancerError:
-            self._rows, self._outcomes = rows + self._rows, outcomes + self._outcomes
+            self._rows, self._accepted = rows + self._rows, accepted + self._accepted
             self._oldest_s = self.clock()
             raise
-        return outcomes
+        return accepted

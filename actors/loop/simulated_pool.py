@@ -1,5 +1,5 @@
-"""Pools without Ray, in this process and in simulated time: to look at the loop alone, at what it costs and
-at what it does when things come back in any order, or not at all.
+"""Pools without Ray, in this process and in simulated time. They show what the loop alone costs, and what it
+does when calls end in any order or not at all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.cluster.pool import Actor, ActorPool, Finished, WorkerSpec
+from actors.cluster.pool import Actor, ActorPool, Finished
+from actors.loop.assembly import build_driver
+from actors.loop.driver import Driver
+from balancer.config.schema import Config
+from balancer.dataset.near_duplicates import CopyIndex
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.runfile import RunInfo
+from balancer.process.signals import StopSignal
+from balancer.runs.resume import facts_of
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import DiskFullError
 
 
@@ -88,12 +97,8 @@ class LocalPool:
     _free_at_s: dict[Actor, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        told: dict[str, Any] = getattr(self.worker, "describe", dict)()
-        self.actors = [Actor(None, description=dict(told)) for _ in range(self.size)]
-
-    @property
-    def spec(self) -> WorkerSpec:
-        return WorkerSpec(self.kind, "", {})
+        description: dict[str, Any] = getattr(self.worker, "describe", dict)()
+        self.actors = [Actor(None, description=dict(description)) for _ in range(self.size)]
 
     @property
     def busy(self) -> int:
@@ -133,3 +138,33 @@ class LocalPool:
 
     def progressed(self) -> None:
         pass
+
+
+def simulated_driver(
+    config: Config,
+    info: RunInfo,
+    schedule: Schedule,
+    log: ManifestLog,
+    pools: Sequence[LocalPool],
+    *,
+    stop: StopSignal | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Driver:
+    """A driver of generators, verifiers and writers without Ray, in the time of their engine."""
+    generators, verifiers, writers = pools
+    engine = generators.engine
+    return build_driver(
+        config,
+        facts_of(info, config),
+        schedule,
+        log,
+        generators,
+        verifiers,
+        writers,
+        references=CopyIndex([], config.verification.copies),
+        stop=stop or StopSignal(),
+        note=note,
+        clock=engine.clock,
+        wait=engine.wait,
+        commit_thread=AtOnce(),
+    )

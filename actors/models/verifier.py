@@ -22,8 +22,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors.models.device import device_name, pick_device, use_threads
-from actors.models.safety import SafetyChecker
-from actors.models.second_judge import SecondJudge
+from actors.specs import SafetySpec, SecondJudgeSpec
 from actors.weights import resolve as weights
 from actors.weights.view import failures_told
 from balancer.cells import Cell
@@ -51,7 +50,7 @@ class Verifier:
 
     `properties` gives, for every property and each of its values, the wordings that describe it,
     `temperatures` the calibrated temperature of a property, 1 where there is none. `second_judge` and
-    `safety` are further arguments of a SecondJudge and a SafetyChecker, which look at the same images.
+    `safety` are models that look at the same images.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class Verifier:
         device: str = "auto",
         threads: int | None = None,
         temperatures: Mapping[str, float] | None = None,
-        second_judge: Mapping[str, Any] | None = None,
-        safety: Mapping[str, Any] | None = None,
+        second_judge: SecondJudgeSpec | None = None,
+        safety: SafetySpec | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -81,11 +80,8 @@ class Verifier:
         self._values = {name: tuple(values) for name, values in properties.items()}
         self._temperatures = dict(temperatures or {})
         self.embedding_dim = next(iter(self._texts.values())).shape[1]
-        self._second_judge = self._safety = None
-        if second_judge is not None:
-            self._second_judge = SecondJudge(**second_judge, properties=properties, device=device)
-        if safety is not None:
-            self._safety = SafetyChecker(**safety, device=device)
+        self._second_judge = None if second_judge is None else second_judge.load(properties, device)
+        self._safety = None if safety is None else safety.load(device)
 
     def measure(
         self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]

@@ -23,8 +23,9 @@ from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeab
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.planning.plan import Plan, Priority
 from balancer.scheduling.adaptive import WordingCounts
+from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.prompts import ladder
-from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import MissingFolderError, is_temporary, open_storage
 from balancer.text.names import composed
 
@@ -271,6 +272,7 @@ def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None
             max_slots=limit,
             history=_history(cells, rows),
             group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
+            may_be_ahead=lambda attempt: not rungs[attempt - 1].strengthen,  # which needs the reason before
             give_up_below=config.attempts.give_up_below,
         )
 

@@ -47,7 +47,7 @@ class Tally:
         return high
 
     def is_below(self, floor: float) -> bool:
-        """Whether `at_most` is below `floor`, found without it."""
+        """Whether `at_most` is below `floor`, without computing it."""
         if floor == 0 or self.accepted >= floor * self.candidates:
             return False
         return _at_most_so_many(self.accepted, self.candidates, floor) < 1 - CONFIDENCE

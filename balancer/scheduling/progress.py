@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from balancer.scheduling.schedule import Schedule
 from balancer.text.quantities import percent
 
 RATE_WINDOW_S = 60.0
@@ -78,6 +79,46 @@ class RateMeter:
             self._in_window -= self._events.popleft()[1]
         window = min(RATE_WINDOW_S, now - since_s)
         return self._in_window / window if window > 0 else 0.0
+
+
+@dataclass(slots=True)
+class RunMeter:
+    """How fast a run is, from when it was started."""
+
+    clock: Callable[[], float]
+    accepted: RateMeter = field(init=False)
+    candidates: RateMeter = field(init=False)
+    _started_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.accepted, self.candidates = RateMeter(self.clock), RateMeter(self.clock)
+
+    def start(self) -> None:
+        self._started_s = self.clock()
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.clock() - self._started_s
+
+    def snapshot(self, schedule: Schedule, *, generators_busy: int, generators: int) -> Snapshot:
+        accepted_per_s = self.accepted.per_second(self._started_s)
+        return Snapshot(
+            wanted=schedule.wanted,
+            accepted=len(schedule.accepted),
+            short=len(schedule.short),
+            candidates=schedule.candidates,
+            rejected_by_reason=dict(schedule.rejected_by_reason.most_common()),
+            by_class=ClassCounts(
+                schedule.wanted_by_class, schedule.accepted_by_class, schedule.short_by_class
+            ),
+            elapsed_s=self.elapsed_s,
+            accepted_per_s=accepted_per_s,
+            candidates_per_s=self.candidates.per_second(self._started_s),
+            eta_s=eta_s(schedule.open, accepted_per_s),
+            generators_busy=generators_busy,
+            generators=generators,
+            in_flight=len(schedule.in_flight),
+        )
 
 
 def eta_s(slots_open: int, settled_per_s: float) -> float | None:

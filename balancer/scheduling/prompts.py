@@ -115,7 +115,7 @@ def _phrases(cell: Cell, turn: int, number: int, allowed: range, config: Config)
     phrases = {CLASS_PROPERTY: (wordings[number], wordings[following])}
     for facet, value in cell.facets:
         known = config.facets[facet].values[value].prompts
-        # Shifted whenever the pairs begin to repeat, so that each wording meets each phrase.
+        # Shifted whenever the pairs begin to repeat: each wording meets each phrase.
         place = turn + turn // math.lcm(len(allowed), len(known))
         phrases[facet] = (known[place % len(known)], known[(place + 1) % len(known)])
     return phrases

@@ -1,8 +1,7 @@
 """Speculation: while the verdict on a slot is pending, an otherwise idle generator makes its next attempts.
 
-What is accepted does not change by it. The verdict on an attempt made ahead is held until all below it are
-known to have failed, and dropped, with its image, if one of them passes. So to the schedule every slot still
-makes one attempt after the other.
+It does not change what is accepted. The verdict on an attempt made ahead is held until all below it are known
+to have failed, and dropped if one of them passes, so every slot still counts one attempt after the other.
 """
 
 from __future__ import annotations
@@ -10,36 +9,32 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from balancer.cells import Candidate, Slot
-
-T = TypeVar("T")
+from balancer.scheduling.ledger import Outcome
 
 _Option = tuple[int, float, Candidate]
 """Attempts of the slot that are made ahead already, how likely its attempts pass, and the next one."""
 
 
-class UnderWay:
-    """Said of an attempt that is being made, in the place of what came of it."""
-
-
-UNDER_WAY = UnderWay()
-
-
 @dataclass(slots=True)
-class Speculation(Generic[T]):
-    """`attempts` is the height of the ladder; `may_follow` says whether an attempt of that number can be made
-    without knowing why the one before it failed. T is whatever the caller holds of an attempt made."""
+class Speculation:
+    """`attempts` is the height of the ladder; `may_be_ahead` says whether an attempt of that number can be
+    made without knowing why the one before it failed."""
 
     attempts: int
-    may_follow: Callable[[int], bool] = lambda attempt: True
+    may_be_ahead: Callable[[int], bool] = lambda attempt: True
     started: int = 0
     """Attempts made ahead so far, also those that turned out not to be needed."""
     used: int = 0
     """Those of them whose turn came."""
-    _made: dict[Slot, dict[int, T | UnderWay]] = field(default_factory=dict)
+    _ahead: dict[Slot, dict[int, Outcome | None]] = field(default_factory=dict)
+    """By attempt, the verdict that is held; None while it is being made."""
     _passed: dict[Slot, int] = field(default_factory=dict)
+
+    @property
+    def unused(self) -> int:
+        return self.started - self.used
 
     def choose(
         self, undecided: Iterable[Candidate], count: int, likelihood: Callable[[Candidate], float]
@@ -62,43 +57,44 @@ class Speculation(Generic[T]):
         return chosen
 
     def _options(self, candidate: Candidate, likely: float) -> Iterator[_Option]:
-        made = self._made.get(candidate.slot, {})
-        highest = Candidate(candidate.slot, max(made, default=candidate.attempt))
-        return self._following(len(made), likely, highest)
+        ahead = self._ahead.get(candidate.slot, {})
+        highest = Candidate(candidate.slot, max(ahead, default=candidate.attempt))
+        return self._following(len(ahead), likely, highest)
 
     def _following(self, already: int, likely: float, candidate: Candidate) -> Iterator[_Option]:
         attempt = candidate.attempt + 1
-        if attempt <= self.attempts and self.may_follow(attempt):
+        if attempt <= self.attempts and self.may_be_ahead(attempt):
             yield already, likely, Candidate(candidate.slot, attempt)
 
-    def start(self, candidates: Iterable[Candidate]) -> None:
+    def start(self, candidates: list[Candidate]) -> list[Candidate]:
         for candidate in candidates:
-            self._made.setdefault(candidate.slot, {})[candidate.attempt] = UNDER_WAY
-            self.started += 1
+            self._ahead.setdefault(candidate.slot, {})[candidate.attempt] = None
+        self.started += len(candidates)
+        return candidates
 
-    def hold(self, candidate: Candidate, came: T) -> None:
-        """Keep what came of an attempt until its turn; it is dropped if that cannot come any more."""
-        made = self._made.get(candidate.slot, {})
-        if candidate.attempt in made:
-            made[candidate.attempt] = came
+    def is_ahead(self, candidate: Candidate) -> bool:
+        return candidate.attempt in self._ahead.get(candidate.slot, {})
 
-    def claim(self, candidate: Candidate) -> T | UnderWay | None:
-        """What came of an attempt whose turn it is now; None if it was not made ahead."""
-        found = self._made.get(candidate.slot, {}).pop(candidate.attempt, None)
-        self.used += found is not None
-        return found
+    def hold(self, verdict: Outcome) -> None:
+        """Keep the verdict on an attempt until its turn; it is dropped if that cannot come any more."""
+        if self.is_ahead(verdict.candidate):
+            self._ahead[verdict.candidate.slot][verdict.candidate.attempt] = verdict
 
-    def lost(self, candidates: Iterable[Candidate]) -> None:
-        """Attempts whose images are gone: each is made again in its turn."""
-        for candidate in candidates:
-            self._made.get(candidate.slot, {}).pop(candidate.attempt, None)
-            if self._passed.get(candidate.slot) == candidate.attempt:
-                del self._passed[candidate.slot]
+    def claim(self, candidate: Candidate) -> Outcome | None:
+        """It is this attempt's turn: the verdict on it, or None if it is still being made."""
+        self.used += 1
+        return self._ahead[candidate.slot].pop(candidate.attempt)
+
+    def lost(self, candidate: Candidate) -> None:
+        """An attempt whose image is gone is made again in its turn."""
+        self._ahead.get(candidate.slot, {}).pop(candidate.attempt, None)
+        if self._passed.get(candidate.slot) == candidate.attempt:
+            del self._passed[candidate.slot]
 
     def passed(self, candidate: Candidate) -> None:
         """An attempt whose turn it was has passed: nothing more is made ahead of it, what was is dropped."""
         self._passed[candidate.slot] = candidate.attempt
-        self._made.pop(candidate.slot, None)
+        self._ahead.pop(candidate.slot, None)
 
     def has_passed(self, slot: Slot) -> bool:
         return slot in self._passed
@@ -106,4 +102,4 @@ class Speculation(Generic[T]):
     def discard(self, slot: Slot) -> None:
         """The slot is settled for good."""
         self._passed.pop(slot, None)
-        self._made.pop(slot, None)
+        self._ahead.pop(slot, None)

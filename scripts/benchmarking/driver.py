@@ -15,19 +15,17 @@ from typing import Any
 import click
 import numpy as np
 
-from actors.loop.driver import Driver
-from actors.loop.feed import Feed
-from actors.loop.simulated_pool import AtOnce, LocalEngine, LocalPool
+from actors.loop.simulated_pool import LocalEngine, LocalPool, simulated_driver
 from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
 from actors.models.writer import RejectedItem, WriteItem
 from balancer.cells import Cell
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
 from balancer.planning.plan import make_plan
-from balancer.runs.resume import describe_run, facts_of, schedule_of
-from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.runs.resume import describe_run, schedule_of
+from balancer.scheduling.ledger import Outcome
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
 
@@ -83,6 +81,8 @@ def _schedule_alone(slots: int) -> dict[str, Any]:
             under_way.append(batch)
         for candidate in under_way.popleft():
             schedule.judged(Outcome(candidate, None if passes[judged] else "class"))
+            if passes[judged]:
+                schedule.accept(candidate)
             judged += 1
     seconds = time.perf_counter() - began
     return {
@@ -133,21 +133,12 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
     engine = LocalEngine()
     helpers = -(-generators // 8)
     generator = SimulatedGenerator(SHAPE, 16, 16, SERVICE_S, sleep=lambda seconds: None)  # the engine waits
-    driver = Driver(
-        config,
-        facts_of(info, config),
-        Feed(config, schedule),
-        log,  # type: ignore[arg-type]
-        generators=LocalPool("generator", generator, generators, engine, SERVICE_S),
-        verifiers=LocalPool(
-            "verifier", SimulatedVerifier(config.properties(), PASS_RATE), helpers, engine, 0.05
-        ),
-        writers=LocalPool("writer", _NoWriter(), helpers, engine, 0.05),
-        references=CopyIndex([], config.verification.copies),
-        clock=engine.clock,
-        wait=engine.wait,
-        commit_thread=AtOnce(),
+    pools = (
+        LocalPool("generator", generator, generators, engine, SERVICE_S),
+        LocalPool("verifier", SimulatedVerifier(config.properties(), PASS_RATE), helpers, engine, 0.05),
+        LocalPool("writer", _NoWriter(), helpers, engine, 0.05),
     )
+    driver = simulated_driver(config, info, schedule, log, pools)  # type: ignore[arg-type]
     memory = [(0, _resident_mb())]
     began = time.perf_counter()
     while driver.step():
@@ -159,7 +150,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
         "generators": generators,
         "images": images,
         "candidates": schedule.candidates,
-        "made_ahead_and_not_needed": driver.feed.speculation.started - driver.feed.speculation.used,
+        "made_ahead_and_not_needed": schedule.speculation.unused,
         "ms_per_candidate": round(1000 * own / schedule.candidates, 4),
         "commit_thread_ms_per_candidate": round(1000 * log.seconds / schedule.candidates, 4),
         "resident_mb_by_candidates": [[count, round(mb)] for count, mb in memory],

@@ -16,9 +16,8 @@ import click
 import torch
 
 import balancer
-from actors.cluster.fleet import generator_worker
-from actors.models.generator import Generator
 from actors.run import run
+from actors.specs import generator_spec
 from balancer.cells import Candidate, Slot, cells_of
 from balancer.config.load import load_config
 from balancer.config.schema import Config
@@ -89,7 +88,7 @@ def _bare_batch_s(batches: int, processes: int) -> float:
 
 def _sample(batches: int) -> float:
     config = load_config(DEMO)
-    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    generator = generator_spec(config).load()
     requests = _requests(config, config.generation.usual_batch)
     generator.generate(requests, config.generation.guidance)
     began = time.perf_counter()
@@ -101,7 +100,7 @@ def _sample(batches: int) -> float:
 def _phases(batches: int = 5) -> dict[str, float]:
     """Parts of the time of sampling, in one process of one thread."""
     config = load_config(DEMO)
-    generator = Generator(**generator_worker(config, on_gpu=False)[1])
+    generator = generator_spec(config).load()
     requests, guidance = _requests(config, config.generation.usual_batch), config.generation.guidance
     generator.generate(requests, guidance)
     spent: dict[str, float] = {}

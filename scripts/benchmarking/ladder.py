@@ -3,6 +3,7 @@ every wording is known."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from typing import Any
 
 import click
 
-import actors.cluster.fleet
 from actors.run import run
+from actors.specs import SimulatedVerifierSpec, Workers
 from balancer.config.schema import Config
 from benchmarking.record import save
 
@@ -36,7 +37,6 @@ CLASSES, VALUES, IMAGES = 4, 2, 100
 @click.option("--repeats", default=5, show_default=True, help="Runs of each mode, with seeds of their own.")
 def command(repeats: int) -> None:
     """Compare the plain ladder with strengthening and with adaptive wordings, on real Ray."""
-    _let_wordings_pass()
     modes = {mode: [_measure(settings, seed) for seed in range(repeats)] for mode, settings in MODES.items()}
     plain = statistics.mean(modes[next(iter(MODES))])
     save(
@@ -61,15 +61,11 @@ def command(repeats: int) -> None:
     )
 
 
-def _let_wordings_pass() -> None:
-    plain_worker = actors.cluster.fleet.verifier_worker
-
-    def worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
-        path, arguments = plain_worker(config, on_gpu)
-        rates = {"pass_rates": dict(enumerate(PASS_RATES)), "strengthened_gain": STRENGTHENED_GAIN}
-        return path, arguments | rates
-
-    actors.cluster.fleet.verifier_worker = worker
+def _let_wordings_pass(usual: Workers) -> Workers:
+    assert isinstance(usual.verifier, SimulatedVerifierSpec)
+    rates = dict(enumerate(PASS_RATES))
+    verifier = dataclasses.replace(usual.verifier, pass_rates=rates, strengthened_gain=STRENGTHENED_GAIN)
+    return dataclasses.replace(usual, verifier=verifier)
 
 
 def _measure(attempts: Mapping[str, Any], seed: int) -> float:
@@ -77,7 +73,8 @@ def _measure(attempts: Mapping[str, Any], seed: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "dataset"
         (dataset / "class0").mkdir(parents=True)
-        result = run(_config(attempts, seed, dataset), Path(folder) / "run")
+        config = _config(attempts, seed, dataset)
+        result = run(config, Path(folder) / "run", change_workers=_let_wordings_pass)
     if result.accepted != CLASSES * IMAGES:
         raise click.ClickException(f"{result.short} slots ended short: raise ATTEMPTS")
     return result.candidates / result.accepted

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from actors.cluster.fleet import verifier_worker
 from actors.run import run
+from actors.specs import SimulatedVerifierSpec, Workers
 from balancer.config.schema import Config
+from benchmarking.simulated_writer import IdleWriterSpec
 from benchmarking.watch import Spans, watched
 
 SHAPE = 8
@@ -53,9 +54,9 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         (dataset / "class0").mkdir(parents=True)
         wanted = job_config(images, generators, service_s, pass_rate) | {"dataset": {"path": str(dataset)}}
         job = Job(time.time())
-        writer = {"writer": "benchmarking.simulated_writer:Writer"}
-        with watched(writer) as seen, mock.patch("actors.cluster.fleet.verifier_worker", _slow_verifier):
-            result = run(Config.model_validate(wanted), Path(folder) / "run")
+        with watched() as seen:
+            config = Config.model_validate(wanted)
+            result = run(config, Path(folder) / "run", change_workers=_with_set_times)
         job.ended = time.time()
         job.spans = seen.spans
         job.ready = seen.ready["generator"]
@@ -63,6 +64,7 @@ def run_job(images: int, generators: int, service_s: float, pass_rate: float = P
         return job
 
 
-def _slow_verifier(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
-    path, arguments = verifier_worker(config, on_gpu)
-    return path, arguments | {"service_s": VERIFY_S}
+def _with_set_times(usual: Workers) -> Workers:
+    assert isinstance(usual.verifier, SimulatedVerifierSpec)
+    verifier = dataclasses.replace(usual.verifier, service_s=VERIFY_S)
+    return dataclasses.replace(usual, verifier=verifier, writer=IdleWriterSpec())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.manifest.rows import ImageFile
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 WRITE_S = 0.05
 
 
-class Writer:
-    """Takes its time and writes nothing."""
+@dataclass(frozen=True)
+class IdleWriterSpec:
+    def load(self) -> IdleWriter:
+        return IdleWriter()
 
-    def __init__(self, storage_uri: str, image_format: str) -> None:
-        del storage_uri, image_format
+
+class IdleWriter:
+    """Takes its time and writes nothing."""
 
     def write(
         self, pixels: Any, items: Sequence[WriteItem], rejected: Sequence[RejectedItem] = ()

@@ -15,8 +15,7 @@ import transformers
 from PIL import Image
 
 import balancer
-from actors.cluster.fleet import verifier_worker
-from actors.models.verifier import Verifier
+from actors.specs import verifier_spec
 from balancer.cells import Cell
 from balancer.config.load import load_config
 from balancer.verification.verdict import ImageFlags
@@ -40,7 +39,7 @@ def command(images: int, repeats: int) -> None:
 
 def _embedded(images: int, repeats: int) -> dict[str, Any]:
     config = load_config(ROOT / "configs" / "demo.yaml")
-    verifier = Verifier(**verifier_worker(config, on_gpu=False)[1])
+    verifier = verifier_spec(config).load()
     texts = {name: list(values.values()) for name, values in config.properties().items()}
     folder = ROOT / "balancer" / "embedded" / "verifier"
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")

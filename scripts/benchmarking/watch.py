@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,21 +28,15 @@ class Seen:
 
 
 @contextlib.contextmanager
-def watched(replaced: dict[str, str] | None = None) -> Iterator[Seen]:
-    """Of the run that is started inside, what its actors did. `replaced` puts another worker (`module:Class`)
-    in the place of that of a kind."""
+def watched() -> Iterator[Seen]:
+    """Of the run that is started inside, when its actors worked."""
     seen = Seen()
 
     class Watched(Pool):
-        def start(self) -> None:
-            if worker := (replaced or {}).get(self.spec.kind):
-                self.spec = dataclasses.replace(self.spec, worker=worker)
-            super().start()
-
         def close(self) -> None:
             ready = [actor for actor in self.actors if actor.ready]
-            seen.spans[self.spec.kind] = ray.get([actor.handle.spans.remote() for actor in ready])
-            seen.ready[self.spec.kind] = [(actor.description or {})["ready_s"] for actor in ready]
+            seen.spans[self.kind] = ray.get([actor.handle.spans.remote() for actor in ready])
+            seen.ready[self.kind] = [(actor.description or {})["ready_s"] for actor in ready]
             super().close()
 
     with mock.patch("actors.cluster.fleet.Pool", Watched):

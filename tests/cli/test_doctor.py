@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import actors.run as job
-from actors.cluster.connect import Resources
+from actors.cluster.sizing import Resources
 from balancer.cli import main
 from balancer.config.load import load_config
 from balancer.dataset.location import SAMPLE_HINT

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from ray._private import worker as ray_worker
 
-from actors.cluster.connect import Resources, _notices_dropped, alone, connected, fit, refuse_silent
+from actors.cluster.connect import _notices_dropped, alone, connected, refuse_silent
+from actors.cluster.sizing import Resources, fit
 from balancer.config.schema import ActorsConfig
 from balancer.errors import ClusterError, UsageError
 

@@ -10,54 +10,20 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from actors.cluster.pool import Limits, Pool, WorkerSpec, _named, _node_in, wait
+from actors.cluster.pool import Limits, Pool, _named, _node_in, wait
 from balancer.errors import StalledError, WeightsError
+from tests.workers import EchoSpec
 
 LIMITS = Limits(start_timeout_s=60, call_timeout_s=60, max_restarts=2)
 DEADLINE_S = 60
-
-
-class Echo:
-    """A worker that does as it is told."""
-
-    def __init__(self, broken_starts: str = "", error: str = "") -> None:
-        if error == "weights":
-            raise WeightsError("no such model", hint="name another")
-        if broken_starts and _count_up(broken_starts) <= 2:
-            raise RuntimeError("the disk was still spinning up")
-
-    def describe(self):
-        return {"device": "none"}
-
-    def echo(self, value):
-        return value
-
-    def two(self, value):
-        return value, value + 1
-
-    def fail(self):
-        raise ValueError("bad luck")
-
-    def hang(self):
-        time.sleep(1000)
-
-    def pid(self):
-        return os.getpid()
-
-
-def _count_up(path: str) -> int:
-    with open(path, "a+") as file:
-        file.write("x")
-        file.flush()
-        return os.path.getsize(path)
 
 
 @pytest.fixture
 def make_pool(ray_session):
     pools: list[Pool] = []
 
-    def make(size=1, limits=LIMITS, **arguments):
-        pool = Pool(WorkerSpec("echo", "tests.cluster.test_pool:Echo", arguments), size, limits)
+    def make(size=1, limits=LIMITS, **settings):
+        pool = Pool("echo", EchoSpec(**settings), size, limits)
         pools.append(pool)
         pool.start()
         return pool

@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 from ray.exceptions import ObjectLostError
 
-from actors.loop.driver import Driver
-from actors.loop.feed import Feed
-from actors.loop.simulated_pool import AtOnce, LocalEngine, LocalPool
+from actors.loop.simulated_pool import LocalEngine, LocalPool, simulated_driver
 from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
 from actors.models.writer import Writer
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
 from balancer.errors import InterruptedRun
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.planning.plan import make_plan
 from balancer.process.signals import StopSignal
-from balancer.runs.resume import describe_run, facts_of, schedule_of
+from balancer.runs.resume import describe_run, schedule_of
 from balancer.storage import DiskFullError, open_storage
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -79,20 +76,8 @@ class Trial:
             LocalPool(kind, worker, count, self.engine, service_s, fails)
             for kind, (worker, count, service_s) in workers.items()
         ]
-        self.driver = Driver(
-            config,
-            facts_of(info, config),
-            Feed(config, self.schedule),
-            self.log,
-            generators=self.pools[0],
-            verifiers=self.pools[1],
-            writers=self.pools[2],
-            stop=self.stop,
-            references=CopyIndex([], config.verification.copies),
-            clock=self.engine.clock,
-            wait=self.engine.wait,
-            commit_thread=AtOnce(),
-            note=self.notes.append,
+        self.driver = simulated_driver(
+            config, info, self.schedule, self.log, self.pools, stop=self.stop, note=self.notes.append
         )
 
     def run(self):
@@ -153,9 +138,9 @@ def test_a_run_that_is_cut_off_and_begun_again_accepts_the_same(seed, reference,
         while turns > 0 and trial.driver.step():
             turns -= 1
         if turns > 0:
-            trial.driver._committer.flush()
+            trial.driver.committer.flush()
             break
-        trial.driver._committer.close()  # what was not committed by now is lost
+        trial.driver.committer.close()  # what was not committed by now is lost
     assert Trial(tmp_path, make_config()).accepted() == reference(0.5)
 
 
@@ -174,8 +159,8 @@ def test_the_last_images_do_not_wait_for_a_whole_ladder_while_generators_are_idl
 def test_what_is_made_ahead_and_not_needed_leaves_no_row(tmp_path):
     trial = Trial(tmp_path, make_config(0.5), generators=40)
     trial.run()
-    speculation = trial.driver.feed.speculation
-    assert speculation.started > speculation.used
+    speculation = trial.schedule.speculation
+    assert speculation.unused > 0
     attempts = Counter(row["slot"] for row in trial.rows())
     accepted = {row["slot"]: row["attempt"] for row in trial.rows() if row["status"] == "accepted"}
     assert all(attempts[slot] == attempt for slot, attempt in accepted.items())
@@ -185,7 +170,7 @@ def test_an_attempt_that_needs_the_reason_before_is_never_made_ahead(tmp_path):
     rungs = {"max": 4, "rungs": [{}, {"strengthen": True}]}
     trial = Trial(tmp_path, make_config(0.3, attempts=rungs), generators=40)
     trial.run()
-    assert trial.driver.feed.speculation.started == 0
+    assert trial.schedule.speculation.started == 0
     assert any("strengthen" in " ".join(row["changes"]) for row in trial.rows())
 
 
@@ -194,14 +179,11 @@ def test_a_budget_is_never_spent_on_attempts_ahead_that_others_may_need(tmp_path
     trial = Trial(tmp_path / "tight", tight, generators=40)
     assert trial.run() == "budget"
     assert trial.schedule.candidates == 70
-    assert trial.driver.feed.speculation.started == 0
+    assert trial.schedule.speculation.started == 0
     ample = Trial(tmp_path / "ample", make_config(0.3, budget={"max_candidates": 999}), generators=40)
     ample.run()
-    assert ample.driver.feed.speculation.started > 0
-    assert (
-        ample.schedule.candidates + ample.driver.feed.speculation.started - ample.driver.feed.speculation.used
-        <= 999
-    )
+    assert ample.schedule.speculation.started > 0
+    assert ample.schedule.candidates + ample.schedule.speculation.unused <= 999
 
 
 def test_all_candidates_of_one_call_share_their_guidance_also_ahead(tmp_path):
@@ -218,7 +200,7 @@ def test_all_candidates_of_one_call_share_their_guidance_also_ahead(tmp_path):
     trial.run()
     assert all(len(guidances) == 1 for guidances in calls)
     assert set.union(*calls) == {7.5, 9.0, 3.0}
-    assert trial.driver.feed.speculation.used > 0
+    assert trial.schedule.speculation.used > 0
 
 
 # ---- a generator that makes smaller batches ------------------------------------------------------

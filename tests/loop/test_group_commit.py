@@ -9,10 +9,9 @@ from actors.loop.group_commit import Committer
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import OutputConfig
 from balancer.errors import FencedError
-from balancer.scheduling.schedule import Outcome
 from balancer.storage import DiskFullError
 
-OUTCOMES = [Outcome(Candidate(Slot(Cell("cat"), index), 1), None) for index in range(4)]
+CANDIDATES = [Candidate(Slot(Cell("cat"), index), 1) for index in range(4)]
 LONG_S = 30
 
 
@@ -56,7 +55,7 @@ def make(log):
 
 def add(committer, *numbers):
     for number in numbers:
-        committer.add({"id": number}, OUTCOMES[number])
+        committer.add({"id": number}, CANDIDATES[number])
 
 
 def test_rows_are_committed_when_there_are_enough_of_them(make, log):
@@ -67,7 +66,7 @@ def test_rows_are_committed_when_there_are_enough_of_them(make, log):
     assert log.commits == []
     add(committer, 1)
     committer.turn()
-    assert committer.flush() == OUTCOMES[:2]
+    assert committer.flush() == CANDIDATES[:2]
     assert log.commits == [[0, 1]]
     assert committer.idle
 
@@ -93,7 +92,7 @@ def test_the_loop_goes_on_while_a_commit_is_under_way_and_rows_that_come_meanwhi
     add(committer, 1, 2, 3)
     assert committer.turn() == []  # returns at once
     log.may_go_on.set()
-    assert committer.flush() == OUTCOMES
+    assert committer.flush() == CANDIDATES
     assert log.commits == [[0], [1, 2, 3]]
 
 
@@ -105,7 +104,7 @@ def test_nothing_is_acknowledged_before_its_commit_has_ended(make, log):
     assert log.began.wait(LONG_S)
     assert committer.turn() == []
     log.may_go_on.set()
-    assert committer.flush() == [OUTCOMES[0]]
+    assert committer.flush() == [CANDIDATES[0]]
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), FencedError("taken over")])
@@ -118,7 +117,7 @@ def test_the_rows_of_a_commit_that_failed_are_kept_and_go_with_the_next(make, lo
         committer.flush()
     log.error = None
     add(committer, 2)
-    assert committer.flush() == OUTCOMES[:3]
+    assert committer.flush() == CANDIDATES[:3]
     assert log.commits == [[0, 1, 2]]
 
 

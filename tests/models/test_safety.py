@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from actors.models.safety import SafetyChecker
 from actors.models.verifier import Verifier
 from actors.run import run
+from actors.specs import SafetySpec
 from actors.weights.resolve import describe
 from balancer import open_manifest
 from balancer.cells import Cell
@@ -97,7 +98,7 @@ def test_a_classifier_without_its_last_layer_is_refused_instead_of_filled_with_n
 
 
 def verifier_with(folder):
-    safety = {"model": str(folder), "revision": None, "labels": UNSAFE}
+    safety = SafetySpec(model=str(folder), labels=UNSAFE)
     return Verifier("embedded", None, PROPERTIES, device="cpu", threads=1, safety=safety)
 
 

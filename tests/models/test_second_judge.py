@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.models.second_judge import SecondJudge
 from actors.models.verifier import Verifier
+from actors.specs import SecondJudgeSpec
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
 from balancer.errors import WeightsError
@@ -114,7 +115,7 @@ def test_images_of_another_size_are_judged_as_well(second_judge):
 @pytest.fixture(scope="session")
 def measured(folder):
     """What a verifier with this second judge says of one image."""
-    second = {"model": str(folder), "revision": None, "question": QUESTION}
+    second = SecondJudgeSpec(model=str(folder), question=QUESTION)
     verifier = Verifier("embedded", None, PROPERTIES, device="cpu", threads=1, second_judge=second)
     [measurement] = verifier.measure(pictures(1), [ImageFlags()], CELLS[:1])
     return measurement

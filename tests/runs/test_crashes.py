@@ -49,7 +49,7 @@ from balancer.manifest.rows import ImageFile
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.index import encode_index, read_index
 from balancer.runs.resume import schedule_of
-from balancer.scheduling.schedule import Outcome
+from balancer.scheduling.ledger import Outcome
 from balancer.storage import DiskFullError, LocalStorage
 from balancer.storage.local import _translated
 from tests.file_system_model import Disk, Event, Folder, Killed, PowerLost, Process
@@ -121,7 +121,7 @@ class Driver:
         self.process = variant.process(disk)
         self.busy = False
         self.rows: list[dict[str, Any]] = []
-        self.outcomes: list[Outcome] = []
+        self.accepted: list[Candidate] = []
 
     @property
     def had_a_failed_sync(self) -> bool:
@@ -157,7 +157,7 @@ class Driver:
                     num_bytes=file.num_bytes,
                 )
             )
-            self.outcomes.append(Outcome(candidate, None))
+            self.accepted.append(candidate)
 
     def publish(self, candidate: Candidate, look: int) -> ImageFile:
         item = WriteItem(look, self.log.free_name(image_stem(candidate, FACETS)), {"id": candidate.id})
@@ -179,9 +179,9 @@ class Driver:
         for new in self.rows:
             assert new["id"] not in self.ledger.acknowledged, f"{new['id']} is acknowledged twice"
             self.ledger.acknowledged[new["id"]] = told(new)
-        for outcome in self.outcomes:
-            self.schedule.judged(outcome)
-        self.rows, self.outcomes = [], []
+        for candidate in self.accepted:
+            self.schedule.accept(candidate)
+        self.rows, self.accepted = [], []
 
     def close(self) -> None:
         self.commit()

@@ -24,7 +24,8 @@ from balancer.manifest.rows import revoked
 from balancer.manifest.rules import Rules, as_settings
 from balancer.runs.rejudge import apply, measurement_of, nearest_in, new_verdicts, rejudge
 from balancer.runs.resume import check_unchanged, config_of
-from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.scheduling.ledger import Outcome
+from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
 from balancer.verification.verdict import criteria_for, judge
 from tests.manifest_samples import (
@@ -332,6 +333,8 @@ class SimulatedRun:
                     self.rows[candidate]["file_name"] = candidate.id
                     self.files.add(candidate.id)
                 schedule.judged(Outcome(candidate, self.rows[candidate]["reason"]))
+                if passes:
+                    schedule.accept(candidate)
 
     def rejudge(self, threshold: int) -> int:
         judged_by = config(threshold / 10, attempts={"max": 4, "fallback": None})

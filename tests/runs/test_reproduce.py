@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 import actors.reproduce
 from actors.models.generator import Generator
 from actors.models.simulated import SimulatedGenerator
+from actors.specs import GeneratorSpec
 from actors.weights import resolve as weights
 from balancer import open_manifest
 from balancer.cli import main
@@ -186,12 +188,12 @@ def test_a_model_with_other_weights_than_the_run_had_is_not_loaded(make_run, mon
 class Recording:
     """Counts what a generator is made with and asked for."""
 
-    made: list[dict[str, Any]] = []  # noqa: RUF012
+    made: list[RecordingSpec] = []  # noqa: RUF012
     calls: list[tuple[int, float]] = []  # noqa: RUF012
 
-    def __init__(self, **arguments: Any) -> None:
-        Recording.made.append(arguments)
-        self.batch_size = arguments["batch_size"]
+    def __init__(self, spec: RecordingSpec) -> None:
+        Recording.made.append(spec)
+        self.batch_size = spec.batch_size
 
     def describe(self) -> dict[str, str]:
         return {"device": "none", "revision": ""}
@@ -201,11 +203,17 @@ class Recording:
         return np.zeros((len(requests), 64, 64, 3), np.uint8), None
 
 
+@dataclass(frozen=True)
+class RecordingSpec(GeneratorSpec):
+    def load(self) -> Any:
+        return Recording(self)
+
+
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     Recording.made, Recording.calls = [], []
-    worker = (f"{__name__}:Recording", {"batch_size": 99, "steps": 99})
-    monkeypatch.setattr("actors.reproduce.generator_worker", lambda config, on_gpu: worker)
+    spec = RecordingSpec(model="embedded", width=99, height=99, batch_size=99, steps=99)
+    monkeypatch.setattr("actors.reproduce.generator_for", lambda config, on_gpu: spec)
     return Recording
 
 
@@ -215,8 +223,8 @@ def test_rows_of_one_shape_share_batches_of_that_shape_and_of_one_guidance(make_
     rows = [one | {"guidance": guidance} for guidance in (7.5, 3.0, 7.5, 7.5, 7.5, 7.5)]
     rows += [one | {"batch_size": 2}] * 3
     assert len(list(actors.reproduce.reproduce(manifest, rows))) == 9
-    assert [made["batch_size"] for made in recording.made] == [4, 2]
-    assert {made["steps"] for made in recording.made} == {30}
+    assert [made.batch_size for made in recording.made] == [4, 2]
+    assert {made.steps for made in recording.made} == {30}
     assert recording.calls == [(4, 7.5), (1, 7.5), (1, 3.0), (2, 7.5), (1, 7.5)]
 
 

@@ -8,7 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from balancer.cells import Candidate, Cell, Slot
 from balancer.scheduling.adaptive import Tally
-from balancer.scheduling.schedule import Outcome, Schedule
+from balancer.scheduling.ledger import Outcome
+from balancer.scheduling.queues import Queues
+from balancer.scheduling.schedule import Schedule
 
 CRITICAL, HIGH = 0, 1
 CAT, DOG = Cell("cat", (("light", "day"),)), Cell("dog", (("light", "day"),))
@@ -24,6 +26,13 @@ def accept(candidate):
 
 def reject(candidate, reason="class"):
     return Outcome(candidate, reason)
+
+
+def settle(schedule, outcome):
+    """Judge a candidate; if it passes, its image is committed at once."""
+    schedule.judged(outcome)
+    if outcome.reason is None:
+        schedule.accept(outcome.candidate)
 
 
 def ids(batch):
@@ -47,7 +56,7 @@ def test_lower_ranks_come_first_but_no_place_in_a_batch_stays_empty_at_the_bound
 def test_a_rejected_slot_is_tried_again_before_anything_new_is_begun():
     schedule = make()
     [first] = schedule.next_batch(1)
-    schedule.judged(reject(first))
+    settle(schedule, reject(first))
     assert ids(schedule.next_batch(2)) == ["cat/day/0000-2", "cat/day/0001-1"]
 
 
@@ -62,7 +71,7 @@ def test_a_lost_candidate_comes_back_with_the_same_attempt():
 def test_losing_a_batch_does_not_bring_back_its_candidates_that_were_judged():
     schedule = make()
     batch = schedule.next_batch(2)
-    schedule.judged(accept(batch[0]))
+    settle(schedule, accept(batch[0]))
     schedule.lost(batch)
     assert ids(schedule.next_batch(2)) == [batch[1].id]
 
@@ -70,7 +79,7 @@ def test_losing_a_batch_does_not_bring_back_its_candidates_that_were_judged():
 def test_a_slot_is_short_when_its_last_rung_fails():
     schedule = make([(CAT, 1, CRITICAL)], attempts=2)
     for _ in range(2):
-        schedule.judged(reject(*schedule.next_batch(1)))
+        settle(schedule, reject(*schedule.next_batch(1)))
     assert schedule.done
     assert schedule.short == {Slot(CAT, 0)}
     assert schedule.open == 0
@@ -81,7 +90,7 @@ def test_the_run_is_done_only_when_nothing_is_under_way():
     assert not schedule.done
     [candidate] = schedule.next_batch(1)
     assert not schedule.done
-    schedule.judged(accept(candidate))
+    settle(schedule, accept(candidate))
     assert schedule.done
 
 
@@ -91,7 +100,7 @@ def test_the_budget_counts_candidates_under_way_so_that_it_is_never_exceeded():
     assert len(batch) == 3
     assert schedule.next_batch(8) == []
     for candidate in batch:
-        schedule.judged(reject(candidate))
+        settle(schedule, reject(candidate))
     assert schedule.done
     assert schedule.open == 9
 
@@ -105,28 +114,26 @@ def test_a_lost_candidate_gives_its_budget_back():
 def test_a_limit_bounds_the_slots_not_their_attempts():
     schedule = make([(CAT, 9, CRITICAL)], max_slots=1)
     [candidate] = schedule.next_batch(8)
-    schedule.judged(reject(candidate))
+    settle(schedule, reject(candidate))
     assert ids(schedule.next_batch(8)) == ["cat/day/0000-2"]
 
 
 def test_a_candidate_that_waits_can_be_claimed_out_of_turn():
-    schedule = make()
-    first, second = schedule.next_batch(2)
-    schedule.judged(reject(first))
-    schedule.judged(reject(second))
-    following = Candidate(second.slot, 2)
-    assert schedule.claim(following)
-    assert following in schedule.in_flight
-    assert not schedule.claim(following)
-    assert not schedule.claim(Candidate(first.slot, 3))
-    assert ids(schedule.next_batch(8)) == [f"{first.slot.key}-2"]
+    queues = Queues(lambda candidate: None, iter(()))
+    first, second = (Candidate(Slot(CAT, index), 2) for index in (0, 1))
+    queues.retry(first)
+    queues.retry(second)
+    assert queues.claim(second)
+    assert not queues.claim(second)
+    assert not queues.claim(Candidate(first.slot, 3))
+    assert queues.find(1).take(8) == [first]
 
 
 def test_the_same_verdict_twice_counts_once():
     schedule = make()
     [candidate] = schedule.next_batch(1)
-    schedule.judged(reject(candidate))
-    schedule.judged(reject(candidate))
+    settle(schedule, reject(candidate))
+    settle(schedule, reject(candidate))
     assert schedule.candidates == 1
     assert ids(schedule.next_batch(1)) == ["cat/day/0000-2"]
 
@@ -149,8 +156,8 @@ def test_history_settles_slots_and_sets_the_next_attempt():
 def test_counts_are_kept_by_class():
     schedule = make([(CAT, 1, CRITICAL), (DOG, 1, CRITICAL)], attempts=1)
     cat, dog = schedule.next_batch(2)
-    schedule.judged(accept(cat))
-    schedule.judged(reject(dog))
+    settle(schedule, accept(cat))
+    settle(schedule, reject(dog))
     assert schedule.accepted_by_class == {"cat": 1}
     assert schedule.short_by_class == {"dog": 1}
     assert schedule.wanted_by_class == {"cat": 1, "dog": 1}
@@ -172,11 +179,96 @@ def test_the_accepted_set_does_not_depend_on_losses_or_on_the_order_of_verdicts(
             if chance.random() < 0.2:
                 schedule.lost([candidate])
             else:
-                schedule.judged(accept(candidate) if passes(candidate) else reject(candidate))
+                settle(schedule, accept(candidate) if passes(candidate) else reject(candidate))
     slots = [Slot(cell, index) for cell, quota in ((CAT, 20), (DOG, 15)) for index in range(quota)]
     first_passing = {slot: next((a for a in (1, 2, 3) if passes(Candidate(slot, a))), None) for slot in slots}
     assert schedule.accepted == {slot: a for slot, a in first_passing.items() if a is not None}
     assert schedule.short == {slot for slot, a in first_passing.items() if a is None}
+
+
+# ---- attempts ahead ------------------------------------------------------------------------------
+
+AHEAD = {"may_be_ahead": lambda attempt: True}
+
+
+def counting(counted):
+    return [one.outcome for one in counted]
+
+
+def test_attempts_ahead_fill_a_batch_but_do_not_begin_one():
+    schedule = make([(CAT, 1, CRITICAL)], **AHEAD)
+    assert ids(schedule.next_batch(2)) == ["cat/day/0000-1", "cat/day/0000-2"]
+    assert schedule.next_batch(2) == []
+    assert [ids(batch) for batch in schedule.batches_ahead(2, 9)] == [["cat/day/0000-3"]]
+    assert len(schedule.in_flight) == 1
+
+
+def test_a_verdict_on_an_attempt_ahead_counts_when_all_below_it_have_failed():
+    schedule = make([(CAT, 1, CRITICAL)], **AHEAD)
+    first, second, third = schedule.next_batch(3)
+    assert schedule.judged(accept(third)) == schedule.judged(reject(second)) == []
+    assert schedule.candidates == 0
+    counted = schedule.judged(reject(first))
+    assert counting(counted) == [reject(first), reject(second), accept(third)]
+    assert [one.same_reason_before for one in counted[:2]] == [0, 1]
+    assert [one.tally_before.candidates for one in counted] == [0, 1, 2]
+    assert schedule.in_flight == {third}
+    schedule.accept(third)
+    assert (schedule.accepted, schedule.done) == ({first.slot: 3}, True)
+
+
+def test_a_verdict_on_an_attempt_ahead_is_dropped_if_a_lower_one_passes():
+    schedule = make([(CAT, 1, CRITICAL)], **AHEAD)
+    first, second, third = schedule.next_batch(3)
+    assert schedule.judged(accept(third)) == []
+    assert counting(schedule.judged(accept(first))) == [accept(first)]
+    assert schedule.judged(accept(second)) == schedule.judged(accept(first)) == []
+    schedule.accept(first)
+    assert (schedule.accepted, schedule.candidates) == ({first.slot: 1}, 1)
+
+
+def test_an_attempt_ahead_whose_turn_comes_is_not_handed_out_again():
+    schedule = make([(CAT, 1, CRITICAL)], **AHEAD)
+    first, second = schedule.next_batch(2)
+    assert counting(schedule.judged(reject(first))) == [reject(first)]
+    assert (schedule.in_flight, schedule.next_batch(1)) == ({second}, [])
+    assert counting(schedule.judged(accept(second))) == [accept(second)]
+
+
+@pytest.mark.parametrize("order", range(20))
+def test_attempts_ahead_change_nothing_of_what_is_accepted(order):
+    chance = random.Random(order)
+    quotas = [(CAT, 12, CRITICAL), (DOG, 9, HIGH)]
+    options = {"attempts": 5, "group_of": lambda candidate: candidate.attempt // 3}
+    passes = {Candidate(Slot(cell, index), attempt): chance.random() < 0.4
+              for cell, quota, _ in quotas for index in range(quota) for attempt in range(1, 6)}  # fmt: skip
+
+    def outcome(candidate):
+        return accept(candidate) if passes[candidate] else reject(candidate)
+
+    plain, ahead = make(quotas, **options), make(quotas, **options, may_be_ahead=lambda attempt: attempt != 4)
+    while not plain.done:
+        for candidate in plain.next_batch(3):
+            settle(plain, outcome(candidate))
+    under_way: list[Candidate] = []
+    passed: list[Candidate] = []
+    while not ahead.done:
+        for batch in [ahead.next_batch(chance.randint(1, 9)), *ahead.batches_ahead(3, chance.randint(0, 3))]:
+            assert len({candidate.attempt // 3 for candidate in batch}) <= 1
+            under_way += batch
+        chance.shuffle(under_way)
+        for _ in range(chance.randint(0, len(under_way))):
+            candidate = under_way.pop()
+            if chance.random() < 0.1:
+                ahead.lost([candidate])
+                continue
+            counted = counting(ahead.judged(outcome(candidate)))
+            passed += [one.candidate for one in counted if one.reason is None]
+        while passed and chance.random() < 0.8:
+            ahead.accept(passed.pop())
+    for name in ("accepted", "short", "candidates", "rejected_by_reason"):
+        assert getattr(ahead, name) == getattr(plain, name), name
+    assert ahead.speculation.used > 0
 
 
 # ---- batches of one group ------------------------------------------------------------------------
@@ -189,14 +281,14 @@ def by_attempt(candidate):
 def test_candidates_of_different_groups_share_no_batch():
     schedule = make([(CAT, 3, CRITICAL)], group_of=by_attempt)
     for candidate in schedule.next_batch(2):
-        schedule.judged(reject(candidate))
+        settle(schedule, reject(candidate))
     batches = [ids(schedule.next_batch(2)), ids(schedule.next_batch(2)), schedule.next_batch(2)]
     assert batches == [["cat/day/0000-2", "cat/day/0001-2"], ["cat/day/0002-1"], []]
 
 
 def test_a_group_that_cannot_fill_a_batch_waits_while_another_can():
     schedule = make([(CAT, 5, CRITICAL)], group_of=by_attempt)
-    schedule.judged(reject(schedule.next_batch(1)[0]))
+    settle(schedule, reject(schedule.next_batch(1)[0]))
     full, rest, retry = (ids(schedule.next_batch(3)) for _ in range(3))
     assert full == ["cat/day/0001-1", "cat/day/0002-1", "cat/day/0003-1"]
     assert sorted([rest, retry]) == [["cat/day/0000-2"], ["cat/day/0004-1"]]
@@ -216,7 +308,7 @@ def test_the_reason_of_the_attempt_before_is_known_also_after_a_restart():
     first, second = (Candidate(Slot(CAT, 0), attempt) for attempt in (1, 2))
     live = make([(CAT, 1, CRITICAL)])
     assert live.reason_before(*live.next_batch(1)) is None
-    live.judged(reject(first, "light"))
+    settle(live, reject(first, "light"))
     again = make([(CAT, 1, CRITICAL)], history=[reject(first, "light")])
     for schedule in (live, again):
         assert schedule.next_batch(1) == [second]
@@ -226,7 +318,7 @@ def test_the_reason_of_the_attempt_before_is_known_also_after_a_restart():
 def test_the_reason_before_is_the_one_for_which_it_was_revoked():
     schedule = make([(CAT, 1, CRITICAL)])
     [first] = schedule.next_batch(1)
-    schedule.judged(accept(first))
+    settle(schedule, accept(first))
     schedule.reopen(first, "light")
     assert schedule.reason_before(*schedule.next_batch(1)) == "light"
 
@@ -239,7 +331,7 @@ HALF = {"give_up_below": 0.5, "attempts": 9}
 
 def fail(schedule, times):
     for _ in range(times):
-        schedule.judged(reject(*schedule.next_batch(1)))
+        settle(schedule, reject(*schedule.next_batch(1)))
 
 
 def test_a_cell_of_which_too_few_pass_is_given_up_and_its_open_slots_are_short():
@@ -256,12 +348,12 @@ def test_candidates_under_way_in_a_cell_that_is_given_up_end_as_they_do():
     schedule = make([(CAT, 20, CRITICAL)], **HALF)
     *failing, passing, lost, last = schedule.next_batch(11)
     for candidate in failing:
-        schedule.judged(reject(candidate))
+        settle(schedule, reject(candidate))
     assert len(schedule.short) == 17
     assert not schedule.done
     schedule.lost([lost])
-    schedule.judged(reject(last))
-    schedule.judged(accept(passing))
+    settle(schedule, reject(last))
+    settle(schedule, accept(passing))
     assert (schedule.done, schedule.open, set(schedule.accepted)) == (True, 0, {passing.slot})
     assert schedule.given_up == {CAT: Tally(accepted=1, candidates=10)}
 
@@ -270,10 +362,10 @@ def test_a_cell_comes_back_if_what_was_under_way_shows_that_it_can():
     schedule = make([(CAT, 8, CRITICAL)], **HALF)
     *failing, first, second = schedule.next_batch(7)
     for candidate in failing:
-        schedule.judged(reject(candidate))
+        settle(schedule, reject(candidate))
     assert len(schedule.short) == 6
     for candidate in (first, second):
-        schedule.judged(accept(candidate))
+        settle(schedule, accept(candidate))
     assert (schedule.given_up, schedule.short, schedule.short_by_class["cat"]) == ({}, set(), 0)
     assert ids(schedule.next_batch(99)) == [f"cat/day/{index:04d}-2" for index in range(5)] + [
         "cat/day/0007-1"
@@ -314,7 +406,7 @@ def test_groups_and_given_up_cells_leave_no_slot_open_or_made_twice(order):
                 continue
             passed = chance.random() < passes[candidate.slot.cell.class_name]
             rows.append(Outcome(candidate, None if passed else "class"))
-            schedule.judged(rows[-1])
+            settle(schedule, rows[-1])
     again = make(quotas, history=rows, **options)
     assert (schedule.open, again.done) == (0, True)
     for name in ("accepted", "short", "short_by_class", "given_up"):
@@ -327,7 +419,7 @@ def test_groups_and_given_up_cells_leave_no_slot_open_or_made_twice(order):
 def test_a_revoked_candidate_counts_as_rejected_and_its_slot_climbs_on():
     schedule = make([(CAT, 1, CRITICAL)])
     [first] = schedule.next_batch(1)
-    schedule.judged(accept(first))
+    settle(schedule, accept(first))
     schedule.reopen(first, "near_copy")
     assert (schedule.open, schedule.candidates, schedule.done) == (1, 1, False)
     assert (schedule.rejected_by_reason, schedule.accepted_by_class["cat"]) == ({"near_copy": 1}, 0)
@@ -337,7 +429,7 @@ def test_a_revoked_candidate_counts_as_rejected_and_its_slot_climbs_on():
 def test_a_slot_whose_last_attempt_is_revoked_is_short():
     schedule = make([(CAT, 1, CRITICAL)], attempts=1)
     [only] = schedule.next_batch(1)
-    schedule.judged(accept(only))
+    settle(schedule, accept(only))
     schedule.reopen(only, "near_copy")
     assert (schedule.short, schedule.short_by_class, schedule.done) == ({Slot(CAT, 0)}, {"cat": 1}, True)
 
@@ -345,7 +437,7 @@ def test_a_slot_whose_last_attempt_is_revoked_is_short():
 def test_revoking_twice_counts_once():
     schedule = make([(CAT, 1, CRITICAL)])
     [first] = schedule.next_batch(1)
-    schedule.judged(accept(first))
+    settle(schedule, accept(first))
     for _ in range(2):
         schedule.reopen(first, "near_copy")
     assert schedule.rejected_by_reason == {"near_copy": 1}
@@ -365,7 +457,7 @@ def test_a_void_candidate_is_made_again_before_its_slot_climbs_on():
     schedule = make([(CAT, 1, CRITICAL)], attempts=4, history=history)
     assert (schedule.candidates, schedule.open, schedule.rejected_by_reason) == (2, 1, {"class": 2})
     assert schedule.next_batch(8) == [two]
-    schedule.judged(reject(two))
+    settle(schedule, reject(two))
     assert ids(schedule.next_batch(8)) == ["cat/day/0000-4"]
 
 
@@ -398,7 +490,7 @@ class VerdictsThatChange(RuleBasedStateMachine):
     def judge(self, data, reason):
         candidate = data.draw(st.sampled_from(sorted(self.live.in_flight)))
         self.rows[candidate] = Outcome(candidate, reason)
-        self.live.judged(self.rows[candidate])
+        settle(self.live, self.rows[candidate])
 
     @precondition(lambda self: self.live.in_flight)
     @rule(data=st.data())

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from balancer.cells import Candidate, Cell, Slot
-from balancer.scheduling.speculation import UNDER_WAY, Speculation
+from balancer.scheduling.ledger import Outcome
+from balancer.scheduling.speculation import Speculation
 
 CAT = Cell("cat")
 ONE, TWO = Slot(CAT, 0), Slot(CAT, 1)
@@ -42,49 +43,47 @@ def test_attempts_under_way_are_not_chosen_again():
 
 
 def test_nothing_is_made_ahead_of_an_attempt_that_must_know_the_one_before():
-    speculation = Speculation(attempts=9, may_follow=lambda attempt: attempt != 3)
+    speculation = Speculation(attempts=9, may_be_ahead=lambda attempt: attempt != 3)
     assert keys(speculation.choose([first(ONE)], 9, even)) == [(0, 2)]
     assert keys(speculation.choose([Candidate(ONE, 3)], 2, even)) == [(0, 4), (0, 5)]
 
 
-def test_what_came_of_an_attempt_waits_for_its_turn():
-    speculation: Speculation[str] = Speculation(attempts=9)
-    second, third = speculation.choose([first(ONE)], 2, even)
-    speculation.start([second, third])
-    speculation.hold(third, "rejected")
-    assert speculation.claim(second) is UNDER_WAY
-    assert speculation.claim(third) == "rejected"
-    assert speculation.claim(Candidate(ONE, 4)) is None
-    assert (speculation.started, speculation.used) == (2, 2)
+def test_the_verdict_on_an_attempt_waits_for_its_turn():
+    speculation = Speculation(attempts=9)
+    second, third = speculation.start(speculation.choose([first(ONE)], 2, even))
+    rejected = Outcome(third, "class")
+    speculation.hold(rejected)
+    assert speculation.claim(second) is None  # it is still being made
+    assert speculation.claim(third) == rejected
+    assert not any(map(speculation.is_ahead, [second, third, Candidate(ONE, 4)]))
+    assert (speculation.started, speculation.used, speculation.unused) == (2, 2, 0)
 
 
 def test_an_attempt_that_passed_ends_all_that_is_made_ahead_of_it():
-    speculation: Speculation[str] = Speculation(attempts=9)
-    [second] = speculation.choose([first(ONE)], 1, even)
-    speculation.start([second])
+    speculation = Speculation(attempts=9)
+    [second] = speculation.start(speculation.choose([first(ONE)], 1, even))
     speculation.passed(first(ONE))
-    speculation.hold(second, "too late")
+    speculation.hold(Outcome(second, None))  # too late
     assert speculation.has_passed(ONE)
-    assert speculation.claim(second) is None
+    assert not speculation.is_ahead(second)
     assert speculation.choose([first(ONE)], 1, even) == []
     speculation.discard(ONE)
     assert not speculation.has_passed(ONE)
 
 
 def test_an_attempt_that_is_lost_can_be_made_ahead_again():
-    speculation: Speculation[str] = Speculation(attempts=9)
-    chosen = speculation.choose([first(ONE)], 1, even)
-    speculation.start(chosen)
-    speculation.lost(chosen)
-    speculation.hold(chosen[0], "from the actor that was taken for dead")
-    assert speculation.claim(chosen[0]) is None
-    assert speculation.choose([first(ONE)], 1, even) == chosen
+    speculation = Speculation(attempts=9)
+    [second] = speculation.start(speculation.choose([first(ONE)], 1, even))
+    speculation.lost(second)
+    speculation.hold(Outcome(second, None))  # from the actor that was taken for dead
+    assert not speculation.is_ahead(second)
+    assert speculation.choose([first(ONE)], 1, even) == [second]
 
 
 def test_a_slot_whose_passing_image_is_lost_goes_on():
-    speculation: Speculation[str] = Speculation(attempts=9)
+    speculation = Speculation(attempts=9)
     speculation.passed(first(ONE))
-    speculation.lost([Candidate(ONE, 2)])
+    speculation.lost(Candidate(ONE, 2))
     assert speculation.has_passed(ONE)
-    speculation.lost([first(ONE)])
+    speculation.lost(first(ONE))
     assert keys(speculation.choose([first(ONE)], 1, even)) == [(0, 2)]

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 import actors.run as job
 import balancer
-from actors.cluster.connect import Fleet, Resources
-from actors.cluster.fleet import pools_of
-from actors.cluster.pool import WorkerSpec
+from actors.cluster.fleet import make_pools
+from actors.cluster.pool import Pool
+from actors.cluster.sizing import Fleet, Resources
 from actors.models.writer import Writer
+from actors.specs import WriterSpec
 from balancer.cli import main
 from balancer.config.schema import Config
 from balancer.errors import StorageError, UsageError
@@ -204,18 +205,18 @@ def test_what_a_killed_start_left_behind_is_no_reason_against_the_next_one(place
 # ---- writers ---------------------------------------------------------------------------------
 
 
-def writer_for(out: str) -> WorkerSpec:
+def writers_for(out: str) -> Pool:
     config = Config.model_validate(CONFIG | {"actors": {"kind": "simulated"}})
     fleet, resources = Fleet(1, 1, 1, 0, 0, 1, ()), Resources(2, (), "the driver's")
-    return pools_of(config, fleet, resources, open_storage(out, create=True))[2].spec
+    return make_pools(config, fleet, resources, open_storage(out, create=True)).writers
 
 
 def test_writers_stay_with_a_local_folder_and_go_anywhere_with_a_bucket(run_uri, tmp_path):
-    assert (writer_for(str(tmp_path)).node, writer_for(run_uri).node) == ("the driver's", None)
+    assert [writers_for(out).reserved.node for out in (str(tmp_path), run_uri)] == ["the driver's", None]
 
 
 def test_a_writer_is_told_the_address_and_no_credentials(run_uri):
-    assert writer_for(run_uri).arguments == {"storage_uri": run_uri, "image_format": "png"}
+    assert writers_for(run_uri).spec == WriterSpec(storage_uri=run_uri, image_format="png")
 
 
 def test_a_writer_on_a_machine_without_credentials_says_so(run_uri, monkeypatch):

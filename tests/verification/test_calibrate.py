@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import balancer
-from actors.models.verifier import Verifier
 from actors.run import describe_models
 from balancer.cli import main
 from balancer.config.load import load_config
@@ -151,14 +150,14 @@ def test_run_refuses_a_file_that_is_no_calibration_before_it_starts_anything(dem
 
 
 def test_the_verifier_of_a_run_has_the_temperatures_of_its_calibration(calibrated_demo):
-    from actors.cluster.fleet import verifier_worker
+    from actors.specs import verifier_spec
 
     document = json.loads(calibrated_demo.with_name("demo.calibration.json").read_text())
-    _, arguments = verifier_worker(use(calibrated_demo), on_gpu=False)
+    spec = verifier_spec(use(calibrated_demo))
     wanted = {name: found["temperature"] for name, found in document["properties"].items()}
-    assert arguments["temperatures"] == wanted
+    assert spec.temperatures == wanted
     assert wanted["class"] != 1.0
-    Verifier(**arguments)
+    spec.load()
 
 
 # ---- the pre-flight of a plan ------------------------------------------------------------------
@@ -262,7 +261,7 @@ def test_calibrated_probabilities_can_be_taken_at_their_word_on_fresh_renders(ca
     """A quick look; scripts/measure_calibration.py does it on 2,000 for every property."""
     import numpy as np
 
-    from actors.cluster.fleet import verifier_worker
+    from actors.specs import verifier_spec
     from balancer.cells import Cell
     from balancer.verification.calibration import calibration_error, reliability
     from balancer.verification.verdict import ImageFlags
@@ -272,7 +271,7 @@ def test_calibrated_probabilities_can_be_taken_at_their_word_on_fresh_renders(ca
     asked = [(name, lighting) for name in classes for lighting in LIGHTINGS] * 6
     pictures = [render(*cell, None, FRESH_SEEDS + index) for index, cell in enumerate(asked)]
     cells = [Cell(name, (("lighting", lighting),)) for name, lighting in asked]
-    verifier = Verifier(**verifier_worker(config, on_gpu=False)[1])
+    verifier = verifier_spec(config).load()
     found = verifier.measure(np.stack(pictures), [ImageFlags()] * len(cells), cells)
     for name in ("class", "lighting"):
         values = list(config.properties()[name])

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.loop.driver import DRAIN_S
+from actors.loop.stopping import DRAIN_S
 from balancer.errors import BalancerError
 from balancer.manifest.log.writer import read_log
 from balancer.manifest.maintenance.fsck import check_run

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-import actors.cluster.fleet
 from actors.cluster.pool import Pool
-from actors.loop.driver import EXAMPLES_OF_A_CELL
+from actors.loop.examples import EXAMPLES_OF_A_CELL
 from actors.run import Reporter, run
 from balancer.config.schema import Config
 from balancer.manifest import open_manifest, status_of
@@ -43,20 +44,9 @@ def make_config(tmp_path, ray_session):
     return make
 
 
-@pytest.fixture
-def pass_rates(monkeypatch):
+def passing_at(rates):
     """Let class wordings pass at rates of their own."""
-
-    def plant(rates):
-        original = actors.cluster.fleet.verifier_worker
-
-        def worker(config, on_gpu):
-            path, arguments = original(config, on_gpu=on_gpu)
-            return path, arguments | {"pass_rates": rates}
-
-        monkeypatch.setattr(actors.cluster.fleet, "verifier_worker", worker)
-
-    return plant
+    return lambda usual: replace(usual, verifier=replace(usual.verifier, pass_rates=rates))
 
 
 def rows_of(out):
@@ -158,17 +148,20 @@ def test_a_lower_floor_takes_a_cell_up_again(make_config, tmp_path):
     assert second.given_up == {}
 
 
-def test_adaptive_prefers_the_wording_that_passes_and_remembers_it_after_a_restart(
-    make_config, tmp_path, pass_rates
-):
-    pass_rates({0: 0.0, 1: 1.0})
+def test_adaptive_prefers_the_wording_that_passes_and_remembers_it_after_a_restart(make_config, tmp_path):
+    rates = passing_at({0: 0.0, 1: 1.0})
     out, notes = tmp_path / "run", []
     attempts = {"max": 9, "adaptive": True}
     actors_ = {"kind": "simulated", "generators": 1}
     budget = {"max_candidates": 40}
-    run(make_config(wanted=60, attempts=attempts, actors=actors_, budget=budget), out)
+    run(make_config(wanted=60, attempts=attempts, actors=actors_, budget=budget), out, change_workers=rates)
     first = rows_of(out)
-    run(make_config(wanted=60, attempts=attempts, actors=actors_), out, reporter=Reporter(note=notes.append))
+    run(
+        make_config(wanted=60, attempts=attempts, actors=actors_),
+        out,
+        reporter=Reporter(note=notes.append),
+        change_workers=rates,
+    )
     second = [row for id, row in rows_of(out).items() if id not in first]
     assert {row["wording"] for row in first.values()} == {0, 1}
     assert len(second) >= 20

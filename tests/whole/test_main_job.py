@@ -168,14 +168,14 @@ def test_killing_an_actor_changes_nothing_in_the_result(
     small_config, small_reference, tmp_path, monkeypatch, victim
 ):
     pools, killed = {}, []
-    original = job.pools_of
+    original = job.make_pools
 
     def remember(*told):
         made = original(*told)
-        pools.update((pool.spec.kind, pool) for pool in made)
+        pools.update((pool.kind, pool) for pool in made)
         return made
 
-    monkeypatch.setattr(job, "pools_of", remember)
+    monkeypatch.setattr(job, "make_pools", remember)
 
     def kill(snapshot):
         if snapshot.candidates >= 16 and not killed:

@@ -9,16 +9,14 @@ import re
 import shutil
 import signal
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import actors.cluster.fleet
 import actors.run as job
-from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
-from actors.models.writer import Writer
+from actors.cluster.fleet import Pools
+from actors.models.simulated import Fault
 from actors.run import Reporter, run
 from balancer import open_manifest
 from balancer.config.schema import Config
@@ -26,7 +24,8 @@ from balancer.errors import FencedError, InterruptedRun, StalledError, StorageEr
 from balancer.manifest.log.writer import ManifestLog, read_log
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.runfile import create_run, read_run
-from balancer.storage import LocalStorage, open_storage
+from balancer.storage import open_storage
+from tests.workers import DyingWriterSpec, PoisonedSpec, UnsyncedWriterSpec, with_faults, with_worker
 
 PER_CLASS = 12
 REAL = {"cat": 3, "dog": 0}
@@ -63,116 +62,6 @@ def make_config(dataset, ray_session):
         return Config.model_validate(base)
 
     return make
-
-
-@pytest.fixture
-def with_faults(monkeypatch):
-    """Runs whose generators or verifiers go wrong at a set call, in one life only."""
-
-    def plant(kind, *faults):
-        original = getattr(actors.cluster.fleet, f"{kind}_worker")
-
-        def worker(config, on_gpu):
-            path, arguments = original(config, on_gpu=on_gpu)
-            return path, arguments | {"faults": faults}
-
-        monkeypatch.setattr(actors.cluster.fleet, f"{kind}_worker", worker)
-
-    return plant
-
-
-@pytest.fixture
-def with_worker(monkeypatch):
-    """Runs in which another worker of this file takes the place of one kind's."""
-    original = job.pools_of
-
-    def plant(kind, worker, **arguments):
-        def pools_of(*told):
-            pools = original(*told)
-            for pool in pools:
-                if pool.spec.kind == kind:
-                    name = f"tests.whole.test_run:{worker.__name__}"
-                    told_too = pool.spec.arguments | arguments
-                    pool.spec = dataclasses.replace(pool.spec, worker=name, arguments=told_too)
-            return pools
-
-        monkeypatch.setattr(job, "pools_of", pools_of)
-
-    return plant
-
-
-def first_time(marker):
-    try:
-        Path(marker).open("x").close()
-    except FileExistsError:
-        return False
-    return True
-
-
-class DyingWriter(Writer):
-    """Is gone at its first call, before or after the files are written."""
-
-    def __init__(self, struck, when, **arguments):
-        super().__init__(**arguments)
-        self.struck, self.when = struck, when
-
-    def write(self, *told):
-        dies = first_time(self.struck)
-        if dies and self.when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        written = super().write(*told)
-        if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return written
-
-
-class SyncFails:
-    """A disk that writes and cannot sync, from the third time on."""
-
-    syncs = 0
-
-    def __getattr__(self, name):
-        return getattr(os, name)
-
-    def fsync(self, fd):
-        self.syncs += 1
-        if self.syncs > 2:
-            raise OSError(errno.EIO, "Input/output error")
-        os.fsync(fd)
-
-
-class UnsyncedWriter(Writer):
-    def __init__(self, storage_uri, **arguments):
-        super().__init__(storage_uri, **arguments)
-        self._storage = LocalStorage(storage_uri, SyncFails())
-
-
-class Poisoned:
-    """Once a CUDA error struck, every later call of the same process fails as well."""
-
-    struck = ""
-
-    def __init__(self, struck, **arguments):
-        super().__init__(**arguments)
-        self.struck = struck
-
-    def fail_if_poisoned(self):
-        if first_time(self.struck):
-            Path(self.struck).write_text(str(os.getpid()))
-        if Path(self.struck).read_text() == str(os.getpid()):
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-
-class PoisonedGenerator(Poisoned, SimulatedGenerator):
-    def begin(self, *told):
-        self.fail_if_poisoned()
-        return super().begin(*told)
-
-
-class PoisonedVerifier(Poisoned, SimulatedVerifier):
-    def measure(self, *told):
-        self.fail_if_poisoned()
-        return super().measure(*told)
 
 
 def accepted_ids(out):
@@ -294,63 +183,54 @@ def test_neither_actors_nor_batch_size_change_what_is_accepted(
 
 @pytest.mark.parametrize("kind", ["generator", "verifier"])
 @pytest.mark.parametrize("fault", ["die", "raise"])
-def test_a_failing_actor_changes_nothing_in_the_result(
-    make_config, tmp_path, reference, with_faults, kind, fault
-):
-    with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / "struck")))
-    run(make_config(), tmp_path / "run")
+def test_a_failing_actor_changes_nothing_in_the_result(make_config, tmp_path, reference, kind, fault):
+    once = with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / "struck")))
+    run(make_config(), tmp_path / "run", change_workers=once)
     assert (tmp_path / "struck").exists()
     assert accepted_ids(tmp_path / "run") == reference
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_writer_that_is_killed_changes_nothing_in_the_result(
-    make_config, tmp_path, reference, with_worker, when
-):
-    with_worker("writer", DyingWriter, struck=str(tmp_path / "struck"), when=when)
-    run(make_config(), tmp_path / "run")
+def test_a_writer_that_is_killed_changes_nothing_in_the_result(make_config, tmp_path, reference, when):
+    dying = with_worker("writer", DyingWriterSpec, struck=str(tmp_path / "struck"), when=when)
+    run(make_config(), tmp_path / "run", change_workers=dying)
     assert (tmp_path / "struck").exists()
     assert accepted_ids(tmp_path / "run") == reference
     assert fsck(open_storage(tmp_path / "run", create=False)) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "worker"), [("generator", PoisonedGenerator), ("verifier", PoisonedVerifier)]
-)
-def test_a_process_that_a_cuda_error_poisoned_is_replaced(
-    make_config, tmp_path, reference, with_worker, kind, worker
-):
-    with_worker(kind, worker, struck=str(tmp_path / "struck"))
-    run(make_config(), tmp_path / "run")
+@pytest.mark.parametrize("kind", ["generator", "verifier"])
+def test_a_process_that_a_cuda_error_poisoned_is_replaced(make_config, tmp_path, reference, kind):
+    poisoned = with_worker(kind, PoisonedSpec, struck=str(tmp_path / "struck"))
+    run(make_config(), tmp_path / "run", change_workers=poisoned)
     assert (tmp_path / "struck").exists()
     assert accepted_ids(tmp_path / "run") == reference
 
 
-def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, reference, with_faults):
-    with_faults("generator", Fault(call=2, kind="hang", once=str(tmp_path / "struck")))
-    run(make_config(actors={"call_timeout_s": 1.0}), tmp_path / "run")
+def test_a_call_that_hangs_is_given_up_and_made_again(make_config, tmp_path, reference):
+    hanging = with_faults("generator", Fault(call=2, kind="hang", once=str(tmp_path / "struck")))
+    run(make_config(actors={"call_timeout_s": 1.0}), tmp_path / "run", change_workers=hanging)
     assert accepted_ids(tmp_path / "run") == reference
 
 
 @pytest.mark.parametrize(("fault", "cause"), [("raise", "simulated fault"), ("die", "ActorDiedError")])
 def test_an_actor_that_always_fails_ends_the_run_with_the_cause_and_keeps_what_is_committed(
-    make_config, tmp_path, with_faults, fault, cause
+    make_config, tmp_path, fault, cause
 ):
-    with_faults("generator", *(Fault(call, kind=fault) for call in range(1, 100)))
+    always = with_faults("generator", *(Fault(call, kind=fault) for call in range(1, 100)))
     with pytest.raises(StalledError, match=cause):
-        run(make_config(actors={"max_restarts": 1}), tmp_path / "run")
+        run(make_config(actors={"max_restarts": 1}), tmp_path / "run", change_workers=always)
     assert accepted_ids(tmp_path / "run") == []
     assert read_log(open_storage(tmp_path / "run", create=False)).state == "failed"
 
 
 def test_a_writer_whose_disk_cannot_sync_stops_the_run_and_the_same_command_goes_on(
-    make_config, tmp_path, reference, with_worker, monkeypatch
+    make_config, tmp_path, reference
 ):
-    with_worker("writer", UnsyncedWriter)
+    unsynced = with_worker("writer", UnsyncedWriterSpec)
     with pytest.raises(StorageError, match=r"cannot sync .*nothing more is written to this run") as caught:
-        run(make_config(), tmp_path / "run")
+        run(make_config(), tmp_path / "run", change_workers=unsynced)
     assert caught.value.exit_code == 4
-    monkeypatch.undo()
     assert accepted_ids(tmp_path / "run") != reference
     run(make_config(), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == reference
@@ -526,9 +406,9 @@ def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_pat
 
 def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_config, tmp_path, monkeypatch):
     pools = []
-    original = job.pools_of
-    monkeypatch.setattr(job, "pools_of", lambda *told: pools.extend(original(*told)) or tuple(pools))
-    monkeypatch.setattr("actors.cluster.connect._uses_gpus", lambda wanted, resources: True)
+    original = job.make_pools
+    monkeypatch.setattr(job, "make_pools", lambda *told: pools.extend(original(*told)) or Pools(*pools))
+    monkeypatch.setattr("actors.cluster.sizing._uses_gpus", lambda wanted, resources: True)
     seen = {}
 
     def look(snapshot):
@@ -536,7 +416,7 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
             for actor in pool.actors:
                 if actor.ready:
                     told = actor.description
-                    seen.setdefault(pool.spec.kind, {})[told["pid"]] = told["gpu_ids"]
+                    seen.setdefault(pool.kind, {})[told["pid"]] = told["gpu_ids"]
 
     config = make_config(planning={"acceptance": 0.6, "seconds_per_candidate": 0.05})
     run(config, tmp_path / "run", reporter=Reporter(progress=look))

@@ -194,7 +194,8 @@ def _token_file() -> Finding:
 
 def _actors(config: Config) -> str:
     """How many actors a run starts on this machine, as `run` works it out."""
-    from actors.cluster.connect import fit, resources_here
+    from actors.cluster.connect import resources_here
+    from actors.cluster.sizing import fit
 
     return "; ".join(fit(resources_here(), config.actors, MANY_BATCHES).reasons)
 

@@ -1,4 +1,4 @@
-"""The last look at a run that is filled: which of its accepted images copy each other."""
+"""Near-duplicates among the accepted images of a run that is filled, which are revoked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from balancer.runs.resume import accepted_in_order
 from balancer.scheduling.schedule import Schedule
 
 
-def revoke_copies(schedule: Schedule, log: ManifestLog, facts: RunFacts) -> int:
-    """Revoke accepted images that copy others, so that their slots try again; returns how many there were.
+def revoke_duplicates(schedule: Schedule, log: ManifestLog, facts: RunFacts) -> int:
+    """Revoke accepted images that copy others, and so reopen their slots; returns how many there were.
 
-    Only when all are there, and in the plan's order: as they come in, chance would say which of two is the
+    This is done when all are there, and in the plan's order: earlier, chance would decide which of two is the
     copy.
     """
     candidates = accepted_in_order(schedule, facts)

@@ -1,0 +1,72 @@
+"""A driver with its stages and policies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+from actors.cluster.pool import ActorPool, wait
+from actors.loop.batching import Batching
+from actors.loop.disk_full import DiskFullBackoff
+from actors.loop.driver import Driver
+from actors.loop.group_commit import Committer
+from actors.loop.notices import Notices
+from actors.loop.patience import Patience
+from actors.loop.stages import Generating, Recorder, Verifying, Writing
+from actors.loop.stopping import Stopping
+from balancer.config.schema import Config
+from balancer.dataset.near_duplicates import CopyIndex
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.rows import RunFacts
+from balancer.process.signals import StopSignal
+from balancer.scheduling.adaptive import WordingCounts
+from balancer.scheduling.progress import RunMeter, Snapshot
+from balancer.scheduling.schedule import Schedule
+
+
+def build_driver(
+    config: Config,
+    facts: RunFacts,
+    schedule: Schedule,
+    log: ManifestLog,
+    generators: ActorPool,
+    verifiers: ActorPool,
+    writers: ActorPool,
+    *,
+    references: CopyIndex,
+    stop: StopSignal,
+    wording_counts: WordingCounts | None = None,
+    on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
+    note: Callable[[str], None] = lambda text: None,
+    announce: Callable[[str], None] = lambda text: None,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[Sequence[Any], float], list[Any]] = wait,
+    commit_thread: Executor | None = None,
+) -> Driver:
+    """`references` are the images that no candidate may copy."""
+    committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
+    backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
+    meter = RunMeter(clock)
+    batching = Batching(config, schedule, wording_counts)
+    recorder = Recorder(facts, committer, batching)
+    writing = Writing(writers, facts, log, schedule, recorder, backoff, meter.accepted)
+    verifying = Verifying(
+        verifiers, config, facts, schedule, recorder, references, meter.candidates, following=writing
+    )
+    return Driver(
+        facts=facts,
+        schedule=schedule,
+        log=log,
+        generating=Generating(generators, config, schedule, batching, Patience(clock), following=verifying),
+        verifying=verifying,
+        writing=writing,
+        committer=committer,
+        backoff=backoff,
+        stopping=Stopping(stop, config.budget.max_hours, clock),
+        notices=Notices(note, announce),
+        meter=meter,
+        on_progress=on_progress,
+        wait=wait,
+    )

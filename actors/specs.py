@@ -1,0 +1,287 @@
+"""Specs of workers: plain values that say what to load, and load it.
+
+A spec is pickled to its actor and loads the worker there, so building one imports no model library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from balancer.config.schema import Config, SafetyConfig, SecondJudgeConfig
+from balancer.verification.calibration import temperatures_of
+
+if TYPE_CHECKING:
+    from actors.models.generator import Generator
+    from actors.models.safety import SafetyChecker
+    from actors.models.second_judge import SecondJudge
+    from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
+    from actors.models.verifier import Verifier
+    from actors.models.writer import Writer
+
+CPU_THREADS = 1
+"""Threads of an actor on CPU. Several single-threaded generators make more images than one with several
+threads, and an image does not depend on how many cores a machine has."""
+
+Properties = Mapping[str, Mapping[str, Sequence[str]]]
+"""The wordings of every value of every property."""
+
+
+class WorkerSpec(Protocol):
+    """Must be picklable. `load` runs in the actor's process."""
+
+    def load(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSpec:
+    """A diffusers pipeline; see `Generator`."""
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    batch_size: int | Literal["auto"]
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    offload: str = "auto"
+    compiled: bool = False
+
+    def load(self) -> Generator:
+        from actors.models.generator import Generator
+
+        return Generator(
+            model=self.model,
+            revision=self.revision,
+            variant=self.variant,
+            width=self.width,
+            height=self.height,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            threads=self.threads,
+            offload=self.offload,
+            compiled=self.compiled,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondJudgeSpec:
+    """A vision-language model that looks at the verifier's images; see `SecondJudge`."""
+
+    model: str
+    question: str
+    revision: str | None = None
+
+    def load(self, properties: Properties, device: str) -> SecondJudge:
+        from actors.models.second_judge import SecondJudge
+
+        return SecondJudge(self.model, self.revision, self.question, properties, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafetySpec:
+    """A classifier that looks at the verifier's images; see `SafetyChecker`."""
+
+    model: str
+    labels: Sequence[str]
+    revision: str | None = None
+
+    def load(self, device: str) -> SafetyChecker:
+        from actors.models.safety import SafetyChecker
+
+        return SafetyChecker(self.model, self.revision, self.labels, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierSpec:
+    """An open_clip model; see `Verifier`."""
+
+    model: str
+    properties: Properties
+    revision: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    temperatures: Mapping[str, float] | None = None
+    second_judge: SecondJudgeSpec | None = None
+    safety: SafetySpec | None = None
+
+    def load(self) -> Verifier:
+        from actors.models.verifier import Verifier
+
+        return Verifier(
+            model=self.model,
+            revision=self.revision,
+            properties=self.properties,
+            device=self.device,
+            threads=self.threads,
+            temperatures=self.temperatures,
+            second_judge=self.second_judge,
+            safety=self.safety,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSpec:
+    """A writer into a run folder; see `Writer`."""
+
+    storage_uri: str
+    image_format: str = "png"
+
+    def load(self) -> Writer:
+        from actors.models.writer import Writer
+
+        return Writer(self.storage_uri, self.image_format)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedGeneratorSpec:
+    """A stand-in that draws noise; see `SimulatedGenerator`."""
+
+    batch_size: int
+    width: int
+    height: int
+    service_s: float = 0.0
+    start_s: float = 0.0
+    faults: Sequence[Fault] = ()
+
+    def load(self) -> SimulatedGenerator:
+        from actors.models.simulated import SimulatedGenerator
+
+        return SimulatedGenerator(
+            self.batch_size, self.width, self.height, self.service_s, self.start_s, self.faults
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedVerifierSpec:
+    """A stand-in that draws verdicts; see `SimulatedVerifier`."""
+
+    properties: Properties
+    pass_rate: float
+    service_s: float = 0.0
+    start_s: float = 0.0
+    faults: Sequence[Fault] = ()
+    pass_rates: Mapping[int, float] | None = None
+    strengthened_gain: float = 0.0
+
+    def load(self) -> SimulatedVerifier:
+        from actors.models.simulated import SimulatedVerifier
+
+        return SimulatedVerifier(
+            self.properties,
+            self.pass_rate,
+            self.service_s,
+            self.start_s,
+            self.faults,
+            pass_rates=self.pass_rates,
+            strengthened_gain=self.strengthened_gain,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of a run."""
+
+    generator: WorkerSpec
+    verifier: WorkerSpec
+    writer: WorkerSpec
+
+
+# ---- from a config -------------------------------------------------------------------------------
+
+
+def generator_spec(config: Config, on_gpu: bool = False) -> GeneratorSpec:
+    wanted = config.generation
+    return GeneratorSpec(
+        model=_located(wanted.model),
+        revision=wanted.revision,
+        variant=wanted.variant,
+        width=wanted.width,
+        height=wanted.height,
+        steps=wanted.steps,
+        batch_size=wanted.batch_size,
+        dtype=wanted.dtype,
+        device=_device(config, on_gpu),
+        threads=CPU_THREADS,
+        offload=wanted.offload,
+        compiled=wanted.compile and on_gpu,
+    )
+
+
+def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
+    wanted = config.verification
+    return VerifierSpec(
+        model=_located(wanted.model),
+        revision=wanted.revision,
+        properties=config.properties(),
+        device=_device(config, on_gpu),
+        threads=CPU_THREADS,
+        temperatures=temperatures_of(config),
+        second_judge=_second_judge(wanted.second_judge),
+        safety=_safety(wanted.safety),
+    )
+
+
+def _second_judge(wanted: SecondJudgeConfig | None) -> SecondJudgeSpec | None:
+    if wanted is None:
+        return None
+    return SecondJudgeSpec(model=_located(wanted.model), revision=wanted.revision, question=wanted.question)
+
+
+def _safety(wanted: SafetyConfig | None) -> SafetySpec | None:
+    if wanted is None:
+        return None
+    return SafetySpec(model=_located(wanted.model), revision=wanted.revision, labels=wanted.labels)
+
+
+def simulated_generator_spec(config: Config) -> SimulatedGeneratorSpec:
+    wanted = config.generation
+    return SimulatedGeneratorSpec(
+        batch_size=wanted.usual_batch,
+        width=wanted.width,
+        height=wanted.height,
+        service_s=(config.planning.seconds_per_candidate or 0.0) * wanted.usual_batch,
+    )
+
+
+def simulated_verifier_spec(config: Config) -> SimulatedVerifierSpec:
+    return SimulatedVerifierSpec(properties=config.properties(), pass_rate=config.planning.acceptance)
+
+
+def workers_for(
+    config: Config, storage_uri: str, *, generators_on_gpu: bool, verifiers_on_gpu: bool
+) -> Workers:
+    return Workers(
+        generator=generator_for(config, generators_on_gpu),
+        verifier=verifier_for(config, verifiers_on_gpu),
+        writer=WriterSpec(storage_uri=storage_uri, image_format=config.output.image_format),
+    )
+
+
+def generator_for(config: Config, on_gpu: bool) -> GeneratorSpec | SimulatedGeneratorSpec:
+    """As `actors.kind` says."""
+    simulated = config.actors.kind == "simulated"
+    return simulated_generator_spec(config) if simulated else generator_spec(config, on_gpu)
+
+
+def verifier_for(config: Config, on_gpu: bool) -> VerifierSpec | SimulatedVerifierSpec:
+    """As `actors.kind` says."""
+    simulated = config.actors.kind == "simulated"
+    return simulated_verifier_spec(config) if simulated else verifier_spec(config, on_gpu)
+
+
+def _located(model: str) -> str:
+    """A folder by its full path: actors do not work in the driver's folder."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
+def _device(config: Config, on_gpu: bool) -> str:
+    """`cuda` only if the config insists: a GPU that Ray counts may still be unusable for torch."""
+    return config.actors.device if on_gpu else "cpu"
