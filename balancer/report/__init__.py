@@ -15,7 +15,7 @@ from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
-from balancer.text.quantities import counted, percent
+from balancer.text.quantities import counted, duration, percent
 
 REPORT_FILE = "report.html"
 
@@ -85,16 +85,8 @@ def _page(**content: object) -> str:
     )
     template = environment.get_template("page.html.j2")
     return template.render(
-        max_rows=MAX_ROWS, percent=percent, duration=_duration, unjudged_text=unjudged_text, **content
+        max_rows=MAX_ROWS, percent=percent, duration=duration, unjudged_text=unjudged_text, **content
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minute:02d} h"
-    return f"{minute}:{second:02d} min" if minute else f"{second} s"
 
 
 def _budget(facts: Facts) -> str:

@@ -897,7 +897,7 @@ def test_the_command_says_what_it_wrote(run, tmp_path):
     assert result.stdout == f"{tmp_path / 'out'}: 3 images, 5 files written\n"
     assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()
     again = command(run.uri, "hf", tmp_path / "out", "split = 'train'", "--licence", "cc-by-4.0")
-    assert again.stdout == f"{tmp_path / 'out'}: 3 images, 0 files written, 5 there already\n"
+    assert again.stdout == f"{tmp_path / 'out'}: 3 images, 0 files written, 5 unchanged\n"
 
 
 def test_the_help_names_every_format():

@@ -434,7 +434,7 @@ def test_the_command_shows_first_and_repairs_when_told_to(tmp_path):
     assert shown.stdout.splitlines() == [
         f"{fragment_path(2)}: checksum: its bytes are not those that were written: lost (1 rows)",
         f"{fragment_path(4)}: fragment is whole: its {len(out.read(fragment_path(4)))} bytes are cut off, "
-        "or no fragment: restored, to the byte",
+        "or no fragment: restored byte for byte",
         "1 fragments can be restored, 1 would be lost, 0 rows can be saved from the compacted copy",
     ]
     assert "--apply does" in shown.stderr

@@ -728,8 +728,8 @@ def test_the_command_shows_what_would_change(folder):
         "  all cells                1        1         0           0     5",
     ]
     assert shown.stderr.splitlines() == [
-        "other rows brought up to date by --apply: 1 (their threshold, score, reason or unjudged)",
-        "nothing was changed; --apply does",
+        "--apply also updates the threshold, score, reason or unjudged of 1 other row",
+        "nothing was changed; add --apply to commit this",
     ]
 
 
