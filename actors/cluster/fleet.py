@@ -9,7 +9,7 @@ from actors.cluster.connect import Fleet, Resources
 from actors.cluster.pool import Limits, Pool, WorkerSpec
 from balancer.config.schema import Config
 from balancer.storage import LocalStorage, Storage
-from balancer.verification.calibration import temperatures_of
+from balancer.verification.calibration import load_temperatures
 
 CPU_THREADS = 1
 """Threads of an actor on CPU. Several single-threaded generators make more images than one with several
@@ -93,7 +93,7 @@ def verifier_worker(config: Config, on_gpu: bool) -> tuple[str, dict[str, Any]]:
         "properties": properties,
         "device": _device(config, on_gpu),
         "threads": CPU_THREADS,
-        "temperatures": temperatures_of(config),
+        "temperatures": load_temperatures(config),
         "second_judge": _second_judge(config),
         "safety": _safety(config),
     }
