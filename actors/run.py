@@ -47,12 +47,12 @@ from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
     check_unchanged,
+    count_wordings,
     describe_run,
-    facts_of,
     find_run,
-    schedule_of,
+    restore_schedule,
+    run_facts,
     spelled_as_begun,
-    wording_counts_of,
 )
 from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
@@ -120,7 +120,7 @@ def run(
         result = _run(config, out, address, limit, allow_config_change, told, log, stop)
         for line in (*result.held_back, *_missing(result)):
             told.note(f"warning: {line}")
-        log.say_progress()
+        log.flush_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
             f"{sum(result.open_cells.values())} missing, {counted(result.candidates, 'candidate')} made"
@@ -216,9 +216,9 @@ def _run(
         _tell_of_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
-            facts = facts_of(info, config)
-            schedule = schedule_of(info, config, log.table(KEPT), limit)
-            learned = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
+            facts = run_facts(info, config)
+            schedule = restore_schedule(info, config, log.table(KEPT), limit)
+            learned = count_wordings(log.table(KEPT)) if config.attempts.adaptive else None
             copied = copies_of_holdout(measured, config)
             commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
@@ -346,7 +346,7 @@ def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult
     """The result of a run that has nothing left to do, so that Ray need not start."""
     if view.state not in ("complete", "short"):
         return None
-    schedule = schedule_of(known, config, view.table, None)
+    schedule = restore_schedule(known, config, view.table, None)
     return None if schedule.open else _result(known, view.state, schedule)
 
 

@@ -195,9 +195,7 @@ def _too_few(examples: Examples, min_examples: int) -> str:
     enough = [count for count in examples.counts if count >= min_examples]
     if len(enough) >= 2:
         return ""
-    needed = (
-        f"calibration needs two values with {min_examples} labelled images each (verification.min_examples)"
-    )
+    needed = f"it needs two values with {min_examples} labelled images each (verification.min_examples)"
     if not len(examples.labels):
         return f"no labelled images; {needed}"
     counts = zip(examples.values, examples.counts, strict=True)

@@ -26,7 +26,7 @@ from balancer.dataset.near_duplicates import CopyIndex
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
 from balancer.planning.plan import make_plan
-from balancer.runs.resume import describe_run, facts_of, schedule_of
+from balancer.runs.resume import describe_run, restore_schedule, run_facts
 from balancer.scheduling.schedule import Outcome, Schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
@@ -129,13 +129,13 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
     storage = open_storage(folder / "run", create=True)
     info = create_run(storage, describe_run(config, make_plan(config, {}), MODELS))
     log = _TimedLog(ManifestLog.open(storage, info.schema(), info.run_id))
-    schedule = schedule_of(info, config, info.schema().empty_table(), None)
+    schedule = restore_schedule(info, config, info.schema().empty_table(), None)
     engine = LocalEngine()
     helpers = -(-generators // 8)
     generator = SimulatedGenerator(SHAPE, 16, 16, SERVICE_S, sleep=lambda seconds: None)  # the engine waits
     driver = Driver(
         config,
-        facts_of(info, config),
+        run_facts(info, config),
         Feed(config, schedule),
         log,  # type: ignore[arg-type]
         generators=LocalPool("generator", generator, generators, engine, SERVICE_S),

@@ -28,7 +28,7 @@ from balancer.manifest.log.writer import KEPT
 from balancer.manifest.query import Filter, Manifest, Status
 from balancer.manifest.schema import EMBEDDING
 from balancer.manifest.snapshot.build import compact
-from balancer.runs.resume import config_of, schedule_of
+from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest
@@ -162,7 +162,7 @@ def _resumed(folder: str) -> Figures:
     with _timed(seconds):
         log = ManifestLog.open(storage, info.schema(), info.run_id)
     with _timed(seconds):
-        schedule = schedule_of(info, config_of(info, log.rules), log.table(KEPT), None)
+        schedule = restore_schedule(info, effective_config(info, log.rules), log.table(KEPT), None)
     return {
         "open_s": round(seconds[0], 2),
         "schedule_s": round(seconds[1], 2),

@@ -23,7 +23,7 @@ from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.planning.plan import make_plan
 from balancer.process.signals import StopSignal
-from balancer.runs.resume import describe_run, facts_of, schedule_of
+from balancer.runs.resume import describe_run, restore_schedule, run_facts
 from balancer.storage import DiskFullError, open_storage
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ class Trial:
         self.notes: list[str] = []
         info = create_run(self.storage, describe_run(config, make_plan(config, {}), MODELS))
         self.log = ManifestLog.open(self.storage, info.schema(), info.run_id)
-        self.schedule = schedule_of(info, config, self.log.table(), None)
+        self.schedule = restore_schedule(info, config, self.log.table(), None)
         self.engine = LocalEngine(spread=spread)
         self.stop = StopSignal()
         size = config.generation.batch_size
@@ -81,7 +81,7 @@ class Trial:
         ]
         self.driver = Driver(
             config,
-            facts_of(info, config),
+            run_facts(info, config),
             Feed(config, self.schedule),
             self.log,
             generators=self.pools[0],
