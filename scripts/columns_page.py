@@ -1,4 +1,4 @@
-"""Draws docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
+"""Generate docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
 
 python scripts/columns_page.py
 """

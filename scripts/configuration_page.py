@@ -1,4 +1,4 @@
-"""Draws docs/configuration.md, every setting of a config, from the models in balancer/config/schema.py.
+"""Generate docs/configuration.md, every setting of a config, from the models in balancer/config/schema.py.
 
 python scripts/configuration_page.py
 """
@@ -53,8 +53,8 @@ def _sections(model: type[BaseModel], path: str, setting: FieldInfo | None = Non
         header = "| setting | type | default | |\n|---|---|---|---|"
         yield "\n".join([title, *([f"{about}\n"] if about else []), header, *own, ""])
     for name, field in model.model_fields.items():
-        for found in inner[name]:
-            yield from _sections(found, _joined(path, name, field.annotation), field)
+        for nested in inner[name]:
+            yield from _sections(nested, _joined(path, name, field.annotation), field)
 
 
 def _before(setting: FieldInfo | None) -> list[str]:

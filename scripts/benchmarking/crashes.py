@@ -1,4 +1,4 @@
-"""The search for schedules of crashes that break a promise (tests/runs/test_crashes.py), made long."""
+"""A long search for crash schedules that break a promise (tests/runs/test_crashes.py)."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def _search(schedules: int) -> dict[str, Any]:
     )
     if done.returncode:
         raise click.ClickException(done.stdout)
-    told = next(line for line in done.stdout.splitlines() if line.startswith("{"))
-    return dict(json.loads(told))
+    result = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    return dict(json.loads(result))

@@ -1,4 +1,4 @@
-"""What the loop costs: the schedule alone up to a million slots, the whole driver on pools without Ray."""
+"""The cost of the loop: the schedule alone up to a million slots, the whole driver on pools without Ray."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def command(slots: str, generators: str, images: int, most_images: int) -> None:
 def _apart(measure: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
     """In a fresh process, so that memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(measure, arguments)
-    click.echo(json.dumps(found), err=True)
-    return found
+        figures = pool.apply(measure, arguments)
+    click.echo(json.dumps(figures), err=True)
+    return figures
 
 
 def _peak_mb() -> float:

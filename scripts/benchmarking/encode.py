@@ -1,4 +1,4 @@
-"""Formats in which generated images can be written: time of one core, and size."""
+"""Image formats for generated images: encoding time on one core, and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a generator ever wait? Simulated fleets on real Ray, with the real driver, pools, schedule and log."""
+"""Idle time of generators: simulated fleets on real Ray, with the real driver, pools, schedule and log."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def command(generators: str, service: str, repeats: int) -> None:
     cases = []
     for service_s in map(float, service.split(",")):
         for count in map(int, generators.split(",")):
-            found = [_case(count, service_s) for _ in range(repeats)]
-            found.sort(key=lambda case: case["efficiency"])
-            cases.append(found[len(found) // 2])
+            repeated = [_case(count, service_s) for _ in range(repeats)]
+            repeated.sort(key=lambda case: case["efficiency"])
+            cases.append(repeated[len(repeated) // 2])
             click.echo(json.dumps(cases[-1]), err=True)
     save(
         "fleet",

@@ -1,6 +1,6 @@
-"""What a manifest of millions of rows costs: to commit to, to go on from, to compact, to ask, to train from.
+"""The cost of a manifest of millions of rows: commit, resume, compact, query, train.
 
-Each case is measured in a process of its own, so that memory is its own; files are warm in the page cache.
+Each case has its own process, to measure its memory; files are in the page cache.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def command(
 
 
 def _apart(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    """In a fresh process; its peak memory goes with what it found."""
+    """In a fresh process, whose peak memory is added to the figures."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_with_memory, (measure, *arguments))
-    click.echo(json.dumps(found), err=True)
-    return found
+        figures = pool.apply(_with_memory, (measure, *arguments))
+    click.echo(json.dumps(figures), err=True)
+    return figures
 
 
 def _with_memory(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    found = measure(*arguments)
-    return found | {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    figures = measure(*arguments)
+    return figures | {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
 
 
 def _median(cases: Sequence[Figures], by: str) -> Figures:
@@ -187,18 +187,18 @@ def _to_torch(folder: str, repeats: int) -> Figures:
     """A dataset of the images to train on, with what keeps copies of held-out images away from them."""
     import torch.utils.data  # noqa: F401  (its import is no part of the figures)
 
-    found: list[Figures] = []
+    repeated: list[Figures] = []
     for _ in range(repeats):
         seconds: list[float] = []
         with _timed(seconds):
             manifest = open_manifest(folder)
         with _timed(seconds):
             dataset = manifest.to_torch(facets=["lighting"])
-        found.append(
+        repeated.append(
             {"images": len(dataset), "open_s": round(seconds[0], 3), "seconds": round(sum(seconds), 3)}
         )
     held_out = manifest.count_by(filter=pc.field("split").isin(EVALUATION))["count"][0].as_py()
-    return _median(found, "seconds") | {"held_out": held_out}
+    return _median(repeated, "seconds") | {"held_out": held_out}
 
 
 def _asked(folder: str, kind: str, repeats: int) -> Figures:

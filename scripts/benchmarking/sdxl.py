@@ -87,15 +87,15 @@ class _Bench:
             seconds = median_s(work, self.batches)
         except torch.cuda.OutOfMemoryError:
             return {"case": name, "batch": batch, "images_per_s": None, "note": "out of memory"}
-        found = {
+        figures = {
             "case": name,
             "batch": batch,
             "images_per_s": round(batch / seconds, 3),
             "share_of_limit": round(batch / seconds * _tflop(steps, guidance) / self.tflops, 4),
             "peak_memory_gb": _peak_gb(self.device),
         }
-        click.echo(json.dumps(found), err=True)
-        return found
+        click.echo(json.dumps(figures), err=True)
+        return figures
 
     def _plain(self, steps: int, guidance: float) -> list[dict[str, Any]]:
         """As a user of diffusers writes it, and with the settings of the earlier tool."""

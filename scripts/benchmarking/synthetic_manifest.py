@@ -1,4 +1,4 @@
-"""Manifests of any size in little time: valid fragments, as a driver writes them, of images nobody has made.
+"""Synthetic manifests of any size: valid fragments, as a driver writes them, without images.
 
 Rows come from arrays instead of Python objects, and fragments are not synced one by one. Everything else is
 as in a run: the schema, the encoding, the chain of hashes, and rows that follow from a plan, slot after slot
@@ -178,9 +178,9 @@ class _Filler:
         return pa.array(self.chance.uniform(low, high, rows))
 
     def probabilities(self, rows: int, values: int) -> pa.Array:
-        found = self.chance.random((rows, values), np.float32)
-        found /= found.sum(axis=1, keepdims=True)
-        return pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), values)
+        scores = self.chance.random((rows, values), np.float32)
+        scores /= scores.sum(axis=1, keepdims=True)
+        return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), values)
 
     def image(self, rows: int) -> Columns:
         """What is known of any image."""
@@ -272,14 +272,14 @@ def _judged(plan: _Plan, cells: Numbers, accepted: Flags, filler: _Filler) -> Co
     rows, passed = len(cells), pa.array(accepted)
     scores = pc.if_else(passed, filler.uniform(rows, 0.6, 1.0), filler.uniform(rows, 0.0, 0.6))
     values = {"class": CLASSES, "lighting": len(LIGHTINGS), "burn_level": len(BURN_LEVELS)}
-    told = {name: _named(*_coded(plan.values[name], cells)) for name in values}
-    return told | {
+    columns = {name: _named(*_coded(plan.values[name], cells)) for name in values}
+    return columns | {
         "status": pc.if_else(passed, ACCEPTED, REJECTED),
         "reason": pc.if_else(passed, None, "lighting"),
         "review": pa.array(filler.chance.random(rows) < 0.02),
         "score": scores,
         "scores": pa.StructArray.from_arrays(
-            [pc.if_else(told[name].is_valid(), scores, None) for name in values], list(values)
+            [pc.if_else(columns[name].is_valid(), scores, None) for name in values], list(values)
         ),
         "probabilities": pa.StructArray.from_arrays(
             [filler.probabilities(rows, count) for count in values.values()], list(values)

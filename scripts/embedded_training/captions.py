@@ -116,8 +116,8 @@ def vocabulary() -> tuple[str, ...]:
 
 def phrases() -> list[str]:
     by_value = (CLASS_WORDINGS, LIGHTING_WORDINGS, BURN_LEVEL_WORDINGS, TABLE_WORDINGS)
-    found = [phrase for wordings in by_value for values in wordings.values() for phrase in values]
-    return [*found, *STYLE_WORDINGS, *OPENINGS]
+    phrases = [phrase for wordings in by_value for values in wordings.values() for phrase in values]
+    return [*phrases, *STYLE_WORDINGS, *OPENINGS]
 
 
 def words(text: str) -> list[str]:
