@@ -29,7 +29,7 @@ PAGES = (
     "SECURITY.md",
     *(
         f"docs/{name}.md"
-        for name in ("training", "tutorial", "columns", "exit_codes", "performance", "reliability")
+        for name in "manifest cluster training tutorial columns exit_codes performance reliability".split()
     ),
 )
 RUN = ("query", "status", "fsck", "compact", "repair", "gc", "report", "export", "audit", "init")
