@@ -24,10 +24,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-A config is YAML or JSON. Settings that are left out have their default; a key that is not here is an error.
-`extends: other.yaml` takes over another config and changes what is given; `null` takes away
+A config is YAML or JSON. Omitted settings have their default; an unknown key is an error.
+`extends: other.yaml` starts from another config and overrides its settings; `null` removes
 a section or an entry of it, such as `facets: {lighting: null}`, or all entries, as in `facets: null`.
-On the command line, `--set generation.steps=20` changes one setting; a name with dots in it is quoted:
+On the command line, `--set generation.steps=20` changes one setting; quote a name with dots:
 `--set 'classes."v1.0".prompts=[a photo]'`.
 
 `balancer init DATASET` writes a config to start from, and `balancer plan CONFIG` shows what a run would do.

@@ -45,7 +45,7 @@ def blocks(language: str) -> list[Any]:
     for page in PAGES:
         text = (ROOT / page).read_text()
         if page == "docs/training.md" and language == "python":
-            text = text.split("## What came out")[1]  # `test_tour` runs the program before it
+            text = text.split("## Results")[1]  # `test_tour` runs the program before it
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL), start=1):
             found.append(pytest.param(block, id=f"{page} {number}"))
     return found
