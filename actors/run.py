@@ -32,8 +32,9 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.dataset.near_duplicates import CopyIndex
 from balancer.dataset.splits import splits_of, training_part
-from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
+from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.writer import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
@@ -419,15 +420,10 @@ def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
 def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
     """Writes how the run ended into the log: by the given function, or by the error that ended it."""
     try:
-        yield log.close
-    except FencedError:
-        raise  # the log belongs to another driver now
+        with closing_on_error(log):
+            yield log.close
     except InterruptedRun as error:
         log.close("interrupted", {"reason": error.message})
-        raise
-    except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # the first error is the one to tell
-            log.close("failed", {"reason": error.message})
         raise
 
 

@@ -10,7 +10,6 @@ other image; until then its row is void.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime as dt
 import itertools
@@ -27,7 +26,8 @@ from balancer.config.load import validated
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
-from balancer.errors import BalancerError, FencedError, UsageError
+from balancer.errors import UsageError
+from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
 from balancer.manifest.rows import (
@@ -44,7 +44,7 @@ from balancer.manifest.rows import (
 from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.manifest.status import refuse_running
 from balancer.runs.resume import (
     accepted_in_order,
     cells_of_plan,
@@ -391,25 +391,15 @@ def apply(
     If it is interrupted, the same call completes it. Raises UsageError while a driver seems to be running.
     """
     info, view = read_run(storage), read_log(storage, _COLUMNS)
-    if state_of(view, now()) == "running":
-        raise UsageError(
-            f"{storage.uri}: the run is going on; its verdicts can be changed when it has ended",
-            hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
-        )
+    refuse_running(storage, view.last, now(), "its verdicts can be changed")
     result = _look(storage, info, view, settings)
     if not result.pending:
         renew_current(storage)
         return result
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now)
     result = _look(storage, info, log, settings)
-    try:
+    with closing_on_error(log):
         _commit(log, result)
-    except FencedError:
-        raise  # the log belongs to another driver now
-    except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # report the first error
-            log.close("failed", {"reason": error.message})
-        raise
     log.close(result.state, {"reason": "judged again"})
     return result
 
