@@ -70,10 +70,10 @@ def main(
     pause: tuple[float, float],
     seed: int,
 ) -> None:
-    """Kill drivers and actors of runs of CONFIG, and compare with a run that nobody disturbed."""
+    """Kill drivers and actors of runs of CONFIG, and compare with an undisturbed run."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began = time.monotonic()
-    # Short, because Ray puts sockets in it, whose paths may have no more than 107 characters.
+    # Short, because Ray's sockets are in it, and their paths are limited to 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     try:
         reference = Trial(folder / "reference", config, overrides, random.Random(seed))
@@ -91,12 +91,12 @@ def main(
 
 @dataclass(slots=True)
 class Session:
-    """A driver and all that Ray started for it."""
+    """A driver and the processes that Ray started for it."""
 
     driver: subprocess.Popen[bytes]
 
     def members(self) -> list[int]:
-        """Living processes of the session, those that only wait to be collected left out."""
+        """Living processes of the session, without zombies."""
         return [pid for pid in _process_ids() if _read_session(pid) == self.driver.pid and _is_alive(pid)]
 
     def actors(self) -> dict[int, str]:
@@ -109,7 +109,7 @@ class Session:
         return " ".join(map(_title, self.members()))
 
     def wait_until_gone(self, limit_s: float = END_LIMIT_S) -> None:
-        """Until the driver has ended and everything with it; TimeoutError if something stays."""
+        """Wait until the driver and all its processes have ended; TimeoutError if one stays."""
         self.driver.wait(END_LIMIT_S)
         give_up = time.monotonic() + limit_s
         while members := self.members():
@@ -118,7 +118,7 @@ class Session:
             time.sleep(LOOK_S)
 
     def end(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill the remaining processes."""
         give_up = time.monotonic() + END_LIMIT_S
         while members := self.members():
             if time.monotonic() > give_up:
@@ -149,7 +149,7 @@ class Trial:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[Session]:
-        """A driver at work on the run; nothing is left of it afterwards."""
+        """A running driver; all its processes are gone afterwards."""
         command = [sys.executable, "-m", "balancer", "run", self.config, "--out", str(self.out)]
         command += [part for override in self.overrides for part in ("--set", override)]
         ray_folder = tempfile.mkdtemp(prefix="ray-", dir=self.out.parent)
@@ -197,7 +197,7 @@ class Chaos:
     problems: list[Problem] = field(default_factory=list)
 
     def disturb(self, trial: Trial) -> None:
-        """Start the run until it is done, and kill while it works."""
+        """Start the run until it is done, and kill processes while it works."""
         while True:
             before = trial.fragments()
             with trial.started() as session:
@@ -225,7 +225,7 @@ class Chaos:
                 return
 
     def _strike(self, session: Session) -> bool:
-        """Kill one process; whether it was the driver."""
+        """Kill one process; returns whether it was the driver."""
         if self.chance.random() < self.driver_share:
             session.driver.kill()
             was_working = session.driver.wait() == -signal.SIGKILL

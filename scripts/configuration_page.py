@@ -58,12 +58,12 @@ def _sections(model: type[BaseModel], path: str, setting: FieldInfo | None = Non
 
 
 def _before(setting: FieldInfo | None) -> list[str]:
-    """What a config's model says where the section stands."""
+    """The description of the section's field."""
     return [] if setting is None else [" ".join((setting.description or "").split())]
 
 
 def _after(setting: FieldInfo | None) -> list[str]:
-    """The defaults in a section's table are not those of a config that does not have it."""
+    """A note if the section is absent by default, because its table shows the defaults within it."""
     if setting is None or setting.is_required() or setting.get_default(call_default_factory=True):
         return []
     return ["By default there is none."]

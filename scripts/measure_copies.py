@@ -97,7 +97,7 @@ class Seen:
         self.hashes, self.embeddings, self.brightness = hashes, embeddings, brightness
 
     def against(self, other: Seen) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Distance and similarity of every picture and every other."""
+        """Distance and similarity of every pair of pictures."""
         return np.bitwise_count(self.hashes[:, None] ^ other.hashes), self.embeddings @ other.embeddings.T
 
     def beside(self, other: Seen) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -152,7 +152,7 @@ def taken_for_copies(distances: NDArray[Any], similarities: NDArray[Any]) -> dic
 
 
 def recall(originals: Pictures, change: Change, see: Eyes) -> dict[str, float]:
-    """The part of changed pictures that is taken for copies of their originals."""
+    """The share of changed pictures that count as copies of their originals."""
     changed = see(np.stack([change(picture) for picture in originals]))
     return {name: round(float(both.mean()), 4) for name, both in by_limits(*changed.beside(see(originals)))}
 

@@ -145,7 +145,7 @@ def _accuracy(referee: LabelJudge, renders: Renders, pictures: Picture) -> dict[
 
 
 def _softened(pictures: Picture) -> Picture:
-    """Blurred and noisy, each batch otherwise, as in the judge's training."""
+    """Blurred and noisy, differently in each batch, as in the judge's training."""
     parts = []
     for start in range(0, len(pictures), 64):
         images = pixels(pictures[start : start + 64], torch.device("cpu"))
@@ -155,8 +155,8 @@ def _softened(pictures: Picture) -> Picture:
 
 
 def _precision(cells: Sequence[Cell], verdicts: Sequence[Verdict], answers: Answers) -> dict[str, Any]:
-    """Of accepted candidates, of rejected ones, and of those rejected for that very property: how many
-    show the wanted value, as the judge sees it."""
+    """The share that shows the wanted value, according to the judge: of accepted candidates, of rejected
+    ones, and of those rejected for that property."""
     precision: dict[str, Any] = {"accepted": sum(verdict.accepted for verdict in verdicts)}
     for name in VALUES:
         agreed: dict[str, list[bool]] = {"accepted": [], "rejected": [], "rejected_for_it": []}
@@ -187,7 +187,7 @@ def _share(right: int, count: int) -> dict[str, Any]:
 def _save_sheet(
     pictures: Picture, cells: Sequence[Cell], answers: Answers, accepted: Sequence[bool], path: Path
 ) -> None:
-    """Accepted pictures with a property that the judge sees otherwise: the label, and what it sees."""
+    """Accepted pictures whose label the judge disputes: the label, and the judge's answer."""
     mistakes = []
     for index, cell in enumerate(cells):
         wrong = [answers[name][index] for name, wanted in cell.properties if answers[name][index] != wanted]

@@ -38,7 +38,7 @@ class Listing(NamedTuple):
 
 COMMANDS = {
     "sample": Listing("datasets", "Render the sample dataset."),
-    "audit": Listing("datasets", "Count what a dataset has, and what is wrong with it."),
+    "audit": Listing("datasets", "Count a dataset's images, and list its problems."),
     "init": Listing("datasets", "Write a config for a dataset, to edit."),
     "convert": Listing("datasets", "Convert a legacy JSON config to YAML."),
     "calibrate": Listing(

@@ -1,4 +1,4 @@
-"""The decision about one candidate: a pure function of what was measured and what was asked."""
+"""The verdict on one candidate: a pure function of its measurement and the criteria."""
 
 from __future__ import annotations
 

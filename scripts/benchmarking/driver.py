@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @click.option("--images", default=100_000, show_default=True, help="For the whole driver.")
 @click.option("--most-images", default=1_000_000, show_default=True, help="For the last of its cases again.")
 def command(slots: str, generators: str, images: int, most_images: int) -> None:
-    """Time per candidate and memory of schedule and driver; each case in a process of its own."""
+    """Time per candidate and memory of schedule and driver; each case in its own process."""
     alone = [_apart(_schedule_alone, int(count)) for count in slots.split(",")]
     fleets = [int(count) for count in generators.split(",")]
     whole = [
@@ -57,7 +57,7 @@ def command(slots: str, generators: str, images: int, most_images: int) -> None:
 
 
 def _apart(measure: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
-    """In a fresh process, so that memory is its own."""
+    """In a fresh process, to measure its memory alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         figures = pool.apply(measure, arguments)
     click.echo(json.dumps(figures), err=True)
@@ -69,7 +69,7 @@ def _peak_mb() -> float:
 
 
 def _schedule_alone(slots: int) -> dict[str, Any]:
-    """1,000 generators with two batches each, whose verdicts come back in the order they were asked for."""
+    """1,000 generators with two batches each; verdicts arrive in the order of the requests."""
     before = _peak_mb()
     cells = 1000
     quotas = [(Cell(f"class{number}", (("light", "day"),)), slots // cells, 0) for number in range(cells)]

@@ -82,7 +82,7 @@ def _requests(config: Config, count: int) -> list[Request]:
 
 
 def _bare_batch_s(batches: int, processes: int) -> float:
-    """Seconds a batch takes where as many processes make nothing but batches; of the slowest of them."""
+    """Seconds per batch of the slowest of several processes that only generate batches."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         return max(pool.map(_sample, [batches] * processes))
 

@@ -135,7 +135,7 @@ def _case(place: str, ending: str, uri: str, starts: int, at_once: int) -> dict[
 
 
 def leave(ending: str, uri: str) -> str | None:
-    """What is wrong with the end of a process that leaves a scan so; None if nothing is."""
+    """Run a process that leaves a scan in this way; returns its problem, or None."""
     wanted = ENDINGS[ending]
     command = [sys.executable, "-c", _BEFORE + wanted.script, uri]
     try:
@@ -178,7 +178,7 @@ def _s3() -> Iterator[None]:
 
 
 def reach(url: str) -> dict[str, str]:
-    """The environment of whoever uses the simulated S3 at this address."""
+    """The environment of a process that uses the simulated S3 at this address."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ALLOW_HTTP": "true",

@@ -47,8 +47,8 @@ def _case(generators: int, service_s: float) -> dict[str, Any]:
 def _figures(job: Job, generators: int, service_s: float) -> dict[str, Any]:
     """Steady time is from when the last generator has begun its first batch to the end of the last batch.
 
-    The lower bound of the whole is what the same attempts take at least, from when the first generator was
-    ready: each is busy without a gap from when it was ready, then comes a verdict and a file.
+    The lower bound is the shortest time for the same attempts after the first generator was ready: each
+    generator is busy without a gap once it is ready, then come one verdict and one file.
     """
     by_generator = job.spans["generator"]
     work = [_calls(spans, service_s) for spans in by_generator]

@@ -155,7 +155,7 @@ def _written(folder: str, rows: int, fragment_rows: int, embedding_dim: int) -> 
 
 
 def _resumed(folder: str) -> Figures:
-    """What a run does with its log before the first batch."""
+    """The work of a run on its log before the first batch."""
     storage = open_storage(folder, create=False)
     info = read_run(storage)
     seconds: list[float] = []
@@ -184,7 +184,7 @@ def _compacted(folder: str) -> Figures:
 
 
 def _to_torch(folder: str, repeats: int) -> Figures:
-    """A dataset of the images to train on, with what keeps copies of held-out images away from them."""
+    """A dataset of training images, including the search for copies of held-out images."""
     import torch.utils.data  # noqa: F401  (its import is no part of the figures)
 
     repeated: list[Figures] = []
@@ -202,7 +202,7 @@ def _to_torch(folder: str, repeats: int) -> Figures:
 
 
 def _asked(folder: str, kind: str, repeats: int) -> Figures:
-    """The manifest is opened once and asked several times; the first time is given apart."""
+    """The manifest is opened once and queried several times; the first query is reported separately."""
     opened: list[float] = []
     with _timed(opened):
         manifest = open_manifest(folder)

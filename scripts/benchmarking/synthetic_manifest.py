@@ -65,7 +65,7 @@ def make_run(folder: Path, rows: int, embedding_dim: int) -> RunInfo:
 
 
 def write_manifest(folder: Path, rows: int, fragment_rows: int, embedding_dim: int) -> RunInfo:
-    """A run folder with a log of that many rows, so many a fragment."""
+    """A run folder with a log of this many rows, in fragments of this size."""
     info = make_run(folder, rows, embedding_dim)
     storage = open_storage(folder, create=False)
     ManifestLog.open(storage, info.schema(), info.run_id, now=lambda: NOON)
@@ -157,7 +157,7 @@ def _attempts(slots: Numbers, rows: int, chance: np.random.Generator) -> tuple[N
 
 
 class _Filler:
-    """Values that mean nothing, of the size and the variety that those of images have."""
+    """Random values with the size and variety of real ones."""
 
     def __init__(self, chance: np.random.Generator, embedding_dim: int) -> None:
         self.chance = chance
@@ -183,7 +183,7 @@ class _Filler:
         return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), values)
 
     def image(self, rows: int) -> Columns:
-        """What is known of any image."""
+        """The columns of every image."""
         return {
             "pixel_sha256": self.hex(rows, 64),
             "phash": self.hex(rows, 16),
@@ -268,7 +268,7 @@ def _candidates(plan: _Plan, of_row: Numbers, attempts: Numbers, accepted: Flags
 
 
 def _judged(plan: _Plan, cells: Numbers, accepted: Flags, filler: _Filler) -> Columns:
-    """The values that candidates should show, and what the verifier made of them."""
+    """The wanted values of candidates, and the verifier's scores."""
     rows, passed = len(cells), pa.array(accepted)
     scores = pc.if_else(passed, filler.uniform(rows, 0.6, 1.0), filler.uniform(rows, 0.0, 0.6))
     values = {"class": CLASSES, "lighting": len(LIGHTINGS), "burn_level": len(BURN_LEVELS)}
@@ -309,7 +309,7 @@ def _table(info: RunInfo, columns: Columns) -> pa.Table:
 
 
 def _coded(values: Sequence[str | None], numbers: Numbers) -> tuple[list[str], Any]:
-    """Distinct values, and which of them each number has; masked where that is none."""
+    """Distinct values, and the index of each number's value, masked if it has none."""
     names = list(dict.fromkeys(value for value in values if value is not None))
     codes = np.array([-1 if value is None else names.index(value) for value in values])[numbers]
     return names, np.ma.masked_less(codes, 0)

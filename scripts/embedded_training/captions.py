@@ -145,7 +145,7 @@ def random_caption(
     if rng.random() < 0.3:
         chosen.append(rng.choice(STYLE_WORDINGS))
     if rng.random() < 0.05:
-        # A word that no caption uses, so that a stranger's prompt does not throw the model off.
+        # A word that no caption uses makes the model robust to other people's prompts.
         chosen.append(UNKNOWN)
     rng.shuffle(chosen)
     return ", ".join(chosen)
