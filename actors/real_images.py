@@ -33,8 +33,8 @@ from balancer.verification.calibration import (
     calibrated,
     calibration_file,
     check_calibration,
+    load_temperatures,
     read_calibration,
-    temperatures_of,
 )
 from balancer.verification.preflight import Preflight, preflight
 
@@ -274,7 +274,7 @@ def _label(image: RealImage, name: str, applies: Mapping[str, frozenset[str]]) -
 
 def preflight_of(measured: RealImages, config: Config) -> Preflight:
     """The pre-flight at the temperatures of the config's calibration."""
-    return preflight(examples_of(measured, config), temperatures_of(config), len(measured.images), config)
+    return preflight(examples_of(measured, config), load_temperatures(config), len(measured.images), config)
 
 
 def real_facets(
@@ -284,7 +284,7 @@ def real_facets(
     likeliest if it reaches `verification.threshold`, unless the facet is in `verification.unjudged`.
 
     `splits` are by file name; an image that has none is a training image."""
-    facets, temperatures = config.facet_axes(), temperatures_of(config)
+    facets, temperatures = config.facet_axes(), load_temperatures(config)
     judged = [facet for facet in facets if facet.name not in config.verification.unjudged]
     likely = {
         facet.name: calibrated(measured.log_probabilities[facet.name], temperatures.get(facet.name, 1.0))

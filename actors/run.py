@@ -33,8 +33,9 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.dataset.near_duplicates import CopyIndex
 from balancer.dataset.splits import splits_of, training_part
-from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
+from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.writer import KEPT, LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
@@ -48,12 +49,12 @@ from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
     check_unchanged,
+    count_wordings,
     describe_run,
-    facts_of,
     find_run,
-    schedule_of,
+    restore_schedule,
+    run_facts,
     spelled_as_begun,
-    wording_counts_of,
 )
 from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
@@ -123,7 +124,7 @@ def run(
         result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
-        log.say_progress()
+        log.flush_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
             f"{sum(result.open_cells.values())} missing, {counted(result.candidates, 'candidate')} made"
@@ -220,8 +221,8 @@ def _run(
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
-            facts = facts_of(info, config)
-            schedule = schedule_of(info, config, log.table(KEPT), limit)
+            facts = run_facts(info, config)
+            schedule = restore_schedule(info, config, log.table(KEPT), limit)
             copied = copies_of_holdout(measured, config)
             commit_real_images(audit, config.classes, log, storage, facts, measured.embedding_of(), copied)
             _announce(reporter, schedule, fleet, config)
@@ -238,7 +239,7 @@ def _run(
                 *pools,
                 references=CopyIndex(references_of(measured), config.verification.copies),
                 stop=stop,
-                wording_counts=wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None,
+                wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
                 announce=reporter.step,
@@ -357,7 +358,7 @@ def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult
     """The result of a run that has nothing left to do; Ray need not start."""
     if view.state not in ("complete", "short"):
         return None
-    schedule = schedule_of(known, config, view.table, None)
+    schedule = restore_schedule(known, config, view.table, None)
     return None if schedule.open else _result(known, view.state, schedule)
 
 
@@ -430,15 +431,10 @@ def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
 def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
     """Writes how the run ended into the log: by the given function, or by the error that ended it."""
     try:
-        yield log.close
-    except FencedError:
-        raise  # the log belongs to another driver now
+        with closing_on_error(log):
+            yield log.close
     except InterruptedRun as error:
         log.close("interrupted", {"reason": error.message})
-        raise
-    except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # the first error is the one to report
-            log.close("failed", {"reason": error.message})
         raise
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from balancer.config.schema import Config, SafetyConfig, SecondJudgeConfig
-from balancer.verification.calibration import temperatures_of
+from balancer.verification.calibration import load_temperatures
 
 if TYPE_CHECKING:
     from actors.models.generator import Generator
@@ -223,7 +223,7 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
         properties=config.properties(),
         device=_device(config, on_gpu),
         threads=CPU_THREADS,
-        temperatures=temperatures_of(config),
+        temperatures=load_temperatures(config),
         second_judge=_second_judge(wanted.second_judge),
         safety=_safety(wanted.safety),
     )

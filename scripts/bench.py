@@ -15,7 +15,7 @@ import benchmarking
 
 
 class _Benchmarks(click.Group):
-    """A command for each file in `benchmarking/` that has one, imported when it is asked for."""
+    """One command per file in `benchmarking/`, imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(name for name in _names() if self.get_command(ctx, name))

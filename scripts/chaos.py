@@ -1,15 +1,15 @@
-"""Kills drivers and actors of real runs at random times, and looks whether anything is lost.
+"""Kill drivers and actors of real runs at random times, and check that nothing is lost.
 
 python scripts/chaos.py --kills 100
 
-A run on the embedded models is started as a user would, and started again whenever its driver was killed,
-until it is done; then the next one begins, until there were as many kills as asked for. Each run must end
-with the very images that a run without kills ends with. A kill counts if the process was alive when it was
-struck, and if its driver had begun to work. Prints one JSON object, and keeps it as `benchmarks/chaos.json`.
+A run on the embedded models is started as a user would, and restarted whenever its driver was killed, until
+it is done; then the next run begins, up to the requested number of kills. Each run must end with the same
+images as a run without kills. A kill counts if the process was alive and its driver had begun to work. Prints
+one JSON object, and keeps it as `benchmarks/chaos.json`.
 
-A driver leads a session of its own, to which everything that Ray starts for it belongs. So what a killed
-driver leaves behind (Ray's agents live on for a while) is exactly the rest of that session, and nothing else
-is ended.
+A driver leads its own session, and every process that Ray starts for it belongs to that. The processes a
+killed driver leaves behind (Ray's agents live on for a while) are the rest of its session; no others are
+ended.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def main(
     pause: tuple[float, float],
     seed: int,
 ) -> None:
-    """Kill drivers and actors of runs of CONFIG, and compare with a run that nobody disturbed."""
+    """Kill drivers and actors of runs of CONFIG, and compare with an undisturbed run."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began = time.monotonic()
-    # Short, because Ray puts sockets in it, whose paths may have no more than 107 characters.
+    # Short, because Ray's sockets are in it, and their paths are limited to 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     try:
         reference = Trial(folder / "reference", config, overrides, random.Random(seed))
@@ -91,13 +91,13 @@ def main(
 
 @dataclass(slots=True)
 class Session:
-    """A driver and all that Ray started for it."""
+    """A driver and the processes that Ray started for it."""
 
     driver: subprocess.Popen[bytes]
 
     def members(self) -> list[int]:
-        """Living processes of the session, those that only wait to be collected left out."""
-        return [pid for pid in _process_ids() if _session_of(pid) == self.driver.pid and _is_alive(pid)]
+        """Living processes of the session, without zombies."""
+        return [pid for pid in _process_ids() if _read_session(pid) == self.driver.pid and _is_alive(pid)]
 
     def actors(self) -> dict[int, str]:
         """The kind of each actor's process."""
@@ -109,7 +109,7 @@ class Session:
         return " ".join(map(_title, self.members()))
 
     def wait_until_gone(self, limit_s: float = END_LIMIT_S) -> None:
-        """Until the driver has ended and everything with it; TimeoutError if something stays."""
+        """Wait until the driver and all its processes have ended; TimeoutError if one stays."""
         self.driver.wait(END_LIMIT_S)
         give_up = time.monotonic() + limit_s
         while members := self.members():
@@ -118,7 +118,7 @@ class Session:
             time.sleep(LOOK_S)
 
     def end(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill the remaining processes."""
         give_up = time.monotonic() + END_LIMIT_S
         while members := self.members():
             if time.monotonic() > give_up:
@@ -149,7 +149,7 @@ class Trial:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[Session]:
-        """A driver at work on the run; nothing is left of it afterwards."""
+        """A running driver; all its processes are gone afterwards."""
         command = [sys.executable, "-m", "balancer", "run", self.config, "--out", str(self.out)]
         command += [part for override in self.overrides for part in ("--set", override)]
         ray_folder = tempfile.mkdtemp(prefix="ray-", dir=self.out.parent)
@@ -197,7 +197,7 @@ class Chaos:
     problems: list[Problem] = field(default_factory=list)
 
     def disturb(self, trial: Trial) -> None:
-        """Start the run until it is done, and kill while it works."""
+        """Start the run until it is done, and kill processes while it works."""
         while True:
             before = trial.fragments()
             with trial.started() as session:
@@ -207,7 +207,7 @@ class Chaos:
             trial.note_rows()
             if code in FINISHED:
                 return
-            if code == STALLED:  # too many kills in a row: it said so, and goes on when it is told to
+            if code == STALLED:  # it paused after many kills in a row, and resumes on the next start
                 self.stalled += 1
             elif code != -signal.SIGKILL:
                 raise click.ClickException(f"a driver ended with exit code {code}")
@@ -225,7 +225,7 @@ class Chaos:
                 return
 
     def _strike(self, session: Session) -> bool:
-        """Kill one process; whether it was the driver."""
+        """Kill one process; returns whether it was the driver."""
         if self.chance.random() < self.driver_share:
             session.driver.kill()
             was_working = session.driver.wait() == -signal.SIGKILL
@@ -248,13 +248,13 @@ class Chaos:
     def judge(self, trial: Trial, expected: list[str]) -> None:
         self.runs += 1
         storage = open_storage(trial.out, create=False)
-        found = check_run(storage)
+        findings = check_run(storage)
         ids = set(read_log(storage).table["id"].to_pylist())
-        self.rows += found.rows
+        self.rows += findings.rows
         self.lost += len(trial.seen - ids)
         self.unequal += len(set(expected) ^ set(trial.accepted()))
-        self.problems += found.problems
-        click.echo(f"run {self.runs}: {found.rows} rows, {len(found.problems)} problems", err=True)
+        self.problems += findings.problems
+        click.echo(f"run {self.runs}: {findings.rows} rows, {len(findings.problems)} problems", err=True)
 
     @property
     def is_sound(self) -> bool:
@@ -285,7 +285,7 @@ def _process_ids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _session_of(pid: int) -> int | None:
+def _read_session(pid: int) -> int | None:
     try:
         return os.getsid(pid)
     except (ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""Draws docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
+"""Generate docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
 
 python scripts/columns_page.py
 """
@@ -19,17 +19,17 @@ FACET = "FACET"
 INTRODUCTION = f"""\
 # Columns of the manifest
 
-A row is one image: a real one, or a candidate that was generated and judged, accepted or not. Queries show
-the accepted rows; `balancer query --all` and `Manifest.to_table(status="all")` show the others too. A column
-is null in rows it does not apply to: a real image has no prompt. This is schema {SCHEMA_VERSION}.
+A row is one image: a real one, or a generated candidate, accepted or not. Queries show the accepted rows;
+`balancer query --all` and `Manifest.to_table(status="all")` include the others. A column is null in rows it
+does not apply to: a real image has no prompt. This is schema {SCHEMA_VERSION}.
 
 ```sh
 balancer query runs/demo "class = 'burnt' and score >= 0.8" --columns id,score,scores
 balancer query runs/demo --all --count-by status,reason
 ```
 
-`manifest/current.parquet` has the accepted images in all columns but `embedding` and `probabilities`.
-In it, in CSV and in JSON, `seed` is text.
+`manifest/current.parquet` has all columns of the accepted images except `embedding` and `probabilities`.
+`seed` is text there, in CSV and in JSON.
 
 | column | type | |
 |---|---|---|

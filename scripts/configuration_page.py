@@ -1,4 +1,4 @@
-"""Draws docs/configuration.md, every setting of a config, from the models in balancer/config/schema.py.
+"""Generate docs/configuration.md, every setting of a config, from the models in balancer/config/schema.py.
 
 python scripts/configuration_page.py
 """
@@ -24,10 +24,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-A config is YAML or JSON. Settings that are left out have their default; a key that is not here is an error.
-`extends: other.yaml` takes over another config and changes what is given; `null` takes away
+A config is YAML or JSON. Omitted settings have their default; an unknown key is an error.
+`extends: other.yaml` starts from another config and overrides its settings; `null` removes
 a section or an entry of it, such as `facets: {lighting: null}`, or all entries, as in `facets: null`.
-On the command line, `--set generation.steps=20` changes one setting; a name with dots in it is quoted:
+On the command line, `--set generation.steps=20` changes one setting; quote a name with dots:
 `--set 'classes."v1.0".prompts=[a photo]'`.
 
 `balancer init DATASET` writes a config to start from, and `balancer plan CONFIG` shows what a run would do.
@@ -53,17 +53,17 @@ def _sections(model: type[BaseModel], path: str, setting: FieldInfo | None = Non
         header = "| setting | type | default | |\n|---|---|---|---|"
         yield "\n".join([title, *([f"{about}\n"] if about else []), header, *own, ""])
     for name, field in model.model_fields.items():
-        for found in inner[name]:
-            yield from _sections(found, _joined(path, name, field.annotation), field)
+        for nested in inner[name]:
+            yield from _sections(nested, _joined(path, name, field.annotation), field)
 
 
 def _before(setting: FieldInfo | None) -> list[str]:
-    """What a config's model says where the section stands."""
+    """The description of the section's field."""
     return [] if setting is None else [" ".join((setting.description or "").split())]
 
 
 def _after(setting: FieldInfo | None) -> list[str]:
-    """The defaults in a section's table are not those of a config that does not have it."""
+    """A note if the section is absent by default, because its table shows the defaults within it."""
     if setting is None or setting.is_required() or setting.get_default(call_default_factory=True):
         return []
     return ["By default there is none."]

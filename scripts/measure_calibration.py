@@ -1,8 +1,8 @@
-"""How far the embedded verifier's probabilities can be taken at their word, before and after calibration.
+"""Measure the calibration of the embedded verifier's probabilities, before and after fitting.
 
-Temperatures are fitted on the labelled images of a config, as `balancer calibrate` fits them; the expected
-calibration error is that of renders which neither training nor calibration saw. Prints one JSON object; its
-figures stand in the model card.
+Temperatures are fitted on the labelled images of a config, as by `balancer calibrate`; the expected
+calibration error is measured on renders that neither training nor calibration saw. Prints one JSON object,
+whose figures are in the model card.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def main(config_path: Path, threads: int) -> None:
 
 def _examples(verifier: Verifier, renders: Renders, name: str, config: Config) -> Examples:
     cells = [_cell(renders, index) for index in range(len(renders.pictures))]
-    found = verifier.measure(renders.pictures, [ImageFlags()] * len(cells), cells)
+    measurements = verifier.measure(renders.pictures, [ImageFlags()] * len(cells), cells)
     values = tuple(config.properties()[name])
-    probabilities = np.array([[*one.probabilities[name].values()] for one in found])
+    probabilities = np.array([[*one.probabilities[name].values()] for one in measurements])
     labels = np.array([values.index(dict(cell.properties)[name]) for cell in cells])
     return Examples(values, np.log(np.maximum(probabilities, 1e-300)), labels)
 

@@ -1,8 +1,8 @@
 """Measure on the embedded models when two pictures are copies of each other, and how bright pictures are.
 
-Independent pictures must not: candidates of different seeds, renders of the sample dataset. Pictures that
-were saved again, resized, brightened, disturbed or shifted must. Prints one JSON object; its figures stand
-behind the defaults of `verification.copies`, and behind the brightness ranges of configs/demo.yaml.
+Independent pictures must not count as copies: candidates of different seeds, renders of the sample dataset.
+Pictures that were saved again, resized, brightened, disturbed or shifted must. Prints one JSON object; the
+defaults of `verification.copies` and the brightness ranges of configs/demo.yaml follow from its figures.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(per_cell: int, threads: int) -> None:
                     "renders_of_one_class": within(seen_renders, classes[:, None] == classes),
                     "renders_of_different_classes": within(seen_renders, classes[:, None] != classes),
                 },
-                "copies_found": {name: found(originals, change, see) for name, change in changes().items()},
+                "copies_found": {name: recall(originals, change, see) for name, change in changes().items()},
                 "luminance": luminance(seen_made, [candidate.slot.cell for candidate in candidates]),
             },
             indent=2,
@@ -97,7 +97,7 @@ class Seen:
         self.hashes, self.embeddings, self.brightness = hashes, embeddings, brightness
 
     def against(self, other: Seen) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Distance and similarity of every picture and every other."""
+        """Distance and similarity of every pair of pictures."""
         return np.bitwise_count(self.hashes[:, None] ^ other.hashes), self.embeddings @ other.embeddings.T
 
     def beside(self, other: Seen) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -151,8 +151,8 @@ def taken_for_copies(distances: NDArray[Any], similarities: NDArray[Any]) -> dic
     }
 
 
-def found(originals: Pictures, change: Change, see: Eyes) -> dict[str, float]:
-    """The part of changed pictures that is taken for copies of their originals."""
+def recall(originals: Pictures, change: Change, see: Eyes) -> dict[str, float]:
+    """The share of changed pictures that count as copies of their originals."""
     changed = see(np.stack([change(picture) for picture in originals]))
     return {name: round(float(both.mean()), 4) for name, both in by_limits(*changed.beside(see(originals)))}
 

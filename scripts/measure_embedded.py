@@ -1,6 +1,6 @@
 """Measure the models in balancer/embedded on pictures and seeds that training never saw.
 
-Prints one JSON object; its figures stand in the model card.
+Prints one JSON object, whose figures are in the model card.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ class Verifier:
         """For each property a tensor (pictures, values)."""
         parts = [self._embed(pictures[i : i + 64]) for i in range(0, len(pictures), 64)]
         images, scale = torch.cat(parts), self._model.logit_scale.exp()
-        found = {}
+        probabilities = {}
         for judged in PROPERTIES:
             texts = text_embeddings(self._model, list(judged.wordings.values()))
-            found[judged.name] = (scale * images @ texts.T).softmax(-1)
-        return found
+            probabilities[judged.name] = (scale * images @ texts.T).softmax(-1)
+        return probabilities
 
     def _embed(self, pictures: Picture) -> torch.Tensor:
         batch = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
@@ -170,13 +170,13 @@ def calibration_error(confidence: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def judge_candidates(verifier: Verifier, cells: Sequence[Cell], pictures: Picture) -> dict[str, Any]:
-    found = verifier.probabilities(pictures)
+    probabilities = verifier.probabilities(pictures)
     score = torch.ones(len(cells))
     by_property = {}
     for judged in PROPERTIES:
         labels = torch.tensor([judged.label(cell) for cell in cells])
         known = (labels >= 0).nonzero().squeeze(-1)
-        asked = found[judged.name][known, labels[known]]
+        asked = probabilities[judged.name][known, labels[known]]
         score[known] = torch.minimum(score[known], asked)
         by_property[judged.name] = round((asked >= PASS_SCORE).float().mean().item(), 4)
     passed = score >= PASS_SCORE

@@ -1,11 +1,11 @@
-"""Estimate how many accepted images show what they are labelled with, by a judge that shares nothing
-with the verifier (`embedded_training/label_judge.py`).
+"""Estimate the label precision of accepted images, with a judge that shares nothing with the verifier
+(`embedded_training/label_judge.py`).
 
-Candidates of every cell are made and measured by the classes a run uses, under a config of the embedded
-models. Of those accepted and of those rejected at each threshold, the part is counted of which the
-judge agrees with the label. It is a lower bound where the judge errs on what is right: its own
-accuracy on renders is measured first, and `--sheet` shows every accepted picture it disagrees on.
-Prints one JSON object; its figures stand in the model card.
+Candidates of every cell are generated and measured by the classes a run uses, under a config of the embedded
+models. Of the accepted and of the rejected ones at each threshold, the share with a label that the judge
+agrees with is counted. Mistakes of the judge make this a lower bound: its own accuracy on renders is measured
+first, and `--sheet` shows every accepted picture it disagrees on. Prints one JSON object, whose figures are
+in the model card.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from balancer.verification.verdict import ImageFlags, Measurement, Verdict, crit
 from embedded_training import data
 from embedded_training.checkpoints import load_checkpoint, save_checkpoint
 from embedded_training.data import CELLS, Renders
-from embedded_training.label_judge import VALUES, LabelJudge, soften, train_judge, value_of
+from embedded_training.label_judge import VALUES, LabelJudge, soften, train_judge, wanted_value
 from embedded_training.loop import pixels, step_generator
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
@@ -134,16 +134,16 @@ def _verdicts(
 
 def _accuracy(referee: LabelJudge, renders: Renders, pictures: Picture) -> dict[str, Any]:
     answers = referee.answers(pictures)
-    found = {}
+    accuracy = {}
     for name in VALUES:
-        wanted = [value_of(renders.cell(index), name) for index in range(len(pictures))]
+        wanted = [wanted_value(renders.cell(index), name) for index in range(len(pictures))]
         pairs = [(a, w) for a, w in zip(answers[name], wanted, strict=True) if w is not None]
-        found[name] = _share(sum(answer == value for answer, value in pairs), len(pairs))
-    return found
+        accuracy[name] = _share(sum(answer == value for answer, value in pairs), len(pairs))
+    return accuracy
 
 
 def _softened(pictures: Picture) -> Picture:
-    """Blurred and noisy, each batch otherwise, as in the judge's training."""
+    """Blurred and noisy, differently in each batch, as in the judge's training."""
     parts = []
     for start in range(0, len(pictures), 64):
         images = pixels(pictures[start : start + 64], torch.device("cpu"))
@@ -153,9 +153,9 @@ def _softened(pictures: Picture) -> Picture:
 
 
 def _precision(cells: Sequence[Cell], verdicts: Sequence[Verdict], answers: Answers) -> dict[str, Any]:
-    """Of accepted candidates, of rejected ones, and of those rejected for that very property: how many
-    show the wanted value, as the judge sees it."""
-    found: dict[str, Any] = {"accepted": sum(verdict.accepted for verdict in verdicts)}
+    """The share that shows the wanted value, according to the judge: of accepted candidates, of rejected
+    ones, and of those rejected for that property."""
+    precision: dict[str, Any] = {"accepted": sum(verdict.accepted for verdict in verdicts)}
     for name in VALUES:
         agreed: dict[str, list[bool]] = {"accepted": [], "rejected": [], "rejected_for_it": []}
         for cell, verdict, answer in zip(cells, verdicts, answers[name], strict=True):
@@ -165,8 +165,8 @@ def _precision(cells: Sequence[Cell], verdicts: Sequence[Verdict], answers: Answ
             agreed["accepted" if verdict.accepted else "rejected"].append(answer == wanted)
             if verdict.reason == name:
                 agreed["rejected_for_it"].append(answer == wanted)
-        found[name] = {group: _share(sum(of), len(of)) for group, of in agreed.items()}
-    return found
+        precision[name] = {group: _share(sum(of), len(of)) for group, of in agreed.items()}
+    return precision
 
 
 def _share(right: int, count: int) -> dict[str, Any]:
@@ -185,17 +185,17 @@ def _share(right: int, count: int) -> dict[str, Any]:
 def _save_sheet(
     pictures: Picture, cells: Sequence[Cell], answers: Answers, accepted: Sequence[bool], path: Path
 ) -> None:
-    """Accepted pictures with a property that the judge sees otherwise: the label, and what it sees."""
-    found = []
+    """Accepted pictures whose label the judge disputes: the label, and the judge's answer."""
+    mistakes = []
     for index, cell in enumerate(cells):
         wrong = [answers[name][index] for name, wanted in cell.properties if answers[name][index] != wanted]
         if accepted[index] and wrong:
-            found.append((pictures[index], cell.key, "seen: " + ", ".join(wrong)))
+            mistakes.append((pictures[index], cell.key, "seen: " + ", ".join(wrong)))
     side = SHEET_ZOOM * pictures.shape[1]
-    rows = max(1, -(-len(found) // SHEET_COLUMNS))
+    rows = max(1, -(-len(mistakes) // SHEET_COLUMNS))
     sheet = Image.new("RGB", (SHEET_COLUMNS * side, rows * (side + CAPTION_HEIGHT)), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, label, seen) in enumerate(found):
+    for index, (picture, label, seen) in enumerate(mistakes):
         left, top = index % SHEET_COLUMNS * side, index // SHEET_COLUMNS * (side + CAPTION_HEIGHT)
         sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top))
         draw.text((left + 2, top + side + 2), f"{label}\n{seen}", fill="black")

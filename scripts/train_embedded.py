@@ -3,7 +3,7 @@
     python scripts/train_embedded.py --work DIR            every stage, about an hour on 2 cores
     python scripts/train_embedded.py --work DIR generator  one stage; the earlier ones must be done
 
-Stopped at any point, the same command goes on from the last checkpoint in DIR.
+After an interruption, the same command resumes from the last checkpoint in DIR.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from balancer.dataset.near_duplicates import CopyIndex
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.runfile import RunInfo
 from balancer.process.signals import StopSignal
-from balancer.runs.resume import facts_of
+from balancer.runs.resume import run_facts
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import DiskFullError
 
@@ -155,7 +155,7 @@ def simulated_driver(
     engine = generators.engine
     return build_driver(
         config,
-        facts_of(info, config),
+        run_facts(info, config),
         schedule,
         log,
         generators,

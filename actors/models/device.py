@@ -1,4 +1,4 @@
-"""Which device a model runs on, at what precision, and why."""
+"""The device and precision of a model, and the reason for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from balancer.errors import UnavailableError
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU this process was given, if any, `cuda` and `cpu` are what they say."""
+    """`auto` is the GPU assigned to this process, if any, else the CPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("no CUDA device is visible", hint="set actors.device to auto or cpu")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -33,6 +33,6 @@ def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def use_threads(device: torch.device, threads: int | None) -> None:
-    """Let torch use so many CPU threads, where it computes on the CPU; None leaves its default."""
+    """Set torch's number of CPU threads if it computes on the CPU; None keeps its default."""
     if device.type == "cpu" and threads is not None:
         torch.set_num_threads(threads)

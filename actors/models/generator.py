@@ -1,9 +1,8 @@
-"""From requests to images: a diffusers text-to-image pipeline behind one plain class.
+"""The generator: a diffusers text-to-image pipeline behind one plain class.
 
-Batches always have the same shape: a short one is filled up with its last request and cut afterwards,
-so that an image never depends on how many others were asked for. Noise is drawn on the CPU, one
-`torch.Generator` per image, so that every device starts from the same latents. (torch seeds
-its CPU generator with the low 32 bits of a seed.)
+Batches always have the same size: a short one is padded with its last request and cut afterwards, so an image
+never depends on the number of others. Noise is drawn on the CPU, with one `torch.Generator` per image, so
+every device starts from the same latents. (torch seeds its CPU generator with the low 32 bits of a seed.)
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from balancer.verification.verdict import ImageFlags, Made
 
 AUTO_BATCH_ON_CPU = 8
 
-LEFT_TO_OTHERS = 0.15
-"""Part of a GPU's memory that `auto` batches leave to the verifier and to whatever else is there."""
+RESERVED_SHARE = 0.15
+"""Share of a GPU's memory that `auto` batches leave to the verifier and other processes."""
 
 WARM_UP_GUIDANCE = 5.0
 
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 class Generator:
     """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` and `offload` as in the config.
 
-    A `batch_size` of `auto` takes what fits beside the weights, on a CPU 8.
+    A `batch_size` of `auto` is as large as fits beside the weights; on a CPU it is 8.
     """
 
     def __init__(
@@ -80,17 +79,17 @@ class Generator:
                 self._warm_up()
 
     def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
-        """Make one image per request: uint8 (N, height, width, 3), and what is known of each.
+        """Generate one image per request: uint8 (N, height, width, 3), with the flags of each.
 
-        A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch
-        shape is halved for good and the work done again with the same seeds.
+        A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch size is
+        halved for good, and the batch is repeated with the same seeds.
         """
         pixels, made = self.begin(requests, guidance)()
         return pixels, made.flags
 
     def begin(self, requests: Sequence[Request], guidance: float) -> Callable[[], tuple[np.ndarray, Made]]:
-        """As `generate`, but the images are still on their way from the device when it returns: the result
-        waits for them."""
+        """Like `generate`, but returns while the images are still being copied from the device; calling the
+        result waits for them."""
         began = time.perf_counter()
         while True:
             try:
@@ -101,29 +100,29 @@ class Generator:
             else:
                 flags = [flags for _, part in parts for flags in part]
                 made = Made(flags, self.batch_size, time.perf_counter() - began)
-                return functools.partial(_fetched, [copy for copy, _ in parts], made)
-            # After the handler, whose traceback keeps the tensors of the failed batch alive.
+                return functools.partial(_fetch, [copy for copy, _ in parts], made)
+            # Outside the handler: its traceback keeps the tensors of the failed batch alive.
             self._halve_batch()
 
     def describe(self) -> dict[str, str]:
-        """What made the images, for the manifest: model, revision, device, dtype, placement, batch."""
+        """Model, revision, device, dtype, offloading and batch size, for the manifest."""
         return {
             "model": self.model,
             "revision": self.revision,
             "device": device_name(self.device),
             "dtype": f"{str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})",
-            "placement": self._loaded.placement.reason,
+            "placement": self._loaded.offloading.reason,
             "batch_size": str(self.batch_size),
         }
 
     def _largest_batch(self) -> int:
-        """By what batches of one and of two take; a part of the memory is left to others on the GPU."""
+        """Estimated from the memory of batches of one and two, minus the share reserved for others."""
         free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
-        one, two = (self._memory_of_a_batch(size) for size in (1, 2))
+        one, two = (self._measure_batch_memory(size) for size in (1, 2))
         torch.cuda.empty_cache()
-        return largest_batch(one, two, free_bytes - int(LEFT_TO_OTHERS * total_bytes))
+        return largest_batch(one, two, free_bytes - int(RESERVED_SHARE * total_bytes))
 
-    def _memory_of_a_batch(self, size: int) -> int:
+    def _measure_batch_memory(self, size: int) -> int:
         self.batch_size = size
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -131,7 +130,7 @@ class Generator:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def _warm_up(self) -> None:
-        """A batch that nobody wants, of as few steps as it takes to run through every part."""
+        """Generate a throw-away batch in two steps, which run every part of the pipeline."""
         steps, self.steps = self.steps, 2
         try:
             self._generate_batch([Request("", "", 0)], WARM_UP_GUIDANCE)
@@ -155,8 +154,8 @@ class Generator:
         self, requests: Sequence[Request], guidance: float, callback: _FiniteLatents
     ) -> dict[str, Any]:
         prompts = [request.prompt for request in requests]
-        # Always words, even empty ones: pipelines treat an absent negative prompt differently, and an image
-        # must not change with its neighbours.
+        # Always text, even if empty: pipelines treat an absent negative prompt differently, and an image must
+        # not change with its neighbours.
         negative_prompts = [request.negative_prompt for request in requests]
         words: dict[str, Any] = {"prompt": prompts, "negative_prompt": negative_prompts}
         if self._loaded.embeddings is not None:
@@ -182,12 +181,12 @@ class Generator:
         return UnavailableError(
             f"one image of {self.width} x {self.height} does not fit into the memory of"
             f" {device_name(self.device)}",
-            hint="lower generation.width and generation.height, or leave the GPU to the generator alone",
+            hint="lower generation.width and generation.height, or reserve the GPU for the generator",
         )
 
 
 class _FiniteLatents:
-    """A step callback that keeps the last latents: decoding can hide an infinity behind a clamp."""
+    """A step callback that keeps the last latents, because decoding can clamp an infinity."""
 
     def __init__(self) -> None:
         self._latents: torch.Tensor | None = None
@@ -203,7 +202,7 @@ class _FiniteLatents:
 
 
 def _nonfinite(values: torch.Tensor) -> list[int]:
-    """How many values of each image are not a number or infinite."""
+    """The number of NaN and infinite values of each image."""
     counts: list[int] = values.isfinite().logical_not().flatten(1).sum(1).tolist()
     return counts
 
@@ -213,14 +212,14 @@ def _parts(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]
 
 
 def _to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) in 0..1 to uint8 (N, H, W, 3); converted on the device, a quarter of the bytes to move."""
+    """(N, 3, H, W) in 0..1 to uint8 (N, H, W, 3), on the device: a quarter of the bytes to copy."""
     scaled = images.float().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Images on their way from the device to memory, while the device goes on with other work."""
+    """A copy of images from the device to memory in progress; the device continues with other work."""
 
     pixels: torch.Tensor
     arrived: torch.cuda.Event | None
@@ -229,18 +228,18 @@ class _Copy:
     def begin(cls, pixels: torch.Tensor) -> _Copy:
         if pixels.device.type != "cuda":
             return cls(pixels, None)
-        here = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-        here.copy_(pixels, non_blocking=True)
+        host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        host.copy_(pixels, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return cls(here, arrived)
+        return cls(host, arrived)
 
     def wait(self) -> np.ndarray:
         if self.arrived is not None:
             self.arrived.synchronize()
-        there: np.ndarray = self.pixels.numpy()
-        return there
+        pixels: np.ndarray = self.pixels.numpy()
+        return pixels
 
 
-def _fetched(copies: Sequence[_Copy], made: Made) -> tuple[np.ndarray, Made]:
+def _fetch(copies: Sequence[_Copy], made: Made) -> tuple[np.ndarray, Made]:
     return np.concatenate([copy.wait() for copy in copies]), made

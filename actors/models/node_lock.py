@@ -1,4 +1,4 @@
-"""One at a time on a node: loading a model takes twice its size in host memory, and compiling all cores."""
+"""A lock per node: loading a model takes twice its size in host memory, and compiling takes all cores."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def one_at_a_time(what: str) -> Iterator[None]:
-    """Waits until no other process of this user on this machine does `what` (a plain word), and says that it
-    waits. Where there can be no lock, several do it at once, which takes more memory."""
-    fd = _open(what)
+def one_at_a_time(verb: str) -> Iterator[None]:
+    """Hold the lock for `verb` (load, compile) against other processes of this user on this machine. Logs a
+    warning if it has to wait. Without a lock, processes may load at once, which takes more memory."""
+    fd = _open(verb)
     try:
         if fd is not None:
-            _lock(fd, what)
+            _lock(fd, verb)
         yield
     finally:
         if fd is not None:
-            os.close(fd)  # which releases it, also when the process dies
+            os.close(fd)  # releases the lock, as the end of the process does
 
 
-def _open(what: str) -> int | None:
+def _open(verb: str) -> int | None:
     try:
-        # By name of the node: a cache may be in a home that several share.
-        path = private_folder("locks") / f"{socket.gethostname()}-{what}.lock"
+        # Named by node, because nodes may share the home that has the cache.
+        path = private_folder("locks") / f"{socket.gethostname()}-{verb}.lock"
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except (OSError, UnavailableError) as error:
-        log.warning("no lock, so that several processes may %s models at once: %s", what, error)
+        log.warning("no lock: several processes may %s models at once: %s", verb, error)
         return None
 
 
-def _lock(fd: int, what: str) -> None:
+def _lock(fd: int, verb: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        log.warning("waiting for another process of this user to %s its model", what)
+        log.warning("waiting for another process of this user to %s its model", verb)
         fcntl.flock(fd, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        log.warning("no lock, so that several processes may %s models at once: %s", what, error.strerror)
+        log.warning("no lock: several processes may %s models at once: %s", verb, error.strerror)

@@ -1,4 +1,4 @@
-"""A diffusers text-to-image pipeline from a folder, on its device, as fast as it goes there."""
+"""Load a diffusers text-to-image pipeline from a folder and prepare it for its device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from actors.models.node_lock import one_at_a_time
-from actors.models.offload import Placement, place
+from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
 from actors.weights import resolve as weights
 from balancer.errors import UnavailableError
@@ -23,7 +23,7 @@ from balancer.storage.cache import private_folder
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a pipeline comes from; `model` is what the config calls it."""
+    """The origin of a pipeline; `model` is its name in the config."""
 
     folder: Path
     model: str
@@ -32,32 +32,31 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`embeddings` is None where the pipeline takes its prompts as text."""
+    """`embeddings` is None if the pipeline takes its prompts as text."""
 
     pipeline: Any
     embeddings: PromptEmbeddings | None
-    placement: Placement
+    offloading: Offloading
 
 
 def load_pipeline(
     source: Source, dtype: torch.dtype, device: torch.device, *, pixels: int, offload: str, compiled: bool
 ) -> Loaded:
-    """Load, place and prepare a pipeline; `pixels` are those of one image.
+    """Load a pipeline and move it to its device; `pixels` are those of one image.
 
-    One process of a node at a time: it comes through host memory, and the first that compiles fills a cache
-    from which the others take what they need.
+    One process per node at a time, because loading goes through host memory.
     """
     with one_at_a_time("load"):
         pipeline = _from_folder(source, dtype)
-        placement = _put(pipeline, device, pixels, offload)
+        offloading = _move(pipeline, device, pixels, offload)
     _prefer_channels_last(pipeline)
     if compiled:
-        _compile(pipeline, source, placement)
+        _compile(pipeline, source, offloading)
     embeddings = None
     if PromptEmbeddings.supports(pipeline):
-        on_cpu = placement.mode == "text_encoders"
+        on_cpu = offloading.mode == "text_encoders"
         embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device)
-    return Loaded(pipeline, embeddings, placement)
+    return Loaded(pipeline, embeddings, offloading)
 
 
 def _from_folder(source: Source, dtype: torch.dtype) -> Any:
@@ -81,35 +80,35 @@ def _from_folder(source: Source, dtype: torch.dtype) -> Any:
 def _quiet() -> Iterator[None]:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()  # it remarks on every autoencoder but the usual one
+    diffusers.utils.logging.set_verbosity_error()  # it warns of every autoencoder but the usual one
     try:
         yield
     finally:
-        diffusers.utils.logging.set_verbosity_warning()  # such as of prompts that are too long
+        diffusers.utils.logging.set_verbosity_warning()  # of prompts that are too long, for example
 
 
 def _without_watermark(folder: Path) -> dict[str, bool]:
-    # SDXL would stamp an invisible watermark on the CPU if a package for it happens to be installed;
-    # provenance is written into the file instead. Other pipelines do not know the argument.
+    # SDXL would add an invisible watermark, on the CPU, if a package for it is installed; provenance is
+    # written into the file instead. Other pipelines do not take the argument.
     is_sdxl = weights.pipeline_class(folder).startswith("StableDiffusionXL")
     return {"add_watermarker": False} if is_sdxl else {}
 
 
-def _put(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Placement:
+def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Offloading:
     if device.type != "cuda":
         pipeline.to(device)
-        return Placement("none", "")
+        return Offloading("none", "")
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    placement = place(component_bytes(pipeline), pixels, free_bytes, offload)
-    if placement.mode == "model":
+    offloading = choose_offloading(component_bytes(pipeline), pixels, free_bytes, offload)
+    if offloading.mode == "model":
         pipeline.enable_model_cpu_offload(device=device)
-    elif placement.mode == "sequential":
+    elif offloading.mode == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
         for name, part in _modules(pipeline).items():
-            stays = placement.mode == "text_encoders" and name.startswith("text_encoder")
+            stays = offloading.mode == "text_encoders" and name.startswith("text_encoder")
             part.to("cpu" if stays else device)
-    return placement
+    return offloading
 
 
 def _modules(pipeline: Any) -> Mapping[str, torch.nn.Module]:
@@ -117,7 +116,7 @@ def _modules(pipeline: Any) -> Mapping[str, torch.nn.Module]:
 
 
 def component_bytes(pipeline: Any) -> dict[str, int]:
-    """What the weights of each part take, as they are loaded."""
+    """The size of each part's loaded weights."""
     return {
         name: sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())
         for name, part in _modules(pipeline).items()
@@ -130,13 +129,13 @@ def _prefer_channels_last(pipeline: Any) -> None:
         pipeline.vae.to(memory_format=torch.channels_last)
 
 
-def _compile(pipeline: Any, source: Source, placement: Placement) -> None:
-    """Whole graphs, of which there is one for each shape, and batches have one shape. Compilation itself
-    happens at the first batch."""
-    if placement.mode in ("model", "sequential"):
+def _compile(pipeline: Any, source: Source, offloading: Offloading) -> None:
+    """As whole graphs, one for each shape; all batches have the same shape. Compilation happens at the first
+    batch."""
+    if offloading.mode in ("model", "sequential"):
         raise UnavailableError(
             f"{source.model}: a pipeline that is moved to the GPU part by part cannot be compiled"
-            f" ({placement.reason})",
+            f" ({offloading.reason})",
             hint="set generation.compile to false, or use a GPU with more memory",
         )
     _use_own_compile_cache()
@@ -148,8 +147,8 @@ def _compile(pipeline: Any, source: Source, placement: Placement) -> None:
 
 
 def _use_own_compile_cache() -> None:
-    """torch runs what it finds in its cache, by default in the shared temporary folder: whoever made that
-    first would run code as this user."""
+    """torch runs code from its cache, by default in the shared temporary folder: whoever creates that first
+    could run code as this user."""
     for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         if name not in os.environ:
             os.environ[name] = str(private_folder("compile") / part)

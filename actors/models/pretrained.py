@@ -1,4 +1,4 @@
-"""A transformers model and its processor from a folder: safetensors, whole, and without code of its own."""
+"""Load a transformers model and its processor from a folder: complete safetensors, no custom code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def load_pretrained(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Any, Any]:
-    """The model in evaluation mode, and its processor. `wanted` says in a hint what the config must name."""
+    """The model in evaluation mode, and its processor. `wanted` is the hint of errors."""
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # it reports on every weight; here that is an error
+    transformers.utils.logging.set_verbosity_error()  # it warns of missing weights, which are an error here
     try:
         with weights.shown_to_loader(folder, model, None, kind, wanted) as view:
             loaded, report = model_class.from_pretrained(
@@ -41,7 +41,7 @@ def load_pretrained(
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
-        # transformers goes on with random numbers in their place.
+        # transformers would fill them with random numbers.
         raise WeightsError(
             f"{model}: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}", hint=wanted
         )

@@ -1,7 +1,7 @@
-"""Prompts as a pipeline's text encoders see them, worked out once for each text.
+"""Prompt embeddings, cached by text.
 
-Runs ask for the same few hundred wordings again and again. Each text is encoded by itself, so that what
-comes out does not depend on its neighbours in a batch.
+A run uses the same few hundred wordings again and again. Each text is encoded on its own, so its embedding
+does not depend on its neighbours in a batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import diffusers
 import torch
 
 MAX_BYTES = 256_000_000
-"""About 800 texts of SDXL in half precision. Kept in host memory: they are moved to a GPU in no time."""
+"""About 800 texts of SDXL in half precision. Kept in host memory; moving them to a GPU is fast."""
 
 _Embedded = tuple[torch.Tensor, ...]
 """Hidden states (1, tokens, width) and, for SDXL, the pooled embedding (1, width)."""
@@ -32,18 +32,18 @@ class PromptEmbeddings:
 
     @classmethod
     def supports(cls, pipeline: Any) -> bool:
-        """Other pipelines are given their prompts as text."""
+        """Other pipelines get their prompts as text."""
         return type(pipeline) in _PIPELINES
 
     def arguments(
         self, prompts: Sequence[str], negative_prompts: Sequence[str], guided: bool, device: torch.device
     ) -> dict[str, torch.Tensor]:
-        """Arguments for the pipeline's call in the place of its prompts, on `device`."""
+        """Arguments of the pipeline's call that replace its prompts, on `device`."""
         names = ("prompt_embeds", "pooled_prompt_embeds")
-        found = self._named(names, prompts, device)
+        arguments = self._named(names, prompts, device)
         if guided:
-            found |= self._named([f"negative_{name}" for name in names], negative_prompts, device)
-        return found
+            arguments |= self._named([f"negative_{name}" for name in names], negative_prompts, device)
+        return arguments
 
     def _named(
         self, names: Sequence[str], texts: Sequence[str], device: torch.device
@@ -55,12 +55,12 @@ class PromptEmbeddings:
         if text in self._known:
             self._known.move_to_end(text)
             return self._known[text]
-        found = self._encode(text)
-        self._known[text] = found
-        self._bytes += _size(found)
+        embedded = self._encode(text)
+        self._known[text] = embedded
+        self._bytes += _size(embedded)
         while self._bytes > self._max_bytes and len(self._known) > 1:
             self._bytes -= _size(self._known.popitem(last=False)[1])
-        return found
+        return embedded
 
     @torch.no_grad()
     def _encode(self, text: str) -> _Embedded:

@@ -1,4 +1,4 @@
-"""A safety checker of the user's choice: an image classifier some of whose labels mean unsafe."""
+"""A safety checker: an image classifier chosen in the config, some of whose labels mean unsafe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actors.weights.view import failures_told
 from balancer.errors import WeightsError
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
-"""Images that go through the model at once; always as many, so that a probability does not depend on it."""
+"""Images per batch; always the same, so a probability does not depend on the number of images."""
 
 _HINT = "verification.safety.model must name an image classifier that transformers has built in"
 
@@ -61,7 +61,7 @@ class SafetyChecker:
         filled = [Image.fromarray(image) for image in [*pixels, *[pixels[-1]] * (size - len(pixels))]]
         inputs = self._processor(filled, return_tensors="pt").to(self.device)
         logits = self._model(**inputs).logits[: len(pixels)]
-        # Of a model whose labels do not exclude each other, the sum is an upper bound.
+        # If labels do not exclude each other, the sum is an upper bound.
         each = logits.sigmoid() if self._several else logits.softmax(dim=1)
         unsafe: list[float] = each[:, self._unsafe].sum(dim=1).clamp(max=1.0).tolist()
         return unsafe

@@ -1,8 +1,8 @@
-"""A second opinion: a vision-language model is asked, for every property, whether an image shows it.
+"""The second judge: a vision-language model is asked, for every property, whether an image shows it.
 
-The score is P(yes) among the tokens that say yes or no, read off the logits of the first token of the
-answer; nothing is generated. Questions go through the model in batches of one size, padded to the
-longest question, so that a score does not depend on what came together.
+The score is P(yes) among the tokens for yes and no, from the logits of the answer's first token; no text is
+generated. Batches have a fixed size and are padded to the longest question, so a score does not depend on its
+neighbours in a batch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from balancer.cells import Cell
 from balancer.errors import WeightsError
 
 INTERNAL_BATCH = {"cpu": 1, "cuda": 8}
-"""Questions, each with its image, that go through the model at once. A CPU gains nothing by more, and
-its last bits depend on the place in a batch."""
+"""Questions, each with its image, per batch. A CPU gains nothing from more, and its last bits would depend on
+the position in a batch."""
 
 _HINT = "verification.second_judge.model must name a vision-language model that transformers has built in"
 _IMAGE_TOKEN = "<image>"
@@ -35,8 +35,7 @@ _IMAGE_TOKEN = "<image>"
 class SecondJudge:
     """A model on one device, in float32 on a CPU, in half precision on a GPU.
 
-    `question` has `{}` where the wording goes; a value is asked for by the first wording that `properties`
-    gives it.
+    `{}` in `question` stands for the wording: the first one that `properties` has for the value.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class SecondJudge:
             self._prepare(question, properties)
 
     def _prepare(self, question: str, properties: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        model, tokenizer = self.model, _tokenizer_of(self._processor, self.model)
-        self._yes = _tokens_of("yes", tokenizer, model)
-        self._no = _tokens_of("no", tokenizer, model)
+        model, tokenizer = self.model, _get_tokenizer(self._processor, self.model)
+        self._yes = _find_tokens("yes", tokenizer, model)
+        self._no = _find_tokens("no", tokenizer, model)
         questions = {
             (name, value): question.replace("{}", wordings[0])
             for name, values in properties.items()
@@ -81,20 +80,20 @@ class SecondJudge:
         self._options = _options(self._model, self._longest, tokenizer)
 
     def scores(self, pixels: np.ndarray, cells: Sequence[Cell]) -> list[dict[str, float]]:
-        """For each image of uint8 (N, height, width, 3) P(yes) of what its cell asks of each property."""
+        """P(yes) for the wanted value of each property, per image of uint8 (N, height, width, 3)."""
         asked = [
             (index, name, self._prompts[name, value])
             for index, cell in enumerate(cells)
             for name, value in cell.properties
         ]
         size = INTERNAL_BATCH[self.device.type]
-        found: list[dict[str, float]] = [{} for _ in cells]
+        scores: list[dict[str, float]] = [{} for _ in cells]
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
             answers = self._ask([(pixels[index], prompt) for index, _, prompt in part], size)
             for (index, name, _), score in zip(part, answers, strict=True):
-                found[index][name] = score
-        return found
+                scores[index][name] = score
+        return scores
 
     @torch.inference_mode()
     def _ask(self, asked: Sequence[tuple[np.ndarray, str]], size: int) -> list[float]:
@@ -110,21 +109,21 @@ class SecondJudge:
         return self._processor(
             text=[prompt for _, prompt in asked],
             images=[[Image.fromarray(image)] for image, _ in asked],
-            padding_side="left",  # so that the answer comes last
+            padding_side="left",  # the answer comes last
             return_tensors="pt",
             **self._options["processor"],
             **padding,
         )
 
     def _length(self, shape: tuple[int, ...]) -> int:
-        """Tokens of the longest question with an image of this shape, which takes as many as it needs."""
+        """Tokens of the longest question with an image of this shape."""
         if shape not in self._lengths:
             blank = np.zeros(shape, np.uint8)
             self._lengths[shape] = self._inputs([(blank, self._longest)]).input_ids.shape[1]
         return self._lengths[shape]
 
 
-def _tokenizer_of(processor: Any, model: str) -> Any:
+def _get_tokenizer(processor: Any, model: str) -> Any:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         raise WeightsError(f"{model}: its processor does not take both images and text", hint=_HINT)
@@ -133,21 +132,21 @@ def _tokenizer_of(processor: Any, model: str) -> Any:
     return tokenizer
 
 
-def _tokens_of(word: str, tokenizer: Any, model: str) -> list[int]:
-    """The single tokens that say a word, in any case, with and without a space before it."""
-    found = set()
+def _find_tokens(word: str, tokenizer: Any, model: str) -> list[int]:
+    """Single tokens for a word, in any case, with and without a leading space."""
+    ids = set()
     for spelling in (word, word.capitalize(), word.upper()):
-        ways = [tokenizer.encode(before + spelling, add_special_tokens=False) for before in ("", " ")]
-        found |= {tokens[0] for tokens in ways if len(tokens) == 1}
-        found.add(tokenizer.convert_tokens_to_ids(spelling))  # encode() may always put a space before it
-    found -= {None, tokenizer.unk_token_id}
-    if not found:
+        encodings = [tokenizer.encode(before + spelling, add_special_tokens=False) for before in ("", " ")]
+        ids |= {tokens[0] for tokens in encodings if len(tokens) == 1}
+        ids.add(tokenizer.convert_tokens_to_ids(spelling))  # encode() may always add a leading space
+    ids -= {None, tokenizer.unk_token_id}
+    if not ids:
         raise WeightsError(f"{model}: its tokenizer has no single token for {word!r}", hint=_HINT)
-    return sorted(found)
+    return sorted(ids)
 
 
 def _prompts(questions: Sequence[str], processor: Any, model: str) -> list[str]:
-    """Questions about one image, as the model's chat template has them, or after a bare image token."""
+    """Questions about one image in the model's chat template, or after an image token if it has none."""
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -162,7 +161,7 @@ def _prompts(questions: Sequence[str], processor: Any, model: str) -> list[str]:
 
 
 def _options(model: Any, prompt: str, tokenizer: Any) -> dict[str, dict[str, Any]]:
-    """Arguments that only some models know or need: the last logits alone, no second token of beginning."""
+    """Arguments that only some models take or need: compute the last logits only, add no second BOS token."""
     begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
     last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {

@@ -1,8 +1,7 @@
-"""Stand-ins for generator and verifier: the same methods, set speed, set pass rate, faults on demand.
+"""Simulated generator and verifier: the same methods, with configured speed, pass rate and faults.
 
-They try a cluster or the driver without models; what they make is noise and never data. Whether an
-image passes is drawn from its seed, which travels in its first eight bytes, and can depend on what was asked,
-of which the next three tell.
+They test a cluster or the driver without models; their images are noise. Whether an image passes is drawn
+from its seed, in its first eight bytes, and can depend on its wording, in the next three.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ Sleep = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong at the `call`-th call (from 1) of a stand-in.
+    """A fault at the `call`-th call (from 1).
 
-    `die` ends the process at once, `raise` raises SimulatedFault, `hang` does not come back. With `once`, a
-    file that is made when the fault strikes, it strikes no second time: not in the actor's next
-    life, nor in another actor.
+    `die` ends the process at once, `raise` raises SimulatedFault, `hang` never returns. `once` is a file that
+    the fault creates, and it does not strike again while that exists: not after a restart of the actor, nor
+    in another actor.
     """
 
     call: int
@@ -61,7 +60,7 @@ class SimulatedGenerator:
     ) -> None:
         self.batch_size, self.width, self.height = batch_size, width, height
         self._service_s, self._sleep = service_s, sleep
-        self._trouble = _Trouble(faults, sleep)
+        self._faults = _Faults(faults, sleep)
         sleep(start_s)
 
     def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
@@ -70,8 +69,8 @@ class SimulatedGenerator:
         return pixels, made.flags
 
     def begin(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, Made]:
-        """As `generate`, and how many images are made at a time, in how long."""
-        self._trouble.strike()
+        """Like `generate`, with the batch size and the time it took."""
+        self._faults.strike()
         seconds = self._service_s * -(-len(requests) // self.batch_size)
         self._sleep(seconds)
         pixels = np.stack([_noise(request, self.width, self.height) for request in requests])
@@ -88,11 +87,11 @@ class SimulatedGenerator:
 
 
 class SimulatedVerifier:
-    """Passes `pass_rate` of all seeds, whatever was asked for: a passing image has every value of every
-    property at 0.9 or more (so they do not sum to 1), a failing one lacks one property.
+    """Passes `pass_rate` of all seeds, whatever the request: a passing image has every value of every
+    property at 0.9 or more (these do not sum to 1), a failing one lacks one property.
 
-    `pass_rates` are those of single class wordings, by their number; a request that strengthens a property
-    passes by `strengthened_gain` more often.
+    `pass_rates` override it for single class wordings, by their number; a request that strengthens a property
+    raises it by `strengthened_gain`.
     """
 
     def __init__(
@@ -109,35 +108,35 @@ class SimulatedVerifier:
         self._pass_rates, self._strengthened_gain = pass_rates or {}, strengthened_gain
         self._values = {name: tuple(values) for name, values in properties.items()}
         self._pass_rate, self._service_s, self._sleep = pass_rate, service_s, sleep
-        self._trouble = _Trouble(faults, sleep)
+        self._faults = _Faults(faults, sleep)
         sleep(start_s)
 
     def measure(
         self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]
     ) -> list[Measurement]:
-        """One measurement per image, drawn from the seed it carries."""
-        self._trouble.strike()
+        """One measurement per image, drawn from the seed in it."""
+        self._faults.strike()
         self._sleep(self._service_s)
         return [self._measure_one(image, flag) for image, flag in zip(pixels, flags, strict=True)]
 
     def measure_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
         """One measurement per image file, drawn from its first pixels, or why it cannot be read."""
-        self._trouble.strike()
+        self._faults.strike()
         self._sleep(self._service_s)
-        found: list[Measurement | str] = []
+        measured: list[Measurement | str] = []
         for data in files:
             try:
-                found.append(self._measure_one(decode_image(data, max_pixels=max_pixels), ImageFlags()))
+                measured.append(self._measure_one(decode_image(data, max_pixels=max_pixels), ImageFlags()))
             except UnreadableImage as error:
-                found.append(error.reason)
-        return found
+                measured.append(error.reason)
+        return measured
 
     def describe(self) -> dict[str, str]:
         return {"model": "simulated", "revision": "", "device": "none", "embedding_dim": str(EMBEDDING_DIM)}
 
     def _measure_one(self, image: np.ndarray, flags: ImageFlags) -> Measurement:
         seed = carried_seed(image)
-        random = np.random.default_rng([seed, 1])  # apart from the stream that drew the pixels
+        random = np.random.default_rng([seed, 1])  # not the stream that drew the pixels
         wording, strengthened = carried_request(image)
         pass_rate = self._pass_rates.get(wording, self._pass_rate) + strengthened * self._strengthened_gain
         passes = random.random() < pass_rate
@@ -166,24 +165,27 @@ def carried_seed(image: np.ndarray) -> int:
 
 
 def carried_request(image: np.ndarray) -> tuple[int, bool]:
-    """The number of the wording with which a simulated image was asked for, and whether a property was
-    strengthened."""
-    told = np.resize(image.reshape(-1)[:11], 11)[8:].tolist()  # a real image may have fewer values
-    return told[0] + 256 * told[1], told[2] == 1
+    """The wording number of a simulated image's request, and whether it strengthened a property."""
+    low, high, strengthened = np.resize(image.reshape(-1)[:11], 11)[
+        8:
+    ].tolist()  # a real image may be smaller
+    return low + 256 * high, strengthened == 1
 
 
 def _noise(request: Request, width: int, height: int) -> np.ndarray:
-    # Blocks, because single pixels of noise would make the files of a trial larger than real ones.
+    # Blocks, because noise in single pixels would make larger files than real images.
     rows, columns = -(-height // BLOCK_PIXELS), -(-width // BLOCK_PIXELS)
     blocks = np.random.default_rng([request.seed, 0]).integers(0, 256, (rows, columns, 3), np.uint8)
     image = blocks.repeat(BLOCK_PIXELS, 0).repeat(BLOCK_PIXELS, 1)[:height, :width].copy()
     strengthened = any(change.startswith("strengthen ") for change in request.changes)
-    told = request.seed.to_bytes(8, "little") + request.wording.to_bytes(2, "little") + bytes([strengthened])
-    image.reshape(-1)[: len(told)] = np.frombuffer(told, np.uint8)
+    carried = (
+        request.seed.to_bytes(8, "little") + request.wording.to_bytes(2, "little") + bytes([strengthened])
+    )
+    image.reshape(-1)[: len(carried)] = np.frombuffer(carried, np.uint8)
     return image
 
 
-class _Trouble:
+class _Faults:
     def __init__(self, faults: Sequence[Fault], sleep: Sleep) -> None:
         self._faults, self._sleep = tuple(faults), sleep
         self._calls = 0

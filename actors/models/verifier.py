@@ -1,9 +1,8 @@
-"""From images to measurements: an open_clip model behind one plain class.
+"""The verifier: an open_clip model behind one plain class.
 
-A property's value is known by several wordings; its text embedding is the normalised mean of theirs. The
-probabilities of a property are the softmax of the scaled similarities to its values, divided by the
-property's temperature. Images go through the model in batches of a fixed size, so that a measurement does
-not depend on how many came together.
+A value has several wordings; its text embedding is the normalised mean of theirs. The probabilities of a
+property are the softmax of the scaled similarities to its values, divided by the property's temperature.
+Batches have a fixed size, so a measurement does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from balancer.images import (
 from balancer.verification.verdict import ImageFlags, Measurement
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
-"""Images that go through the model at once: one costs a CPU little, a GPU needs several."""
+"""Images per batch: a CPU needs few, a GPU several."""
 
 _HINT = "verification.model must name an open_clip model"
 
@@ -46,11 +45,10 @@ Probabilities = dict[str, dict[str, float]]
 
 
 class Verifier:
-    """A model on one device, in float32 everywhere: half precision would move scores across thresholds.
+    """A model on one device, always in float32: half precision would move scores across thresholds.
 
-    `properties` gives, for every property and each of its values, the wordings that describe it,
-    `temperatures` the calibrated temperature of a property, 1 where there is none. `second_judge` and
-    `safety` are models that look at the same images.
+    `properties` has the wordings of each value of each property, `temperatures` the calibrated temperature of
+    a property (default 1). `second_judge` and `safety` are models that judge the same images.
     """
 
     def __init__(
@@ -86,40 +84,40 @@ class Verifier:
     def measure(
         self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]
     ) -> list[Measurement]:
-        """One measurement per image of uint8 (N, height, width, 3); `cells` are what each should show."""
+        """One measurement per image of uint8 (N, height, width, 3); `cells` are those the images are for."""
         size = INTERNAL_BATCH[self.device.type]
         seen = [
             one
             for start in range(0, len(pixels), size)
             for one in self._see(self._prepared(pixels[start : start + size]), self._temperatures)
         ]
-        found = [
+        measured = [
             _measurement(image, flag, embedding, probabilities)
             for image, flag, (embedding, probabilities) in zip(pixels, flags, seen, strict=True)
         ]
         if self._second_judge is not None:
             scores = self._second_judge.scores(pixels, cells)
-            found = [replace(one, second_scores=own) for one, own in zip(found, scores, strict=True)]
+            measured = [replace(one, second_scores=own) for one, own in zip(measured, scores, strict=True)]
         if self._safety is not None:
             unsafe = self._safety.probabilities(pixels)
-            found = [
+            measured = [
                 replace(one, unsafe=max(own, one.unsafe or 0.0))
-                for one, own in zip(found, unsafe, strict=True)
+                for one, own in zip(measured, unsafe, strict=True)
             ]
-        return found
+        return measured
 
     def measure_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
-        """One measurement per image file of any size, or why it cannot be read. The probabilities are the
-        model's own, before calibration: what a calibration is fitted on."""
+        """One measurement per image file of any size, or the reason why it cannot be read. Probabilities are
+        uncalibrated, because calibrations are fitted on them."""
         size = INTERNAL_BATCH[self.device.type]
         return [
-            found
+            measurement
             for start in range(0, len(files), size)
-            for found in self._measure_some_files(files[start : start + size], max_pixels)
+            for measurement in self._measure_some_files(files[start : start + size], max_pixels)
         ]
 
     def measure_files_here(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
-        """As `measure_files`, where nothing can be tried again: whatever is raised is a WeightsError."""
+        """Like `measure_files`, but any failure is a WeightsError, because nothing retries the call."""
         with failures_told(self._folder, self.model, _HINT, what="cannot be used"):
             return self.measure_files(files, max_pixels)
 
@@ -135,7 +133,7 @@ class Verifier:
         ]
 
     def describe(self) -> dict[str, str]:
-        """What measured the images, for the manifest."""
+        """Model, revision, device and embedding size, for the manifest."""
         return {
             "model": self.model,
             "revision": self.revision,
@@ -145,8 +143,8 @@ class Verifier:
 
     @torch.inference_mode()
     def _prepared(self, pixels: np.ndarray) -> torch.Tensor:
-        """Images of one size as the model takes them."""
-        # A copy, because what comes out of an object store or a decoder cannot be written to.
+        """Images of one size as input of the model."""
+        # A copy, because arrays from an object store or a decoder are read-only.
         images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
         return self._preprocess(images)
 
@@ -158,7 +156,7 @@ class Verifier:
         missing = INTERNAL_BATCH[self.device.type] - len(images)
         filled = torch.cat([images, *[images[-1:]] * missing])
         embeddings = self._model.encode_image(filled, normalize=True)
-        # Doubles, so that what is very unlikely is not rounded to impossible: calibration takes logarithms.
+        # Doubles, which do not round small probabilities to zero: calibration takes logarithms.
         scaled = {
             name: (self._scale * embeddings @ texts.T).double() / temperatures.get(name, 1.0)
             for name, texts in self._texts.items()
@@ -166,7 +164,7 @@ class Verifier:
         likely = {name: logits.softmax(dim=1).cpu().tolist() for name, logits in scaled.items()}
         rows = embeddings[: len(images)].cpu().numpy()
         return [
-            (row, {name: self._by_value(name, of[index]) for name, of in likely.items()})
+            (row, {name: self._by_value(name, images[index]) for name, images in likely.items()})
             for index, row in enumerate(rows)
         ]
 
@@ -179,10 +177,10 @@ class Verifier:
 
 
 def batched(transform: Compose) -> Preprocess:
-    """The same as an open_clip image transform, for uint8 (N, 3, H, W) on any device.
+    """An open_clip image transform for batches: uint8 (N, 3, H, W) on any device.
 
-    Resizing and cropping of tensors is done by torchvision on the device; the rarer ways, which
-    open_clip has for PIL images only, go through it image by image.
+    torchvision resizes and crops tensors on the device; transforms that open_clip has for PIL images only are
+    applied image by image.
     """
     normalize = next(step for step in transform.transforms if isinstance(step, Normalize))
     shaping = [step for step in transform.transforms if isinstance(step, Resize | CenterCrop)]
@@ -223,15 +221,15 @@ def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Com
     """Model, tokenizer and image transform."""
     transformers.utils.logging.disable_progress_bar()
     with weights.shown_to_loader(folder, model, None, "verifier", _HINT) as view:
-        # Never create_model_and_transforms: it goes on with random weights where there are none.
+        # Never create_model_and_transforms: it fills missing weights with random numbers.
         loaded, transform = open_clip.create_model_from_pretrained(f"local-dir:{view}", device=device)
         tokenizer = _tokenizer(view)
     return loaded.eval(), tokenizer, transform
 
 
 def _tokenizer(view: Path) -> Any:
-    """As open_clip.get_tokenizer, which passes all options of the model's config on to transformers, those
-    to run code among them. Which options there may be is up to `model_configs`."""
+    """Like open_clip.get_tokenizer, which would pass all options of the model's config to transformers,
+    including those that run code. `config_rules` checks the options."""
     text = open_clip.get_model_config(f"local-dir:{view}")["text_cfg"]
     options = text.get("tokenizer_kwargs") or {}
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)

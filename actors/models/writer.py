@@ -1,4 +1,4 @@
-"""From images to files of the run folder: encode with the mark, hash, publish."""
+"""The writer: encodes images with their provenance mark and publishes them under their hash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from balancer.storage import Storage, open_storage
 @dataclass(frozen=True, slots=True)
 class WriteItem:
     """One image to write: its index in the batch, its path in the run folder up to the attempt
-    (`images/.../0003-1`), and what its provenance mark says."""
+    (`images/.../0003-1`), and the content of its provenance mark."""
 
     index: int
     stem: str
@@ -43,7 +43,7 @@ class Writer:
         except (UsageError, StorageError) as error:
             shared = "put the run on a path that all machines of the cluster share"
             raise StorageError(
-                f"{error.message}, as seen from the machine of a writer",
+                f"{error.message} (on the machine of a writer)",
                 hint=error.hint if isinstance(error, StorageError) else shared,
             ) from error
 
@@ -52,7 +52,7 @@ class Writer:
     ) -> list[ImageFile]:
         """Write the chosen images of a batch, uint8 (N, height, width, 3); durable when it returns.
 
-        The name holds part of the content's hash, so that writing the same image again changes nothing.
+        The name has part of the content's hash, so writing the same image again changes nothing.
         """
         for example in rejected:
             self._storage.replace(example.path, encode_image(pixels[example.index], example.mark))

@@ -1,7 +1,7 @@
-"""The `balancer` command: one file per subcommand, imported when it is called and not before.
+"""The `balancer` command. Each subcommand has its own file, imported only when it is called.
 
-Each file defines `command`. A command ends well by returning, with another exit code by `ctx.exit(code)`,
-and badly by raising a `BalancerError`, which is printed here as `error: ...` and `hint: ...`.
+Each file defines `command`. A command returns on success, calls `ctx.exit(code)` for another exit code, and
+raises a `BalancerError` on failure, which is printed here as `error: ...` and `hint: ...`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import click
 
@@ -26,42 +26,42 @@ from balancer.process.shadowed import refuse_shadowed
 from balancer.process.signals import StopSignal, caught
 from balancer.text.safetext import has_credentials, printable, redacted
 
-# What `balancer --help` says of each command, so that it need not import them all.
+
+class Listing(NamedTuple):
+    """Where a command's module is (`balancer/cli/FOLDER/NAME.py`), its line in `balancer --help`, which
+    imports no command, and whether it imports the package `actors`."""
+
+    folder: str
+    help: str
+    uses_actors: bool = False
+
+
 COMMANDS = {
-    "sample": "Render the sample dataset.",
-    "audit": "Count what a dataset has, and what is wrong with it.",
-    "init": "Write a config for a dataset, to edit.",
-    "convert": "Convert a legacy JSON config to YAML.",
-    "calibrate": "Fit the verifier's probabilities to labelled real images.",
-    "plan": "Show what a run would generate, and what it would cost.",
-    "run": "Generate, verify and commit images until every quota is met.",
-    "status": "Show how far a run is.",
-    "rejudge": "Judge a run's candidates again under other limits.",
-    "query": "Select rows of a run's manifest.",
-    "report": "Write a run's report, one HTML file.",
-    "compact": "Make queries of a long run fast.",
-    "export": "Write a run's images for other tools.",
-    "reproduce": "Make a run's images again and compare.",
-    "fsck": "Check a run's manifest and every image it names.",
-    "repair": "Save what can be saved of a damaged manifest.",
-    "gc": "List files of a run that nothing needs, or delete them.",
-    "doctor": "Check this machine: versions, GPUs, Ray, weights.",
+    "sample": Listing("datasets", "Render the sample dataset."),
+    "audit": Listing("datasets", "Count a dataset's images, and list its problems."),
+    "init": Listing("datasets", "Write a config for a dataset, to edit."),
+    "convert": Listing("datasets", "Convert a legacy JSON config to YAML."),
+    "calibrate": Listing(
+        "datasets", "Fit the verifier's probabilities to labelled real images.", uses_actors=True
+    ),
+    "plan": Listing("datasets", "Show what a run would generate, and what it would cost.", uses_actors=True),
+    "run": Listing("runs", "Generate, verify and commit images until every quota is met.", uses_actors=True),
+    "status": Listing("runs", "Show how far a run is."),
+    "rejudge": Listing("runs", "Judge a run's candidates again under other limits."),
+    "query": Listing("runs", "Select rows of a run's manifest."),
+    "report": Listing("runs", "Write a run's report, one HTML file."),
+    "compact": Listing("upkeep", "Make queries of a long run fast."),
+    "export": Listing("runs", "Write a run's images for other tools."),
+    "reproduce": Listing("runs", "Make a run's images again and compare.", uses_actors=True),
+    "fsck": Listing("upkeep", "Check a run's manifest and every image it names."),
+    "repair": Listing("upkeep", "Save what can be saved of a damaged manifest."),
+    "gc": Listing("upkeep", "List files of a run that nothing needs, or delete them."),
+    "doctor": Listing("datasets", "Check this machine: versions, GPUs, Ray, weights.", uses_actors=True),
 }
-
-
-WITH_ACTORS = ("calibrate", "doctor", "plan", "reproduce", "run")
-"""Those that import the package `actors`."""
-
-_FOLDERS = {
-    **dict.fromkeys(("sample", "audit", "init", "convert", "calibrate", "plan", "doctor"), "datasets"),
-    **dict.fromkeys(("run", "status", "rejudge", "query", "report", "export", "reproduce"), "runs"),
-    **dict.fromkeys(("compact", "fsck", "repair", "gc"), "upkeep"),
-}
-"""Where each command's file stands, below this one."""
 
 
 class _Failure(click.ClickException):
-    """The lines a failed command leaves on stderr, and its exit code."""
+    """The lines a failed command prints to stderr, and its exit code."""
 
     def __init__(self, lines: Sequence[str], exit_code: int) -> None:
         super().__init__("\n".join(lines))
@@ -79,14 +79,14 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in WITH_ACTORS:
+        if COMMANDS[cmd_name].uses_actors:
             refuse_shadowed()
-        module = importlib.import_module(f"balancer.cli.{_FOLDERS[cmd_name]}.{cmd_name}")
+        module = importlib.import_module(f"balancer.cli.{COMMANDS[cmd_name].folder}.{cmd_name}")
         return cast("click.Command", module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, listing.help) for name, listing in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -116,16 +116,16 @@ class _Commands(click.Group):
             refuse_too_few_processes()
             result: object = super().invoke(ctx)
             with streams.results():
-                pass  # here, so that a reader that has gone away is noticed and not a traceback
+                pass  # a closed pipe is noticed here, and causes no traceback at exit
             return result
 
 
 def _refuse_credentials(args: Sequence[str]) -> None:
-    """Before anything could repeat them."""
+    """Called before anything could print them."""
     for number, arg in enumerate(args, start=1):
         if has_credentials(arg):
             raise UsageError(
-                f"argument {number} holds a user or a password, and is not repeated",
+                f"argument {number} contains a user name or password, so it is not shown",
                 hint="credentials and options come from the environment, never from an address",
             )
 
@@ -162,7 +162,7 @@ def _failures_as_lines(stop: StopSignal) -> Iterator[None]:
         lines = _error_lines(_refusal(error), _LIMITS.get(error.errno or 0, ""))
         raise _failure(lines, StorageError.exit_code) from error
     except Exception as error:
-        if not (reason := _out_of(error)):
+        if not (reason := _exhausted_resource(error)):
             raise
         hint = "raise the limits of the process (`ulimit -u` and `ulimit -v`), or free memory"
         raise _failure(_error_lines(reason, hint), UnavailableError.exit_code) from error
@@ -180,19 +180,19 @@ _LIMITS = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in the quota",
     errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
-    errno.ENOMEM: "there is too little memory",
+    errno.ENOMEM: "free some memory",
 }
-"""What may help where the system refuses something in a place that has no better words for it."""
+"""Hints for system errors that no other code explains."""
 
 
-def _out_of(error: BaseException) -> str:
-    """What the system did not give, for what is no OSError; empty if it is another error."""
+def _exhausted_resource(error: BaseException) -> str:
+    """Which resource ran out, for errors other than OSError; empty for any other error."""
     if isinstance(error, MemoryError):
-        return "there is too little memory"
+        return "out of memory"
     if any(text in str(error) for text in ("can't start new thread", "Failed to launch worker thread")):
-        return "no thread can be started"
+        return "cannot start another thread"
     if isinstance(error, ImportError) and "failed to map segment" in str(error):
-        return "there is too little memory to load a library"
+        return "not enough memory to load a library"
     return ""
 
 
@@ -225,7 +225,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     help="Show the version and exit.",
 )  # fmt: skip
 def main() -> None:
-    """Fill up an image dataset: generate what its classes lack, keep what passes verification.
+    """Balance an image dataset: generate the images its classes lack, and keep those that pass verification.
 
     Exit codes: 0 every quota met, 1 error, 2 usage or config, 3 ended with images missing,
     4 something missing (GPU, Ray, weights, storage), 5 another driver took the run over,

@@ -1,6 +1,6 @@
-"""How commands show things: rich tables and bars on a terminal, plain lines elsewhere, JSON on demand.
+"""Output of commands: rich tables and bars on a terminal, plain lines elsewhere, JSON on demand.
 
-Results go to stdout; notes, warnings and progress to stderr, so that output can be piped.
+Results go to stdout; notes, warnings and progress go to stderr, which keeps pipes clean.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from balancer.cli.streams import note as note
 from balancer.cli.streams import results
-from balancer.scheduling.progress import Snapshot, duration, progress_line
-from balancer.text.quantities import percent
+from balancer.scheduling.progress import Snapshot, progress_line
+from balancer.text.quantities import duration, percent
 from balancer.text.safetext import printable, redacted
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ LINE_INTERVAL_S = 10.0
 Cell = str | int | float | None
 
 _ANY_WIDTH = 10**9
-_FILLING = re.compile(r" +$", re.MULTILINE)
-"""What a terminal narrower than the table would show as empty lines."""
+_PADDING = re.compile(r" +$", re.MULTILINE)
+"""A terminal narrower than the table would show it as empty lines."""
 
 
 def table(
@@ -41,8 +41,8 @@ def table(
 ) -> None:
     """Print a table to stdout. Columns of numbers are aligned to the right; None is shown as `-`.
 
-    On a narrow terminal text wraps between words, and no word is cut. With `one_line` nothing wraps. A table
-    that is wider still goes beyond the edge, where the terminal wraps its lines.
+    On a narrow terminal text wraps between words, and no word is cut. With `one_line` nothing wraps. A
+    wider table runs over the edge, and the terminal wraps its lines.
     """
     numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
     title, columns = printable(title), [printable(column) for column in columns]
@@ -69,7 +69,7 @@ _BEYOND_ASCII = re.compile(r"[^\n -~]")
 
 
 def json_text(obj: object) -> str:
-    """JSON that loses nothing and steers no terminal: what is not printable has JSON's own escape."""
+    """JSON that is safe on a terminal: characters that are not printable have JSON's own escape."""
 
     def escaped(mark: re.Match[str]) -> str:
         return mark[0] if mark[0].isprintable() else json.dumps(mark[0])[1:-1]
@@ -78,7 +78,7 @@ def json_text(obj: object) -> str:
 
 
 def emit(data: bytes) -> None:
-    """A result as it is, for another program; on a terminal without what could steer it."""
+    """Write bytes to stdout as they are; on a terminal, control characters are escaped."""
     with results() as stdout:
         if stdout.isatty():
             stdout.write("\n".join(map(printable, data.decode(errors="surrogateescape").split("\n"))))
@@ -111,24 +111,24 @@ def progress_display(title: str) -> Iterator[ProgressDisplay]:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress of something countable: a bar where stderr is a terminal, else one line every 10 s.
+def counting(noun: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of `total` things: a bar where stderr is a terminal, else one line every 10 s.
 
-    Gives a function to call with how many are done.
+    Yields a function to call with the number done.
     """
     if not _is_terminal(sys.stderr):
-        yield _counted_lines(what, total)
+        yield _counted_lines(noun, total)
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(noun, total=total)
         yield lambda done: progress.update(task, completed=done)
 
 
 def _counted_lines(
-    what: str, total: int, clock: Callable[[], float] = time.monotonic
+    noun: str, total: int, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[int], None]:
     printed_s = clock()
 
@@ -136,7 +136,7 @@ def _counted_lines(
         nonlocal printed_s
         if clock() - printed_s >= LINE_INTERVAL_S:
             printed_s = clock()
-            note(f"{done} of {total} {what} ({percent(done, total, nothing='-')})")
+            note(f"{done} of {total} {noun} ({percent(done, total, nothing='-')})")
 
     return count
 
@@ -144,7 +144,7 @@ def _counted_lines(
 class LineDisplay:
     """Progress as plain lines, at most one every `LINE_INTERVAL_S`, the last snapshot always.
 
-    `clock` counts seconds for the interval; `now` gives the time of day each line begins with.
+    `clock` counts seconds for the interval; each line begins with the time of day from `now`.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ def figure(value: float, unit: str = "") -> str:
 
 
 def per_image_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
-    """What an accepted image takes, with the basis of each figure, as `plan.PerImage` names them."""
+    """Candidates, time and cost of an accepted image, with the basis of each figure (`plan.PerImage`)."""
     units = {"candidates": "", "seconds": "s", "cost": ""}
     expected = {name: figures[f"{name}_per_image"] for name in units}
     return [
@@ -196,7 +196,7 @@ def per_image_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
 
 
 def is_terminal() -> bool:
-    """Whether results are read by a person, even if on a dumb terminal."""
+    """Whether stdout is a terminal, even a dumb one."""
     return sys.stdout.isatty()
 
 
@@ -260,7 +260,7 @@ def _rich_table(
     console.width = max(console.width, least)  # in less, columns get a width of 0
     with console.capture() as drawn:
         console.print(grid, crop=False)
-    print(_FILLING.sub("", drawn.get()), end="")
+    print(_PADDING.sub("", drawn.get()), end="")
 
 
 @contextmanager

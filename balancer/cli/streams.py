@@ -1,4 +1,4 @@
-"""The standard streams of a command: whatever they are, telling does not end its work."""
+"""The standard streams of a command: a broken stream never stops its work."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 def prepare() -> None:
     """Called before anything is opened.
 
-    A closed stream is filled, or else the next file that is opened would get its number, and whatever a
-    library prints. Writing to a stdout that was closed stays an error; what cannot be written to stderr is
-    dropped.
+    A closed stream is replaced, or the next file to be opened would get its number, and with it whatever a
+    library prints. Writing to a closed stdout stays an error; text that stderr cannot take is dropped.
     """
     for number in (STDIN, STDOUT, STDERR):
         _fill_if_closed(number)
@@ -47,8 +46,8 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def results() -> Iterator[TextIO]:
-    """Standard output, for what a command was asked to tell; UnavailableError if that cannot be written.
-    BrokenPipeError stays what it is: the reader has seen enough."""
+    """Standard output, for results; UnavailableError if it cannot be written. BrokenPipeError passes: the
+    reader has seen enough."""
     try:
         yield sys.stdout
         sys.stdout.flush()
@@ -60,7 +59,7 @@ def results() -> Iterator[TextIO]:
 
 
 def abandon_stdout() -> None:
-    """What is left in its buffer and cannot be written is forgotten, not tried again at the end."""
+    """Drop what is buffered and cannot be written, or Python would try again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -83,7 +82,7 @@ def _fill_if_closed(number: int) -> None:
 
 
 class _Stderr(io.RawIOBase):
-    """A stderr that loses what it cannot write, unless its reader has gone away."""
+    """A stderr that drops what it cannot write, unless its reader has gone away."""
 
     name = "<stderr>"
 
@@ -110,7 +109,7 @@ class _Stderr(io.RawIOBase):
 
 
 class _AsNotes(logging.Handler):
-    """Warnings that no other handler takes."""
+    """Prints warnings that no other handler takes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())

@@ -1,7 +1,7 @@
-"""A run's images for other tools: one file for each format, all writing through `destination`.
+"""Exports of a run's images for other tools: one module per format, all writing through `destination`.
 
-Every export takes its rows through `balancer.training.selection`, so that none has a leak, and copies image
-files byte for byte, so that the mark of generated ones stays.
+Every export selects its rows with `balancer.training.selection`, which lets no leak through, and copies image
+files byte for byte, which keeps the mark of generated images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Exported", "Options", "export"]
 
-# What `balancer export --help` says of each format. Its module has the same name.
 FORMATS = {
     "folders": "class folders, with links by facet value",
     "parquet": "one Parquet file",
@@ -34,18 +33,19 @@ FORMATS = {
     "labelstudio": "Label Studio tasks with predictions",
     "fiftyone": "a FiftyOne dataset",
 }
+"""Each format with its line in `balancer export --help`. Its module has the same name."""
 
-EVERYWHERE = "allow_synthetic_eval"
-"""The option that every format knows."""
+COMMON_OPTION = "allow_synthetic_eval"
+"""The option that every format takes."""
 
 MODULES = {"hf": "hugging_face"}
-"""Of formats that are called like a library."""
+"""Modules with another name than their format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export holds now. `kept` files were there already, and right; `left_out` is a line on images
-    that the rules of splits leave out, or empty."""
+    """The result of an export. `kept` files existed already and were up to date; `left_out` is a line about
+    images left out by the rules of splits, or empty."""
 
     images: int
     written: int
@@ -55,13 +55,13 @@ class Exported:
 
 
 class Format(Protocol):
-    """What a format's module has."""
+    """The interface of a format's module."""
 
     OPTIONS: frozenset[str]
-    """The fields of `Options` that say something here."""
+    """The fields of `Options` that affect this format."""
 
     def columns(self, options: Options, schema: pa.Schema) -> list[str]:
-        """The columns of the manifest that it writes."""
+        """The columns of the manifest that it needs."""
 
     def write(self, job: Job) -> None:
         """Write rows and images."""
@@ -78,9 +78,9 @@ def export(
 ) -> Exported:
     """Write the accepted images of a run that meet `filter` in one of FORMATS.
 
-    The same export again completes or renews what is there. `begin` is told how many images there are,
-    `progress` how many are done. Raises UsageError for a destination that holds anything else, for a filter
-    that cannot be read, and if generated images would be in validation or test.
+    The same export again completes or updates it. `begin` is called with the number of images, `progress`
+    with the number done. Raises UsageError for a destination that holds anything else, for an invalid filter,
+    and for generated images in validation or test.
     """
     options = options or Options()
     module = _module(form)
@@ -113,21 +113,21 @@ def _module(form: str) -> Format:
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:
     for name in options.given():
-        if name not in {*known, EVERYWHERE}:
+        if name not in {*known, COMMON_OPTION}:
             raise UsageError(f"{option_name(name)} has no effect on format {form!r}")
 
 
 def _identity(
     manifest: Manifest, form: str, filter: Filter | None, known: frozenset[str], options: Options
 ) -> Mapping[str, Any]:
-    """What two exports have in common that may be written to one destination, one after the other.
+    """Two exports with the same identity may follow each other in one destination.
 
-    What tells most comes first: a refusal names the first difference.
+    The most telling field comes first, because a refusal names the first difference.
     """
     return {
         "format": form,
         "run_id": manifest.run.run_id,
         "filter": "" if filter is None else str(filter).strip(),
-        **{name: value for name, value in options.as_dict().items() if name in {*known, EVERYWHERE}},
+        **{name: value for name, value in options.as_dict().items() if name in {*known, COMMON_OPTION}},
         "layout": LAYOUT,
     }

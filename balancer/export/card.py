@@ -1,4 +1,4 @@
-"""The dataset card of an export: what is in it, how much of it was generated, by what, and its limits."""
+"""The dataset card of an export: its images, how many were generated and by which model, and its limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from balancer.dataset.splits import EVALUATION
 from balancer.manifest.log.writer import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
-from balancer.manifest.status import COLUMNS as OF_STATUS
+from balancer.manifest.status import COLUMNS as STATUS_COLUMNS
 from balancer.manifest.status import held_back_of, missing_of
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
 from balancer.scheduling.prompts import ladder
@@ -55,7 +55,7 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What the template shows."""
+    """The values of the template."""
 
     title: str
     run_id: str
@@ -65,7 +65,7 @@ class Card:
     splits: tuple[tuple[str, int, int], ...]
     """Name, real and generated images."""
     left_out: int
-    """Images that show what one of a later split or of the hold-out shows."""
+    """Copies of images in a later split or in the hold-out."""
     fallbacks: int
     for_review: int
     unjudged: Mapping[str, int]
@@ -73,11 +73,11 @@ class Card:
     judged: int
     """Generated images in the export that were judged on at least one property."""
     wanted: int
-    """Images to be generated in the run; of these `short` were tried in vain, `open` can still be made."""
+    """Images the run was to generate; `short` of them failed every attempt, `open` can still be made."""
     short: int
     open: int
     held_back: tuple[str, ...]
-    """What `target.max_synthetic_share` leaves below the target."""
+    """A line for each class that `target.max_synthetic_share` keeps below its target."""
     licence: str
     generated_from: tuple[str, ...]
     """Models that made images in the export, with their revisions."""
@@ -101,19 +101,19 @@ class Card:
     @property
     def threshold(self) -> str:
         """`0.6`, or `0.8 to 0.5` where attempts differ."""
-        of_attempts = [rung.threshold for rung in ladder(self.config) if not rung.fallback]
-        ends = dict.fromkeys([max(of_attempts), min(of_attempts)])
+        thresholds = [rung.threshold for rung in ladder(self.config) if not rung.fallback]
+        ends = dict.fromkeys([max(thresholds), min(thresholds)])
         return " to ".join(f"{end:g}" for end in ends)
 
     @property
     def unproven(self) -> tuple[str, ...]:
-        """Values that were judged, though labelled images did not prove the verifier on them."""
+        """Values that were judged although labelled images did not prove the verifier on them."""
         properties = {CLASS_PROPERTY, *self.config.facets}
         return tuple(name for name in self.config.verification.unjudged if name not in properties)
 
     @property
     def shown_classes(self) -> int:
-        """Those with an image in the export."""
+        """The number of classes with an image in the export."""
         return sum(bool(figures.real or figures.generated) for figures in self.classes)
 
     @property
@@ -138,7 +138,7 @@ def card_text(job: Job) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # it is no HTML; every value from outside goes through `md`
+        autoescape=False,  # Markdown, not HTML; every value from outside goes through `md`
     )
     environment.filters["md"] = escaped
     card = _card(job)
@@ -154,7 +154,7 @@ def card_text(job: Job) -> str:
 
 
 def escaped(text: object) -> str:
-    """Text from outside in one line of Markdown, where it means nothing but itself."""
+    """Untrusted text as one line of Markdown without any markup."""
     return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(text).split())))
 
 
@@ -162,25 +162,30 @@ _OUTSIDE_YAML = re.compile(r"[<>&]|[^\n -~]")
 
 
 def _yaml(value: object) -> str:
-    """YAML without a character that a reader who takes it for HTML would act upon, or a terminal."""
+    """YAML without characters that are HTML markup or control a terminal."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-    return _OUTSIDE_YAML.sub(lambda found: _shown(found[0]), text)
+    return _OUTSIDE_YAML.sub(lambda match: _yaml_escape(match[0]), text)
 
 
-def _shown(mark: str) -> str:
-    """As within double quotes."""
-    if mark not in "<>&" and mark.isprintable():
-        return mark
-    return f"\\u{ord(mark):04x}" if ord(mark) <= 0xFFFF else f"\\U{ord(mark):08x}"
+def _is_unsafe(character: str) -> bool:
+    return character in "<>&" or not character.isprintable()
+
+
+def _yaml_escape(character: str) -> str:
+    """As YAML has it within double quotes."""
+    if not _is_unsafe(character):
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 class _Dumper(yaml.SafeDumper):
-    """What has a character to be escaped is in double quotes."""
+    """Puts text with a character to be escaped into double quotes."""
 
 
 def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    has_some = any(mark in "<>&" or not mark.isprintable() for mark in text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if has_some else None)
+    style = '"' if any(map(_is_unsafe, text)) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _quoted)
@@ -213,23 +218,22 @@ def _front_matter(card: Card) -> dict[str, Any]:
 def _card(job: Job) -> Card:
     manifest, rows = job.manifest, job.rows
     generated = rows.filter(pc.field("source") == SYNTHETIC)
-    here = _counts(rows, CLASS_PROPERTY, "source")
-    view = read_log(open_storage(manifest.uri, create=False), OF_STATUS)
+    exported = _counts(rows, CLASS_PROPERTY, "source")
+    view = read_log(open_storage(manifest.uri, create=False), (*STATUS_COLUMNS, CLASS_PROPERTY))
     short, still_open = missing_of(view, manifest.run)
-    tried = _tried(job)
-    accepted = Counter({name: tried[name, ACCEPTED] for name in job.labels.classes})
+    tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
         run_id=manifest.run.run_id,
-        config=config_under(manifest.run, view.rules.overrides),  # that the run was last judged by
+        config=config_under(manifest.run, view.rules.overrides),
         models=manifest.run.models,
         classes=tuple(
             ClassFigures(
                 name=name,
-                real=here[name, REAL],
-                generated=here[name, SYNTHETIC],
-                accepted=accepted[name],
-                candidates=accepted[name] + tried[name, REJECTED],
+                real=exported[name, REAL],
+                generated=exported[name, SYNTHETIC],
+                accepted=tried[name, ACCEPTED],
+                candidates=tried[name, ACCEPTED] + tried[name, REJECTED],
             )
             for name in job.labels.classes
         ),
@@ -248,18 +252,13 @@ def _card(job: Job) -> Card:
     )
 
 
-def _tried(job: Job) -> Counter[tuple[str, ...]]:
-    """Candidates of the run by class and status."""
-    columns = [CLASS_PROPERTY, "status"]
-    return _counts(job.manifest.to_table(columns, pc.field("source") == SYNTHETIC, status="all"), *columns)
-
-
 def _split_figures(job: Job, split: str) -> tuple[str, int, int]:
-    sources = _counts(job.of_split(split), "source")
+    sources = _counts(job.rows_in_split(split), "source")
     return split, sources[(REAL,)], sources[(SYNTHETIC,)]
 
 
 def _counts(rows: pa.Table, *columns: str) -> Counter[tuple[str, ...]]:
+    """Rows by the values of these columns."""
     return Counter(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
 
@@ -269,5 +268,5 @@ def _models(generated: pa.Table) -> Sequence[str]:
 
 
 def _tests_on_generated(card: Card) -> bool:
-    """Whether generated images are in validation or test, which somebody has asked for."""
+    """Whether generated images are in validation or test, as `allow_synthetic_eval` allows."""
     return any(generated for name, _, generated in card.splits if name in EVALUATION)

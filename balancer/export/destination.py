@@ -1,4 +1,4 @@
-"""Where an export goes: a path that nothing else uses, and what was done there."""
+"""The destination of an export: a local path that nothing else uses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from balancer.storage.user_paths import expanded
 
 
 class Destination:
-    """A local path outside the run folder. `identity` is what exports that may follow each other there have
-    in common; `written`, `kept` and `removed` count files."""
+    """A local path outside the run folder. Exports with the same `identity` may follow each other there;
+    `written`, `kept` and `removed` count files."""
 
     def __init__(self, path: str, identity: Mapping[str, Any], run: str) -> None:
         refuse_credentials(path, "DEST")
         if "://" in path:
-            raise UsageError(f"{path}: exports go to local paths", hint="export, then upload what is there")
+            raise UsageError(f"{path}: exports go to local paths", hint="export to a folder, then upload it")
         self.path = Path(os.path.abspath(expanded(path, "DEST")))
         self.identity = identity
         self.written = self.kept = self.removed = 0
@@ -34,17 +34,17 @@ class Destination:
 
     @contextlib.contextmanager
     def single_file(self, is_own: Callable[[Path], bool]) -> Iterator[Path]:
-        """A temporary file that takes the destination's place when the block ends well.
+        """A temporary file that replaces the destination when the block succeeds.
 
-        UsageError if something is there that is not of this export, as `is_own` says of a file.
+        UsageError if something else exists there; `is_own` checks whether a file is of this export.
         """
         if os.path.lexists(self.path) and not (_is_plain_file(self.path) and is_own(self.path)):
             raise UsageError(
-                f"{self.path} is there, and not a file of this export",
+                f"{self.path} exists and is not a file of this export",
                 hint="choose another DEST, or remove it",
             )
         if not self.path.parent.is_dir():
-            raise UsageError(f"{self.path}: no folder {self.path.parent}", hint="make the folder first")
+            raise UsageError(f"{self.path}: no folder {self.path.parent}", hint="create the folder first")
         temporary = self.path.with_name(f".{self.path.name[:100]}.{uuid.uuid4().hex}.tmp")
         try:
             with as_storage_errors(self.path):

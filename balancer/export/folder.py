@@ -1,8 +1,8 @@
-"""A folder that belongs to one export, so that writing again is safe.
+"""A folder that belongs to one export, which makes it safe to write the export again.
 
-The folder is claimed by a file in it that says which export it is of. Beside it a journal names every file
-before it is written; so an export that was cut short knows what is its own, completes it, and removes what
-has no row any more. What is neither its own nor empty is refused. Files appear whole or not at all.
+A claim file identifies the export. A journal beside it names every file before it is written. An export that
+was cut short can therefore tell its own files from others: it completes them, and removes those that no
+longer have a row. A folder with any other file is refused. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ MAX_JOURNAL_BYTES = 2_000_000_000
 """About ten million files."""
 
 MAX_ENTRY_BYTES = 8192
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # of Linux, in bytes
 """A path and a hash."""
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # of Linux, in bytes
 
 ANOTHER = "choose another DEST"
 
 Journal = dict[str, str | None]
-"""Paths that were, or are about to be, written. Of a file with a recipe also `path newline recipe`, with the
-sha256 of the whole file."""
+"""Paths that were written, or are about to be. A file with a recipe has a second entry, `path newline
+recipe`, with the sha256 of the whole file."""
 
 
 @contextlib.contextmanager
 def claimed(destination: Destination) -> Iterator[Folder]:
     """The destination as a folder: new, empty, or of the same export; UsageError otherwise.
 
-    When the block ends well, files of earlier exports that were not put this time are removed.
+    When the block succeeds, files of earlier exports that this one did not put are removed.
     """
     before = _claim(destination)
     with as_storage_errors(destination.path):
@@ -52,11 +53,11 @@ def claimed(destination: Destination) -> Iterator[Folder]:
     with journal:
         folder = Folder(destination, before, journal)
         yield folder
-    folder.forget_the_rest()
+    folder.remove_stale()
 
 
 class Folder:
-    """Made by `claimed`. Paths are relative, with slashes, and made of checked names."""
+    """Created by `claimed`. Paths are relative, with slashes, and made of checked names."""
 
     def __init__(self, destination: Destination, before: Journal, journal: FileIO) -> None:
         self.path = destination.path
@@ -67,15 +68,15 @@ class Folder:
         self._known_folders: set[Path] = set()
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, unless it is there with this content."""
+        """Write a file, unless it exists with this content."""
         self._put(path, hashlib.sha256(data).hexdigest(), lambda: [data])
 
     def put_image(self, path: str, sha256: str, load: Callable[[], bytes]) -> None:
-        """Write an image whose hash is known; it is loaded only if it is not there."""
+        """Write an image whose hash is known; it is loaded only if it is missing."""
         self._put(path, sha256, lambda: [load()])
 
-    def put_made(self, path: str, recipe: str, make: Callable[[], Iterable[bytes]]) -> None:
-        """Write a large file that is made piece by piece, unless the one of this recipe is there, whole.
+    def put_generated(self, path: str, recipe: str, make: Callable[[], Iterable[bytes]]) -> None:
+        """Write a large file piece by piece, unless the file of this recipe exists and is complete.
 
         The same recipe always makes the same bytes.
         """
@@ -84,23 +85,23 @@ class Folder:
         self._note(f"{path}\n{recipe}", sha256 or self._replace(path, make()))
 
     def make_folder(self, path: str) -> None:
-        """A folder, which may stay empty."""
+        """Create a folder, which may stay empty."""
         self._located(f"{path}/{CLAIM}")
 
     def link(self, path: str, target: Path) -> None:
-        """Make a relative link to `target`, unless it is there."""
+        """Make a relative link to `target`, unless it exists."""
         at = self._located(path)
         to = os.path.relpath(target, at.parent.resolve())
         with as_storage_errors(at):
             if at.is_symlink() and os.readlink(at) == to:
                 self._keep(path)
                 return
-            self._make_way(path, at)
+            self._prepare(path, at)
             at.symlink_to(to)
         self._counts.written += 1
 
-    def forget_the_rest(self) -> None:
-        """Remove what earlier exports wrote and this one did not put."""
+    def remove_stale(self) -> None:
+        """Remove files that earlier exports wrote and this one did not put."""
         for path in self._before.keys() - self._now.keys():
             if "\n" not in path:
                 self._remove(path)
@@ -120,17 +121,17 @@ class Folder:
     def _replace(self, path: str, parts: Iterable[bytes]) -> str:
         at = self._located(path)
         with as_storage_errors(at):
-            self._make_way(path, at)
+            self._prepare(path, at)
         sha256 = _write_whole(at, parts)
         self._counts.written += 1
         return sha256
 
-    def _make_way(self, path: str, at: Path) -> None:
-        """Note a file before it is written; one of the same name that is not ours is refused."""
+    def _prepare(self, path: str, at: Path) -> None:
+        """Note a file in the journal before it is written; refuse to replace a file of anybody else."""
         if os.path.lexists(at):
             if not self._is_own(path):
                 hint = "choose another DEST, or move it away"
-                raise UsageError(f"{at} is there, and not of this export", hint=hint)
+                raise UsageError(f"{at} exists and is not of this export", hint=hint)
             at.unlink()
         self._note(path)
 
@@ -144,7 +145,7 @@ class Folder:
         self._now[path] = sha256
 
     def _located(self, path: str) -> Path:
-        """Where a file goes, in a folder that is there, and is no link that leads out."""
+        """The location of a file. Its folder is created, and must not be a link that leads out."""
         parts = path.split("/")
         assert _is_inside(path), path
         at = self.path.joinpath(*parts)
@@ -178,7 +179,7 @@ def _claim(destination: Destination) -> Journal:
     """Claim the folder; returns its journal."""
     path = destination.path
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, and this export a folder", hint=ANOTHER)
+        raise UsageError(f"{path} is a file, but this export is a folder", hint=ANOTHER)
     with as_storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         names = [name for name in os.listdir(path) if not name.startswith(_OWN)]
@@ -186,7 +187,7 @@ def _claim(destination: Destination) -> Journal:
         _check_claim(destination)
     elif names:
         raise UsageError(
-            f"{path} holds something else than an export, such as {min(names)}",
+            f"{path} holds files that are not of an export, such as {min(names)}",
             hint="choose another DEST, or empty the folder",
         )
     before = _read_journal(path / JOURNAL)
@@ -218,31 +219,30 @@ def _check_claim(destination: Destination) -> None:
 
 def _difference(name: str, theirs: object, mine: object) -> str:
     if name not in Options().as_dict():
-        return f"its {name} is {theirs!r}, and this one's {mine!r}"
+        return f"its {name} is {theirs!r}, not {mine!r}"
     if isinstance(mine, bool):
-        first, second = ("this one", "that one") if mine else ("that one", "this one")
-        return f"{option_name(name)} is given for {first}, and not for {second}"
-    return f"{option_name(name)} is {theirs!r} for that one, and {mine!r} for this one"
+        return f"it was written {'without' if mine else 'with'} {option_name(name)}"
+    return f"its {option_name(name)} is {theirs!r}, not {mine!r}"
 
 
 def _read_journal(path: Path) -> Journal:
-    found: Journal = {}
+    journal: Journal = {}
     try:
         with open_regular(path, follow_links=False) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_JOURNAL_BYTES:
                 raise TooLargeError(path, size, MAX_JOURNAL_BYTES)
             while line := file.readline(MAX_ENTRY_BYTES):
-                found.update(_parse_entry(line))
+                journal.update(_parse_entry(line))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise _unreadable(path, error) from error
-    return found
+    return journal
 
 
 def _parse_entry(line: bytes) -> Journal:
-    """Nothing if it is no entry: cut off by a crash, so that its file was not begun, or somebody else's."""
+    """Empty for an invalid line: a crash cut it off before its file was begun, or it is not ours."""
     try:
         name, sha256 = json.loads(line)
     except (ValueError, TypeError, RecursionError):
@@ -267,18 +267,18 @@ def _unreadable(path: Path, error: OSError) -> UsageError:
 
 
 def _remove_temporary(path: Path, journal: Iterable[str]) -> None:
-    """What an export that was killed left half written."""
+    """Remove temporary files that a killed export left."""
     folders = {name.partition("\n")[0].rpartition("/")[0] for name in journal}
     for folder in ("", *folders):
         if not (path / folder).resolve().is_relative_to(path.resolve()):
-            continue  # by a link, which is not ours
+            continue  # through a link that is not ours
         for temporary in (path / folder).glob(f"{_OWN}*.tmp"):
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
 def _write_whole(at: Path, parts: Iterable[bytes]) -> str:
-    """Returns the sha256 of what was written."""
+    """Write a file in one step; returns its sha256."""
     temporary = at.with_name(f"{_OWN}{uuid.uuid4().hex}.tmp")
     digest = hashlib.sha256()
     try:

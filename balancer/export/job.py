@@ -1,4 +1,4 @@
-"""One export under way: what it writes, from where, to where."""
+"""One export in progress: its rows, images, options and destination."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a format may be told. `copy` makes copies instead of links; `embed` puts the image files into the
+    """Options of formats. `copy` copies images instead of linking them; `embed` puts the image files into the
     table; `shard_megabytes` caps a tar file; `licence` is an identifier of the Hugging Face hub."""
 
     copy: bool = False
@@ -46,20 +46,20 @@ class Options:
         return asdict(self)
 
     def given(self) -> dict[str, Any]:
-        """Those that are not as by default."""
-        usual = Options().as_dict()
-        return {name: value for name, value in self.as_dict().items() if value != usual[name]}
+        """Options that differ from their default."""
+        defaults = Options().as_dict()
+        return {name: value for name, value in self.as_dict().items() if value != defaults[name]}
 
 
 def option_name(name: str) -> str:
-    """For those who call from Python, and from the command line."""
+    """The option's name in Python and on the command line."""
     return f"option {name} (--{name.replace('_', '-')})"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`rows` are in the order of the manifest, `left_out` counts those that splits forbid; `progress` is told
-    how many images are done."""
+    """`rows` are in the order of the manifest, `left_out` counts the images left out by the rules of splits,
+    and `progress` is called with the number of images done."""
 
     manifest: Manifest
     rows: pa.Table
@@ -93,38 +93,38 @@ class Job:
 
     @property
     def splits(self) -> list[str]:
-        """Those that have rows."""
-        there = set(pc.unique(self.rows["split"]).to_pylist())
-        return [split for split in SPLITS if split in there]
+        """The splits that have rows."""
+        present = set(pc.unique(self.rows["split"]).to_pylist())
+        return [split for split in SPLITS if split in present]
 
-    def of_split(self, split: str) -> pa.Table:
+    def rows_in_split(self, split: str) -> pa.Table:
         return self.rows.filter(pc.field("split") == split)
 
     def image(self, row: Row) -> bytes:
-        """The image file as it was committed; ManifestError if it is another one by now."""
+        """The image file as it was committed; ManifestError if it has changed."""
         data = self.files.read(row["file_name"], row["source"])
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise ManifestError(
-                f"{row['file_name']} is not what row {row['id']!r} was written for",
-                hint="`balancer fsck` lists every image that is damaged",
+                f"{row['file_name']} is not the image that row {row['id']!r} was written for",
+                hint="`balancer fsck` lists every damaged image",
             )
         return data
 
     def names_by_class(self, top: str) -> list[str]:
-        """A path for the image of each row, in a folder of its class in `top`."""
+        """A path for the image of each row: `top`/class/name."""
         folders = folder_names(self.labels.classes)
         return [
             f"{top}/{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
-            for row in rows_of(self.rows.select(["id", "file_name", CLASS_PROPERTY]))
+            for row in iterate_rows(self.rows.select(["id", "file_name", CLASS_PROPERTY]))
         ]
 
     def copy_images(self, folder: Folder, names: Sequence[str]) -> None:
-        """The image of each row under its name."""
-        for done, (name, row) in enumerate(zip(names, rows_of(self.rows), strict=True), start=1):
+        """Write the image of each row under its name."""
+        for done, (name, row) in enumerate(zip(names, iterate_rows(self.rows), strict=True), start=1):
             folder.put_image(name, row["sha256"], functools.partial(self.image, row))
             self.progress(done)
 
 
-def rows_of(table: pa.Table) -> Iterator[Row]:
+def iterate_rows(table: pa.Table) -> Iterator[Row]:
     for batch in table.to_batches(max_chunksize=AT_ONCE):
         yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""What an export says of each image, under names that need no explaining."""
+"""The metadata of each image in an export, under self-explanatory names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
 
 LAYOUT = 2
-"""Version of what exports write and where; one of another version is another export."""
+"""Version of the files that exports write. An export of another version is a different export."""
 
 SINGLE = (
     "source", "split", "cell", "score", "threshold", "fallback", "review", "prompt", "negative_prompt",
@@ -28,7 +28,7 @@ SINGLE = (
 )  # fmt: skip
 
 NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores", "unjudged")
-"""Of the manifest, whatever is written."""
+"""Columns of the manifest that every export needs."""
 
 
 def metadata_columns(run_schema: pa.Schema) -> list[str]:
@@ -38,7 +38,7 @@ def metadata_columns(run_schema: pa.Schema) -> list[str]:
 
 
 def facet_columns(run: RunInfo) -> dict[str, str]:
-    """The column of each facet: its name, unless that means something else."""
+    """The column of each facet: its name, unless that name is taken."""
     scores = [f"score_{name}" for name in run.properties]
     return free_names(run.facets, ("image", "file_name", "id", "label", "unjudged", *SINGLE, *scores))
 
@@ -58,9 +58,9 @@ def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> p
     columns |= {name: plain(rows[name]) for name in SINGLE}
     columns["unjudged"] = rows["unjudged"]
     scores = rows["scores"].combine_chunks()
-    # By their places: Arrow reads a name that begins with a dot as a path.
-    places = {name: scores.type.get_field_index(name) for name in run.properties}
-    columns |= {f"score_{name}": pc.struct_field(scores, [place]) for name, place in places.items()}
+    # By index, because Arrow reads a name that begins with a dot as a path.
+    indices = {name: scores.type.get_field_index(name) for name in run.properties}
+    columns |= {f"score_{name}": pc.struct_field(scores, [index]) for name, index in indices.items()}
     return exact(pa.table({name: _numbers_only(column) for name, column in columns.items()}))
 
 
@@ -71,7 +71,7 @@ def _numbers_only(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
 
 
 def judged_score(row: dict[str, Any], property_: str) -> float | None:
-    """What a reader may take for the verifier's confidence in a label: None where nobody judged it."""
+    """The verifier's confidence in a label; None if the property was not judged."""
     if property_ in (row["unjudged"] or ()):
         return None
     score: float | None = row[f"score_{property_}"]
@@ -80,22 +80,22 @@ def judged_score(row: dict[str, Any], property_: str) -> float | None:
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a metadata table as JSON values without nulls."""
-    told = {name: value for name, value in row.items() if value is not None}
-    if "generated_at" in told:
-        told["generated_at"] = told["generated_at"].isoformat()
-    return told
+    values = {name: value for name, value in row.items() if value is not None}
+    if "generated_at" in values:
+        values["generated_at"] = values["generated_at"].isoformat()
+    return values
 
 
 def class_label(names: Sequence[str]) -> dict[str, Any]:
-    """The type of a column of label numbers, in the words of Hugging Face's `datasets`."""
+    """The type of a column of label numbers, as Hugging Face's `datasets` writes it."""
     return {"_type": "ClassLabel", "names": list(names)}
 
 
 def hugging_face_types(features: dict[str, Any]) -> dict[bytes, bytes]:
-    """Metadata of an Arrow schema from which `datasets` takes the types of these columns."""
+    """Metadata of an Arrow schema that gives `datasets` the types of these columns."""
     return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
 
-def recipe_of(table: pa.Table) -> str:
-    """What tells apart files that are made of different rows."""
+def hash_rows(table: pa.Table) -> str:
+    """Identifies a file by the rows it is made from."""
     return hashlib.sha256(arrow_bytes(table.combine_chunks())).hexdigest()

@@ -1,6 +1,4 @@
-"""Names of files and folders in an export: what a config or a dataset calls things never becomes a path
-unchecked, and no two things get one name, also where upper and lower case are the same.
-"""
+"""File and folder names in an export: safe on every file system, and unique even where case is ignored."""
 
 from __future__ import annotations
 
@@ -16,18 +14,18 @@ STEM_LENGTH = 80
 
 _PLAIN = re.compile(r"[^\W_][\w .()+&,-]{0,99}")
 _HASHED = re.compile(r".*-[0-9a-f]{16}")
-"""A name that looks like a slug of another one gets a slug as well."""
+"""A name that looks like a slug gets a slug of its own, or it could equal the slug of another name."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|webp)")
 _KNOWN_AS = {".jpe": ".jpg", ".jfif": ".jpg"}
-"""Of suffixes that readers of image folders skip without a word."""
+"""Suffixes that readers of image folders silently skip."""
 
 
 def folder_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """A folder name for each name: itself where every file system takes it, else its slug.
+    """A folder name for each name: the name itself if every file system allows it, else its slug.
 
-    `taken` are folder names that mean something else.
+    `taken` are folder names in use for something else.
     """
     wanted = list(dict.fromkeys(names))
     alike = Counter(name.casefold() for name in (*wanted, *taken))
@@ -35,13 +33,13 @@ def folder_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
 
 
 def image_name(row_id: str, file_name: str) -> str:
-    """`basic-dim_ambient-0003-1-4f2a90c1b7de.png`: readable, and by the hash of the id the only one.
+    """`basic-dim_ambient-0003-1-4f2a90c1b7de.png`: readable, and unique through the hash of the id.
 
-    ManifestError if the file is of a kind that no run writes.
+    ManifestError if it is not a PNG, JPEG or WebP.
     """
     suffix = _SUFFIX.search(file_name.lower(), pos=max(file_name.rfind("."), 0))
     if suffix is None or not file_name.lower().endswith(suffix[0]):
-        raise ManifestError(f"row {row_id!r} names {file_name}, which is no PNG, JPEG or WebP by its name")
+        raise ManifestError(f"row {row_id!r} names {file_name}, whose suffix is not of a PNG, JPEG or WebP")
     plain = re.sub(r"[^A-Za-z0-9_]+", "-", row_id).strip("-_")[:STEM_LENGTH] or "image"
     digest = hashlib.blake2b(row_id.encode(), digest_size=6).hexdigest()
     return f"{plain}-{digest}{_KNOWN_AS.get(suffix[0], suffix[0])}"
@@ -55,6 +53,8 @@ def _is_plain(name: str) -> bool:
 
 
 def _slug(name: str) -> str:
-    """With a hash in every case, because the plain one is taken."""
-    found = slug(name)
-    return found if found != name else f"{name}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    """Always with a hash, because the plain name is taken."""
+    slugged = slug(name)
+    if slugged != name:
+        return slugged
+    return f"{name}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"

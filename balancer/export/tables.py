@@ -1,4 +1,4 @@
-"""One table in one file: every column of the manifest, and the image files if that is asked for."""
+"""One table in one file: every column of the manifest, and the image files with `embed`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ IMAGE, LABEL = "image", "label"
 
 BATCH_ROWS = 65_536
 BATCH_ROWS_EMBEDDED = 256
-"""With images in them, few rows fit into memory."""
+"""Few rows with images fit into memory."""
 
 
 def columns(options: Options, schema: pa.Schema) -> list[str]:
     return list(schema.names)
 
 
-def identity_of(job: Job) -> bytes:
+def encode_identity(job: Job) -> bytes:
     return json.dumps(job.destination.identity, sort_keys=True).encode()
 
 
 def exported_schema(job: Job) -> pa.Schema:
-    """Types that all readers know: no dictionaries, no 16-bit floats, seeds as text. With images, in the
-    words of Hugging Face's `datasets`, so that it sees them as such."""
+    """Types that all readers know: no dictionaries, no 16-bit floats, seeds as text. With images, metadata
+    tells Hugging Face's `datasets` which column they are in."""
     empty = _plain(job.rows.schema.empty_table(), job.options.embed)
-    metadata = {IDENTITY: identity_of(job)}
+    metadata = {IDENTITY: encode_identity(job)}
     if not job.options.embed:
         return empty.schema.with_metadata(metadata)
     image = pa.field(IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -65,11 +65,11 @@ def batches(job: Job, schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _plain(rows: pa.Table, embed: bool) -> pa.Table:
-    told: dict[str, Any] = {name: plain(rows[name]) for name in rows.column_names}
+    columns: dict[str, Any] = {name: plain(rows[name]) for name in rows.column_names}
     size = rows.schema.field(EMBEDDING).type.list_size
-    told[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
+    columns[EMBEDDING] = rows[EMBEDDING].cast(pa.list_(pa.float32(), size))
     names = free_names(rows.column_names, [IMAGE, LABEL] if embed else [])
-    return exact(pa.table({names[name]: column for name, column in told.items()}))
+    return exact(pa.table({names[name]: column for name, column in columns.items()}))
 
 
 def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:
@@ -80,10 +80,10 @@ def _images(job: Job, batch: pa.RecordBatch) -> pa.Array:
 
 
 def is_own(path: Path, job: Job, read_schema: Callable[[BinaryIO], pa.Schema]) -> bool:
-    """Whether a file, which may be anything, is of this export."""
+    """Whether a file is of this export; it may be any file."""
     try:
         with open_regular(path, follow_links=False) as file:
             metadata = read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
         return False
-    return bool(metadata.get(IDENTITY) == identity_of(job))
+    return bool(metadata.get(IDENTITY) == encode_identity(job))

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.config.schema import AttemptsConfig, PlanningConfig, TargetConfig
-from balancer.errors import ManifestError
+from balancer.errors import ManifestError, UsageError
 from balancer.manifest.image_check import look_at_images
+from balancer.manifest.log.fragment import Stamp
 from balancer.manifest.log.writer import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
@@ -126,10 +127,23 @@ def state_of(view: LogView, now: datetime.datetime) -> str:
     """What the last driver said when it ended; if it did not, whether it still seems to be there."""
     if view.state is not None:
         return view.state
-    if view.last is None:
-        return "stopped"
-    silent_s = (now - view.last.committed_at).total_seconds()
-    return "running" if silent_s < SILENT_AFTER_S else "stopped"
+    return "running" if is_running(view.last, now) else "stopped"
+
+
+def is_running(last: Stamp | None, now: datetime.datetime) -> bool:
+    """Whether the driver that committed the last fragment still seems to be there."""
+    if last is None or last.state is not None:
+        return False
+    return (now - last.committed_at).total_seconds() < SILENT_AFTER_S
+
+
+def refuse_running(storage: Storage, last: Stamp | None, now: datetime.datetime, permission: str) -> None:
+    """UsageError while a driver seems to be there. `permission` names what is possible after the run."""
+    if is_running(last, now):
+        raise UsageError(
+            f"{storage.uri}: the run is going on; {permission} when it has ended",
+            hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
+        )
 
 
 def _void_by_cell(rows: pa.Table) -> Counter[str]:

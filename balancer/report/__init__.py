@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that needs nothing else, written into the run folder."""
+"""A run's report: one self-contained HTML file in the run folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
-from balancer.text.quantities import counted, percent
+from balancer.text.quantities import counted, duration, percent
 
 REPORT_FILE = "report.html"
 
 MAX_ROWS = 300
-"""Longer tables are cut off, and say so: a page of thousands of cells is no report."""
+"""Longer tables are cut off, and say so."""
 
 
 def write_report(
     run_uri: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, now: dt.datetime | None = None
 ) -> str:
-    """Write a run's report to the file `out`, by default `report.html` in its folder; returns the place.
+    """Write a run's report to the file `out`, by default `report.html` in its folder; returns the path.
 
-    Works while the run goes on, too. UsageError for an `out` that cannot be written, or is inside a run.
+    Works during the run as well. UsageError for an `out` that cannot be written, or is inside a run.
     """
     if out is None:
         render_report(run_uri, now)
@@ -47,7 +47,7 @@ def render_report(run_uri: str | os.PathLike[str], now: dt.datetime | None = Non
 
 
 def _address(storage: Storage) -> str:
-    """What the links of a page that lies elsewhere begin with."""
+    """The base of links in a page outside the run folder."""
     return Path(storage.uri).as_uri() if isinstance(storage, LocalStorage) else storage.uri
 
 
@@ -85,16 +85,8 @@ def _page(**content: object) -> str:
     )
     template = environment.get_template("page.html.j2")
     return template.render(
-        max_rows=MAX_ROWS, percent=percent, duration=_duration, unjudged_text=unjudged_text, **content
+        max_rows=MAX_ROWS, percent=percent, duration=duration, unjudged_text=unjudged_text, **content
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minute:02d} h"
-    return f"{minute}:{second:02d} min" if minute else f"{second} s"
 
 
 def _budget(facts: Facts) -> str:

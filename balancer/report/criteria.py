@@ -1,4 +1,4 @@
-"""What a balanced dataset must fulfil, each point met or not, with the figure that decides it."""
+"""The criteria of a balanced dataset: each is met or not, with the figure that decides it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def classes_filled(facts: Facts) -> Criterion:
 
 
 def slots_succeed(facts: Facts) -> Criterion:
-    """While the run goes on, or can, this is about the images decided so far; at its end about all."""
+    """Of the images decided so far while the run can go on, of all when it has ended."""
     least = facts.config.criteria.success_rate
     accepted = facts.status["accepted"]
     ended = facts.status["state"] in ENDED
@@ -76,7 +76,7 @@ def slots_succeed(facts: Facts) -> Criterion:
 
 
 def facet_even(facts: Facts, facet: str) -> Criterion:
-    planned, made = _by_value(facts, facet)
+    planned, made = _count_by_value(facts, facet)
     off = {value: abs(made[value] - planned[value]) for value in planned}
     worst = max(off.values(), default=0)
     shown = [value for value in off if off[value] > 1] or list(off)[:SHOWN_VALUES]
@@ -89,8 +89,8 @@ def facet_even(facts: Facts, facet: str) -> Criterion:
     )
 
 
-def _by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
-    """Images planned and made, for each value of a facet in the plan's order."""
+def _count_by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
+    """Images planned and made for each value of a facet, in the plan's order."""
     axis = facts.run.facets.index(facet)
     planned, made = Counter[str](), Counter[str]()
     for cell in facts.cells:

@@ -1,4 +1,4 @@
-"""What the report says of a run, counted from its manifest and its plan."""
+"""The figures of a report, counted from a run's manifest and plan."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class CellCount:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """A cell of which too few candidates pass, with `at_most` of them at 95 % confidence; `reasons` are why
-    the others did not, the most frequent first."""
+    """A cell in which too few candidates pass: a share of `at_most`, at 95 % confidence. `reasons` of the
+    rejected ones are sorted by frequency."""
 
     cell: CellCount
     at_most: float
@@ -94,8 +94,8 @@ class CellTable:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`classes` count training images; `kept_apart` are the real images of validation and test, by split.
-    `config` is the run's with the rules it was last judged by, `status` what `balancer status` says;
+    """`classes` count training images; `kept_apart` counts the real images of validation and test, by split.
+    `config` is the run's under the rules it was last judged by, `status` the output of `balancer status`;
     `span` has the times of the first and the last candidate."""
 
     run: RunInfo
@@ -104,7 +104,7 @@ class Facts:
     classes: tuple[ClassCount, ...]
     kept_apart: Mapping[str, int]
     left_out: int
-    """Images that training and exports leave out: a later split, or the hold-out, shows the same."""
+    """Copies of images in a later split or in the hold-out; training and exports leave them out."""
     cells: tuple[CellCount, ...]
     given_up: tuple[GivenUp, ...]
     by_attempt: tuple[tuple[int, int], ...]
@@ -115,13 +115,13 @@ class Facts:
 
     @property
     def unjudged(self) -> Mapping[str, int]:
-        """Generated images that were not judged on each property, without those judged in all of them."""
+        """Generated images not judged on each property, without properties that were judged in all."""
         counts: Mapping[str, int] = self.status["unjudged"]
         return counts
 
     @property
     def real(self) -> int:
-        """For training."""
+        """Real training images."""
         return sum(count.real for count in self.classes)
 
     @property
@@ -190,13 +190,13 @@ def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
 def _given_up(status: Mapping[str, Any], cells: Sequence[CellCount], tried: pa.Table) -> tuple[GivenUp, ...]:
     import pyarrow.compute as pc
 
-    found = []
+    given_up = []
     for cell in cells:
         if cell.key in status["given_up"]:
             reasons = _count(tried.filter(pc.equal(tried["cell"], cell.key)), "reason")
             at_most = Tally(**status["given_up"][cell.key]).at_most
-            found.append(GivenUp(cell, at_most, tuple(reasons.most_common())))
-    return tuple(found)
+            given_up.append(GivenUp(cell, at_most, tuple(reasons.most_common())))
+    return tuple(given_up)
 
 
 def _count(rows: pa.Table, column: str) -> Counter[Any]:
@@ -237,9 +237,9 @@ def _cell_counts(
     classes = _positions(config.classes)
     values = [_positions(config.facets[facet].values) for facet in run.facets]
 
-    def place(entry: Mapping[str, Any]) -> tuple[int, ...]:
-        of_facets = zip(run.facets, values, strict=True)
-        return (classes[entry["class"]], *(order.get(entry.get(facet), -1) for facet, order in of_facets))
+    def position(entry: Mapping[str, Any]) -> tuple[int, ...]:
+        axes = zip(run.facets, values, strict=True)
+        return (classes[entry["class"]], *(order.get(entry.get(facet), -1) for facet, order in axes))
 
     return tuple(
         CellCount(
@@ -250,7 +250,7 @@ def _cell_counts(
             accepted=accepted[entry["cell"]],
             candidates=tried[entry["cell"]],
         )
-        for entry in sorted(run.plan, key=place)
+        for entry in sorted(run.plan, key=position)
     )
 
 
@@ -261,8 +261,8 @@ def _positions(names: Iterable[str]) -> dict[str | None, int]:
 def cell_table(
     cells: Sequence[CellCount], facets: Sequence[str], values: Mapping[str, Sequence[str]] | None = None
 ) -> CellTable:
-    """The cells as a table whose columns are the values of the first facet that fits across, in the order of
-    `values`."""
+    """The cells as a table. Its columns are the values of the first facet with few enough of them, in the
+    order of `values`."""
     across = next((axis for axis in range(len(facets)) if _fits_across(cells, axis)), None)
     rows: dict[tuple[str, ...], dict[str, CellCount]] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a manifest: a few of its images, so that one sees what is in it."""
+"""A manifest in a notebook: a table of a few of its images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from balancer.manifest.query import Manifest
 
 ROWS = 10
-"""Each costs reading and decoding an image, while somebody waits for the cell."""
+"""Each row reads and decodes an image while the user waits for the cell."""
 
 
 def manifest_html(manifest: Manifest) -> str:
-    """A table of accepted images from all over the run, with thumbnails. Nothing in it is markup but ours.
+    """A table of accepted images from all over the run, with thumbnails; text from rows is escaped.
 
-    ManifestError if the manifest cannot be read; an image that cannot is left out of its row.
+    ManifestError if the manifest cannot be read. A row whose image cannot be read says so.
     """
     columns = ["id", "class", *manifest.run.facets, "source", "score"]
     ordered = manifest.to_table([*columns, "file_name"]).sort_by("id")  # ids begin with cells

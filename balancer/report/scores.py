@@ -1,4 +1,4 @@
-"""How the candidates scored on each property: counts in equal bins from 0 to 1."""
+"""Histograms of the candidates' scores on each property, from 0 to 1."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 BINS = 25
 FULL_HEIGHT = 78.0
-"""Of the highest bar as it is drawn."""
+"""Of the highest bar in the drawing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bin: its height is split between the accepted, below, and the rejected on top of them."""
+    """One bin: the accepted below, the rejected on top."""
 
     start: float
     end: float
@@ -44,13 +44,13 @@ class Histogram:
     @property
     def bars(self) -> tuple[Bar, ...]:
         return tuple(
-            Bar(i / BINS, (i + 1) / BINS, accepted, rejected, FULL_HEIGHT * self._part(accepted + rejected))
+            Bar(i / BINS, (i + 1) / BINS, accepted, rejected, FULL_HEIGHT * self._share(accepted + rejected))
             for i, (accepted, rejected) in enumerate(zip(self.accepted, self.rejected, strict=True))
             if accepted or rejected
         )
 
-    def _part(self, count: int) -> float:
-        """By square roots, because most scores are near 1 and the few others are those to look at."""
+    def _share(self, count: int) -> float:
+        """A square root: most scores are near 1, and the few others matter most."""
         return math.sqrt(count / self.highest)
 
     @property

@@ -1,5 +1,4 @@
-"""Contact sheets: a few of each class's accepted images, and of those rejected for each reason, small enough
-to live inside the page."""
+"""Contact sheets: thumbnails of some accepted images of each class, and some rejected for each reason."""
 
 from __future__ import annotations
 
@@ -29,10 +28,10 @@ SIDE_PIXELS = 96
 MAX_PIXELS = 64_000_000
 
 MAX_GENERATED_PIXELS = 4096**2
-"""As in a config's limits of generation.width and height. What a row says is no more than somebody's word."""
+"""The limit of generation.width and height in configs. A row may claim more, so it is not trusted."""
 
 MAX_OTHER_BYTES = 1_000_000
-"""Of a file besides its pixels: what it says of itself."""
+"""Of a file besides its pixels: its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """`title` is a class, a reason or a cell; `images` how many there are of it."""
+    """`title` is a class, a reason or a cell with this number of `images`."""
 
     title: str
     images: int
@@ -65,15 +64,15 @@ def contact_sheets(facts: Facts, manifest: Manifest, storage: Storage) -> tuple[
 def _sheet(class_name: str, rows: pa.Table, storage: Storage) -> Sheet:
     import pyarrow.compute as pc
 
-    of_class = rows.filter(pc.equal(rows["class"], class_name)).sort_by("id")
-    chosen = of_class.take(evenly_spaced(of_class.num_rows, PER_CLASS)).to_pylist()
+    images = rows.filter(pc.equal(rows["class"], class_name)).sort_by("id")
+    chosen = images.take(evenly_spaced(images.num_rows, PER_CLASS)).to_pylist()
     thumbnails = (
-        _thumbnail(row["file_name"], f"{row['cell']}, {_scored(row)}", row, storage) for row in chosen
+        _thumbnail(row["file_name"], f"{row['cell']}, {_score_text(row)}", row, storage) for row in chosen
     )
-    return Sheet(class_name, of_class.num_rows, tuple(thumbnails))
+    return Sheet(class_name, images.num_rows, tuple(thumbnails))
 
 
-def _scored(row: dict[str, Any]) -> str:
+def _score_text(row: dict[str, Any]) -> str:
     return "not judged" if row["score"] is None else f"score {row['score']:.2f}"
 
 
@@ -86,8 +85,8 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 def rejected_sheets(
     facts: Facts, manifest: Manifest, storage: Storage
 ) -> tuple[tuple[Sheet, ...], tuple[Sheet, ...]]:
-    """Of the rejected images that were kept: by reason, the most frequent first, and by cell given up."""
-    kept = list(_kept(manifest, storage))
+    """Sheets of kept rejected images: by reason, the most frequent first, and by cell given up."""
+    kept = list(_find_kept(manifest, storage))
     by_reason = [
         _rejected_sheet(
             reason, count, [item for item in kept if item[1]["reason"] == reason], PER_REASON, storage
@@ -111,7 +110,7 @@ def _shows(sheet: Sheet) -> bool:
     return bool(sheet.thumbnails)
 
 
-def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+def _find_kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
     """The file and the row of each rejected image that was kept, in the folder of its first reason."""
     files: dict[str, list[str]] = {}
     for path in storage.list(REJECTED_DIR):
@@ -124,7 +123,7 @@ def _kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str,
         own = {path for place in places for path in files.pop(path_in_reason(place), ())}
         for path in sorted(own.intersection(places) or own):
             yield path, row
-        if not files:  # those kept are mostly the first ones
+        if not files:  # kept images are mostly of the first rows
             return
 
 
@@ -132,14 +131,14 @@ def _rejected_sheet(
     title: str, images: int, kept: Sequence[tuple[str, dict[str, Any]]], most: int, storage: Storage
 ) -> Sheet:
     chosen = [kept[index] for index in evenly_spaced(len(kept), most)]
-    thumbnails = (_thumbnail(path, _why(row), row, storage) for path, row in chosen)
+    thumbnails = (_thumbnail(path, _rejection_text(row), row, storage) for path, row in chosen)
     return Sheet(title, images, tuple(thumbnails))
 
 
-def _why(row: dict[str, Any]) -> str:
-    of_threshold = "" if row["score"] is None else f" of {row['threshold']:g}"
-    told = f"{row['cell']}, {row['reason']}, {_scored(row)}{of_threshold}"
-    return told + (f", nearest {row['nearest_id']}" if row["nearest_id"] else "")
+def _rejection_text(row: dict[str, Any]) -> str:
+    threshold = "" if row["score"] is None else f" of {row['threshold']:g}"
+    nearest = f", nearest {row['nearest_id']}" if row["nearest_id"] else ""
+    return f"{row['cell']}, {row['reason']}, {_score_text(row)}{threshold}{nearest}"
 
 
 def _thumbnail(path: str, caption: str, row: dict[str, Any], storage: Storage) -> Thumbnail:
@@ -152,7 +151,7 @@ def _thumbnail(path: str, caption: str, row: dict[str, Any], storage: Storage) -
 
 
 def _generated_pixels(row: dict[str, Any]) -> int:
-    """No more than the image has: a page has thousands of them, and one of 64 megapixels takes a second."""
+    """Limits decoding to the image's own size: a page has thousands, and 64 megapixels take a second."""
     width, height = ((row[name] or 0) for name in SIZE)
     return int(min(max(width, 0) * max(height, 0), MAX_GENERATED_PIXELS))
 

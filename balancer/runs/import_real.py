@@ -1,4 +1,4 @@
-"""Real images join the manifest as rows, so that one query gives the whole balanced dataset."""
+"""Commit the dataset's real images as rows, which lets one query give the whole balanced dataset."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from balancer.verification.verdict import Nearest
 COMMIT_ROWS = 1024
 
 WRITERS = 8
-"""Images written at once: an object store takes its time for each, and not much more for several."""
+"""Images written at once: an object store is slow for each, and hardly slower for several."""
 
 
 def commit_real_images(
-    found: Audit,
+    audit: Audit,
     classes: Iterable[str],
     log: ManifestLog,
     storage: Storage,
@@ -34,19 +34,19 @@ def commit_real_images(
     embeddings: Mapping[str, bytes] | None = None,
     copies: Mapping[str, Nearest] | None = None,
 ) -> int:
-    """Add the images of `classes` that the manifest does not have yet; returns how many.
+    """Add the images of `classes` that the manifest lacks; returns their number.
 
-    `embeddings` by row id are little-endian float16; rows of images that have none go without. `copies` by
-    row id are the hold-out images that real ones copy.
-    With `output.real_images: copy` each file goes into the run folder, byte for byte, before its row.
+    `embeddings` by row id are little-endian float16; an image may have none. `copies` by row id are the
+    hold-out images that real ones copy. With `output.real_images: copy` each file is copied into the run
+    folder before its row is committed.
     """
     wanted, known = set(classes), _known_splits(log)
-    splits = splits_of(found, facts.config, known)
-    new = [image for image in found.images if image.class_name in wanted and image.file_name not in known]
+    splits = splits_of(audit, facts.config, known)
+    new = [image for image in audit.images if image.class_name in wanted and image.file_name not in known]
     with ThreadPoolExecutor(WRITERS) as pool:
         for start in range(0, len(new), COMMIT_ROWS):
             part = new[start : start + COMMIT_ROWS]
-            files = pool.map(lambda image: _bring_in(image, found.path, storage, facts, log), part)
+            files = pool.map(lambda image: _store(image, audit.path, storage, facts, log), part)
             log.commit(
                 [
                     real_row(
@@ -70,9 +70,7 @@ def _known_splits(log: ManifestLog) -> dict[str, str]:
     return {name.removeprefix("real/"): split for name, split in rows}
 
 
-def _bring_in(
-    image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, log: ManifestLog
-) -> ImageFile:
+def _store(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, log: ManifestLog) -> ImageFile:
     source = dataset / image.file_name
     if facts.config.output.real_images == "reference":
         return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
@@ -83,7 +81,7 @@ def _bring_in(
         raise DatasetError(problem, hint="run the same command again") from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
-    # With a part of the content's hash: after a crash the file in the dataset may be another one by now.
+    # The name has part of the content's hash, because the dataset's file may have changed since a crash.
     name = PurePosixPath(image.file_name)
     stem = log.free_name(f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}")
     path = f"{stem}-{image.sha256[:12]}.{slug(name.suffix[1:].lower())}"

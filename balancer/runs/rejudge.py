@@ -1,16 +1,15 @@
-"""Judging a run's candidates again from the numbers in its rows: other limits, no image generated.
+"""Judge a run's candidates again from the numbers in its rows, under other limits, without generating images.
 
-Once the rules have changed, every row that is judged tells of the new ones: its limit, its score, what was
-not judged, and why it was rejected. Rows that say so already are not written again.
+Once the rules have changed, every judged row records the new ones: its limit, its score, what was not judged,
+and why it was rejected. Rows that already do are not written again.
 
-A slot keeps what a run under the new limits would have given it, as far as images were kept: its lowest
-passing attempt. A candidate that passes by now but whose image was not kept is made again only if its slot
-has no other image; until then its row is void.
+A slot gets the image that a run under the new limits would have given it: its lowest passing attempt with a
+kept image. A candidate that now passes, but whose image was not kept, is made again only if its slot has no
+other image; until then its row is void.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime as dt
 import itertools
@@ -27,7 +26,8 @@ from balancer.config.load import validated
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
-from balancer.errors import BalancerError, FencedError, UsageError
+from balancer.errors import UsageError
+from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
 from balancer.manifest.rows import (
@@ -44,14 +44,14 @@ from balancer.manifest.rows import (
 from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.manifest.status import refuse_running
 from balancer.runs.resume import (
     accepted_in_order,
-    candidate_of,
     cells_of_plan,
-    config_of,
-    facts_of,
-    schedule_of,
+    effective_config,
+    parse_candidate,
+    restore_schedule,
+    run_facts,
 )
 from balancer.scheduling.prompts import Rung, ladder
 from balancer.scheduling.schedule import Schedule
@@ -59,13 +59,13 @@ from balancer.storage import Storage
 from balancer.verification.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, criteria_for, judge
 
 SUPERSEDED = "superseded"
-"""Reason of a candidate that passes by now, but another attempt of its slot gives the image."""
+"""Reason of a candidate that now passes, while another attempt of its slot gives the image."""
 
 COMMIT_ROWS = 1024
-"""About as many verdicts are committed at once; those of one slot always together."""
+"""Verdicts per commit, approximately; those of one slot stay together."""
 
 PARTS_AT_ONCE = 32
-"""Whole rows of so many commits are in memory at once; for each lot the log is gone through again."""
+"""Commits whose whole rows are in memory at once; each lot reads the log again."""
 
 _COLUMNS = (
     "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
@@ -81,8 +81,8 @@ _HISTORY = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row that is written again: of a candidate whose status is another one now, or which is still judged
-    the same, by other rules. `reason` is that of a rejection."""
+    """A row to be written again: its status changes, or stays the same under other rules. `reason` is that
+    of a rejection."""
 
     candidate: Candidate
     before: str
@@ -112,7 +112,7 @@ class Change:
 
 
 def _judged_by(cell: Cell, rung: Rung, score: float | None, config: Config) -> Row:
-    """What a row says of the rules it was judged by."""
+    """The columns that record the rules a row was judged by."""
     return {
         "score": score,
         "threshold": rung.threshold,
@@ -123,8 +123,8 @@ def _judged_by(cell: Cell, rung: Rung, score: float | None, config: Config) -> R
 
 @dataclass(frozen=True, slots=True)
 class CellChange:
-    """Images of a cell: accepted so far, of these no longer, again from those kept, and those that the next
-    run makes again because they pass by now but were not kept. `open` are the slots it works on."""
+    """Counts of a cell's images: accepted before, of these revoked, restored from kept files, and made again
+    by the next run because they now pass but were not kept. `open` are the slots it will fill."""
 
     cell: Cell
     accepted: int
@@ -136,9 +136,8 @@ class CellChange:
 
 @dataclass(frozen=True, slots=True)
 class Rejudgement:
-    """What judging a run again changes. `rewritten` are its rows that change. `rules` are those it was judged
-    by, `state` is how the run stands once they are applied; `pending` says whether anything is left to commit
-    for that."""
+    """The result of judging a run again: the `rewritten` rows, the `rules` it was judged by, and the `state`
+    of the run once they are applied. `pending` says whether anything is left to commit."""
 
     info: RunInfo
     rules: Rules
@@ -150,12 +149,12 @@ class Rejudgement:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Verdicts that are other ones now."""
+        """Rows whose verdict changes."""
         return tuple(change for change in self.rewritten if change.is_new_verdict)
 
     @property
     def updated(self) -> int:
-        """Rows whose verdict stays, and which tell of the new rules."""
+        """The number of rows that keep their verdict and record the new rules."""
         return len(self.rewritten) - len(self.changes)
 
 
@@ -165,7 +164,7 @@ class Rejudgement:
 def rejudge(storage: Storage, settings: Sequence[str] = ()) -> Rejudgement:
     """What would change in a run under `settings` (`verification.threshold=0.7`); nothing is written.
 
-    Raises ConfigError for settings that make no sense, UsageError for those that cannot be judged by.
+    Raises ConfigError for invalid settings, UsageError for settings that stored numbers cannot decide.
     """
     return _look(storage, read_run(storage), read_log(storage, _COLUMNS), settings)
 
@@ -174,7 +173,7 @@ def _look(
     storage: Storage, info: RunInfo, known: LogView | ManifestLog, settings: Sequence[str]
 ) -> Rejudgement:
     table = known.table if isinstance(known, LogView) else known.table(_COLUMNS)
-    config, overrides = _overridden(config_of(info, known.rules), settings)
+    config, overrides = _overridden(effective_config(info, known.rules), settings)
     rules = Rules(merged(known.rules.overrides, overrides))
     changed_copies = "copies" in rules.overrides.get("verification", {})
     rows = [row for row in table.select(list(_COLUMNS)).to_pylist() if row["source"] == SYNTHETIC]
@@ -182,21 +181,21 @@ def _look(
     cells = cells_of_plan(info)
     copies: dict[str, Nearest] = {}
 
-    def nearest_of(row: Row) -> Nearest | None:
-        return copies.get(row["id"]) or nearest_in(row, pixels)
+    def find_nearest(row: Row) -> Nearest | None:
+        return copies.get(row["id"]) or read_nearest(row, pixels)
 
     while True:
         changes = new_verdicts(
-            rows, cells, config, nearest_of, storage.exists, other_rules=rules != known.rules
+            rows, cells, config, find_nearest, storage.exists, other_rules=rules != known.rules
         )
         after = _schedule_after(info, config, rows, changes)
         restored = any(change.is_new_verdict and change.status == ACCEPTED for change in changes)
         if after.open or not (restored or changed_copies):
-            break  # with open slots, the next run compares all images when it has filled them
-        found = _copies_among_accepted(after, storage, info, config)
-        if not found:
+            break  # the next run fills the open slots, and then compares all images
+        new_copies = _copies_among_accepted(after, storage, info, config)
+        if not new_copies:
             break
-        copies |= found
+        copies |= new_copies
     state: State = "interrupted" if after.open else "short" if after.short else "complete"
     return Rejudgement(
         info=info,
@@ -216,14 +215,14 @@ def _schedule_after(
     judged = [
         row if (change := changed.get(row["id"])) is None else row | change.as_columns() for row in rows
     ]
-    return schedule_of(info, config, pa.Table.from_pylist(judged, schema=_HISTORY), None)
+    return restore_schedule(info, config, pa.Table.from_pylist(judged, schema=_HISTORY), None)
 
 
 def _copies_among_accepted(
     after: Schedule, storage: Storage, info: RunInfo, config: Config
 ) -> dict[str, Nearest]:
-    """In the plan's order, as at the end of a run."""
-    accepted = accepted_in_order(after, facts_of(info, config))
+    """Compared in the plan's order, as at the end of a run."""
+    accepted = accepted_in_order(after, run_facts(info, config))
     images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
     return copies_among(images, config.verification.copies)
 
@@ -249,21 +248,21 @@ def new_verdicts(
     rows: Iterable[Row],
     cells: Mapping[str, Cell],
     config: Config,
-    nearest_of: Callable[[Row], Nearest | None],
-    is_there: Callable[[str], bool],
+    find_nearest: Callable[[Row], Nearest | None],
+    exists: Callable[[str], bool],
     other_rules: bool = False,
 ) -> list[Change]:
-    """What becomes of candidates under `config`, slot after slot. Left out are those whose status stays;
-    under `other_rules` only if their row tells of these already.
+    """Judge all candidates under `config`, slot by slot; returns the rows that change. With `other_rules`
+    these include rows that keep their status but do not yet record the rules.
 
-    `nearest_of` gives the image that a candidate may copy, `is_there` says whether a file still is.
+    `find_nearest` gives the image that a candidate may copy, `exists` says whether a file is still there.
     """
     rungs = ladder(config)
     changes: list[Change] = []
     in_order = sorted(rows, key=lambda row: (row["slot"], row["attempt"]))
     for _, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
-        judged = [_judged_again(row, cells, config, rungs, nearest_of(row)) for row in attempts]
-        changes += _changes_of_slot(judged, is_there, config if other_rules else None)
+        judged = [_judge_again(row, cells, config, rungs, find_nearest(row)) for row in attempts]
+        changes += _slot_changes(judged, exists, config if other_rules else None)
     return changes
 
 
@@ -287,17 +286,17 @@ class _Judged:
     def has_new_nearest(self) -> bool:
         return self.nearest is not None and self.nearest.id != self.row["nearest_id"]
 
-    def has_image(self, is_there: Callable[[str], bool]) -> bool:
+    def has_image(self, exists: Callable[[str], bool]) -> bool:
         file_name = self.row["file_name"]
-        return self.status == ACCEPTED or (file_name is not None and is_there(file_name))
+        return self.status == ACCEPTED or (file_name is not None and exists(file_name))
 
-    def tells_of(self, config: Config) -> bool:
-        """Whether the row says what it would say if it was judged under `config` at first."""
-        own = _judged_by(self.candidate.slot.cell, self.rung, self.verdict.score, config)
-        before = {name: self.row[name] for name in own}
-        before["unjudged"] = before["unjudged"] or []  # null in rows of earlier versions
-        both_nan = all(isinstance(of["score"], float) and math.isnan(of["score"]) for of in (own, before))
-        return before == own | ({"score": before["score"]} if both_nan else {})
+    def records(self, config: Config) -> bool:
+        """Whether the row records what it would if it had first been judged under `config`."""
+        new = _judged_by(self.candidate.slot.cell, self.rung, self.verdict.score, config)
+        old = {name: self.row[name] for name in new}
+        old["unjudged"] = old["unjudged"] or []  # null in rows of earlier versions
+        both_nan = all(isinstance(row["score"], float) and math.isnan(row["score"]) for row in (new, old))
+        return old == new | ({"score": old["score"]} if both_nan else {})
 
     def becomes(self, status: str) -> Change:
         return Change(
@@ -311,53 +310,53 @@ class _Judged:
         )
 
     def _rejected_for(self) -> str:
-        if self.row["reason"] == Flaw.DUPLICATE:  # of a hold-out image: nothing else in the row says so
+        if self.row["reason"] == Flaw.DUPLICATE:  # of a hold-out image, which only the reason records
             return Flaw.DUPLICATE
         return self.verdict.reason or SUPERSEDED
 
 
-def _changes_of_slot(
-    attempts: Sequence[_Judged], is_there: Callable[[str], bool], other_rules: Config | None
+def _slot_changes(
+    attempts: Sequence[_Judged], exists: Callable[[str], bool], other_rules: Config | None
 ) -> Iterator[Change]:
-    """Lowest attempt first. A slot has one image at most: that of the lowest attempt that passes and has
-    one. Without any, the lowest attempt that passes is to be made again."""
-    passing = [made for made in attempts if made.passes]
-    winner = next((made for made in passing if made.has_image(is_there)), None)
+    """Lowest attempt first. The slot's image is that of the lowest passing attempt that has one. If none
+    has, the lowest passing attempt is made again."""
+    passing = [attempt for attempt in attempts if attempt.passes]
+    winner = next((attempt for attempt in passing if attempt.has_image(exists)), None)
     to_make = passing[0] if passing and winner is None else None
-    for made in attempts:
-        if made is winner:
-            change = made.becomes(ACCEPTED)
-        elif made is to_make or (made.status == VOID and made.passes):
-            change = made.becomes(VOID)
+    for attempt in attempts:
+        if attempt is winner:
+            change = attempt.becomes(ACCEPTED)
+        elif attempt is to_make or (attempt.status == VOID and attempt.passes):
+            change = attempt.becomes(VOID)
         else:
-            change = made.becomes(REJECTED)
-        if change.is_new_verdict or made.has_new_nearest or _is_outdated(made, change, other_rules):
+            change = attempt.becomes(REJECTED)
+        if change.is_new_verdict or attempt.has_new_nearest or _is_outdated(attempt, change, other_rules):
             yield change
 
 
-def _is_outdated(made: _Judged, now: Change, other_rules: Config | None) -> bool:
-    """Whether a row whose verdict stays has to be written again, to tell of the rules it is judged by."""
-    if other_rules is None or now.status == VOID:
+def _is_outdated(attempt: _Judged, change: Change, other_rules: Config | None) -> bool:
+    """Whether a row that keeps its verdict must be written again to record the rules it is judged by."""
+    if other_rules is None or change.status == VOID:
         return False
-    return now.reason != made.row["reason"] or not made.tells_of(other_rules)
+    return change.reason != attempt.row["reason"] or not attempt.records(other_rules)
 
 
-def _judged_again(
+def _judge_again(
     row: Row,
     cells: Mapping[str, Cell],
     config: Config,
     rungs: Sequence[Rung],
     nearest: Nearest | None,
 ) -> _Judged:
-    candidate = candidate_of(row, cells)
+    candidate = parse_candidate(row, cells)
     rung = rungs[min(candidate.attempt, len(rungs)) - 1]
     cell = candidate.slot.cell
-    verdict = judge(measurement_of(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
+    verdict = judge(read_measurement(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
     return _Judged(candidate, row, verdict, nearest, rung)
 
 
-def measurement_of(row: Row, cell: Cell) -> Measurement:
-    """What was measured, as far as verdicts follow from it: `scores` are the lower of both judges."""
+def read_measurement(row: Row, cell: Cell) -> Measurement:
+    """The measurements that decide a verdict. Of the scores of both judges a row has the lower one."""
     return Measurement(
         probabilities={name: {wanted: row["scores"][name]} for name, wanted in cell.properties},
         brightness=row["brightness"],
@@ -369,7 +368,7 @@ def measurement_of(row: Row, cell: Cell) -> Measurement:
     )
 
 
-def nearest_in(row: Row, pixels: Mapping[str, str | None]) -> Nearest | None:
+def read_nearest(row: Row, pixels: Mapping[str, str | None]) -> Nearest | None:
     if row["nearest_id"] is None:
         return None
     same = bool(row["pixel_sha256"]) and pixels.get(row["nearest_id"]) == row["pixel_sha256"]
@@ -387,52 +386,42 @@ def nearest_in(row: Row, pixels: Mapping[str, str | None]) -> Nearest | None:
 def apply(
     storage: Storage, settings: Sequence[str] = (), now: Callable[[], dt.datetime] = utc_now
 ) -> Rejudgement:
-    """Commit what `rejudge` finds, and close the log; the next `balancer run` fills the gaps.
+    """Commit the changes that `rejudge` returns, and close the log; the next `balancer run` fills the gaps.
 
-    Stopped half way, it is completed by the same call. Raises UsageError while a driver seems to be at work.
+    If it is interrupted, the same call completes it. Raises UsageError while a driver seems to be running.
     """
     info, view = read_run(storage), read_log(storage, _COLUMNS)
-    if state_of(view, now()) == "running":
-        raise UsageError(
-            f"{storage.uri}: the run is going on; its verdicts can be changed when it has ended",
-            hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
-        )
-    found = _look(storage, info, view, settings)
-    if not found.pending:
+    refuse_running(storage, view.last, now(), "its verdicts can be changed")
+    result = _look(storage, info, view, settings)
+    if not result.pending:
         renew_current(storage)
-        return found
+        return result
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now)
-    found = _look(storage, info, log, settings)
-    try:
-        _commit(log, found)
-    except FencedError:
-        raise  # the log belongs to another driver now
-    except BalancerError as error:
-        with contextlib.suppress(BalancerError):  # the first error is the one to tell
-            log.close("failed", {"reason": error.message})
-        raise
-    log.close(found.state, {"reason": "judged again"})
-    return found
+    result = _look(storage, info, log, settings)
+    with closing_on_error(log):
+        _commit(log, result)
+    log.close(result.state, {"reason": "judged again"})
+    return result
 
 
-def _commit(log: ManifestLog, found: Rejudgement) -> None:
-    """Only the last part says that the verdicts follow the new rules, all of them."""
-    facts = facts_of(found.info, found.config)
-    parts = list(_parts(found.rewritten)) or [[]]
+def _commit(log: ManifestLog, result: Rejudgement) -> None:
+    """Only the last part records that all verdicts follow the new rules."""
+    facts = run_facts(result.info, result.config)
+    parts = list(_parts(result.rewritten)) or [[]]
     for start in range(0, len(parts), PARTS_AT_ONCE):
         lot = parts[start : start + PARTS_AT_ONCE]
         rows = log.rows([change.candidate.id for part in lot for change in part])
         for number, part in enumerate(lot, start=start + 1):
-            own, rows = rows.slice(0, len(part)).to_pylist(), rows.slice(len(part))
-            verdicts = [change.applied_to(row, facts) for change, row in zip(part, own, strict=True)]
-            rules = Rules(found.rules.overrides, complete=number == len(parts))
+            old, rows = rows.slice(0, len(part)).to_pylist(), rows.slice(len(part))
+            verdicts = [change.applied_to(row, facts) for change, row in zip(part, old, strict=True)]
+            rules = Rules(result.rules.overrides, complete=number == len(parts))
             log.commit_verdicts(verdicts, rules.as_detail())
 
 
 def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
     part: list[Change] = []
-    for _, of_slot in itertools.groupby(changes, key=lambda change: change.candidate.slot):
-        part += of_slot
+    for _, slot_changes in itertools.groupby(changes, key=lambda change: change.candidate.slot):
+        part += slot_changes
         if len(part) >= COMMIT_ROWS:
             yield part
             part = []
@@ -444,7 +433,7 @@ def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
 
 
 def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """The config under other settings, and what changed of it, nested as it is."""
+    """The config under other settings, and the settings that changed, nested as in the config."""
     before = config.model_dump(mode="json")
     changed = validated(Document(copy.deepcopy(before), {(): "run.json"}), settings)
     after = changed.model_dump(mode="json")
@@ -452,7 +441,7 @@ def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[s
     if odd := [path for path in paths if not is_judgeable(path)]:
         raise UsageError(
             f"{', '.join(_dotted(path) for path in odd)} cannot be judged from the stored numbers",
-            hint=f"these can: {', '.join(map(_dotted, JUDGEABLE))}; for anything else begin another run",
+            hint=f"these can: {', '.join(map(_dotted, JUDGEABLE))}; for anything else start a new run",
         )
     overrides: dict[str, Any] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""An image made again, against the one that was kept: the same, different, or not to be compared."""
+"""Compare an image that was generated again with the kept one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """How making an image again came out; `detail` says how much it differs, or why it cannot be compared."""
+    """The result of generating an image again; `detail` says how much it differs, or why it cannot be
+    compared."""
 
     id: str
     outcome: Outcome
@@ -38,41 +39,42 @@ class Reproduction:
 
 
 def compare(image_id: str, made: Pixels, kept: Pixels | None, kept_sha256: str | None) -> Reproduction:
-    """`kept` are the pixels of the file, None of a candidate whose image was not kept, or not exactly;
-    `kept_sha256` is what its row says of them (`pixel_sha256`)."""
+    """`kept` are the pixels of the file, None if the image was not kept, or not losslessly; `kept_sha256` is
+    `pixel_sha256` of its row."""
     if kept is None:
         return _by_hash(image_id, made, kept_sha256)
     if made.shape != kept.shape:
         sizes = (f"{one.shape[1]} x {one.shape[0]}" for one in (made, kept))
-        return Reproduction(image_id, Outcome.DIFFERENT, " pixels now, and kept were ".join(sizes))
+        return Reproduction(image_id, Outcome.DIFFERENT, " pixels now, kept: ".join(sizes))
     distances = np.abs(made.astype(np.int16) - kept)
     if not (changed := np.count_nonzero(distances)):
         return Reproduction(image_id, Outcome.IDENTICAL)
-    detail = f"{changed} of {distances.size} values, by {distances.max()} of 255 at most"
+    detail = f"{changed} of {distances.size} values differ, by {distances.max()} of 255 at most"
     return Reproduction(image_id, Outcome.DIFFERENT, f"{detail}, {distances.mean():.2g} on average")
 
 
 def _by_hash(image_id: str, made: Pixels, kept_sha256: str | None) -> Reproduction:
     if kept_sha256 is None:
-        return Reproduction(image_id, Outcome.INCOMPARABLE, "neither pixels nor a hash of them were kept")
+        return Reproduction(image_id, Outcome.INCOMPARABLE, "neither its pixels nor their hash were kept")
     if pixel_sha256(made) == kept_sha256:
         return Reproduction(image_id, Outcome.IDENTICAL)
-    return Reproduction(image_id, Outcome.DIFFERENT, "its pixels were not kept: by how much is not known")
+    detail = "the hash of its pixels differs; the pixels were not kept"
+    return Reproduction(image_id, Outcome.DIFFERENT, detail)
 
 
-def excused(found: Reproduction, versions: Mapping[str, str]) -> Reproduction:
-    """A difference that libraries of another version than the run's can have made is no proof of one."""
-    if found.outcome is not Outcome.DIFFERENT:
-        return found
+def excused(reproduction: Reproduction, versions: Mapping[str, str]) -> Reproduction:
+    """A difference becomes incomparable if other versions of the libraries may explain it."""
+    if reproduction.outcome is not Outcome.DIFFERENT:
+        return reproduction
     others = []
     for name in DECISIVE_PACKAGES:
         then, now = versions.get(name, ""), _version(name)
         if then and then != now:
             others.append(f"{name} was {then}, is {now or 'missing'}")
     if not others:
-        return found
-    detail = f"{', '.join(others)}; it differs in {found.detail}"
-    return Reproduction(found.id, Outcome.INCOMPARABLE, detail)
+        return reproduction
+    detail = f"{', '.join(others)}; {reproduction.detail}"
+    return Reproduction(reproduction.id, Outcome.INCOMPARABLE, detail)
 
 
 def _version(package: str) -> str:

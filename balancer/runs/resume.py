@@ -1,4 +1,4 @@
-"""A run as its folder remembers it: begun, recognised, and brought back to where it was left."""
+"""Start a run, recognise one in a folder, and restore it from its committed rows."""
 
 from __future__ import annotations
 
@@ -37,36 +37,37 @@ VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "
 CALIBRATION = "calibration"
 
 SHAPING = ("classes", "share")
-"""Settings of a facet and its values that the plan is made from."""
+"""Settings of a facet and its values that shape the plan."""
 
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
+
 WEIGHTS_HASH = "sha256"
 
 Models = Mapping[str, Mapping[str, Any]]
 """`generator`, `verifier` and any other judge, each with its model, revision and the sha256 of its weights
-(None if that cannot be told yet), the verifier with its embedding_dim and the hash of its `calibration`,
-None without one."""
+(None if not yet known); the verifier also with its embedding_dim and the hash of its `calibration`, None
+without one."""
 
 
 def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
-    """The run in a folder, None if that is empty or not there; UsageError if it holds something else."""
+    """The run in a folder; None if the folder is empty or missing, UsageError if it holds anything else."""
     try:
         storage = open_storage(out, create=False)
     except MissingFolderError:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    if found := [path for path in storage.list("") if not is_temporary(path)]:
+    if others := [path for path in storage.list("") if not is_temporary(path)]:
         raise UsageError(
-            f"{out} holds files but no run, such as {found[0]}",
+            f"{out} holds files but no run, such as {others[0]}",
             hint="choose another --out, or empty the folder",
         )
     return None
 
 
 def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
-    """What run.json says of a new run."""
+    """The content of run.json for a new run."""
     return RunInfo(
         run_id=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -92,8 +93,8 @@ def _version(package: str) -> str:
 
 
 def spelled_as_begun(config: Config, known: RunInfo | None) -> Config:
-    """The config with the names of a run as that has them: one that was begun when configs were not composed
-    as they are read keeps its spelling."""
+    """The config with names in the Unicode spelling of the run. Earlier versions did not normalise names, and
+    their runs keep their spelling."""
     if known is None:
         return config
     facets = known.config["facets"]
@@ -111,10 +112,10 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
         return spelling.get(name, name)
 
     settings = config.model_dump(mode="json")
-    settings["classes"] = {named(name): of for name, of in settings["classes"].items()}
-    settings["facets"] = {named(name): of for name, of in settings["facets"].items()}
+    settings["classes"] = {named(name): entry for name, entry in settings["classes"].items()}
+    settings["facets"] = {named(name): entry for name, entry in settings["facets"].items()}
     for facet in settings["facets"].values():
-        facet["values"] = {named(value): of for value, of in facet["values"].items()}
+        facet["values"] = {named(value): entry for value, entry in facet["values"].items()}
         if facet["classes"] != "all":
             facet["classes"] = [*map(named, facet["classes"])]
     judged = settings["verification"]
@@ -122,49 +123,49 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
     return Config.model_validate(settings).with_bases(config.bases)
 
 
-def config_of(info: RunInfo, rules: Rules) -> Config:
-    """The config of a run as `balancer rejudge` may have changed it since."""
+def effective_config(info: RunInfo, rules: Rules) -> Config:
+    """The config of a run with the changes of `balancer rejudge`."""
     return config_under(info, rules.overrides)
 
 
 def check_unchanged(
     config: Config, models: Models, known: RunInfo, allowed: bool, rules: Rules | None = None
 ) -> None:
-    """Refuse to go on with a run under another config or other weights, unless `allowed`.
+    """Refuse to resume a run with another config or other weights, unless `allowed`.
 
-    `rules` are those of its log. The plan of a started run never changes, nor does the size of its
-    embeddings: UsageError in any case, as while only a part of its verdicts follows its rules.
+    `rules` are those of its log. A changed plan or embedding size is never allowed, nor is a run whose
+    rejudging was interrupted.
     """
     rules = rules or Rules()
     settings = [f"--set {shlex.quote(setting)}" for setting in as_settings(rules.overrides)]
     if not rules.complete:
         raise UsageError(
-            "changing the verdicts of this run was stopped before all of them were changed",
+            "rejudging this run was interrupted before all verdicts were changed",
             hint=f"`balancer rejudge RUN {' '.join([*settings, '--apply'])}` completes it",
         )
-    before = config_of(known, rules)
+    before = effective_config(known, rules)
     paths = _differences(before.decisive(), config.decisive())
     changed = [join_keys(path) for path in paths]
-    # A model that came or went shows in the config.
+    # An added or removed model shows in the config.
     changed += [
-        f"{what} of the {kind}"
-        for kind, told in known.models.items()
+        f"{part} of the {kind}"
+        for kind, recorded in known.models.items()
         if kind in models
-        for what in _differing(told, _identity(models[kind]))
+        for part in _differing(recorded, _identity(models[kind]))
     ]
     _refuse_another_plan(before, config, paths)
     _refuse_another_size(models, known)
     if changed and settings and not allowed:
         raise UsageError(
-            f"this run was judged again under other rules; changed against these: {', '.join(changed)}",
-            hint=f"go on with the config it was started with and {' '.join(settings)}",
+            f"this run was judged again under other rules; this config differs in: {', '.join(changed)}",
+            hint=f"resume with the config it was started with and {' '.join(settings)}",
         )
     if changed and not allowed:
         raise UsageError(
             f"this run was started with another config; changed: {', '.join(changed)}",
             hint=_rejudging(paths, config)
             if len(paths) == len(changed) and all(map(is_judgeable, paths))
-            else "choose another --out, undo the change, or pass --allow-config-change to go on with both",
+            else "choose another --out, undo the change, or accept it with --allow-config-change",
         )
 
 
@@ -195,7 +196,7 @@ def _refuse_another_size(models: Models, known: RunInfo) -> None:
 
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What is recorded of a model: of a calibrated one also which temperatures."""
+    """The fields of a model that a run records; for a calibrated one, the hash of its temperatures too."""
     return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
 
 
@@ -209,7 +210,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 
 def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
-    """How to go on when only limits changed, which apply to images that were made before."""
+    """A hint for changed limits, which can be applied to existing images."""
     settings = []
     for path in paths:
         value: Any = config.model_dump(mode="json")
@@ -217,8 +218,8 @@ def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
             value = value[key]
         settings.append(f" --set {shlex.quote(f'{join_keys(path)}={json.dumps(value, ensure_ascii=False)}')}")
     return (
-        f"`balancer rejudge RUN{''.join(settings)} --apply` judges all candidates by it, and the same `run`"
-        " then goes on; --allow-config-change judges only new ones by it"
+        f"`balancer rejudge RUN{''.join(settings)} --apply` applies it to all candidates, then run the same"
+        " command again; --allow-config-change applies it to new ones only"
     )
 
 
@@ -228,11 +229,13 @@ def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[tu
         return [] if before == after else [path]
     names = dict.fromkeys([*before, *after])
     return [
-        found for name in names for found in _differences(before.get(name), after.get(name), (*path, name))
+        difference
+        for name in names
+        for difference in _differences(before.get(name), after.get(name), (*path, name))
     ]
 
 
-def facts_of(info: RunInfo, config: Config) -> RunFacts:
+def run_facts(info: RunInfo, config: Config) -> RunFacts:
     offsets, total = {}, 0
     for item in info.plan:
         offsets[str(item["cell"])] = total
@@ -252,19 +255,19 @@ def cells_of_plan(info: RunInfo) -> dict[str, Cell]:
     return {str(item["cell"]): _cell(item, info.facets) for item in info.plan}
 
 
-def candidate_of(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> Candidate:
+def parse_candidate(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> Candidate:
     return Candidate(Slot(cells[row["cell"]], int(row["slot"].rpartition("/")[2])), row["attempt"])
 
 
-def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None) -> Schedule:
-    """The state machine, brought to where the committed rows left it."""
+def restore_schedule(info: RunInfo, config: Config, rows: pa.Table, limit: int | None) -> Schedule:
+    """The schedule in the state that the committed rows imply."""
     ranks = {str(priority): rank for rank, priority in enumerate(Priority)}
     cells = cells_of_plan(info)
     quotas = [
         (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
     rungs = ladder(config)
-    with _no_garbage():
+    with _gc_paused():
         return Schedule(
             quotas,
             attempts=len(rungs),
@@ -278,15 +281,14 @@ def schedule_of(info: RunInfo, config: Config, rows: pa.Table, limit: int | None
 
 
 def accepted_in_order(schedule: Schedule, facts: RunFacts) -> list[Candidate]:
-    """In the plan's order, whichever came first."""
+    """Accepted candidates in the plan's order, not in that of acceptance."""
     slots = sorted(schedule.accepted, key=facts.number)
     return [Candidate(slot, schedule.accepted[slot]) for slot in slots]
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """While millions of objects are made that all stay: Python would look through them for garbage again and
-    again, which takes a fifth of the time."""
+def _gc_paused() -> Iterator[None]:
+    """While millions of long-lived objects are created, garbage collection takes a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -296,8 +298,8 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def wording_counts_of(rows: pa.Table) -> WordingCounts:
-    """What the committed rows say of the wordings."""
+def count_wordings(rows: pa.Table) -> WordingCounts:
+    """How often each wording passed, by the committed rows."""
     judged = rows.select(["source", "cell", "wording", "status"]).to_pylist()
     return WordingCounts.of(
         (row["cell"], row["wording"], row["status"] == ACCEPTED)
@@ -311,8 +313,8 @@ def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
 
 
 def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
-    """The outcomes of each slot by attempts: all first ones, all second ones, and so on. One object a
-    slot, and rows in parts, as there can be millions of them."""
+    """The outcomes by attempt: all first attempts, then all second ones, and so on. There can be millions of
+    rows, so rows are converted in parts and each slot is one object."""
     import pyarrow.compute as pc
 
     made = rows.filter(pc.field("source") == SYNTHETIC).sort_by("attempt")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from balancer.scheduling.schedule import Schedule
-from balancer.text.quantities import percent
+from balancer.text.quantities import duration, percent
 
 RATE_WINDOW_S = 60.0
 """Rates are measured over the last minute: long enough to smooth batches, short enough to show a stall."""
@@ -155,10 +155,3 @@ def _pace(snapshot: Snapshot) -> str:
     rate = snapshot.accepted_per_s
     left = "-" if snapshot.eta_s is None else duration(snapshot.eta_s)
     return f"{rate:.{1 if rate >= 1 else 2}f}/s eta {left}"
-
-
-def duration(seconds: float) -> str:
-    """`0:27`, `12:05`, `1:57:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""Numbers in sentences: parts of a whole, things counted, sizes of files."""
+"""Numbers in sentences: parts of a whole, things counted, sizes of files, durations."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def size(num_bytes: float) -> str:
         if num_bytes >= power:
             return f"{num_bytes / power:.1f} {unit}"
     return f"{num_bytes / 1e3:.0f} kB" if num_bytes >= 1e3 else counted(round(num_bytes), "byte")
+
+
+def duration(seconds: float) -> str:
+    """`0:27`, `12:05`, `1:57:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

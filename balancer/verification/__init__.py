@@ -1,1 +1,1 @@
-"""What makes a candidate accepted, and whether the verifier can be believed."""
+"""Verdicts on candidates, the verifier's calibration, and the pre-flight that tests the verifier."""

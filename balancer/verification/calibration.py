@@ -1,11 +1,10 @@
-"""Scores that can be taken at their word: one temperature per property, fitted on labelled real images.
+"""Calibrated scores: one temperature per property, fitted on labelled real images.
 
 A verifier's probabilities p become p^(1/T), normalised (temperature scaling, Guo et al. 2017): T above 1
-makes them less sure, below 1 surer, and the likeliest value stays the likeliest. One number per property is
-what some dozens of labelled images can carry; Platt scaling or isotonic regression of each value would fit
-their noise.
+makes them less confident, below 1 more confident, and the order stays. A few dozen labelled images support
+one number per property; Platt scaling or isotonic regression would overfit.
 
-All figures come from images that the temperature they were scaled with was not fitted on.
+All figures are out of fold: each image is scaled with a temperature that was not fitted on it.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ MAX_FILE_BYTES = 16_000_000
 FOLDS = 5
 RELIABILITY_BINS = 15
 TEMPERATURES = (0.02, 50.0)
-"""Least and greatest; what lies beyond says that something else is wrong."""
+"""Minimum and maximum; a temperature beyond means that something else is wrong."""
 
 PRIOR_SPREAD = 1.0
-"""Standard deviation of log T before any image was seen. Without it, images that are all told apart would
-drive the temperature to zero, and every later mistake would be made with certainty."""
+"""Prior standard deviation of log T. Without a prior, images that are all classified correctly would drive
+the temperature to zero, and every later mistake would be fully confident."""
 
 Properties = Mapping[str, Mapping[str, Sequence[str]]]
 """Property -> value -> its wordings."""
 
-MAKE_ANEW = "make it anew with `balancer calibrate CONFIG`, or leave out verification.calibration"
+RECALIBRATE = "run `balancer calibrate CONFIG` again, or remove verification.calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,8 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Images whose likeliest value has a probability between `low` and `high`: its mean, and the part of them
-    that show that value."""
+    """Images whose likeliest value has a probability between `low` and `high`. `confidence` is the mean of
+    that probability, `accuracy` the share of images with that label."""
 
     low: float
     high: float
@@ -78,9 +77,9 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class PropertyCalibration:
-    """`kept` says why the temperature was left at 1, if it was. `auc` is that of each value against the
-    others, None where one side has no image; `confusion` has a row for each labelled value and a column
-    for each likeliest one. `calibration_error` is before and after, None without images."""
+    """`kept` is the reason if the temperature was left at 1, else empty. `auc` is that of each value against
+    the others, None if either has no image; `confusion` has a row for each label and a column for each
+    likeliest value. `calibration_error` is before and after, None without images."""
 
     values: tuple[str, ...]
     temperature: float
@@ -95,8 +94,8 @@ class PropertyCalibration:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a calibration file holds that a run needs: temperatures, and what they hold for. `weights` tells
-    the verifier's weights from any others."""
+    """The content of a calibration file that a run needs: temperatures, and the verifier, values and
+    wordings they apply to. `weights` identifies the verifier's weights."""
 
     model: str
     weights: str
@@ -105,7 +104,7 @@ class Calibration:
     temperatures: Mapping[str, float]
 
     def sha256(self) -> str:
-        """Hex, over the temperatures: what tells the scores of two calibrations apart."""
+        """Hex, over the temperatures, which decide the scores."""
         text = json.dumps(dict(self.temperatures), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -127,17 +126,17 @@ def fit_temperature(log_probabilities: Floats, labels: NDArray[np.intp]) -> floa
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    def surprise(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         scaled = log_softmax(log_probabilities / math.exp(log_temperature), axis=1)
         prior = 0.5 * (log_temperature / PRIOR_SPREAD) ** 2
         return float(prior - scaled[np.arange(len(labels)), labels].sum())
 
     low, high = map(math.log, TEMPERATURES)
-    return math.exp(minimize_scalar(surprise, bounds=(low, high), method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)
 
 
 def fit_property(examples: Examples, min_examples: int) -> PropertyCalibration:
-    """A temperature and its figures; 1 if not two values have `min_examples` labelled images each."""
+    """A temperature and its figures; 1 unless two values have `min_examples` labelled images each."""
     kept = _too_few(examples, min_examples)
     before = calibrated(examples.log_probabilities, 1.0)
     folds = 0 if kept else min(FOLDS, min(count for count in examples.counts if count > 1))
@@ -156,20 +155,20 @@ def fit_property(examples: Examples, min_examples: int) -> PropertyCalibration:
 
 
 def one_vs_rest_auc(examples: Examples, probabilities: Floats) -> list[float | None]:
-    """For each value, how well its probability tells its images from the others' (area under the ROC
-    curve); None if either has none."""
+    """For each value, how well its probability separates its images from the others (area under the ROC
+    curve); None if either has no image."""
     from sklearn.metrics import roc_auc_score
 
-    found: list[float | None] = []
+    aucs: list[float | None] = []
     for index, count in enumerate(examples.counts):
-        mine = examples.labels == index
+        positive = examples.labels == index
         one_sided = count in (0, len(examples.labels))
-        found.append(None if one_sided else float(roc_auc_score(mine, probabilities[:, index])))
-    return found
+        aucs.append(None if one_sided else float(roc_auc_score(positive, probabilities[:, index])))
+    return aucs
 
 
 def reliability(probabilities: Floats, labels: NDArray[np.intp]) -> list[Bin]:
-    """Images by the probability of their likeliest value, in bins of equal width; empty ones are left out."""
+    """Images by the probability of their likeliest value, in bins of equal width, without empty bins."""
     import numpy as np
 
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -197,51 +196,53 @@ def _too_few(examples: Examples, min_examples: int) -> str:
     if sum(count >= needed for count in examples.counts) >= 2:
         return ""
     knob = " (verification.min_examples)" if needed == min_examples else ""
-    least = f"two values with {needed} labelled images each{knob}"
+    least = f"it needs two values with {needed} labelled images each{knob}"
     if not len(examples.labels):
-        return f"no labelled image; it takes {least}"
+        return f"no labelled images; {least}"
     counts = zip(examples.values, examples.counts, strict=True)
     shown = ", ".join(f"{count} {value}" for value, count in counts if count)
-    return f"it takes {least}, and there are {shown}"
+    return f"{least}; there are {shown}"
 
 
 def _out_of_fold(examples: Examples, folds: int) -> Floats:
-    """Each image's probabilities at the temperature of the folds that it is not in."""
+    """Each image's probabilities at the temperature of the folds without it."""
     import numpy as np
     from sklearn.model_selection import StratifiedKFold
 
     logs, labels = examples.log_probabilities, examples.labels
-    found = np.empty_like(logs)
+    scaled = np.empty_like(logs)
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():
-        # Of a value with a single image: it is in one fold and not in the others, as it must be.
+        # For a value with a single image, which is in one fold only, as it must be.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fitted, judged in splits.split(logs, labels):
-            found[judged] = calibrated(logs[judged], fit_temperature(logs[fitted], labels[fitted]))
-    return found
+            scaled[judged] = calibrated(logs[judged], fit_temperature(logs[fitted], labels[fitted]))
+    return scaled
 
 
 def _confusion(examples: Examples, probabilities: Floats) -> tuple[tuple[int, ...], ...]:
     from sklearn.metrics import confusion_matrix
 
     values = range(len(examples.values))
-    if not len(examples.labels) or len(values) == 1:  # cases which scikit-learn does not count
+    if not len(examples.labels) or len(values) == 1:  # scikit-learn does not handle these
         return tuple((len(examples.labels),) * len(values) for _ in values)
     counts = confusion_matrix(examples.labels, probabilities.argmax(axis=1), labels=list(values))
     return tuple(tuple(map(int, row)) for row in counts)
 
 
 def _errors(before: Floats, after: Floats, labels: NDArray[np.intp]) -> tuple[float, float]:
-    one, other = (calibration_error(reliability(each, labels)) for each in (before, after))
-    return one, other
+    return calibration_error(reliability(before, labels)), calibration_error(reliability(after, labels))
 
 
 # ---- the file ----------------------------------------------------------------------------------
 
 
 def wordings_sha256(properties: Properties) -> str:
-    """Hex, over what the verifier tells apart and by which words."""
-    plain = {name: {value: list(of) for value, of in values.items()} for name, values in properties.items()}
+    """Hex, over all properties, values and wordings."""
+    plain = {
+        name: {value: list(wordings) for value, wordings in values.items()}
+        for name, values in properties.items()
+    }
     return hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -253,28 +254,28 @@ def calibration_document(
         "format": FORMAT,
         "verifier": {"model": model, "weights": weights},
         "wordings_sha256": wordings_sha256(properties),
-        "properties": {name: _as_dict(found) for name, found in fitted.items()},
+        "properties": {name: _as_dict(calibration) for name, calibration in fitted.items()},
     }
 
 
-def _as_dict(found: PropertyCalibration) -> dict[str, Any]:
-    error = found.calibration_error
+def _as_dict(calibration: PropertyCalibration) -> dict[str, Any]:
+    error = calibration.calibration_error
     return {
-        "values": list(found.values),
-        "temperature": found.temperature,
-        "kept": found.kept or None,
-        "examples": dict(zip(found.values, found.examples, strict=True)),
-        "folds": found.folds,
-        "auc": dict(zip(found.values, found.auc, strict=True)),
-        "confusion": [list(row) for row in found.confusion],
-        "reliability": [dataclasses.asdict(each) for each in found.reliability],
+        "values": list(calibration.values),
+        "temperature": calibration.temperature,
+        "kept": calibration.kept or None,
+        "examples": dict(zip(calibration.values, calibration.examples, strict=True)),
+        "folds": calibration.folds,
+        "auc": dict(zip(calibration.values, calibration.auc, strict=True)),
+        "confusion": [list(row) for row in calibration.confusion],
+        "reliability": [dataclasses.asdict(each) for each in calibration.reliability],
         "calibration_error": None if error is None else {"before": error[0], "after": error[1]},
     }
 
 
 def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
-    """The file is there whole or not at all, and replaces nothing but a calibration; StorageError if it
-    cannot be written, UsageError if it may not."""
+    """Write a calibration file in one step. It replaces only another calibration: UsageError for any other
+    file, StorageError if it cannot be written."""
     from balancer.storage import open_storage, refuse_inside_run
 
     refuse_inside_run(path, "--out")
@@ -287,17 +288,17 @@ def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any])
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
-    """UsageError if the file cannot be read, or is no calibration."""
+    """UsageError if the file cannot be read, or is not a calibration."""
     try:
         data = read_regular(path, max_bytes=MAX_FILE_BYTES, follow_links=True)
     except OSError as error:
         problem = f"{path}: the calibration cannot be read: {(error.strerror or str(error)).lower()}"
-        raise UsageError(problem, hint=MAKE_ANEW) from error
+        raise UsageError(problem, hint=RECALIBRATE) from error
     try:
         return _parse(json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
-        raise UsageError(f"{path} is not a calibration: {what}", hint=MAKE_ANEW) from error
+        raise UsageError(f"{path} is not a calibration: {what}", hint=RECALIBRATE) from error
 
 
 def _parse(document: Any) -> Calibration:
@@ -308,8 +309,8 @@ def _parse(document: Any) -> Calibration:
         model=_text(verifier["model"]),
         weights=_text(verifier["weights"]),
         wordings_sha256=_text(document["wordings_sha256"]),
-        values={name: tuple(map(_text, found["values"])) for name, found in properties.items()},
-        temperatures={name: _temperature(name, found) for name, found in properties.items()},
+        values={name: tuple(map(_text, entry["values"])) for name, entry in properties.items()},
+        temperatures={name: _temperature(name, entry) for name, entry in properties.items()},
     )
 
 
@@ -319,39 +320,38 @@ def _text(value: Any) -> str:
     return value
 
 
-def _temperature(name: str, found: Mapping[str, Any]) -> float:
-    value, (low, high) = found["temperature"], TEMPERATURES
+def _temperature(name: str, entry: Mapping[str, Any]) -> float:
+    value, (low, high) = entry["temperature"], TEMPERATURES
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"temperature of {name}: {value!r} is not between {low:g} and {high:g}")
     return float(value)
 
 
-def temperatures_of(config: Config) -> dict[str, float]:
-    """The temperature of each property that the config's calibration has; none without one."""
+def load_temperatures(config: Config) -> dict[str, float]:
+    """The temperature of each property in the config's calibration; empty without one."""
     path = calibration_file(config)
     return {} if path is None else dict(read_calibration(path).temperatures)
 
 
 def calibration_file(config: Config) -> str | None:
-    """Where the config's calibration is; None without one."""
+    """The path of the config's calibration; None without one."""
     path = config.verification.calibration
     return None if path is None else os.fspath(config.found_at("verification.calibration", path))
 
 
 def check_calibration(
-    found: Calibration, path: str | os.PathLike[str], model: str, weights: str, properties: Properties
+    calibration: Calibration, path: str | os.PathLike[str], model: str, weights: str, properties: Properties
 ) -> None:
     """UsageError if a calibration was made for other weights, other values or other wordings."""
-    if found.weights != weights:
-        problem = f"it was made for the verifier {found.model} ({found.weights}), not {model} ({weights})"
-        raise UsageError(f"{path}: {problem}", hint=MAKE_ANEW)
-    values = {name: tuple(of) for name, of in properties.items()}
-    names = {**values, **found.values}
-    if others := [name for name in names if values.get(name) != found.values.get(name)]:
-        raise UsageError(
-            f"{path}: it was made for other values of {', '.join(others)} than the config has", hint=MAKE_ANEW
-        )
-    if found.wordings_sha256 != wordings_sha256(properties):
-        raise UsageError(
-            f"{path}: it was made for other wordings (labels or prompts) than the config has", hint=MAKE_ANEW
-        )
+    made_for = "this calibration was made for"
+    if calibration.weights != weights:
+        verifier = f"the verifier {calibration.model} ({calibration.weights}), not {model} ({weights})"
+        raise UsageError(f"{path}: {made_for} {verifier}", hint=RECALIBRATE)
+    values = {name: tuple(wordings) for name, wordings in properties.items()}
+    names = {**values, **calibration.values}
+    if others := [name for name in names if values.get(name) != calibration.values.get(name)]:
+        problem = f"{made_for} other values of {', '.join(others)} than the config has"
+        raise UsageError(f"{path}: {problem}", hint=RECALIBRATE)
+    if calibration.wordings_sha256 != wordings_sha256(properties):
+        problem = f"{made_for} other wordings (labels or prompts) than the config has"
+        raise UsageError(f"{path}: {problem}", hint=RECALIBRATE)

@@ -1,7 +1,7 @@
-"""The pre-flight: can this verifier tell apart what it will be asked to judge? Shown on labelled images.
+"""The pre-flight: test on labelled real images whether the verifier can judge the values of a config.
 
-A value is proven if enough images are labelled with it and its probability tells them from the others'. A
-run stops for what is not proven, unless `verification.unjudged` names it.
+A value is proven if enough images have its label and its probability separates them from the others. A run
+refuses to start with an unproven value, unless `verification.unjudged` names it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class ValueProof:
-    """What labelled images say of one value. `auc` is None where there is nothing to tell it from;
-    `problem` is empty if the value is proven."""
+    """The result for one value. `auc` is None without images of other values; `problem` is empty if the
+    value is proven."""
 
     property_: str
     value: str
@@ -44,7 +44,7 @@ class ValueProof:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """`images` were looked at. `allowed` is `verification.unjudged`."""
+    """`images` is the number of labelled images. `allowed` is `verification.unjudged`."""
 
     images: int
     values: tuple[ValueProof, ...]
@@ -59,12 +59,12 @@ class Preflight:
 
     @property
     def blocking(self) -> tuple[ValueProof, ...]:
-        """What is unproven and not allowed."""
+        """Values that are unproven and not allowed."""
         return tuple(proof for proof in self.unproven if not self.is_allowed(proof))
 
     @property
     def unproven_properties(self) -> tuple[str, ...]:
-        """Properties of which no value is proven."""
+        """Properties without a proven value."""
         proven = {proof.property_ for proof in self.values if proof.proven}
         return tuple(dict.fromkeys(each.property_ for each in self.values if each.property_ not in proven))
 
@@ -93,64 +93,67 @@ class Preflight:
 def preflight(
     examples: Mapping[str, Examples], temperatures: Mapping[str, float], images: int, config: Config
 ) -> Preflight:
-    """`examples` of every property, judged at `temperatures`, 1 where there is none."""
+    """Test the values of every property on its `examples`. A property's temperature defaults to 1."""
     proofs: list[ValueProof] = []
-    for name, found in examples.items():
-        probabilities = calibrated(found.log_probabilities, temperatures.get(name, 1.0))
-        aucs = one_vs_rest_auc(found, probabilities)
-        for value, count, auc in zip(found.values, found.counts, aucs, strict=True):
-            proofs.append(ValueProof(name, value, count, auc, _problem(found, count, auc, config)))
+    for name, labelled in examples.items():
+        probabilities = calibrated(labelled.log_probabilities, temperatures.get(name, 1.0))
+        aucs = one_vs_rest_auc(labelled, probabilities)
+        for value, count, auc in zip(labelled.values, labelled.counts, aucs, strict=True):
+            proofs.append(ValueProof(name, value, count, auc, _problem(labelled, count, auc, config)))
     return Preflight(images, tuple(proofs), frozenset(config.verification.unjudged))
 
 
-def _problem(found: Examples, count: int, auc: float | None, config: Config) -> str:
+def _problem(labelled: Examples, count: int, auc: float | None, config: Config) -> str:
     limits = config.verification
-    if len(found.values) == 1:
-        return "it is the only value, so that there is nothing to tell it from"
+    if len(labelled.values) == 1:
+        return "the only value, so there is no other to compare it with"
     if count < limits.min_examples:
         images = counted(count, "labelled image") if count else "no labelled images"
         return f"{images}, {limits.min_examples} needed (verification.min_examples)"
     if auc is None:
-        return f"all {count} labelled images show it, and none another value"
+        return f"all {count} labelled images show it; there are none of another value"
     if auc < limits.min_auc:
-        told = f"{count} labelled images told from the others with an AUC of {auc:.2f}"
-        return f"{told}, {limits.min_auc:.2f} needed (verification.min_auc; chance is 0.50)"
+        return (
+            f"AUC {auc:.2f} on {count} labelled images, {limits.min_auc:.2f} needed"
+            " (verification.min_auc; chance is 0.50)"
+        )
     return ""
 
 
-def refuse_unproven(found: Preflight) -> None:
-    """UsageError with every unproven value, and every property of which none is proven, unless allowed."""
-    if not found.blocking:
+def refuse_unproven(result: Preflight) -> None:
+    """UsageError that lists every unproven value or property that is not allowed."""
+    if not result.blocking:
         return
-    lines, names = zip(*_grouped(found), strict=True)
-    whole = " (a property named so rejects no image; its values, named as property=value, still do)"
+    lines, names = zip(*_grouped(result), strict=True)
+    whole = " (a property rejects no image then; its values, listed as property=value, still do)"
     raise UsageError(
         "\n".join(
             [
-                "labelled images do not show that the verifier can judge what it will be asked:",
+                "labelled images do not prove that the verifier can judge these:",
                 *_shortened([f"  {line}" for line in lines]),
             ]
         ),
         hint="label more real images (folders and metadata of dataset.path and dataset.holdout), choose "
-        "other labels or another verification.model, or go on without that proof: "
+        "other labels or another verification.model, or accept the missing proof: "
         f"verification.unjudged: [{', '.join(_shortened(names))}]"
-        + (whole if set(names) & set(found.unproven_properties) else ""),
+        + (whole if set(names) & set(result.unproven_properties) else ""),
     )
 
 
-def _grouped(found: Preflight) -> Iterable[tuple[str, str]]:
-    """What blocks, in words, and the name that would allow it: a property where nothing of it is proven."""
-    whole = set(found.unproven_properties)
-    blocking = found.blocking
+def _grouped(result: Preflight) -> Iterable[tuple[str, str]]:
+    """A line for each problem, and the name that would allow it: the property if none of its values is
+    proven."""
+    whole = set(result.unproven_properties)
+    blocking = result.blocking
     for name in dict.fromkeys(proof.property_ for proof in blocking):
         proofs = [proof for proof in blocking if proof.property_ == name]
         if name not in whole:
             yield from ((f"{proof.name}: {proof.problem}", proof.name) for proof in proofs)
-        elif not any(proof.examples for proof in found.values if proof.property_ == name):
+        elif not any(proof.examples for proof in result.values if proof.property_ == name):
             yield f"{name}: no labelled image of any value", name
         else:
-            told = "; ".join(_shortened([f"{proof.value}: {proof.problem}" for proof in proofs]))
-            yield f"{name}: no value of it: {told}", name
+            problems = "; ".join(_shortened([f"{proof.value}: {proof.problem}" for proof in proofs]))
+            yield f"{name}: no value is proven: {problems}", name
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:
@@ -158,19 +161,19 @@ def _shortened(lines: Sequence[str]) -> list[str]:
     return [*lines[:LISTED], f"and {more} more"] if more > 0 else list(lines)
 
 
-def summary(found: Preflight) -> str:
-    """One line on a pre-flight that let the run go on."""
-    proven = [proof for proof in found.values if proof.proven]
-    told = (
-        f"{len(proven)} of {counted(len(found.values), 'value')} told apart on "
-        f"{counted(found.images, 'real image')}"
+def summary(result: Preflight) -> str:
+    """One line on a pre-flight that passed."""
+    proven = [proof for proof in result.values if proof.proven]
+    line = (
+        f"pre-flight: {len(proven)} of {counted(len(result.values), 'value')} proven on "
+        f"{counted(result.images, 'real image')}"
     )
     if proven:
-        least = min(proven, key=lambda proof: proof.auc or 0.0)
-        told += f", least AUC {least.auc:.2f} ({least.name})"
-    if found.unproven:
+        lowest = min(proven, key=lambda proof: proof.auc or 0.0)
+        line += f", lowest AUC {lowest.auc:.2f} ({lowest.name})"
+    if result.unproven:
         named = dict.fromkeys(
-            proof.property_ if proof.property_ in found.allowed else proof.name for proof in found.unproven
+            proof.property_ if proof.property_ in result.allowed else proof.name for proof in result.unproven
         )
-        told += f"; not proven, allowed by verification.unjudged: {', '.join(_shortened(list(named)))}"
-    return f"pre-flight: {told}"
+        line += f"; not proven, allowed by verification.unjudged: {', '.join(_shortened(list(named)))}"
+    return line

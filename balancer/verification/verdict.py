@@ -1,4 +1,4 @@
-"""The decision about one candidate: a pure function of what was measured and what was asked."""
+"""The verdict on one candidate: a pure function of its measurement and the criteria."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from balancer.config.schema import Config
 
 BLANK_DEVIATION = 0.005
-"""A luminance standard deviation (0 to 1) below this is a blank image: a safety checker that blacks one
-out, or a decoder that failed, gives 0; even a dim scene of one colour gives more than twice this."""
+"""An image is blank if its luminance has a standard deviation (0 to 1) below this. A blacked-out image or a
+failed decoder gives 0; even a dim scene of one colour gives more than twice this."""
 
 PIPELINE_MAX_UNSAFE = 0.5
-"""A pipeline's own safety checker says yes or no, which is written as 1 or 0."""
+"""A pipeline's own safety checker answers yes or no, recorded as 1 or 0."""
 
 
 class Flaw(enum.StrEnum):
-    """Why a candidate is rejected other than for a property, the gravest first."""
+    """Reasons for rejection other than a property, the gravest first."""
 
     NOT_FINITE = "not_finite"
     FLAGGED = "flagged"
@@ -35,16 +35,16 @@ class Flaw(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageFlags:
-    """What only the generator can know of an image: how many values of its latents or pixels were not a
-    number or infinite, and how sure the pipeline's safety checker objects, 0 to 1 (None without one)."""
+    """What only the generator knows of an image: the number of NaN or infinite values in its latents and
+    pixels, and the pipeline's own safety score, 0 to 1 (None without a checker)."""
 
     nonfinite: int = 0
     unsafe: float | None = None
 
 
 class Made(NamedTuple):
-    """What a generator says of a batch besides its pixels: what it knows of each image, how many it makes at
-    a time, and how long that took."""
+    """What a generator returns with the pixels of a batch: flags of each image, its batch size, and how long
+    the batch took."""
 
     flags: list[ImageFlags]
     batch_size: int
@@ -53,14 +53,14 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a verifier saw in one image. Numbers, no opinion.
+    """A verifier's measurements of one image, without any decision.
 
     `probabilities[property][value]` sums to 1 over the values of a property, in the config's order.
     `second_scores` has, for each wanted property, the second judge's P(yes); it is empty without one.
-    `unsafe` is the greater of what the pipeline's and the configured safety checker say, None without
-    either. `brightness` and `deviation` are mean and spread of luminance, 0 to 1.
+    `unsafe` is the higher score of the pipeline's and the configured safety checker, None without either.
+    `brightness` and `deviation` are mean and standard deviation of luminance, 0 to 1.
     `embedding` is the image embedding as little-endian float16 bytes, `phash` 16 hex digits,
-    `pixel_sha256` the hash of the decoded pixels, which two files of one picture share.
+    `pixel_sha256` the hash of the decoded pixels, the same for all files of one picture.
     """
 
     probabilities: Mapping[str, Mapping[str, float]]
@@ -76,8 +76,8 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The known image most like a candidate: the bits in which their perceptual hashes differ (0 to 64), the
-    cosine of their embeddings, and whether their pixels are the same."""
+    """The known image most similar to a candidate: differing bits of their perceptual hashes (0 to 64),
+    cosine similarity of their embeddings, and whether their pixels are the same."""
 
     id: str
     distance: int
@@ -87,7 +87,7 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What a candidate is held to. `unjudged` are properties that are not asked of it."""
+    """The limits for a candidate. Properties in `unjudged` do not count."""
 
     threshold: float
     brightness: tuple[float, float] = (0.0, 1.0)
@@ -137,17 +137,17 @@ def judge(
         for name, wanted in cell.properties
     }
     judged = [name for name in scores if name not in criteria.unjudged]
-    # NaN counts as weaker than any number: min() alone would pass over one that is not the first.
+    # NaN counts as lower than any number; min() alone could skip it.
     weakest = min(judged, key=lambda name: -1.0 if math.isnan(scores[name]) else scores[name], default=None)
     score = None if weakest is None else scores[weakest]
-    reason: str | None = flaw_of(measurement, criteria, nearest)
+    reason: str | None = find_flaw(measurement, criteria, nearest)
     if reason is None and score is not None and not score >= criteria.threshold:  # NaN is a rejection
         reason = weakest
     return Verdict(accepted=reason is None, reason=reason, score=score, scores=scores)
 
 
-def flaw_of(measurement: Measurement, criteria: Criteria, nearest: Nearest | None) -> Flaw | None:
-    """The gravest thing wrong with an image, whatever it shows."""
+def find_flaw(measurement: Measurement, criteria: Criteria, nearest: Nearest | None) -> Flaw | None:
+    """The gravest flaw of an image, whatever it shows."""
     darkest, brightest = criteria.brightness
     flaws = {
         Flaw.NOT_FINITE: measurement.flags.nonfinite > 0,
@@ -159,7 +159,7 @@ def flaw_of(measurement: Measurement, criteria: Criteria, nearest: Nearest | Non
         Flaw.NEAR_COPY: nearest is not None
         and is_near_copy(nearest, criteria.max_distance, criteria.min_similarity),
     }
-    return next((flaw for flaw, found in flaws.items() if found), None)
+    return next((flaw for flaw, present in flaws.items() if present), None)
 
 
 def is_near_copy(nearest: Nearest, max_distance: int, min_similarity: float) -> bool:

@@ -1,4 +1,4 @@
-"""What it costs that the audit decodes in processes of their own, against threads of one process."""
+"""The cost of the audit's decoding in child processes, compared with threads of one process."""
 
 from __future__ import annotations
 

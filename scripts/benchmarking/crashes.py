@@ -1,4 +1,4 @@
-"""The search for schedules of crashes that break a promise (tests/runs/test_crashes.py), made long."""
+"""A long search for crash schedules that break a promise (tests/runs/test_crashes.py)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SEARCH = ["tests/runs/test_crashes.py", "-k", "schedule"]
 @click.command("crashes")
 @click.option("--schedules", default=3000, show_default=True)
 def command(schedules: int) -> None:
-    """Run so many schedules on the simulated disk; one that breaks a promise is an error, and printed."""
+    """Run schedules on the simulated disk. One that breaks a promise is printed, and is an error."""
     save("crashes", {"violations": 0, **_search(schedules)})
 
 
 def _search(schedules: int) -> dict[str, Any]:
-    """What happened in the schedules, how often; ClickException if a promise was broken."""
+    """Counts of the events in the schedules; ClickException if a promise was broken."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", *SEARCH],
         cwd=RESULTS.parent,
@@ -34,5 +34,5 @@ def _search(schedules: int) -> dict[str, Any]:
     )
     if done.returncode:
         raise click.ClickException(done.stdout)
-    told = next(line for line in done.stdout.splitlines() if line.startswith("{"))
-    return dict(json.loads(told))
+    result = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    return dict(json.loads(result))

@@ -1,4 +1,4 @@
-"""What the loop costs: the schedule alone up to a million slots, the whole driver on pools without Ray."""
+"""The cost of the loop: the schedule alone up to a million slots, the whole driver on pools without Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from balancer.config.schema import Config
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
 from balancer.planning.plan import make_plan
-from balancer.runs.resume import describe_run, schedule_of
+from balancer.runs.resume import describe_run, restore_schedule
 from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @click.option("--images", default=100_000, show_default=True, help="For the whole driver.")
 @click.option("--most-images", default=1_000_000, show_default=True, help="For the last of its cases again.")
 def command(slots: str, generators: str, images: int, most_images: int) -> None:
-    """Time per candidate and memory of schedule and driver; each case in a process of its own."""
+    """Time per candidate and memory of schedule and driver; each case in its own process."""
     alone = [_apart(_schedule_alone, int(count)) for count in slots.split(",")]
     fleets = [int(count) for count in generators.split(",")]
     whole = [
@@ -55,11 +55,11 @@ def command(slots: str, generators: str, images: int, most_images: int) -> None:
 
 
 def _apart(measure: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
-    """In a fresh process, so that memory is its own."""
+    """In a fresh process, to measure its memory alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(measure, arguments)
-    click.echo(json.dumps(found), err=True)
-    return found
+        figures = pool.apply(measure, arguments)
+    click.echo(json.dumps(figures), err=True)
+    return figures
 
 
 def _peak_mb() -> float:
@@ -67,7 +67,7 @@ def _peak_mb() -> float:
 
 
 def _schedule_alone(slots: int) -> dict[str, Any]:
-    """1,000 generators with two batches each, whose verdicts come back in the order they were asked for."""
+    """1,000 generators with two batches each; verdicts arrive in the order of the requests."""
     before = _peak_mb()
     cells = 1000
     quotas = [(Cell(f"class{number}", (("light", "day"),)), slots // cells, 0) for number in range(cells)]
@@ -129,7 +129,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
     storage = open_storage(folder / "run", create=True)
     info = create_run(storage, describe_run(config, make_plan(config, {}), MODELS))
     log = _TimedLog(ManifestLog.open(storage, info.schema(), info.run_id))
-    schedule = schedule_of(info, config, info.schema().empty_table(), None)
+    schedule = restore_schedule(info, config, info.schema().empty_table(), None)
     engine = LocalEngine()
     helpers = -(-generators // 8)
     generator = SimulatedGenerator(SHAPE, 16, 16, SERVICE_S, sleep=lambda seconds: None)  # the engine waits

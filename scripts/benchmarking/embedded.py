@@ -1,4 +1,4 @@
-"""The whole reference run on this machine against bare sampling, and where the time of sampling goes."""
+"""The whole reference run on this machine compared with bare sampling, and a profile of sampling."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def command(processes: int, repeats: int) -> None:
 
     The bare time is for generators that begin when those of the run were ready, which is one after the other.
     """
-    found = sorted((_compare(processes) for _ in range(repeats)), key=lambda case: case["run_over_bare"])
-    save("embedded", {"repeats": repeats, **found[len(found) // 2], "phases_of_sampling": _phases()})
+    cases = sorted((_compare(processes) for _ in range(repeats)), key=lambda case: case["run_over_bare"])
+    save("embedded", {"repeats": repeats, **cases[len(cases) // 2], "phases_of_sampling": _phases()})
 
 
 def _compare(processes: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _requests(config: Config, count: int) -> list[Request]:
 
 
 def _bare_batch_s(batches: int, processes: int) -> float:
-    """Seconds a batch takes where as many processes make nothing but batches; of the slowest of them."""
+    """Seconds per batch of the slowest of several processes that only generate batches."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         return max(pool.map(_sample, [batches] * processes))
 
@@ -128,10 +128,10 @@ def _phases(batches: int = 5) -> dict[str, float]:
 def _timed(spent: dict[str, float], name: str, part: Any, method: str) -> Iterator[None]:
     plain = getattr(part, method)
 
-    def timed(*told: Any, **more: Any) -> Any:
+    def timed(*arguments: Any, **more: Any) -> Any:
         began = time.perf_counter()
         try:
-            return plain(*told, **more)
+            return plain(*arguments, **more)
         finally:
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
 

@@ -1,4 +1,4 @@
-"""Formats in which generated images can be written: time of one core, and size."""
+"""Image formats for generated images: encoding time on one core, and size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARK = {"prompt": "a pizza", "model": "a model", "id": "basic/dim_ambient/0001-1
 @click.option("--side", default=512, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 def command(side: int, repeats: int) -> None:
-    """Every format of the config, beside Pillow's own defaults, on rendered pictures with camera noise."""
+    """Every format of the config, and Pillow's defaults, on rendered pictures with camera noise."""
     pictures = [_noisy(render(name, light, None, 7, side), i) for i, (name, light) in enumerate(_cells())]
     ways: dict[str, Callable[[Any], bytes]] = {name: _as_in_a_run(name) for name in ENCODINGS}
     ways |= {f"{name}, Pillow's defaults": _plain(name) for name in ("png", "webp", "jpeg")}

@@ -1,7 +1,7 @@
-"""Processes that read rows and end in the middle of it: does each end, and with the exit code it asked for?
+"""Processes that end in the middle of reading rows: each must end, with its own exit code.
 
-An unfinished scan has threads at work. One that comes back to Python while the interpreter ends takes the
-process down, or waits for ever.
+An unfinished scan has running threads. A thread that returns to Python while the interpreter shuts down
+crashes the process, or blocks it forever.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def command(starts: int, at_once: int, endings: str, places: str, dry: bool) -> 
 
 def _case(place: str, ending: str, uri: str, starts: int, at_once: int) -> dict[str, Any]:
     with ThreadPoolExecutor(at_once) as pool:
-        told = [pool.submit(leave, ending, uri) for _ in range(starts)]
-        problems = Counter(problem for one in told if (problem := one.result()) is not None)
+        futures = [pool.submit(leave, ending, uri) for _ in range(starts)]
+        problems = Counter(problem for future in futures if (problem := future.result()) is not None)
     return {
         "place": place,
         "ending": ending,
@@ -135,7 +135,7 @@ def _case(place: str, ending: str, uri: str, starts: int, at_once: int) -> dict[
 
 
 def leave(ending: str, uri: str) -> str | None:
-    """What is wrong with the end of a process that leaves a scan so; None if nothing is."""
+    """Run a process that leaves a scan in this way; returns its problem, or None."""
     wanted = ENDINGS[ending]
     command = [sys.executable, "-c", _BEFORE + wanted.script, uri]
     try:
@@ -178,7 +178,7 @@ def _s3() -> Iterator[None]:
 
 
 def reach(url: str) -> dict[str, str]:
-    """The environment of whoever uses the simulated S3 at this address."""
+    """The environment of a process that uses the simulated S3 at this address."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ALLOW_HTTP": "true",

@@ -1,4 +1,4 @@
-"""Does a generator ever wait? Simulated fleets on real Ray, with the real driver, pools, schedule and log."""
+"""Idle time of generators: simulated fleets on real Ray, with the real driver, pools, schedule and log."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def command(generators: str, service: str, repeats: int) -> None:
     cases = []
     for service_s in map(float, service.split(",")):
         for count in map(int, generators.split(",")):
-            found = [_case(count, service_s) for _ in range(repeats)]
-            found.sort(key=lambda case: case["efficiency"])
-            cases.append(found[len(found) // 2])
+            repeated = [_case(count, service_s) for _ in range(repeats)]
+            repeated.sort(key=lambda case: case["efficiency"])
+            cases.append(repeated[len(repeated) // 2])
             click.echo(json.dumps(cases[-1]), err=True)
     save(
         "fleet",
@@ -47,8 +47,8 @@ def _case(generators: int, service_s: float) -> dict[str, Any]:
 def _figures(job: Job, generators: int, service_s: float) -> dict[str, Any]:
     """Steady time is from when the last generator has begun its first batch to the end of the last batch.
 
-    The lower bound of the whole is what the same attempts take at least, from when the first generator was
-    ready: each is busy without a gap from when it was ready, then comes a verdict and a file.
+    The lower bound is the shortest time for the same attempts after the first generator was ready: each
+    generator is busy without a gap once it is ready, then come one verdict and one file.
     """
     by_generator = job.spans["generator"]
     work = [_calls(spans, service_s) for spans in by_generator]

@@ -1,5 +1,5 @@
-"""What strengthening and learning save: candidates per accepted image on simulated actors whose acceptance of
-every wording is known."""
+"""Savings by strengthening and learning: candidates per accepted image, with simulated actors whose
+acceptance of every wording is known."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def command(repeats: int) -> None:
             "modes": [
                 {
                     "mode": mode,
-                    "candidates_per_image": round(statistics.mean(found), 3),
-                    "lowest": round(min(found), 3),
-                    "highest": round(max(found), 3),
-                    "of_plain": round(statistics.mean(found) / plain, 3),
+                    "candidates_per_image": round(statistics.mean(ratios), 3),
+                    "lowest": round(min(ratios), 3),
+                    "highest": round(max(ratios), 3),
+                    "of_plain": round(statistics.mean(ratios) / plain, 3),
                 }
-                for mode, found in modes.items()
+                for mode, ratios in modes.items()
             ],
         },
     )

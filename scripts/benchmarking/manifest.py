@@ -1,6 +1,6 @@
-"""What a manifest of millions of rows costs: to commit to, to go on from, to compact, to ask, to train from.
+"""The cost of a manifest of millions of rows: commit, resume, compact, query, train.
 
-Each case is measured in a process of its own, so that memory is its own; files are warm in the page cache.
+Each case has its own process, to measure its memory; files are in the page cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from balancer.manifest.log.writer import KEPT
 from balancer.manifest.query import Filter, Manifest, Status
 from balancer.manifest.schema import EMBEDDING
 from balancer.manifest.snapshot.build import compact
-from balancer.runs.resume import config_of, schedule_of
+from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from benchmarking.record import save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest
@@ -94,16 +94,16 @@ def command(
 
 
 def _apart(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    """In a fresh process; its peak memory goes with what it found."""
+    """In a fresh process, whose peak memory is added to the figures."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_with_memory, (measure, *arguments))
-    click.echo(json.dumps(found), err=True)
-    return found
+        figures = pool.apply(_with_memory, (measure, *arguments))
+    click.echo(json.dumps(figures), err=True)
+    return figures
 
 
 def _with_memory(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    found = measure(*arguments)
-    return found | {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    figures = measure(*arguments)
+    return figures | {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
 
 
 def _median(cases: Sequence[Figures], by: str) -> Figures:
@@ -155,14 +155,14 @@ def _written(folder: str, rows: int, fragment_rows: int, embedding_dim: int) -> 
 
 
 def _resumed(folder: str) -> Figures:
-    """What a run does with its log before the first batch."""
+    """The work of a run on its log before the first batch."""
     storage = open_storage(folder, create=False)
     info = read_run(storage)
     seconds: list[float] = []
     with _timed(seconds):
         log = ManifestLog.open(storage, info.schema(), info.run_id)
     with _timed(seconds):
-        schedule = schedule_of(info, config_of(info, log.rules), log.table(KEPT), None)
+        schedule = restore_schedule(info, effective_config(info, log.rules), log.table(KEPT), None)
     return {
         "open_s": round(seconds[0], 2),
         "schedule_s": round(seconds[1], 2),
@@ -184,25 +184,25 @@ def _compacted(folder: str) -> Figures:
 
 
 def _to_torch(folder: str, repeats: int) -> Figures:
-    """A dataset of the images to train on, with what keeps copies of held-out images away from them."""
+    """A dataset of training images, including the search for copies of held-out images."""
     import torch.utils.data  # noqa: F401  (its import is no part of the figures)
 
-    found: list[Figures] = []
+    repeated: list[Figures] = []
     for _ in range(repeats):
         seconds: list[float] = []
         with _timed(seconds):
             manifest = open_manifest(folder)
         with _timed(seconds):
             dataset = manifest.to_torch(facets=["lighting"])
-        found.append(
+        repeated.append(
             {"images": len(dataset), "open_s": round(seconds[0], 3), "seconds": round(sum(seconds), 3)}
         )
     held_out = manifest.count_by(filter=pc.field("split").isin(EVALUATION))["count"][0].as_py()
-    return _median(found, "seconds") | {"held_out": held_out}
+    return _median(repeated, "seconds") | {"held_out": held_out}
 
 
 def _asked(folder: str, kind: str, repeats: int) -> Figures:
-    """The manifest is opened once and asked several times; the first time is given apart."""
+    """The manifest is opened once and queried several times; the first query is reported separately."""
     opened: list[float] = []
     with _timed(opened):
         manifest = open_manifest(folder)

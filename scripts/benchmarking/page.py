@@ -1,4 +1,4 @@
-"""The pages under docs/ that show figures, drawn from the results under benchmarks/."""
+"""Generate the pages under docs/ that show figures from the results under benchmarks/."""
 
 from __future__ import annotations
 

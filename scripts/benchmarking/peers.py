@@ -130,7 +130,7 @@ class _Verify:
 
 
 def _ray_data(images: int, generators: int, service_s: float, rate: float) -> float:
-    """Two stages of actors; what was rejected goes into the next round, as a pipeline has no way back."""
+    """Two stages of actors. A pipeline cannot go back, so rejected images go into the next round."""
     with tempfile.TemporaryDirectory() as notes:
         ray.init(
             address="local",

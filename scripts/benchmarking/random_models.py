@@ -53,7 +53,7 @@ TEXT_2: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 
-# The same in the thousandth part of the size, to try the benchmark itself without a GPU.
+# The same at a thousandth of the size, to test the benchmark without a GPU.
 TINY_UNET = UNET | {
     "block_out_channels": (32, 32, 32),
     "transformer_layers_per_block": 1,

@@ -1,4 +1,4 @@
-"""What every benchmark does with its figures: say where they were measured, print them, and keep them."""
+"""Print and save the figures of a benchmark, with the machine they were measured on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SDXL of full size on a CUDA GPU: a plain diffusers loop, a run's generator, and whole runs beside ViT-L/14.
 
-Weights are random and take the same arithmetic as trained ones. The physical limit is what the matrix units
-of this GPU were measured to do, over the arithmetic of an image: 98.06 TFLOP at 512 x 512, 30 steps with
+Weights are random, which needs the same arithmetic as trained ones. The physical limit is the measured rate
+of this GPU's matrix units divided by the arithmetic of an image: 98.06 TFLOP at 512 x 512, 30 steps with
 guidance (30 x 2 x 1.589 in the UNet, 2.515 in the decoder, the rest in the text encoders; counted by torch's
 FlopCounterMode).
 """
@@ -87,15 +87,15 @@ class _Bench:
             seconds = median_s(work, self.batches)
         except torch.cuda.OutOfMemoryError:
             return {"case": name, "batch": batch, "images_per_s": None, "note": "out of memory"}
-        found = {
+        figures = {
             "case": name,
             "batch": batch,
             "images_per_s": round(batch / seconds, 3),
             "share_of_limit": round(batch / seconds * _tflop(steps, guidance) / self.tflops, 4),
             "peak_memory_gb": _peak_gb(self.device),
         }
-        click.echo(json.dumps(found), err=True)
-        return found
+        click.echo(json.dumps(figures), err=True)
+        return figures
 
     def _plain(self, steps: int, guidance: float) -> list[dict[str, Any]]:
         """As a user of diffusers writes it, and with the settings of the earlier tool."""
@@ -195,7 +195,7 @@ def _tflop(steps: int, guidance: float) -> float:
 
 
 def _matrix_tflops(device: torch.device) -> float:
-    """What this device does in bfloat16 on large square matrices, in TFLOP/s."""
+    """The rate of this device in bfloat16 on large square matrices, in TFLOP/s."""
     side = 8192 if device.type == "cuda" else 512
     one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
 

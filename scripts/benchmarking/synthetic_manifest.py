@@ -1,4 +1,4 @@
-"""Manifests of any size in little time: valid fragments, as a driver writes them, of images nobody has made.
+"""Synthetic manifests of any size: valid fragments, as a driver writes them, without images.
 
 Rows come from arrays instead of Python objects, and fragments are not synced one by one. Everything else is
 as in a run: the schema, the encoding, the chain of hashes, and rows that follow from a plan, slot after slot
@@ -65,7 +65,7 @@ def make_run(folder: Path, rows: int, embedding_dim: int) -> RunInfo:
 
 
 def write_manifest(folder: Path, rows: int, fragment_rows: int, embedding_dim: int) -> RunInfo:
-    """A run folder with a log of that many rows, so many a fragment."""
+    """A run folder with a log of this many rows, in fragments of this size."""
     info = make_run(folder, rows, embedding_dim)
     storage = open_storage(folder, create=False)
     ManifestLog.open(storage, info.schema(), info.run_id, now=lambda: NOON)
@@ -157,7 +157,7 @@ def _attempts(slots: Numbers, rows: int, chance: np.random.Generator) -> tuple[N
 
 
 class _Filler:
-    """Values that mean nothing, of the size and the variety that those of images have."""
+    """Random values with the size and variety of real ones."""
 
     def __init__(self, chance: np.random.Generator, embedding_dim: int) -> None:
         self.chance = chance
@@ -178,12 +178,12 @@ class _Filler:
         return pa.array(self.chance.uniform(low, high, rows))
 
     def probabilities(self, rows: int, values: int) -> pa.Array:
-        found = self.chance.random((rows, values), np.float32)
-        found /= found.sum(axis=1, keepdims=True)
-        return pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), values)
+        scores = self.chance.random((rows, values), np.float32)
+        scores /= scores.sum(axis=1, keepdims=True)
+        return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), values)
 
     def image(self, rows: int) -> Columns:
-        """What is known of any image."""
+        """The columns of every image."""
         return {
             "pixel_sha256": self.hex(rows, 64),
             "phash": self.hex(rows, 16),
@@ -268,18 +268,18 @@ def _candidates(plan: _Plan, of_row: Numbers, attempts: Numbers, accepted: Flags
 
 
 def _judged(plan: _Plan, cells: Numbers, accepted: Flags, filler: _Filler) -> Columns:
-    """The values that candidates should show, and what the verifier made of them."""
+    """The wanted values of candidates, and the verifier's scores."""
     rows, passed = len(cells), pa.array(accepted)
     scores = pc.if_else(passed, filler.uniform(rows, 0.6, 1.0), filler.uniform(rows, 0.0, 0.6))
     values = {"class": CLASSES, "lighting": len(LIGHTINGS), "burn_level": len(BURN_LEVELS)}
-    told = {name: _named(*_coded(plan.values[name], cells)) for name in values}
-    return told | {
+    columns = {name: _named(*_coded(plan.values[name], cells)) for name in values}
+    return columns | {
         "status": pc.if_else(passed, ACCEPTED, REJECTED),
         "reason": pc.if_else(passed, None, "lighting"),
         "review": pa.array(filler.chance.random(rows) < 0.02),
         "score": scores,
         "scores": pa.StructArray.from_arrays(
-            [pc.if_else(told[name].is_valid(), scores, None) for name in values], list(values)
+            [pc.if_else(columns[name].is_valid(), scores, None) for name in values], list(values)
         ),
         "probabilities": pa.StructArray.from_arrays(
             [filler.probabilities(rows, count) for count in values.values()], list(values)
@@ -309,7 +309,7 @@ def _table(info: RunInfo, columns: Columns) -> pa.Table:
 
 
 def _coded(values: Sequence[str | None], numbers: Numbers) -> tuple[list[str], Any]:
-    """Distinct values, and which of them each number has; masked where that is none."""
+    """Distinct values, and the index of each number's value, masked if it has none."""
     names = list(dict.fromkeys(value for value in values if value is not None))
     codes = np.array([-1 if value is None else names.index(value) for value in values])[numbers]
     return names, np.ma.masked_less(codes, 0)

@@ -60,7 +60,7 @@ def _embedded(images: int, repeats: int) -> dict[str, Any]:
 
 
 def _full_size(images: int, repeats: int) -> dict[str, Any]:
-    """Only what all three have in common: preprocessing, image embeddings, probabilities of one property."""
+    """The work all three have in common: preprocessing, image embeddings, probabilities of one property."""
     from actors.models.verifier import batched
 
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")

@@ -15,7 +15,7 @@ CROP = 64
 BATCH = 16
 LEARNING_RATE = 2e-3
 # Room for three colours, two slopes and some texture of each 8 x 8 patch. With four channels,
-# green was the last thing to be learned; with many, a small denoiser has more to get wrong.
+# green was learned last; with many, a small denoiser makes more mistakes.
 LATENT_CHANNELS = 6
 
 

@@ -116,8 +116,8 @@ def vocabulary() -> tuple[str, ...]:
 
 def phrases() -> list[str]:
     by_value = (CLASS_WORDINGS, LIGHTING_WORDINGS, BURN_LEVEL_WORDINGS, TABLE_WORDINGS)
-    found = [phrase for wordings in by_value for values in wordings.values() for phrase in values]
-    return [*found, *STYLE_WORDINGS, *OPENINGS]
+    phrases = [phrase for wordings in by_value for values in wordings.values() for phrase in values]
+    return [*phrases, *STYLE_WORDINGS, *OPENINGS]
 
 
 def words(text: str) -> list[str]:
@@ -145,7 +145,7 @@ def random_caption(
     if rng.random() < 0.3:
         chosen.append(rng.choice(STYLE_WORDINGS))
     if rng.random() < 0.05:
-        # A word that no caption uses, so that a stranger's prompt does not throw the model off.
+        # A word that no caption uses makes the model robust to other people's prompts.
         chosen.append(UNKNOWN)
     rng.shuffle(chosen)
     return ", ".join(chosen)

@@ -1,4 +1,4 @@
-"""Training state and exported models, put in place by a rename so that neither is ever half."""
+"""Write training state and exported models atomically, by a rename."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture, re
 
 SIZE = 128
 
-# Far apart, and far from the small seeds of the sample dataset, so that no set shares a picture.
+# Far apart, and far from the small seeds of the sample dataset: no two sets share a picture.
 TRAINING_SEEDS = 2**40
 CALIBRATION_SEEDS = 2**41
 MEASUREMENT_SEEDS = 2**42

@@ -59,15 +59,15 @@ class LabelJudge(nn.Module):
     def answers(self, pictures: Picture) -> dict[str, list[str]]:
         """For each property the likeliest value of each picture, whether the property applies or not."""
         self.eval()
-        found: dict[str, list[str]] = {name: [] for name in VALUES}
+        answers: dict[str, list[str]] = {name: [] for name in VALUES}
         for start in range(0, len(pictures), BATCH):
             images = pixels(pictures[start : start + BATCH], torch.device("cpu"))
             for name, logits in self(images).items():
-                found[name] += [VALUES[name][index] for index in logits.argmax(1).tolist()]
-        return found
+                answers[name] += [VALUES[name][index] for index in logits.argmax(1).tolist()]
+        return answers
 
 
-def value_of(cell: Cell, name: str) -> str | None:
+def wanted_value(cell: Cell, name: str) -> str | None:
     return {"class": cell.class_name, "lighting": cell.lighting, "burn_level": cell.burn_level}[name]
 
 
@@ -103,7 +103,7 @@ def soften(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _loss(logits: Mapping[str, torch.Tensor], cells: Sequence[Cell]) -> torch.Tensor:
     total = torch.zeros(())
     for name, values in VALUES.items():
-        wanted = [value_of(cell, name) for cell in cells]
+        wanted = [wanted_value(cell, name) for cell in cells]
         known = [index for index, value in enumerate(wanted) if value is not None]
         labels = torch.tensor([values.index(value) for value in wanted if value is not None])
         total = total + F.cross_entropy(logits[name][known], labels)

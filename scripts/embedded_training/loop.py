@@ -1,4 +1,4 @@
-"""What the three training stages share: the step loop, its learning rate and its randomness."""
+"""The step loop of the three training stages, with its learning rate and randomness."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def text_embeddings(model: CLIP, wordings: Sequence[Sequence[str]]) -> torch.Ten
 
 @torch.no_grad()
 def calibrate(model: CLIP, renders: Renders, device: torch.device) -> None:
-    """Set the logit scale to the one under which unseen renders are the least surprising."""
+    """Set the logit scale to the one with the lowest loss on unseen renders."""
     model.eval()
     count = len(renders.pictures)
     images = torch.cat(

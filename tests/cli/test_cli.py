@@ -22,8 +22,9 @@ from rich.cells import cell_len
 
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
-from balancer.scheduling.progress import ClassProgress, Snapshot, duration, progress_line
+from balancer.scheduling.progress import ClassProgress, Snapshot, progress_line
 from balancer.storage import open_storage
+from balancer.text.quantities import duration
 from tests.fake_terminal import use_terminal
 from tests.manifest_samples import rejected, row, start
 

@@ -1,4 +1,4 @@
-"""The main job submitted to a cluster of two nodes through Ray's job API, as the README shows it."""
+"""The main job submitted to a cluster of two nodes through Ray's job API, as docs/cluster.md shows it."""
 
 from __future__ import annotations
 

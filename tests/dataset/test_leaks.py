@@ -373,7 +373,7 @@ def test_rows_reach_training_code_and_exports_through_one_door(project):
         for path in (project / "balancer" / room).glob("*.py")
         if re.search(r"(?<!balancer\.)manifest\.(to_table|count_by|sql|dataset|rows)\b", path.read_text())
     }
-    assert readers == {"selection.py", "card.py"}, "the card counts candidates that were rejected, too"
+    assert readers == {"selection.py"}
 
 
 # ---- fsck ------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def test_a_facet_the_verifier_cannot_judge_is_not_measured(config):
 
 def test_measured_facets_are_taken_at_their_calibrated_probability(config, tmp_path, monkeypatch):
     found = measured(config, Eye(lambda pixels: 0.1))
-    monkeypatch.setattr("actors.real_images.temperatures_of", lambda config: {"light": 10.0})
+    monkeypatch.setattr("actors.real_images.load_temperatures", lambda config: {"light": 10.0})
     assert real_facets(found, config)["cat"] == [{"light": "day"}, {}, {}]
 
 

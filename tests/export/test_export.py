@@ -541,7 +541,7 @@ def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(run, tmp_path):
 def test_a_folder_with_anything_else_in_it_is_refused_and_left_alone(run, tmp_path, form):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds something else than an export, such as precious\.txt"):
+    with pytest.raises(UsageError, match=r"holds files that are not of an export, such as precious\.txt"):
         export(run, form, tmp_path / "out")
     assert contents(tmp_path / "out") == {"precious.txt": b"mine"}
 
@@ -559,7 +559,7 @@ def test_a_file_that_is_anything_else_is_refused_and_left_alone(run, tmp_path, f
         out.write_text("precious")
     else:
         pq.write_table(pa.table({"x": [1]}), out)
-    with pytest.raises(UsageError, match="is there, and not a file of this export"):
+    with pytest.raises(UsageError, match="exists and is not a file of this export"):
         export(run, form, out)
     assert out.is_dir() == (kind == "folder")
     if kind == "text":
@@ -569,18 +569,14 @@ def test_a_file_that_is_anything_else_is_refused_and_left_alone(run, tmp_path, f
 @pytest.mark.parametrize(
     ("form", "change", "problem"),
     [
-        ("hf", {"filter": "class = 'basic'"}, "its filter is '', and this one's \"class = 'basic'\""),
+        ("hf", {"filter": "class = 'basic'"}, "its filter is '', not \"class = 'basic'\""),
         (
             "hf",
             {"options": Options(licence="mit")},
-            "option licence (--licence) is 'unknown' for that one, and 'mit' for this",
+            "its option licence (--licence) is 'unknown', not 'mit'",
         ),
-        *(
-            (other, {}, f"its format is 'hf', and this one's {other!r}")
-            for other in FOLDER_FORMATS
-            if other != "hf"
-        ),
-        ("folders", {"filter": "class = 'basic'"}, "its format is 'hf', and this one's 'folders'"),
+        *((other, {}, f"its format is 'hf', not {other!r}") for other in FOLDER_FORMATS if other != "hf"),
+        ("folders", {"filter": "class = 'basic'"}, "its format is 'hf', not 'folders'"),
     ],
 )
 def test_a_folder_of_another_export_is_refused(run, tmp_path, form, change, problem):
@@ -594,7 +590,7 @@ def test_an_export_of_another_run_is_refused(run, tmp_path):
     export(run, "hf", tmp_path / "out")
     export(run, "parquet", tmp_path / "out.parquet")
     other = commit(tmp_path / "other", real("a.png", split="train", run_id="run-2"), run_id="run-2")
-    with pytest.raises(UsageError, match="its run_id is 'run-1', and this one's 'run-2'"):
+    with pytest.raises(UsageError, match="its run_id is 'run-1', not 'run-2'"):
         export(other, "hf", tmp_path / "out")
     with pytest.raises(UsageError, match="not a file of this export"):
         export(other, "parquet", tmp_path / "out.parquet")
@@ -625,7 +621,7 @@ def test_a_file_put_where_an_image_belongs_is_not_overwritten(run, tmp_path):
     shutil.rmtree(tmp_path / "out" / "train")
     (tmp_path / "out" / JOURNAL).write_bytes(b"")
     (tmp_path / "out" / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"README\.md is there, and not of this export"):
+    with pytest.raises(UsageError, match=r"README\.md exists and is not of this export"):
         export(run, "hf", tmp_path / "out", filter="split = 'train'")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
@@ -709,7 +705,7 @@ def test_a_mistake_is_a_usage_error(run, tmp_path, form, destination, options, p
 
 def test_a_folder_export_onto_a_file_is_refused(run, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UsageError, match="is a file, and this export a folder"):
+    with pytest.raises(UsageError, match="is a file, but this export is a folder"):
         export(run, "hf", tmp_path / "out")
 
 
@@ -723,7 +719,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(run, tmp_path):
 def test_an_image_that_is_not_what_was_committed_is_never_exported(run, tmp_path, form, copy):
     (Path(run.uri) / f"images/{DIM}-1.png").write_bytes(b"something else")
     options = Options(copy=copy, embed=form in FILE_FORMATS)
-    with pytest.raises(ManifestError, match="is not what row 'basic/dim/0000-1' was written for"):
+    with pytest.raises(ManifestError, match="is not the image that row 'basic/dim/0000-1' was written for"):
         export(run, form, tmp_path / "out", options=options)
 
 
@@ -897,7 +893,7 @@ def test_the_command_says_what_it_wrote(run, tmp_path):
     assert result.stdout == f"{tmp_path / 'out'}: 3 images, 5 files written\n"
     assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()
     again = command(run.uri, "hf", tmp_path / "out", "split = 'train'", "--licence", "cc-by-4.0")
-    assert again.stdout == f"{tmp_path / 'out'}: 3 images, 0 files written, 5 there already\n"
+    assert again.stdout == f"{tmp_path / 'out'}: 3 images, 0 files written, 5 unchanged\n"
 
 
 def test_the_help_names_every_format():
@@ -910,8 +906,8 @@ def test_the_help_names_every_format():
 @pytest.mark.parametrize(
     ("first", "then", "told"),
     [
-        (Options(copy=True), Options(), "option copy (--copy) is given for that one, and not for this one"),
-        (Options(), Options(copy=True), "option copy (--copy) is given for this one, and not for that one"),
+        (Options(copy=True), Options(), "it was written with option copy (--copy)"),
+        (Options(), Options(copy=True), "it was written without option copy (--copy)"),
     ],
 )
 def test_an_option_in_which_exports_differ_is_called_as_it_is_given(run, tmp_path, first, then, told):

@@ -20,7 +20,7 @@ from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.planning.plan import make_plan
 from balancer.process.signals import StopSignal
-from balancer.runs.resume import describe_run, schedule_of
+from balancer.runs.resume import describe_run, restore_schedule
 from balancer.storage import DiskFullError, open_storage
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ class Trial:
         self.notes: list[str] = []
         info = create_run(self.storage, describe_run(config, make_plan(config, {}), MODELS))
         self.log = ManifestLog.open(self.storage, info.schema(), info.run_id)
-        self.schedule = schedule_of(info, config, self.log.table(), None)
+        self.schedule = restore_schedule(info, config, self.log.table(), None)
         self.engine = LocalEngine(spread=spread)
         self.stop = StopSignal()
         size = config.generation.batch_size

@@ -304,7 +304,8 @@ def test_a_sound_compacted_copy_is_looked_at_and_has_no_problems(compacted):
     assert (found.problems, found.notes) == ((), ())
     assert (found.rows, found.compacted) == (5, 4)
     result = CliRunner().invoke(main, ["fsck", str(compacted)])
-    assert result.stdout.endswith("checked, 4 compacted rows as well: no problems\n")
+    assert ", 5 rows, 4 compacted rows and " in result.stdout
+    assert result.stdout.endswith(" checked: no problems\n")
 
 
 def data_file(run: Path, number: int = 0) -> Path:

@@ -371,5 +371,5 @@ def test_the_command_says_how_many_files_it_passes_over_for_their_age(run, delet
     (run / "images/basic/dim/1000-1.png").write_bytes(b"young")
     result = command(run, *delete)
     assert result.stdout.splitlines()[0] == LEFT
-    assert "passed over: 1 image written in the last 24 hours (--older-than)" in result.stderr
-    assert "passed over" not in command(run, "--older-than", "0").stderr
+    assert "skipped: 1 image written in the last 24 hours (--older-than)" in result.stderr
+    assert "skipped" not in command(run, "--older-than", "0").stderr

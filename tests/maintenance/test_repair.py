@@ -18,7 +18,7 @@ from balancer.manifest.maintenance.repair import apply, look
 from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot.build import compact
-from balancer.runs.resume import config_of, schedule_of
+from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from tests.manifest_samples import (
     NOON,
@@ -208,7 +208,9 @@ def test_lost_candidates_are_made_again_under_their_ids(storage):
     damage(storage, 2)
     apply(storage, later)
     info = run_info()
-    schedule = schedule_of(info, config_of(info, read_log(storage).rules), read_log(storage).table, None)
+    schedule = restore_schedule(
+        info, effective_config(info, read_log(storage).rules), read_log(storage).table, None
+    )
     waiting = [candidate.id for candidate in schedule.next_batch(9)]
     assert {f"{ONE}-1", f"{TWO}-1"} <= set(waiting)
     log = start(storage)
@@ -434,7 +436,7 @@ def test_the_command_shows_first_and_repairs_when_told_to(tmp_path):
     assert shown.stdout.splitlines() == [
         f"{fragment_path(2)}: checksum: its bytes are not those that were written: lost (1 rows)",
         f"{fragment_path(4)}: fragment is whole: its {len(out.read(fragment_path(4)))} bytes are cut off, "
-        "or no fragment: restored, to the byte",
+        "or no fragment: restored byte for byte",
         "1 fragments can be restored, 1 would be lost, 0 rows can be saved from the compacted copy",
     ]
     assert "--apply does" in shown.stderr

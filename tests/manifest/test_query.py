@@ -383,13 +383,16 @@ def test_output_never_goes_into_a_run(run, name):
         (["class = "], "is not valid SQL"),
         (["lightning = 'x'"], "did you mean 'lighting'"),
         (["--columns", "nothing"], "no column 'nothing'"),
-        (["--count-by", "class", "--columns", "id"], "exclude each other"),
-        (["--output", "rows.txt"], "a table is for reading"),
+        (["--count-by", "class", "--columns", "id"], "cannot be combined"),
+        (["--output", "rows.txt"], "a table cannot be written to rows.txt"),
         (["--format", "csv", "--output", "/no/such/folder/rows.csv"], "no folder /no/such/folder"),
         (["--format", "csv", "--output", "/dev/null"], "is not a file"),
         (["--format", "xml"], "xml"),
         *(([option, empty], f"{option} names no column") for option in LISTS for empty in ("", ",", ' "" ')),
-        (["--format", "csv", "--output", "rows.parquet"], "would write csv under the name rows.parquet"),
+        (
+            ["--format", "csv", "--output", "rows.parquet"],
+            "--format csv does not match the name rows.parquet",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, arguments, message):

@@ -211,7 +211,7 @@ def test_the_command_prints_one_object_or_a_table(tmp_path):
 def test_the_command_lists_the_cells_that_are_given_up(tmp_path):
     start(open_storage(tmp_path, create=False), config=FEW_PASS).commit(FIVE_FAILURES)
     lines = CliRunner().invoke(main, ["status", str(tmp_path)]).stdout.splitlines()
-    heading = lines.index("given up, too few candidates pass (attempts.give_up_below)")
+    heading = lines.index("given up: too few candidates pass (attempts.give_up_below)")
     assert lines[heading + 2].split() == ["basic/dim", "5", "0"]
 
 
@@ -316,6 +316,6 @@ def test_status_says_what_it_did_not_look_at(tmp_path):
     storage.publish(f"images/{ONE}-1.png", image_bytes(f"{ONE}-1"))
     start(storage).commit([row(ONE)])
     result = CliRunner().invoke(main, ["status", str(tmp_path)])
-    assert "1 of 1 image files were looked at, and are there with their size; `balancer fsck` also reads" in (
+    assert "checked 1 of 1 image files: all exist and have the right size; `balancer fsck` also reads" in (
         result.stderr
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.models.offload import largest_batch, place
+from actors.models.offload import choose_offloading, largest_batch
 
 GB = 10**9
 SDXL = {
@@ -26,24 +26,24 @@ PIXELS = 512 * 512
     ],
 )
 def test_sdxl_takes_the_fastest_way_that_fits(free_gb, mode):
-    assert place(SDXL, PIXELS, int(free_gb * GB), "auto").mode == mode
+    assert choose_offloading(SDXL, PIXELS, int(free_gb * GB), "auto").mode == mode
 
 
 def test_larger_images_need_more_room():
-    assert place(SDXL, PIXELS, 9 * GB, "auto").mode == "none"
-    assert place(SDXL, 4 * PIXELS, 9 * GB, "auto").mode == "text_encoders"
+    assert choose_offloading(SDXL, PIXELS, 9 * GB, "auto").mode == "none"
+    assert choose_offloading(SDXL, 4 * PIXELS, 9 * GB, "auto").mode == "text_encoders"
 
 
 def test_the_reason_names_what_was_measured():
-    assert place(SDXL, PIXELS, 78 * GB, "auto").reason == (
+    assert choose_offloading(SDXL, PIXELS, 78 * GB, "auto").reason == (
         "everything on the GPU: 6.9 GB of weights, 78.0 GB free"
     )
-    assert "text encoders on the CPU" in place(SDXL, PIXELS, int(7.6 * GB), "auto").reason
+    assert "text encoders on the CPU" in choose_offloading(SDXL, PIXELS, int(7.6 * GB), "auto").reason
 
 
 @pytest.mark.parametrize("wanted", ["none", "text_encoders", "model", "sequential"])
 def test_what_the_config_asks_for_is_done(wanted):
-    found = place(SDXL, PIXELS, 78 * GB, wanted)
+    found = choose_offloading(SDXL, PIXELS, 78 * GB, wanted)
     assert found.mode == wanted
     assert f"generation.offload: {wanted}" in found.reason
 

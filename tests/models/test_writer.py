@@ -61,7 +61,7 @@ def test_images_are_taken_from_arrays_that_cannot_be_written_to(tmp_path):
 
 
 def test_a_run_folder_the_writer_cannot_see_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match=r"gone does not exist, as seen from the machine of a writer"):
+    with pytest.raises(StorageError, match=r"gone does not exist \(on the machine of a writer\)"):
         Writer(str(tmp_path / "gone"))
 
 

@@ -67,11 +67,11 @@ def test_a_user_who_may_have_no_threads_is_told_before_arrow_waits_for_one(monke
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (MemoryError(), "there is too little memory"),
-        (RuntimeError("can't start new thread"), "no thread can be started"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't start new thread"), "cannot start another thread"),
         (
             ImportError("x.so: failed to map segment from shared object"),
-            "there is too little memory to load a library",
+            "not enough memory to load a library",
         ),
     ],
 )

@@ -48,7 +48,7 @@ from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import ImageFile
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.index import encode_index, read_index
-from balancer.runs.resume import schedule_of
+from balancer.runs.resume import restore_schedule
 from balancer.scheduling.ledger import Outcome
 from balancer.storage import DiskFullError, LocalStorage
 from balancer.storage.local import _translated
@@ -132,7 +132,7 @@ class Driver:
         self.storage = self.variant.storage.make(ROOT, self.process)
         info = create_run(self.storage, INFO)
         self.log = ManifestLog.open(self.storage, info.schema(), info.run_id, now=lambda: time_on(self.disk))
-        self.schedule = schedule_of(info, CONFIG, self.log.table(), None)
+        self.schedule = restore_schedule(info, CONFIG, self.log.table(), None)
         self.writer = self.start_writer()
 
     def start_writer(self) -> Writer:

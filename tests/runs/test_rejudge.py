@@ -22,8 +22,8 @@ from balancer.manifest import check_run, read_log, read_run
 from balancer.manifest.layout import LOG_DIR
 from balancer.manifest.rows import revoked
 from balancer.manifest.rules import Rules, as_settings
-from balancer.runs.rejudge import apply, measurement_of, nearest_in, new_verdicts, rejudge
-from balancer.runs.resume import check_unchanged, config_of
+from balancer.runs.rejudge import apply, new_verdicts, read_measurement, read_nearest, rejudge
+from balancer.runs.resume import check_unchanged, effective_config
 from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
@@ -80,7 +80,7 @@ def after(
     """Status and reason of the attempts that changed."""
     pixels = {row["id"]: row["pixel_sha256"] for row in rows}
     found = new_verdicts(
-        rows, CELLS, judged_by or config(), lambda row: nearest_in(row, pixels), lambda path: there
+        rows, CELLS, judged_by or config(), lambda row: read_nearest(row, pixels), lambda path: there
     )
     return {change.candidate.attempt: (change.status, change.reason) for change in found}
 
@@ -193,7 +193,7 @@ def test_the_same_rules_give_the_same_verdict_to_the_last_bit(score):
     log = start(storage)
     log.commit([made(1, score, "accepted", brightness=0.3, unsafe=0.1)])
     (stored,) = log.table().to_pylist()
-    verdict = judge(measurement_of(stored, CELL), CELL, criteria)
+    verdict = judge(read_measurement(stored, CELL), CELL, criteria)
     assert (verdict.accepted, verdict.scores["class"]) == (score == score, 1.0)
 
 
@@ -625,7 +625,7 @@ def test_a_change_that_was_stopped_half_way_is_completed_by_the_same_command(fra
     view = read_log(broken)
     if 2 < fragments < 5:
         assert not view.rules.complete
-        with pytest.raises(UsageError, match="stopped before all") as caught:
+        with pytest.raises(UsageError, match="interrupted before all") as caught:
             check_unchanged(config(0.8), MODELS, read_run(broken), False, view.rules)
         assert "balancer rejudge RUN --set verification.threshold=0.8 --apply" in caught.value.hint
     apply(broken, RAISED, now=lambda: at(120))
@@ -699,7 +699,7 @@ def test_the_next_run_must_be_given_the_rules_of_the_log():
         check_unchanged(config(0.6), MODELS, info, False, rules)
     assert "--set verification.threshold=0.8" in caught.value.hint
     check_unchanged(config(0.6), MODELS, info, True, rules)
-    assert config_of(info, rules) == config(0.8)
+    assert effective_config(info, rules) == config(0.8)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -731,8 +731,8 @@ def test_the_command_shows_what_would_change(folder):
         "  all cells                1        1         0           0     5",
     ]
     assert shown.stderr.splitlines() == [
-        "other rows brought up to date by --apply: 1 (their threshold, score, reason or unjudged)",
-        "nothing was changed; --apply does",
+        "--apply also updates the threshold, score, reason or unjudged of 1 other row",
+        "nothing was changed; add --apply to commit this",
     ]
 
 
@@ -801,7 +801,7 @@ def test_after_the_threshold_was_raised_a_run_ends_as_one_that_began_with_it(
         monkeypatch.setattr("balancer.runs.rejudge.COMMIT_ROWS", 1)
         with pytest.raises(StorageError):
             apply(DyingStorage(out, 4), ["verification.threshold=0.95"])
-        with pytest.raises(UsageError, match="stopped before all of them"):
+        with pytest.raises(UsageError, match="interrupted before all"):
             run(strict, out)
     apply(storage, ["verification.threshold=0.95"], now=later)
     kept_images = set(accepted_ids(out))

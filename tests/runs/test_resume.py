@@ -15,14 +15,14 @@ from balancer.config.schema import Config
 from balancer.errors import UsageError
 from balancer.manifest import ManifestLog
 from balancer.manifest.schema import rows_to_table
-from balancer.runs.resume import check_unchanged, schedule_of, spelled_as_begun
+from balancer.runs.resume import check_unchanged, restore_schedule, spelled_as_begun
 from tests.manifest_samples import MemoryStorage, rejected, row, run_info, start, void
 
 INFO = run_info()
 
 
 def resumed(rows: pa.Table):
-    return schedule_of(INFO, Config.model_validate(INFO.config), rows, None)
+    return restore_schedule(INFO, Config.model_validate(INFO.config), rows, None)
 
 
 def test_a_schedule_goes_on_where_the_committed_rows_left_it():

@@ -80,7 +80,9 @@ def test_a_compacted_copy_answers_as_the_log_does(run):
     )
     after = balancer.open_manifest(run).to_table(status="all")
     assert sorted(after.to_pylist(), key=repr) == sorted(before.to_pylist(), key=repr)
-    assert "3 compacted rows as well: no problems" in invoke("fsck", run).stdout
+    fsck = invoke("fsck", run).stdout
+    assert ", 3 compacted rows and " in fsck
+    assert fsck.endswith(" checked: no problems\n")
 
 
 def test_what_nothing_needs_is_deleted_and_nothing_else(run):
@@ -222,9 +224,7 @@ def test_a_writer_is_told_the_address_and_no_credentials(run_uri):
 def test_a_writer_on_a_machine_without_credentials_says_so(run_uri, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(
-        StorageError, match="no AWS credentials, as seen from the machine of a writer"
-    ) as caught:
+    with pytest.raises(StorageError, match=r"no AWS credentials \(on the machine of a writer\)") as caught:
         Writer(run_uri)
     assert "every machine" in caught.value.hint
 

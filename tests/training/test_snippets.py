@@ -29,7 +29,7 @@ PAGES = (
     "SECURITY.md",
     *(
         f"docs/{name}.md"
-        for name in ("training", "tutorial", "columns", "exit_codes", "performance", "reliability")
+        for name in "manifest cluster training tutorial columns exit_codes performance reliability".split()
     ),
 )
 RUN = ("query", "status", "fsck", "compact", "repair", "gc", "report", "export", "audit", "init")
@@ -45,7 +45,7 @@ def blocks(language: str) -> list[Any]:
     for page in PAGES:
         text = (ROOT / page).read_text()
         if page == "docs/training.md" and language == "python":
-            text = text.split("## What came out")[1]  # `test_tour` runs the program before it
+            text = text.split("## Results")[1]  # `test_tour` runs the program before it
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL), start=1):
             found.append(pytest.param(block, id=f"{page} {number}"))
     return found

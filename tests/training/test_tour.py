@@ -22,7 +22,7 @@ def page(project: Path) -> str:
 
 @pytest.fixture(scope="module")
 def program(page: str) -> str:
-    before_results = page.split("## What came out")[0]
+    before_results = page.split("## Results")[0]
     return "\n".join(re.findall(r"```python\n(.*?)```", before_results, re.DOTALL))
 
 

@@ -66,6 +66,6 @@ def test_every_format_is_exported(manifest, tmp_path: Path, form: str):
 
 
 def test_links_cannot_lead_into_a_bucket(manifest, tmp_path):
-    with pytest.raises(UsageError, match="is no folder that links can lead to") as caught:
+    with pytest.raises(UsageError, match="is not a local folder, so links are impossible") as caught:
         export(manifest, "folders", tmp_path / "out")
     assert caught.value.hint == "add --copy"

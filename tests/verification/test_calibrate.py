@@ -85,7 +85,7 @@ def test_a_property_with_too_few_images_keeps_its_probabilities_and_is_named(dem
     found = json.loads(result.stdout)["properties"]
     assert (found["burn_level"]["temperature"], found["burn_level"]["folds"]) == (1.0, 0)
     assert found["class"]["folds"] == 5
-    assert "warning: burn_level keeps its probabilities (temperature 1): it takes two values" in result.stderr
+    assert "warning: burn_level keeps its probabilities (temperature 1): it needs two values" in result.stderr
 
 
 def test_simulated_actors_cannot_be_calibrated(demo):
@@ -249,7 +249,7 @@ def test_a_run_with_a_verifier_whose_text_weights_are_shuffled_is_refused(demo, 
     out = tmp_path / "run"
     result = invoke("run", demo, "--out", out, *setting(verification__model=folder, actors__generators=1))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "labelled images do not show that the verifier can judge what it will be asked" in result.stderr
+    assert "labelled images do not prove that the verifier can judge these" in result.stderr
     assert "class=" in result.stderr
     assert not (out / "run.json").exists()
 

@@ -125,7 +125,7 @@ def test_all_figures_come_from_other_folds_than_the_image_is_in():
 @pytest.mark.parametrize(
     ("counts", "reason"),
     [
-        ((0, 0), "no labelled image"),
+        ((0, 0), "no labelled images"),
         ((40, 0), "40 basic"),
         ((40, 4), "40 basic, 4 burnt"),
         ((40,), "40 basic"),

@@ -51,13 +51,13 @@ def test_values_that_are_told_apart_are_proven_and_let_the_run_go_on():
     refuse_unproven(checked)
     assert checked.unproven == ()
     assert {proof.auc for proof in checked.values} == {1.0}
-    assert "5 of 5 values told apart on 15 real images, least AUC 1.00" in summary(checked)
+    assert "5 of 5 values proven on 15 real images, lowest AUC 1.00" in summary(checked)
 
 
 def test_a_value_near_chance_is_refused_with_its_numbers_and_the_knob():
     error = refusal(found(classes(9, 9, 9), lighting(20, 20, told_apart=False)))
-    assert "lighting: no value of it: dim: 20 labelled images" in error.message
-    assert "AUC of 0.50, 0.80 needed (verification.min_auc" in error.message
+    assert "lighting: no value is proven: dim: AUC 0.50 on 20 labelled images" in error.message
+    assert "0.80 needed (verification.min_auc" in error.message
     assert "verification.unjudged: [lighting]" in error.hint
     assert "rejects no image" in error.hint
     assert error.exit_code == 2
@@ -85,13 +85,13 @@ def test_where_all_images_show_one_value_nothing_was_told_apart():
     checked = found(classes(5, 5, 5), lighting(40, 0), min_examples=1)
     (dim, bright) = [proof for proof in checked.values if proof.property_ == "lighting"]
     assert (dim.auc, dim.proven, bright.proven) == (None, False, False)
-    assert "none another value" in dim.problem
+    assert "there are none of another value" in dim.problem
 
 
 def test_a_property_with_one_value_is_not_proven():
     only = labelled(("basic",), (50,))
     checked = preflight({"class": only}, {}, 50, config())
-    assert "nothing to tell it from" in checked.values[0].problem
+    assert "there is no other to compare it with" in checked.values[0].problem
 
 
 @pytest.mark.parametrize("unjudged", [("lighting",), ("lighting=dim", "lighting=bright")])

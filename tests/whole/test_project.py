@@ -188,8 +188,8 @@ def test_the_way_to_the_settings_that_init_names_works():
     ("shell", "words", "expected"),
     [("bash", "balancer repo", "plain,report"), ("bash", "balancer report --o", "plain,--out")],
 )
-def test_a_shell_completes_commands_and_options(readme, shell, words, expected):
-    assert f"_BALANCER_COMPLETE={shell}_source balancer" in readme
+def test_a_shell_completes_commands_and_options(project, shell, words, expected):
+    assert f"_BALANCER_COMPLETE={shell}_source balancer" in (project / "docs" / "commands.md").read_text()
     asked = {
         "_BALANCER_COMPLETE": f"{shell}_complete",
         "COMP_WORDS": words,

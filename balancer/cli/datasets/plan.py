@@ -11,8 +11,7 @@ import click
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
 from balancer.errors import BalancerError
-from balancer.scheduling.progress import duration
-from balancer.text.quantities import counted, size
+from balancer.text.quantities import counted, duration, size
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages

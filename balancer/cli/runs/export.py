@@ -16,14 +16,14 @@ from balancer.text.quantities import counted
 @click.argument("form", metavar="FORMAT")
 @click.argument("destination", metavar="DEST")
 @click.argument("condition", metavar="[FILTER]", default="")
-@click.option("--copy", is_flag=True, help="folders: copies instead of links into RUN.")
-@click.option("--embed", is_flag=True, help="parquet, arrow: the image files in the table.")
+@click.option("--copy", is_flag=True, help="folders: copy images instead of linking into RUN.")
+@click.option("--embed", is_flag=True, help="parquet, arrow: put the image files into the table.")
 @click.option(
     "--shard-megabytes", type=click.FloatRange(min=0, min_open=True), default=500.0, show_default=True,
-    help="webdataset: greatest size of a tar file.",
+    help="webdataset: maximum size of a tar file.",
 )  # fmt: skip
-@click.option("--licence", default="unknown", help="hf: an identifier of the hub, such as cc-by-4.0.")
-@click.option("--allow-synthetic-eval", is_flag=True, help="Let generated images into validation and test.")
+@click.option("--licence", default="unknown", help="hf: a licence identifier of the hub, such as cc-by-4.0.")
+@click.option("--allow-synthetic-eval", is_flag=True, help="Allow generated images in validation and test.")
 def command(
     run: str,
     form: str,
@@ -35,7 +35,7 @@ def command(
     licence: str,
     allow_synthetic_eval: bool,
 ) -> None:
-    """Write the accepted images of RUN to DEST as FORMAT; the same command again completes or renews them.
+    """Write the accepted images of RUN to DEST as FORMAT. Run it again to complete or update the export.
 
     \b
     folders      class folders, with links by facet value
@@ -63,13 +63,13 @@ def command(
         def begin(total: int) -> None:
             count.append(stack.enter_context(console.counting("images exported", total)))
 
-        found = export(
+        exported = export(
             manifest, form, destination, condition or None, options,
             progress=lambda done: count[0](done), begin=begin,
         )  # fmt: skip
-    if found.left_out:
-        console.warn(found.left_out)
-    parts = [f"{counted(found.written, 'file')} written"]
-    parts += [f"{found.kept} there already"] if found.kept else []
-    parts += [f"{found.removed} removed"] if found.removed else []
-    console.say(f"{destination}: {counted(found.images, 'image')}, {', '.join(parts)}")
+    if exported.left_out:
+        console.warn(exported.left_out)
+    parts = [f"{counted(exported.written, 'file')} written"]
+    parts += [f"{exported.kept} unchanged"] if exported.kept else []
+    parts += [f"{exported.removed} removed"] if exported.removed else []
+    console.say(f"{destination}: {counted(exported.images, 'image')}, {', '.join(parts)}")

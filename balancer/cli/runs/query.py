@@ -1,4 +1,4 @@
-"""`balancer query`: rows of a manifest, or counts, in the form another program wants."""
+"""`balancer query`: rows or counts of a manifest, as a table, JSON, CSV, Parquet or Arrow."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TERMINAL_ROWS = 200
 @click.argument("condition", metavar="[FILTER]", default="")
 @click.option("--count-by", metavar="A,B", help="Count rows by these columns instead of listing them.")
 @click.option("--columns", metavar="A,B", help="The columns to show, in this order.")
-@click.option("--all", "everything", is_flag=True, help="Rejected candidates as well.")
+@click.option("--all", "everything", is_flag=True, help="Include rejected candidates.")
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="By default what --output ends in, or a table."
+    "--format", "form", type=click.Choice(FORMATS), help="By default the suffix of --output, or a table."
 )
 @click.option("--output", metavar="FILE", help="Write to a file instead of standard output.")
 def command(
@@ -43,12 +43,12 @@ def command(
     """Select rows of the manifest in RUN: the real and the accepted images.
 
     FILTER is a SQL condition, such as "class = 'burnt' and score >= 0.8". In CSV, text that a spreadsheet
-    would run as a formula (it begins with = + - @ or a tab) has an apostrophe in front; JSON, Parquet and
-    Arrow have it as it is.
+    would run as a formula (it begins with = + - @ or a tab) gets a leading apostrophe; JSON, Parquet and
+    Arrow keep it unchanged.
     """
     from balancer.manifest.query import open_manifest
 
-    form = form or _format_of(output)
+    form = form or _guess_format(output)
     _check_destination(form, output)
     manifest = open_manifest(run)
     by = _names("--count-by", count_by, manifest.schema.names)
@@ -59,7 +59,7 @@ def command(
     else:
         _emit(_rendered(table, form, keep_embedding=columns is not None), output)
     if not table.num_rows and "status" in condition and not everything:
-        console.note("no rows; rejected candidates are only looked at with --all")
+        console.note("no rows; --all includes rejected candidates")
 
 
 def _select(
@@ -73,12 +73,12 @@ def _select(
     if count_by is None:
         return manifest.to_table(columns, condition, status)
     if columns is not None:
-        raise UsageError("--columns and --count-by exclude each other", hint="give one of them")
+        raise UsageError("--columns and --count-by cannot be combined", hint="give one of them")
     return manifest.count_by(*count_by, filter=condition, status=status)
 
 
 def _names(option: str, listed: str | None, known: list[str]) -> list[str] | None:
-    """Names between commas; one that has a comma in it goes in double quotes, unless it stands alone."""
+    """Split a comma-separated list; a name with a comma goes in double quotes, unless it is the only one."""
     if listed is None or listed in known:
         return None if listed is None else [listed]
     import csv
@@ -89,7 +89,7 @@ def _names(option: str, listed: str | None, known: list[str]) -> list[str] | Non
     return [name for name in names if name]
 
 
-def _format_of(output: str | None) -> str:
+def _guess_format(output: str | None) -> str:
     suffix = os.path.splitext(output or "")[1][1:].lower()
     return suffix if suffix in FORMATS else "table"
 
@@ -97,22 +97,22 @@ def _format_of(output: str | None) -> str:
 def _check_destination(form: str, output: str | None) -> None:
     if form == "table" and output is not None:
         raise UsageError(
-            f"a table is for reading, not for {output}", hint="add --format json, csv, parquet or arrow"
+            f"a table cannot be written to {output}", hint="add --format json, csv, parquet or arrow"
         )
-    if _format_of(output) not in ("table", form):
+    if _guess_format(output) not in ("table", form):
         raise UsageError(
-            f"--format {form} would write {form} under the name {output}",
-            hint="leave --format out, or give the file another ending",
+            f"--format {form} does not match the name {output}",
+            hint="omit --format, or change the file's suffix",
         )
     if form in BINARY and output is None and console.is_terminal():
         raise UsageError(
-            f"{form} is binary and would garble the terminal", hint="add --output FILE, or a pipe"
+            f"{form} is binary and would garble the terminal", hint="add --output FILE, or use a pipe"
         )
 
 
 def _print_table(table: pa.Table, choose: bool, facets: list[str], exact: bool) -> None:
-    """On a terminal the first rows only; to a pipe all of them. With `exact`, numbers keep all their digits:
-    values that were counted apart look apart."""
+    """On a terminal the first rows only, to a pipe all of them. With `exact` numbers keep all their digits,
+    because rounding could make different values look the same."""
     from balancer.manifest.formats import json_rows
 
     title = counted(table.num_rows, "row")
@@ -130,7 +130,7 @@ def _print_table(table: pa.Table, choose: bool, facets: list[str], exact: bool) 
 
 
 def _without_constants(table: pa.Table) -> tuple[pa.Table, str]:
-    """The columns in which rows differ, and the values of the others as text, nulls left out."""
+    """The columns in which rows differ, and the other columns' values as text, without nulls."""
     if table.num_rows < 2:
         return table, ""
     from balancer.manifest.formats import json_rows
@@ -158,7 +158,7 @@ def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
     if form == "arrow":
         return formats.arrow_bytes(table)
     if EMBEDDING in table.column_names and not keep_embedding:
-        table = table.drop_columns([EMBEDDING])  # a thousand numbers a row are no text
+        table = table.drop_columns([EMBEDDING])  # a thousand numbers a row
     if form == "csv":
         return formats.csv_text(table).encode()
     return f"{console.json_text(formats.json_rows(table))}\n".encode()

@@ -1,4 +1,4 @@
-"""`balancer rejudge`: other limits for the candidates of a run, without generating any."""
+"""`balancer rejudge`: judge a run's candidates under other limits, without generating images."""
 
 from __future__ import annotations
 
@@ -25,69 +25,69 @@ COLUMNS = ("accepted", "revoked", "restored", "made_again", "open")
 def command(run: str, settings: tuple[str, ...], apply_: bool, as_json: bool) -> None:
     """Show what other limits, such as verification.threshold=0.7, would change in RUN.
 
-    Every candidate is judged again from the numbers in its row. For each cell: images accepted now, those
-    of them that would be revoked, earlier ones that would be restored from their files, ones that would
-    pass but were not kept, so that the next run makes them again, and how many images the next run has to
-    make then. With --apply the verdicts are committed, and all rows name the rules they are judged by;
-    the next `balancer run` takes the same --set.
+    Every candidate is judged again from the numbers in its row. The table counts, for each cell: images
+    accepted now; those that would be revoked; rejected images that would be restored from their files;
+    images that would pass but were not kept, which the next run makes again; and images the next run has
+    to make in all. With --apply the verdicts are committed, and every row records the rules it was judged
+    by; pass the same --set to the next `balancer run`.
     """
     from balancer.runs import rejudge
     from balancer.storage import open_storage
 
     storage = open_storage(run, create=False)
-    found = rejudge.apply(storage, settings) if apply_ else rejudge.rejudge(storage, settings)
+    result = rejudge.apply(storage, settings) if apply_ else rejudge.rejudge(storage, settings)
     if as_json:
-        console.print_json(_as_json(found, applied=apply_))
+        console.print_json(_as_json(result, applied=apply_))
     else:
-        _print(found, run, applied=apply_)
+        _print(result, run, applied=apply_)
 
 
-def _as_json(found: Rejudgement, applied: bool) -> dict[str, Any]:
+def _as_json(result: Rejudgement, applied: bool) -> dict[str, Any]:
     return {
-        "run_id": found.info.run_id,
-        "overrides": found.rules.overrides,
+        "run_id": result.info.run_id,
+        "overrides": result.rules.overrides,
         "applied": applied,
-        "changed": len(found.changes),
-        "updated": found.updated,
-        **_total(found),
+        "changed": len(result.changes),
+        "updated": result.updated,
+        **_total(result),
         "cells": [
-            {name: item[name] for name in ("class", *found.info.facets)} | _counts(change)
-            for item, change in zip(found.info.plan, found.cells, strict=True)
+            {name: item[name] for name in ("class", *result.info.facets)} | _counts(change)
+            for item, change in zip(result.info.plan, result.cells, strict=True)
         ],
     }
 
 
 def _counts(change: CellChange) -> dict[str, int]:
-    told = asdict(change)
-    return {name: told[name] for name in COLUMNS}
+    fields = asdict(change)
+    return {name: fields[name] for name in COLUMNS}
 
 
-def _total(found: Rejudgement) -> dict[str, int]:
-    counts = [_counts(change) for change in found.cells]
-    return {name: sum(of[name] for of in counts) for name in COLUMNS}
+def _total(result: Rejudgement) -> dict[str, int]:
+    counts = [_counts(change) for change in result.cells]
+    return {name: sum(cell[name] for cell in counts) for name in COLUMNS}
 
 
-def _print(found: Rejudgement, run: str, applied: bool) -> None:
+def _print(result: Rejudgement, run: str, applied: bool) -> None:
     from balancer.manifest.rules import as_settings
 
-    rules = list(as_settings(found.rules.overrides))
-    cells = [(change.cell.key, _counts(change)) for change in found.cells]
+    rules = list(as_settings(result.rules.overrides))
+    cells = [(change.cell.key, _counts(change)) for change in result.cells]
     shown = [(key, counts) for key, counts in cells if any(counts[name] for name in COLUMNS[1:])]
     console.table(
-        f"{counted(len(found.changes), 'verdict')} {'changed' if applied else 'would change'}"
+        f"{counted(len(result.changes), 'verdict')} {'changed' if applied else 'would change'}"
         f" under {', '.join(rules) or 'the rules of the run'}",
         ["cell", "accepted", "revoked", "restored", "made again", "open"],
-        [[key, *counts.values()] for key, counts in [*shown, ("all cells", _total(found))]],
+        [[key, *counts.values()] for key, counts in [*shown, ("all cells", _total(result))]],
     )
-    if found.updated:
+    if result.updated:
         console.note(
-            f"other rows brought up to date{'' if applied else ' by --apply'}: {found.updated}"
-            " (their threshold, score, reason or unjudged)"
+            f"{'updated' if applied else '--apply also updates'} the threshold, score, reason or unjudged of"
+            f" {counted(result.updated, 'other row')}"
         )
-    if not found.pending:
+    if not result.pending:
         console.note("nothing to change")
     elif not applied:
-        console.note("nothing was changed; --apply does")
-    elif found.state == "interrupted":
+        console.note("nothing was changed; add --apply to commit this")
+    elif result.state == "interrupted":
         given = "".join(f" --set {shlex.quote(rule)}" for rule in rules)
-        console.note(f"`balancer run CONFIG --out {shlex.quote(run)}{given}` goes on from here")
+        console.note(f"resume with `balancer run CONFIG --out {shlex.quote(run)}{given}`")

@@ -11,15 +11,15 @@ from balancer.cli import console
 @click.argument("run", metavar="RUN")
 @click.option("--out", metavar="FILE", help="File to write, outside the run.  [default: RUN/report.html]")
 def command(run: str, out: str | None) -> None:
-    """Write RUN's report, one HTML file that needs nothing else: counts, criteria, scores, contact sheets.
+    """Write RUN's report, one self-contained HTML file: counts, criteria, scores, contact sheets.
 
-    It can be made while the run goes on, and made again at any time.
+    It can be written at any time, also during the run.
     """
     from balancer.manifest.image_check import check_images
     from balancer.report import write_report
     from balancer.storage import open_storage
 
-    written = write_report(run, out)
+    path = write_report(run, out)
     if warning := check_images(open_storage(run, create=False)).warning:
         console.warn(warning)
-    console.say(written)
+    console.say(path)

@@ -13,11 +13,11 @@ EXIT_SHORT = 3
 
 @click.command("run")
 @click.argument("config", type=click.Path())
-@click.option("--out", default="runs/latest", show_default=True, help="Run folder; an existing run goes on.")
+@click.option("--out", default="runs/latest", show_default=True, help="Run folder; an existing run resumes.")
 @click.option("--address", default=None, help="Ray cluster, host:port or `auto`.  [default: RAY_ADDRESS]")
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="Work on N slots only, as a trial.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Fill at most N slots, as a trial.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
-@click.option("--allow-config-change", is_flag=True, help="Go on with a run although the config changed.")
+@click.option("--allow-config-change", is_flag=True, help="Resume a run although its config changed.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Generate, verify and commit images until every quota of CONFIG is met.
 
-    The same command goes on where an earlier start was left, however that one ended. It exits with 3 if
-    images are missing in the end, because no attempt passed, the budget was spent, or --limit was reached.
+    The same command resumes a run, however it ended. Exits with 3 if images are missing at the end: no
+    attempt passed, the budget was spent, or --limit was reached.
     """
     from balancer.config.load import load_config
 

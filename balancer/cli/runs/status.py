@@ -1,4 +1,4 @@
-"""`balancer status`: how far a run is, while it goes on and after."""
+"""`balancer status`: progress of a run, during it and after."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
-from balancer.scheduling.progress import duration
-from balancer.text.quantities import counted, percent
+from balancer.text.quantities import counted, duration, percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -18,13 +17,12 @@ if TYPE_CHECKING:
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: str, as_json: bool) -> None:
-    """Show how far the run in RUN is, from its files alone.
+    """Show the progress of RUN, from its files alone.
 
-    Of the images that are wanted, `short` are those for which every attempt failed, and `open` those that a
-    run can still make.
+    A wanted image is accepted, `short` (every attempt failed) or `open` (a run can still make it).
 
-    Its state is running, complete, short, interrupted, failed or budget; stopped means that its driver
-    ended without saying how. All but complete and short go on with `balancer run`.
+    The state is running, complete, short, interrupted, failed or budget; stopped means that the driver ended
+    without recording why. `balancer run` resumes any run that is not complete or short.
     """
     from balancer.manifest.image_check import ImageCheck
     from balancer.manifest.rows import utc_now
@@ -39,9 +37,7 @@ def command(run: str, as_json: bool) -> None:
         _print_rules(status["overrides"])
         _print_given_up(status["given_up"])
         console.say()
-        console.table(
-            "for each accepted image", ("what", "expected", "basis"), console.per_image_rows(status)
-        )
+        console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
 
@@ -83,23 +79,25 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 def _print_current(current: dict[str, int] | None, state: str) -> None:
     if state == "running" or (current and not current["behind"]):
         return
-    how = f"{counted(current['behind'], 'commit')} behind" if current else "missing or damaged"
-    console.note(f"manifest/current.parquet is {how}; `balancer compact` writes it")
+    problem = f"{counted(current['behind'], 'commit')} behind" if current else "missing or damaged"
+    console.note(f"manifest/current.parquet is {problem}; `balancer compact` writes it")
 
 
-def _print_images(found: ImageCheck) -> None:
-    if found.warning:
-        console.warn(found.warning)
-    elif found.named:
-        there = f"{found.looked_at} of {found.named} image files were looked at"
-        console.note(f"{there}, and are there with their size; `balancer fsck` also reads them")
+def _print_images(check: ImageCheck) -> None:
+    if check.warning:
+        console.warn(check.warning)
+    elif check.named:
+        console.note(
+            f"checked {check.looked_at} of {check.named} image files: all exist and have the right size;"
+            " `balancer fsck` also reads them"
+        )
 
 
 def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
     if cells:
         rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
         console.say()
-        title = "given up, too few candidates pass (attempts.give_up_below)"
+        title = "given up: too few candidates pass (attempts.give_up_below)"
         console.table(title, ("cell", "candidates", "accepted"), rows)
 
 

@@ -1,4 +1,4 @@
-"""`balancer fsck`: is everything that was committed still there, and right?"""
+"""`balancer fsck`: check that every committed row and image is present and intact."""
 
 from __future__ import annotations
 
@@ -21,34 +21,29 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, run: str, as_json: bool) -> None:
     """Check every rule of the manifest in RUN, and hash every image it names.
 
-    Prints one line for each rule that is broken, with the file, and exits with 1 if there are any. A
-    compacted copy is compared with the log. Leftovers that do no harm are noted. Nothing is changed.
+    Prints one line per broken rule, with the file, and exits with 1 if there are any. A compacted copy is
+    compared with the log. Harmless leftovers are noted. Changes nothing.
     """
     from balancer.manifest.maintenance.fsck import check_run
     from balancer.storage import open_storage
 
-    found = check_run(open_storage(run, create=False))
+    findings = check_run(open_storage(run, create=False))
     if as_json:
-        console.print_json(dataclasses.asdict(found))
+        console.print_json(dataclasses.asdict(findings))
     else:
-        _print(found)
-    if found.problems:
+        _print(findings)
+    if findings.problems:
         ctx.exit(1)
 
 
-def _print(found: Findings) -> None:
-    for leftover in found.notes:
-        console.note(f"note: {leftover.path}: {leftover.detail}")
-    for problem in found.problems:
+def _print(findings: Findings) -> None:
+    for note in findings.notes:
+        console.note(f"note: {note.path}: {note.detail}")
+    for problem in findings.problems:
         console.say(f"{problem.path}: {problem.rule}: {problem.detail}")
-    fragments, rows = counted(found.fragments, "fragment"), counted(found.rows, "row")
-    looked_at = f"{fragments}, {rows} and {counted(found.images, 'image')} checked"
-    if found.compacted is not None:
-        looked_at += f", {found.compacted} compacted rows as well"
-    console.say(f"{looked_at}: {_verdict(len(found.problems))}")
-
-
-def _verdict(problems: int) -> str:
-    if not problems:
-        return "no problems"
-    return f"{problems} problem{'s' if problems > 1 else ''}"
+    parts = [counted(findings.fragments, "fragment"), counted(findings.rows, "row")]
+    if findings.compacted is not None:
+        parts.append(counted(findings.compacted, "compacted row"))
+    checked = f"{', '.join(parts)} and {counted(findings.images, 'image')} checked"
+    problems = len(findings.problems)
+    console.say(f"{checked}: {counted(problems, 'problem') if problems else 'no problems'}")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, run: str, apply_: bool) -> None:
     """Show what can be saved of damaged or missing fragments of the log in RUN.
 
-    With --apply the log is made whole, with what can be restored to the byte and rows that the compacted copy
-    has. The rest is lost, and the next `balancer run` makes those candidates again. If the end of the log is
-    gone, or all of it, look first whether a disk is not mounted. Damaged files are kept in manifest/damaged/.
+    --apply repairs the log: fragments that can be restored byte for byte, and rows that the compacted copy
+    has. The rest is lost, and the next `balancer run` makes those candidates again. If the end of the log or
+    all of it is missing, first check that the disk is mounted. Damaged files are kept in manifest/damaged/.
     Exits with 1 while there is damage.
     """
     from balancer.manifest.layout import HEAD_FILE
@@ -31,41 +31,41 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     from balancer.storage import open_storage
 
     storage = open_storage(run, create=False)
-    found = repair.apply(storage) if apply_ else repair.look(storage)
-    for damage in found.damages:
-        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, found)}")
-    if found.drops_head:
-        console.say(f"{HEAD_FILE}: {found.drops_head}: written anew from the log")
-    for problem in found.unsolved:
+    plan = repair.apply(storage) if apply_ else repair.look(storage)
+    for damage in plan.damages:
+        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, plan)}")
+    if plan.drops_head:
+        console.say(f"{HEAD_FILE}: {plan.drops_head}: rebuilt from the log")
+    for problem in plan.unsolved:
         console.say(f"beyond repair: {problem}")
-    if found.drops_copy:
-        console.say("the compacted copy cannot help, as it is damaged, too, or of another log; it is removed")
-    console.say(_summary(found, apply_))
-    if apply_ and found.is_needed:
-        console.note(f"`balancer fsck {shlex.quote(run)}` tells whether anything is still wrong")
-    elif found.is_needed and not found.unsolved:
-        console.note("nothing was changed; --apply does")
-    if found.unsolved or (found.is_needed and not apply_):
+    if plan.drops_copy:
+        console.say("the compacted copy cannot help: it is damaged or of another log; it is removed")
+    console.say(_summary(plan, apply_))
+    if apply_ and plan.is_needed:
+        console.note(f"`balancer fsck {shlex.quote(run)}` checks for remaining problems")
+    elif plan.is_needed and not plan.unsolved:
+        console.note("nothing was changed; --apply does it")
+    if plan.unsolved or (plan.is_needed and not apply_):
         ctx.exit(1)
 
 
-def _fate(damage: Damage, found: Repair) -> str:
+def _fate(damage: Damage, plan: Repair) -> str:
     if not damage.is_lost:
-        return "restored, to the byte"
-    told = damage.remains
-    what = f" ({told.rows} {told.event})" if told.event in ("rows", "verdicts") else ""
-    saved = f", {counted(found.saved.num_rows, 'row')} saved" if damage.seq == found.saved_in else ""
-    return f"lost{what}{saved}"
+        return "restored byte for byte"
+    remains = damage.remains
+    rows = f" ({remains.rows} {remains.event})" if remains.event in ("rows", "verdicts") else ""
+    saved = f", {counted(plan.saved.num_rows, 'row')} saved" if damage.seq == plan.saved_in else ""
+    return f"lost{rows}{saved}"
 
 
-def _summary(found: Repair, applied: bool) -> str:
-    if not found.is_needed:
-        return "nothing that can be repaired" if found.unsolved else "nothing to repair"
-    lost = len(found.lost)
+def _summary(plan: Repair, applied: bool) -> str:
+    if not plan.is_needed:
+        return "nothing that can be repaired" if plan.unsolved else "nothing to repair"
+    lost = len(plan.lost)
     verb = "were" if applied else "can be"
     parts = [
-        f"{len(found.damages) - lost} fragments {verb} restored",
+        f"{len(plan.damages) - lost} fragments {verb} restored",
         f"{lost} {'are' if applied else 'would be'} lost",
-        f"{found.saved.num_rows} rows {verb} saved from the compacted copy",
+        f"{plan.saved.num_rows} rows {verb} saved from the compacted copy",
     ]
     return ", ".join(parts)

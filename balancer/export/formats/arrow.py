@@ -1,4 +1,4 @@
-"""`arrow`: one Arrow IPC file, which is a Feather file as well; with `embed` the images in it."""
+"""`arrow`: one Arrow IPC (Feather) file; with `embed` it contains the images."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
-from balancer.export.job import Job, Options, Row, rows_of
-from balancer.export.metadata import facet_columns, judged_score, metadata_columns, metadata_table, recipe_of
+from balancer.export.job import Job, Options, Row, iterate_rows
+from balancer.export.metadata import facet_columns, hash_rows, judged_score, metadata_columns, metadata_table
 from balancer.storage import slug
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OPTIONS: frozenset[str] = frozenset()
 
 VERSION = "1.0.0"
-"""Of FiftyOne, whose newer versions migrate what they read."""
+"""FiftyOne's version; newer ones migrate older data."""
 
 GROUND_TRUTH = "ground_truth"
 
@@ -40,10 +40,10 @@ _TAKEN = frozenset(
     "update_field from_doc from_frame compare_indexes create_index list_indexes ensure_index ensure_indexes "
     "drop_collection switch_collection switch_db my_metaclass fancy_getattr".split()
 )
-"""Fields and attributes that samples of FiftyOne, or this export, have already."""
+"""Fields and attributes that FiftyOne's samples or this export already have."""
 
 _OWN_PREFIXES = ("balancer_", "field_")
-"""A facet that begins so gets another prefix, or it could meet the name of a changed one."""
+"""A facet with such a prefix gets another one, or it could clash with a renamed facet."""
 
 _PLAIN_TYPES = {
     pa.string(): "StringField",
@@ -65,13 +65,13 @@ def write(job: Job) -> None:
     with claimed(job.destination) as folder:
         job.copy_images(folder, names)
         make = functools.partial(_samples, table, plain, facets)
-        folder.put_made("samples.json", recipe_of(table), make)
+        folder.put_generated("samples.json", hash_rows(table), make)
         folder.put("metadata.json", json.dumps(_metadata(job, table, plain, facets), indent=2).encode())
 
 
 def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> Iterator[bytes]:
     yield b'{"samples": ['
-    for number, row in enumerate(rows_of(table)):
+    for number, row in enumerate(iterate_rows(table)):
         yield (b",\n" if number else b"\n") + json.dumps(
             _sample(row, plain, facets), allow_nan=False
         ).encode()
@@ -79,7 +79,7 @@ def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> It
 
 
 def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
-    told = {_field_name(name): row[name] for name in plain}
+    values = {_field_name(name): row[name] for name in plain}
     labels = {GROUND_TRUTH: (row["label"], judged_score(row, CLASS_PROPERTY))}
     labels |= {
         _field_name(column): (row[column], judged_score(row, facet)) for facet, column in facets.items()
@@ -90,21 +90,21 @@ def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, 
         "tags": [row["split"], row["source"]],
         "_media_type": "image",
         "_rand": int(_object_id(row["id"])[:8], 16) / 2**32,
-        **{field: _classification(row["id"], field, *told_of) for field, told_of in labels.items()},
-        **told,
+        **{field: _classification(row["id"], field, *label) for field, label in labels.items()},
+        **values,
     }
 
 
 def _classification(row_id: str, field: str, label: str | None, score: float | None) -> dict[str, Any] | None:
     if label is None:
         return None
-    found: dict[str, Any] = {
+    classification: dict[str, Any] = {
         "_id": {"$oid": _object_id(f"{row_id}\n{field}")},
         "_cls": "Classification",
         "tags": [],
         "label": label,
     }
-    return found if score is None else found | {"confidence": score}
+    return classification if score is None else classification | {"confidence": score}
 
 
 def _metadata(job: Job, table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _field(
 
 
 def _field_name(column: str) -> str:
-    """Fields are attributes of samples, too."""
+    """A valid Python identifier, because fields are also attributes of samples."""
     if not column.isidentifier() or column.startswith("_"):
         column = f"field_{slug(column).replace('-', '_')}"
     elif column in _TAKEN or column.startswith(_OWN_PREFIXES):
@@ -192,5 +192,5 @@ def _field_name(column: str) -> str:
 
 
 def _object_id(text: str) -> str:
-    """24 hex digits that follow from a text."""
+    """24 hex digits, a hash of the text."""
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -5,8 +5,8 @@
     facets/train/burn_levels/severely_burnt/...
     metadata/train.parquet, metadata/train.csv
 
-All are links to the images in the run folder, or copies. Validation and test, where there are any, have the
-same; each split has a folder for every class that has images in any, so labels are the same numbers in all.
+All are links to the images in the run folder, or copies. Validation and test have the same folders, if they
+have images. Each split has a folder for every class of the export, so labels are the same numbers in all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import UsageError
 from balancer.export.folder import Folder, claimed
-from balancer.export.job import Job, Options, Row, rows_of
+from balancer.export.job import Job, Options, Row, iterate_rows
 from balancer.export.metadata import metadata_columns, metadata_table
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.formats import csv_text, parquet_bytes
@@ -44,9 +44,9 @@ def write(job: Job) -> None:
         for split in job.splits:
             for class_folder in places.class_folders:
                 folder.make_folder(f"{split}/{class_folder}")
-            rows, names = job.of_split(split), []
-            for row in rows_of(rows):
-                paths = places.of(row, split)
+            rows, names = job.rows_in_split(split), []
+            for row in iterate_rows(rows):
+                paths = places.paths(row, split)
                 names.append(paths[0])
                 _place(folder, paths, row, job)
                 job.progress(next(done))
@@ -56,7 +56,7 @@ def write(job: Job) -> None:
 
 
 class _Places:
-    """Where an image goes: its class folder first, then one for each facet that has a value."""
+    """The paths of an image: in its class folder first, then in a folder for each facet that has a value."""
 
     def __init__(self, job: Job) -> None:
         run = job.manifest.run
@@ -71,7 +71,7 @@ class _Places:
         self.class_folders = [self._classes[name] for name in _values(job.rows, CLASS_PROPERTY)]
         self._values = {name: folder_names(_values(job.rows, name)) for name in run.facets}
 
-    def of(self, row: Row, split: str) -> list[str]:
+    def paths(self, row: Row, split: str) -> list[str]:
         name = image_name(row["id"], row["file_name"])
         paths = [f"{split}/{self._classes[row[CLASS_PROPERTY]]}/{name}"]
         for facet, folder in self._facets.items():
@@ -81,13 +81,13 @@ class _Places:
 
 
 def facet_folder(name: str) -> str:
-    """`burn_levels` for `burn_level`, as the earlier tool has it; `lighting` is not counted and stays, and so
-    does a name of several words."""
+    """`burn_levels` for `burn_level`, as the earlier tool has it. Names in -ing or -s, and names of several
+    words, stay as they are."""
     return name if " " in name or name.endswith(("ing", "s")) else f"{name}s"
 
 
 def _values(rows: pa.Table, column: str) -> Sequence[str]:
-    """Those that occur. A dataset may know more values of a facet than the config."""
+    """The values that occur. A dataset may have more values of a facet than the config."""
     import pyarrow.compute as pc
 
     return sorted(value for value in pc.unique(rows[column]).to_pylist() if value is not None)
@@ -100,7 +100,9 @@ def _place(folder: Folder, paths: Sequence[str], row: Row, job: Job) -> None:
         return
     targets = job.files.local_paths([(row["file_name"], row["source"])])
     if targets is None:
-        raise UsageError(f"{job.manifest.uri} is no folder that links can lead to", hint="add --copy")
-    job.image(row)  # a link is to the image that was committed, and to no other
+        raise UsageError(
+            f"{job.manifest.uri} is not a local folder, so links are impossible", hint="add --copy"
+        )
+    job.image(row)  # link only to the image that was committed
     for path in paths:
         folder.link(path, Path(targets[0]))

@@ -1,4 +1,4 @@
-"""`hf`: an imagefolder for Hugging Face's `datasets` with a dataset card, to be uploaded as it is.
+"""`hf`: an imagefolder for Hugging Face's `datasets` with a dataset card, ready to upload.
 
 README.md
 train/metadata.parquet
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.card import card_text
 from balancer.export.folder import claimed
-from balancer.export.job import Job, Options, rows_of
+from balancer.export.job import Job, Options, iterate_rows
 from balancer.export.metadata import class_label, hugging_face_types, metadata_columns, metadata_table
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.formats import parquet_bytes
@@ -39,8 +39,8 @@ def write(job: Job) -> None:
     with claimed(job.destination) as folder:
         folder.put("README.md", card_text(job).encode())
         for split in job.splits:
-            rows, names = job.of_split(split), []
-            for row in rows_of(rows):
+            rows, names = job.rows_in_split(split), []
+            for row in iterate_rows(rows):
                 name = f"{folders[row[CLASS_PROPERTY]]}/{image_name(row['id'], row['file_name'])}"
                 folder.put_image(f"{split}/{name}", row["sha256"], functools.partial(job.image, row))
                 names.append(name)
@@ -49,7 +49,7 @@ def write(job: Job) -> None:
 
 
 def _metadata(rows: pa.Table, names: Sequence[str], job: Job) -> pa.Table:
-    """The label as a number whose names `datasets` knows, the class as text for other readers."""
+    """With the label as a number, whose names `datasets` reads, and the class as text for other readers."""
     table = metadata_table(rows, job.manifest.run, names)
     place = table.column_names.index(LABEL)
     classes = table[LABEL]

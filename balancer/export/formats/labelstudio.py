@@ -1,6 +1,6 @@
 """`labelstudio`: tasks with predictions, the images, and the labelling interface that goes with them.
 
-tasks.json          to import; each prediction is what the verifier, or the dataset, says
+tasks.json          to import; predictions are the verifier's, or the dataset's labels
 label_config.xml    the labelling interface
 images/<class>/     served by Label Studio from DEST as LOCAL_FILES_DOCUMENT_ROOT, with the folder
                     DEST/images as a local storage
@@ -18,14 +18,14 @@ from xml.sax.saxutils import quoteattr
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
-from balancer.export.job import Job, Options, Row, rows_of
+from balancer.export.job import Job, Options, Row, iterate_rows
 from balancer.export.metadata import (
     facet_columns,
+    hash_rows,
     json_row,
     judged_score,
     metadata_columns,
     metadata_table,
-    recipe_of,
 )
 from balancer.manifest.rows import REAL
 from balancer.storage import slug
@@ -54,11 +54,11 @@ def write(job: Job) -> None:
         folder.put("label_config.xml", _interface(job).encode())
         table = metadata_table(job.rows, job.manifest.run, names)
         make = functools.partial(_document, table, job)
-        folder.put_made("tasks.json", recipe_of(table), make)
+        folder.put_generated("tasks.json", hash_rows(table), make)
 
 
 def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
-    for number, row in enumerate(rows_of(table)):
+    for number, row in enumerate(iterate_rows(table)):
         yield (b",\n" if number else b"[\n") + json.dumps(
             _task(row, job), ensure_ascii=False, allow_nan=False
         ).encode()
@@ -82,21 +82,21 @@ def _task(row: Row, job: Job) -> dict[str, Any]:
 
 
 def _controls(job: Job) -> dict[str, str]:
-    """The name of the control for each property; the image itself has one, too."""
+    """The name of each property's control; the image has a name as well."""
     slugs = {name: slug(name) for name in (CLASS_PROPERTY, *job.labels.facets)}
     free = free_names(list(slugs.values()), [IMAGE])
     return {name: free[plain] for name, plain in slugs.items()}
 
 
 def _choice(name: str, control: str, value: str, score: float | None, row_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    choice: dict[str, Any] = {
         "id": hashlib.blake2b(f"{row_id}\n{name}".encode(), digest_size=5).hexdigest(),
         "from_name": control,
         "to_name": IMAGE,
         "type": "choices",
         "value": {"choices": [value]},
     }
-    return found if score is None else found | {"score": score}
+    return choice if score is None else choice | {"score": score}
 
 
 def _judge(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`parquet`: one Parquet file, with `embed` the images in it, which `datasets` then sees as such."""
+"""`parquet`: one Parquet file; with `embed` it contains the images, as `datasets` expects them."""
 
 from __future__ import annotations
 

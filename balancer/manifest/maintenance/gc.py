@@ -12,13 +12,13 @@ not in it.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from balancer.errors import BalancerError, FencedError, ManifestError, StorageError, UsageError
+from balancer.errors import ManifestError, StorageError, UsageError
 from balancer.manifest.layout import DATA_DIR, HEAD_FILE, IMAGES_DIR, INDEX_FILE
+from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.head import read_head
 from balancer.manifest.log.writer import LogView, ManifestLog, read_log
 from balancer.manifest.rows import utc_now
@@ -26,7 +26,7 @@ from balancer.manifest.runfile import read_run
 from balancer.manifest.snapshot.build import make_durable
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.snapshot.index import read_index
-from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.manifest.status import refuse_running
 from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 from balancer.text.quantities import are, counted
 
@@ -76,11 +76,7 @@ def delete_leftovers(
     nothing is deleted then. FencedError if a driver takes the run over meanwhile: the rest stays.
     """
     info, view = read_run(storage), read_log(storage, NAMES)
-    if state_of(view, now()) == "running":
-        raise UsageError(
-            f"{storage.uri}: the run is going on; files can be deleted when it has ended",
-            hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
-        )
+    refuse_running(storage, view.last, now(), "files can be deleted")
     found = find_leftovers(storage, older_than, now)
     if not confirmed:
         _refuse_unconfirmed(storage, found)
@@ -92,18 +88,12 @@ def delete_leftovers(
         renew_current(storage)
         return others
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now, detail={"reason": "gc"})
-    try:
+    with closing_on_error(log, view.state or "interrupted", "gc"):
         # Once more: whoever had the log before may have committed rows until now, and will not from now on.
         listed = {leftover.path for leftover in found}
         found = [again for again in find_leftovers(storage, older_than, now) if again.path in listed]
         images = [leftover for leftover in found if leftover.kind == IMAGE]
         _delete_doomed(storage, images, log)
-    except FencedError:
-        raise
-    except BalancerError:
-        with contextlib.suppress(BalancerError):  # the first error is the one to tell
-            log.close(view.state or "interrupted", {"reason": "gc"})
-        raise
     log.close(view.state or "interrupted", {"reason": "gc"})
     return [*others, *images]
 

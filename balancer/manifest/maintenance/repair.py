@@ -54,7 +54,7 @@ from balancer.manifest.snapshot.dataset import compacted_dataset
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.snapshot.places import ids_judged_anew
 from balancer.manifest.snapshot.superseded import PLACE
-from balancer.manifest.status import SILENT_AFTER_S
+from balancer.manifest.status import refuse_running
 from balancer.storage import Storage
 
 VERDICT = ("status", "reason", "score", "threshold", "nearest_id", "file_name")
@@ -364,14 +364,8 @@ def _does_not_fit(log: _Log) -> Iterator[str]:
 
 
 def _check_nobody_is_at_work(storage: Storage, log: _Log, now: dt.datetime) -> None:
-    if not log.sound:
-        return
-    last = log.sound[max(log.sound)].stamp
-    if last.state is None and (now - last.committed_at).total_seconds() < SILENT_AFTER_S:
-        raise UsageError(
-            f"{storage.uri}: the run is going on; it can be repaired when it has ended",
-            hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
-        )
+    last = log.sound[max(log.sound)].stamp if log.sound else None
+    refuse_running(storage, last, now, "it can be repaired")
 
 
 def _replace(storage: Storage, log: _Log, found: Repair, now: dt.datetime) -> None:

@@ -53,14 +53,14 @@ MAX_INDEX_BYTES = 1_000_000_000
 Count = Annotated[int, Field(ge=0, le=10**12)]
 AtLeastOne = Annotated[int, Field(ge=1, le=10**12)]
 
-MAKE_ANEW = "the log has everything: `balancer compact RUN --rebuild` makes the copy anew"
+RECALIBRATE = "the log has everything: `balancer compact RUN --rebuild` makes the copy anew"
 
 
 class DamagedCopyError(ManifestError):
     """The compacted copy is not what was written. No row is lost, as they all are in the log."""
 
     def __init__(self, path: str, rule: str, detail: str) -> None:
-        super().__init__(f"{path}: {rule}: {detail}", hint=MAKE_ANEW)
+        super().__init__(f"{path}: {rule}: {detail}", hint=RECALIBRATE)
         self.path = path
         self.rule = rule
         self.detail = detail
