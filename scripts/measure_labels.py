@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 from actors.cluster.fleet import generator_worker, verifier_worker
 from actors.models.generator import Generator
 from actors.models.verifier import Verifier
-from balancer.cells import Candidate, Cell, Slot, cells_of
+from balancer.cells import Candidate, Cell, Slot, enumerate_cells
 from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.dataset.sample import Picture
@@ -68,7 +68,7 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
     candidates = [
         Candidate(Slot(cell, index), 1)
         for name in config.classes
-        for cell in cells_of(name, config.facet_axes())
+        for cell in enumerate_cells(name, config.facet_axes())
         for index in range(per_cell)
     ]
     pictures, flags = _pictures(config, candidates, work)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
-from balancer.cells import Cell, Facet, cells_of
+from balancer.cells import Cell, Facet, enumerate_cells
 from balancer.planning.rounding import joint_quotas
 from balancer.planning.targets import class_targets, most_generated, values_to_add
 from balancer.scheduling.adaptive import Tally
@@ -85,7 +85,7 @@ def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValue
     wanted = [
         CellQuota(cell, quotas[cell], priorities[name])
         for name in config.classes
-        for cell in cells_of(name, facets)
+        for cell in enumerate_cells(name, facets)
         if quotas[cell] > 0
     ]
     wanted.sort(key=lambda quota: list(Priority).index(quota.priority))  # stable: then as in the config

@@ -94,7 +94,7 @@ def folder(tmp_path):
     [
         (b"crash:", "its decoder crashed (signal 11): it is damaged, or made to do harm"),
         (b"leave:", "its decoder ended unexpectedly"),
-        (b"memory:", "decoding it needs more memory than there is"),
+        (b"memory:", "out of memory while decoding it"),
         (
             b"loop:",
             "decoding it takes more than 10 s and 0.2 s for each megapixel of dataset.max_image_megapixels",

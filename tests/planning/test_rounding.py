@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from balancer.cells import Cell, Facet, cells_of
+from balancer.cells import Cell, Facet, enumerate_cells
 from balancer.planning import rounding
 from balancer.planning.rounding import costs, joint_quotas
 
@@ -36,7 +36,7 @@ class Problem:
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for name in self.deficits for cell in cells_of(name, self.facets)]
+        return [cell for name in self.deficits for cell in enumerate_cells(name, self.facets)]
 
     def exact(self, cell: Cell) -> Fraction:
         value = Fraction(self.deficits[cell.class_name])
@@ -68,7 +68,7 @@ class Problem:
     def combinations(self) -> Iterator[list[Cell]]:
         """The cells with the same values, over the classes of one kind."""
         for kind in self.kinds():
-            rows = [list(cells_of(name, self.facets)) for name in kind]
+            rows = [list(enumerate_cells(name, self.facets)) for name in kind]
             yield from (list(cells) for cells in zip(*rows, strict=True) if cells[0].facets)
 
 
@@ -172,7 +172,7 @@ def test_shares_of_a_class_of_its_own_replace_those_of_the_facet():
     even = Facet("light", ("day", "night"), (Fraction(1, 2), Fraction(1, 2)), frozenset({"cat", "dog"}))
     own = {("cat", "light"): (Fraction(3, 4), Fraction(1, 4))}
     quotas = joint_quotas({"cat": 8, "dog": 8}, [even], own)
-    assert [quotas[cell] for name in ("cat", "dog") for cell in cells_of(name, [even])] == [6, 2, 4, 4]
+    assert [quotas[cell] for name in ("cat", "dog") for cell in enumerate_cells(name, [even])] == [6, 2, 4, 4]
 
 
 def test_a_quota_that_is_whole_is_kept(round_: Callable[[Problem], Quotas]):

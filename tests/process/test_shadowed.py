@@ -35,7 +35,7 @@ def test_a_module_in_the_working_folder_that_hides_a_package_is_named(tmp_path: 
     shown = tmp_path / name.removesuffix("/__init__.py")
     package = shown.stem
     assert caught.value.message == (
-        f"{shown} would be imported in the place of the package `{package}`, which a run needs"
+        f"{shown} would be imported instead of the package `{package}`, which a run needs"
     )
     assert caught.value.hint == "rename it, or work in another folder"
 
