@@ -41,14 +41,14 @@ def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
     if path == SAMPLE_DATASET or "://" in path:
         return find_dataset(path, split)
     refuse_credentials(path, "the path of this dataset")
-    places = config.places_of(setting, path)
+    places = config.candidate_paths(setting, path)
     if not any(map(os.path.lexists, places)):
         *beside, here = (place.absolute() for place in places)
         looked = "".join(f"{place} (beside the config), " for place in beside)
         where = "" if os.path.isabs(path) else f"; looked for {looked}{here}"
         hint = HOLDOUT_HINT if split == HOLDOUT else SAMPLE_HINT
         raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=hint)
-    return config.found_at(setting, path)
+    return config.resolve_path(setting, path)
 
 
 def find_dataset(path: str, split: str = "train") -> Path:

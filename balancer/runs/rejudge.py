@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from balancer.cells import Candidate, Cell
-from balancer.config.load import validated
+from balancer.config.load import validate_document
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
@@ -446,7 +446,7 @@ def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
 def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """The config under other settings, and what changed of it, nested as it is."""
     before = config.model_dump(mode="json")
-    changed = validated(Document(copy.deepcopy(before), {(): "run.json"}), settings)
+    changed = validate_document(Document(copy.deepcopy(before), {(): "run.json"}), settings)
     after = changed.model_dump(mode="json")
     paths = list(_changed(before, after))
     if odd := [path for path in paths if not is_judgeable(path)]:

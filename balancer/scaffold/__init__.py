@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.defaults import in_words
-from balancer.config.load import MAX_FILE_BYTES, validated
+from balancer.config.load import MAX_FILE_BYTES, validate_document
 from balancer.config.schema import (
     INTERNAL_PREFIX,
     RESERVED_FACET_NAMES,
@@ -72,7 +72,7 @@ def starter_config(dataset: str) -> str:
         limit = f"{MAX_FILE_BYTES / 1e6:g} MB a config may have"
         raise DatasetError(f"{dataset}: {len(names)} classes need more than the {limit}")
     document = read_document(text, lambda line: f"config for {dataset}, line {line}")
-    validated(document or Document())  # so that nobody gets a config that does not load
+    validate_document(document or Document())  # so that nobody gets a config that does not load
     return text
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from balancer.config import defaults as suggested
 from balancer.config.defaults import class_wording
 from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
-from balancer.config.yaml_reading import Path
+from balancer.config.yaml_reading import KeyPath
 from balancer.config.yaml_writing import yaml_text
 from balancer.dataset.audit import Audit
 from balancer.text.quantities import counted
@@ -118,7 +118,7 @@ def _heading(found: Findings) -> str:
     return f"A first config for {found.dataset}: {holds}.\n{_HOW_TO_GO_ON}"
 
 
-def _above(found: Findings) -> dict[Path, str]:
+def _above(found: Findings) -> dict[KeyPath, str]:
     columns = ["Columns of the metadata table that are not used:", *(f"  {line}" for line in found.left_out)]
     facets = [_FOUND_FACETS if found.facets_found else _EXAMPLE_FACET, _SHARES]
     return {
@@ -135,8 +135,8 @@ def _above(found: Findings) -> dict[Path, str]:
     }
 
 
-def _beside(found: Findings) -> dict[Path, str]:
-    notes: dict[Path, str] = {("classes", name): _beside_class(found, name) for name in found.counts}
+def _beside(found: Findings) -> dict[KeyPath, str]:
+    notes: dict[KeyPath, str] = {("classes", name): _beside_class(found, name) for name in found.counts}
     in_holdout_only = found.counts.keys() - found.audit.counts.keys()
     notes |= {("classes", name): "a folder of the hold-out only" for name in in_holdout_only}
     for facet in found.facets:

@@ -334,7 +334,7 @@ def temperatures_of(config: Config) -> dict[str, float]:
 def calibration_file(config: Config) -> str | None:
     """Where the config's calibration is; None without one."""
     path = config.verification.calibration
-    return None if path is None else os.fspath(config.found_at("verification.calibration", path))
+    return None if path is None else os.fspath(config.resolve_path("verification.calibration", path))
 
 
 def check_calibration(

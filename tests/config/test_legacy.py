@@ -190,7 +190,7 @@ def test_counts_of_the_file_are_not_trusted(load: Callable[..., Config], tmp_pat
 def test_plan_and_run_say_that_fields_are_not_used(reference: Path, caplog: pytest.LogCaptureFixture):
     load_config(reference, [SAMPLE])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{reference}: 18 fields of the earlier tool's layout are not used; `balancer convert` lists them"
+        f"{reference}: 18 fields of the legacy layout are not used; `balancer convert` lists them"
     ]
 
 
@@ -342,7 +342,7 @@ def test_targets_that_differ_are_refused_where_they_stand_until_one_is_chosen(
 ):
     block = small(target_distribution={"a": 5, "b": 6})
     assert problems(block, SAMPLE) == [
-        "old.json:5: target.per_class: b is to have 6, a 5, but all classes have one target here; "
+        "old.json:5: target.per_class: the target of b is 6, of a 5, but all classes share one target; "
         "choose it with --set target.per_class=N"
     ]
     assert load_config("old.json", [SAMPLE, "target.per_class=7"]).target.per_class == 7
@@ -435,7 +435,7 @@ def test_what_was_chosen_is_told_unless_it_was_overridden(tmp_path: Path):
     [
         (["{folder}/none.json"], "config {folder}/none.json does not exist"),
         (["{own}"], "{own}: no `dataset_balancing_config` at its top"),
-        (["{old}", "--out", "{own}"], "{own} exists already"),
+        (["{old}", "--out", "{own}"], "{own} already exists"),
         (["{old}", "--set", "generation.stepz=3"], "generation.stepz"),
     ],
 )
@@ -500,4 +500,4 @@ def test_an_unknown_field_is_listed_and_changes_nothing(
     path = written(folder, block)
     assert load_config(path, [SAMPLE]) == plain
     listed = invoke("convert", path, "--set", SAMPLE).stderr
-    assert ("there is no such setting here" in listed) == (value is not None)
+    assert ("there is no such setting" in listed) == (value is not None)

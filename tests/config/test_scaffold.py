@@ -439,7 +439,7 @@ def test_init_leaves_a_file_that_exists_as_it_is():
     result = invoke("init", dataset({"cat": 1}), "--out", "job.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: job.yaml exists already\nhint: name another file, or move that one away\n"
+        "error: job.yaml already exists\nhint: name another file, or move that one away\n"
     )
     assert Path("job.yaml").read_text() == "mine"
 

@@ -79,4 +79,4 @@ def test_a_script_beside_such_a_file_is_told(tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "script.py"], capture_output=True, text=True, env=environment, timeout=120
     )
-    assert f"{tmp_path / 'actors.py'} would be imported in the place of" in result.stderr
+    assert f"{tmp_path / 'actors.py'} would be imported instead of" in result.stderr

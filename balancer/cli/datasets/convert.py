@@ -13,7 +13,7 @@ from balancer.errors import UsageError
 
 if TYPE_CHECKING:
     from balancer.config.legacy import Converted
-    from balancer.config.yaml_reading import Path, Problem
+    from balancer.config.yaml_reading import KeyPath, Problem
 
 _CLASSES = """\
 prompts: what the generator is asked for; each attempt at an image takes the next wording
@@ -24,7 +24,7 @@ threshold: least probability of every property. The earlier tool's score was no 
 threshold is a first guess here.
 A run stops for what no labelled image shows the verifier to judge, unless it is listed as `unjudged`."""
 
-_SECTIONS: dict[Path, str] = {
+_SECTIONS: dict[KeyPath, str] = {
     ("dataset",): "A folder with one subfolder of images per class.",
     ("target",): "Images every class should have, real and generated together.",
     ("classes",): _CLASSES,
@@ -52,7 +52,7 @@ def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
     if out is not None:
         configyaml.check_free(out)
     document = read_config_file(file)
-    if not legacy.is_earlier_layout(document):
+    if not legacy.is_legacy(document):
         hint = "a config of ours needs no conversion: `balancer plan` takes it"
         raise UsageError(f"{file}: no `{legacy.BLOCK}` at its top", hint=hint)
     converted = legacy.convert(document)
@@ -82,7 +82,7 @@ def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:
         value = {**value, "dataset": {**cast("dict[str, object]", value.get("dataset", {})), "path": None}}
     order = list(Config.model_fields)
     above = _SECTIONS | {problem.path: f"Chosen here: {problem.text}." for problem in converted.assumed}
-    missing: dict[Path, str] = (
+    missing: dict[KeyPath, str] = (
         {} if has_dataset else {("dataset", "path"): "fill this in: the earlier file does not say it"}
     )
     return yaml_text(
@@ -113,6 +113,6 @@ def _tell(converted: Converted, *, has_dataset: bool) -> None:
 
 
 def _lines(problems: Iterable[Problem]) -> list[str]:
-    from balancer.config.explain import line
+    from balancer.config.explain import format_problem
 
-    return [line(problem) for problem in problems]
+    return [format_problem(problem) for problem in problems]
