@@ -30,8 +30,8 @@ from actors.real_images import (
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
-from balancer.dataset.near_duplicates import CopyIndex
-from balancer.dataset.splits import splits_of, training_part
+from balancer.dataset.near_duplicates import NearDuplicateIndex
+from balancer.dataset.splits import assign_splits, select_training
 from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.fragment import Stamp, State
@@ -172,8 +172,8 @@ def _run(
             return done
     reporter.step(f"reading the dataset {config.dataset.path}")
     found = audit_dataset(config)
-    splits = splits_of(found, config)
-    training = training_part(found, splits)
+    splits = assign_splits(found, config)
+    training = select_training(found, splits)
     counts = match_classes(training, config)
     if found.unreadable:
         reporter.note(
@@ -227,7 +227,7 @@ def _run(
                     f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
                     f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
-            references = CopyIndex(references_of(measured), config.verification.copies)
+            references = NearDuplicateIndex(references_of(measured), config.verification.copies)
             feed = Feed(config, schedule, learned)
             driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note

@@ -22,7 +22,7 @@ from actors.loop.feed import Feed
 from actors.loop.group_commit import Committer
 from balancer.cells import Candidate, Cell
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.errors import BalancerError, InterruptedRun
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import ManifestLog
@@ -67,7 +67,7 @@ class Driver:
     verifiers: ActorPool
     writers: ActorPool
     stop: StopSignal = field(default_factory=StopSignal)
-    references: CopyIndex = field(kw_only=True)  # what no candidate may copy
+    references: NearDuplicateIndex = field(kw_only=True)  # what no candidate may copy
     clock: Callable[[], float] = time.monotonic
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None
     note: Callable[[str], None] = lambda text: None

@@ -26,7 +26,7 @@ from balancer.cells import Candidate, Cell
 from balancer.config.load import validate_document
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
-from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
+from balancer.dataset.near_duplicates import COMPARED, find_near_duplicates, known_images
 from balancer.errors import BalancerError, FencedError, UsageError
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
@@ -225,7 +225,7 @@ def _copies_among_accepted(
     """In the plan's order, as at the end of a run."""
     accepted = accepted_in_order(after, facts_of(info, config))
     images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
-    return copies_among(images, config.verification.copies)
+    return find_near_duplicates(images, config.verification.copies)
 
 
 def _cell_changes(rows: Iterable[Row], changes: Iterable[Change], after: Schedule) -> tuple[CellChange, ...]:

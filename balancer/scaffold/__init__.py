@@ -20,7 +20,7 @@ from balancer.config.schema import (
     VerificationConfig,
 )
 from balancer.config.yaml_reading import Document, read_document
-from balancer.dataset.audit import Audit, RealImage, audit, find_dataset, listed
+from balancer.dataset.audit import Audit, RealImage, audit, find_dataset, list_columns
 from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import Facet, Findings, Holdout, text_of
@@ -140,7 +140,7 @@ def _facets_of_table(found: Audit) -> tuple[tuple[Facet, ...], tuple[str, ...]]:
         else:
             facets.append(facet)
     if found.passed_over:
-        left_out.append(f"{listed(found.passed_over)}: values that hardly repeat")
+        left_out.append(f"{list_columns(found.passed_over)}: values that hardly repeat")
     return tuple(facets), tuple(left_out)
 
 

@@ -22,7 +22,7 @@ from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, Simulated
 from actors.models.writer import RejectedItem, WriteItem
 from balancer.cells import Cell
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.rows import ImageFile
 from balancer.planning.plan import make_plan
@@ -143,7 +143,7 @@ def _driven(generators: int, images: int, folder: Path) -> dict[str, Any]:
             "verifier", SimulatedVerifier(config.properties(), PASS_RATE), helpers, engine, 0.05
         ),
         writers=LocalPool("writer", _NoWriter(), helpers, engine, 0.05),
-        references=CopyIndex([], config.verification.copies),
+        references=NearDuplicateIndex([], config.verification.copies),
         clock=engine.clock,
         wait=engine.wait,
         commit_thread=AtOnce(),

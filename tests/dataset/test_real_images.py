@@ -300,7 +300,7 @@ def test_an_image_that_the_verifier_cannot_read_is_named(config):
         for number, (files, _) in enumerate(calls):
             yield number, ["out of memory while decoding it"] * len(files)
 
-    with pytest.raises(DatasetError, match=r"cat/0\.png: decoding it needs more memory"):
+    with pytest.raises(DatasetError, match=r"cat/0\.png: out of memory while decoding it"):
         measured(config, blind)
 
 

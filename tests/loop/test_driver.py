@@ -17,7 +17,7 @@ from actors.loop.simulated_pool import AtOnce, LocalEngine, LocalPool
 from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
 from actors.models.writer import Writer
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.errors import InterruptedRun
 from balancer.manifest import ManifestLog, create_run
 from balancer.manifest.maintenance.fsck import fsck
@@ -88,7 +88,7 @@ class Trial:
             verifiers=self.pools[1],
             writers=self.pools[2],
             stop=self.stop,
-            references=CopyIndex([], config.verification.copies),
+            references=NearDuplicateIndex([], config.verification.copies),
             clock=self.engine.clock,
             wait=self.engine.wait,
             commit_thread=AtOnce(),

@@ -247,10 +247,10 @@ def _contents(found: Audit, config: Config) -> str:
 
 def _plan(found: Audit, config: Config) -> Plan:
     from balancer.dataset.audit import credited_facets, match_classes
-    from balancer.dataset.splits import splits_of, training_part
+    from balancer.dataset.splits import assign_splits, select_training
     from balancer.planning.plan import make_plan
 
-    training = training_part(found, splits_of(found, config))
+    training = select_training(found, assign_splits(found, config))
     return make_plan(config, match_classes(training, config), credited_facets(training, config))
 
 

@@ -38,7 +38,7 @@ def command(
     """
     from balancer.config.load import load_config
     from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
-    from balancer.dataset.splits import kept_apart, splits_of, training_part
+    from balancer.dataset.splits import assign_splits, describe_kept_apart, select_training
     from balancer.planning.plan import estimate, held_back, make_plan
 
     loaded = load_config(config, overrides)
@@ -47,8 +47,8 @@ def command(
 
         refuse_faulty(loaded)
     audit = audit_dataset(loaded)
-    splits = splits_of(audit, loaded)
-    training = training_part(audit, splits)
+    splits = assign_splits(audit, loaded)
+    training = select_training(audit, splits)
     counts = match_classes(training, loaded)
     facets, images = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
@@ -62,7 +62,7 @@ def command(
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_of_faults(audit)
-    if line := kept_apart(audit, splits, loaded):
+    if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
     for line in held_back(plan):
         console.warn(line)
