@@ -415,7 +415,7 @@ def test_a_dataset_the_file_does_not_name_is_left_open_and_refused_until_filled_
 ):
     out = tmp_path / "new.yaml"
     result = invoke("convert", reference, "--out", out)
-    assert (result.exit_code, "warning: dataset.path is left open" in result.stderr) == (0, True)
+    assert (result.exit_code, "warning: dataset.path is empty" in result.stderr) == (0, True)
     with pytest.raises(ConfigError, match=r"new\.yaml:\d+: dataset\.path: should be text"):
         load_config(out)
     assert load_config(out, [SAMPLE]) == load_config(reference, [SAMPLE])
@@ -434,7 +434,7 @@ def test_what_was_chosen_is_told_unless_it_was_overridden(tmp_path: Path):
     ("args", "line"),
     [
         (["{folder}/none.json"], "config {folder}/none.json does not exist"),
-        (["{own}"], "{own}: no `dataset_balancing_config` at its top"),
+        (["{own}"], "{own}: not a legacy config: it has no `dataset_balancing_config`"),
         (["{old}", "--out", "{own}"], "{own} already exists"),
         (["{old}", "--set", "generation.stepz=3"], "generation.stepz"),
     ],

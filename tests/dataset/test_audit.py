@@ -692,4 +692,4 @@ def test_sample_that_cannot_be_written_is_an_error_of_the_environment(tmp_path: 
     (tmp_path / "file").touch()
     code, _, err = invoke("sample", str(tmp_path / "file" / "pizzas"))
     assert code == 4
-    assert "pizzas: the sample dataset cannot be written: Not a directory" in err
+    assert "pizzas: cannot write the sample dataset: Not a directory" in err
