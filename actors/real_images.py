@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from actors.weights import resolve as weights
 from balancer.cells import CLASS_PROPERTY
 from balancer.dataset.audit import Audit, RealImage, known_values
-from balancer.dataset.near_duplicates import KnownImage, copies_across
+from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_across
 from balancer.dataset.splits import TRAIN
 from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, read_bytes
@@ -322,7 +322,7 @@ def copies_of_holdout(measured: RealImages, config: Config) -> dict[str, Nearest
     known = references_of(measured)
     held_out = [image for image in known if image.id.startswith(f"{HOLDOUT}/")]
     real = [image for image in known if image.id.startswith(f"{REAL}/")]
-    return copies_across(real, held_out, config.verification.copies)
+    return find_near_duplicates_across(real, held_out, config.verification.copies)
 
 
 def calibration_of(config: Config) -> Calibration | None:

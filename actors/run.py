@@ -31,8 +31,8 @@ from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
-from balancer.dataset.near_duplicates import CopyIndex
-from balancer.dataset.splits import splits_of, training_part
+from balancer.dataset.near_duplicates import NearDuplicateIndex
+from balancer.dataset.splits import assign_splits, select_training
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.closing import closing_on_error
@@ -177,8 +177,8 @@ def _run(
             return done
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
-    splits = splits_of(audit, config)
-    training = training_part(audit, splits)
+    splits = assign_splits(audit, config)
+    training = select_training(audit, splits)
     counts = match_classes(training, config)
     if audit.unreadable:
         reporter.note(
@@ -237,7 +237,7 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=CopyIndex(references_of(measured), config.verification.copies),
+                references=NearDuplicateIndex(references_of(measured), config.verification.copies),
                 stop=stop,
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,

@@ -59,13 +59,13 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
-    from balancer.dataset.splits import splits_of, training_part
+    from balancer.dataset.splits import assign_splits, select_training
 
     loaded = _loaded(config)
     found = audit_dataset(loaded)
     for line in found.warnings:
         warnings.warn(line, stacklevel=2)
-    training = training_part(found, splits_of(found, loaded))
+    training = select_training(found, assign_splits(found, loaded))
     facets = credited_facets(training, loaded)
     if loaded.target.count_real_facets == "measured":
         refuse_shadowed()

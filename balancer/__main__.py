@@ -1,4 +1,4 @@
-"""`python -m balancer`, as job schedulers start it."""
+"""`python -m balancer`, for job schedulers."""
 
 from balancer.cli import main
 

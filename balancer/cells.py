@@ -1,8 +1,7 @@
 """The vocabulary of a run: facets, cells, slots, candidates, and the seed of each candidate.
 
 A cell is one class with one value for each facet that applies to it. A slot is one image wanted in a
-cell. A candidate is one attempt at a slot. All are plain values; their keys are how they are
-written in the manifest:
+cell. A candidate is one attempt at a slot. The manifest writes them as keys:
 
     cell       burnt/dim_ambient/severely_burnt        basic/dim_ambient
     slot       burnt/dim_ambient/severely_burnt/0001
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 CLASS_PROPERTY = "class"
-"""The property every candidate is judged on; the others are named after their facets."""
+"""The property every candidate is judged on. Other properties have the names of their facets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """A named axis besides the class. `shares` sum to 1 and stand in the order of `values`."""
+    """A named axis besides the class. `shares` sum to 1, in the order of `values`."""
 
     name: str
     values: tuple[str, ...]
@@ -36,7 +35,7 @@ class Facet:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """`facets` holds (facet name, value) pairs in the config's order, only those that apply."""
+    """`facets` holds (facet name, value) pairs of the facets that apply, in the config's order."""
 
     class_name: str
     facets: tuple[tuple[str, str], ...] = ()
@@ -50,7 +49,7 @@ class Cell:
 
     @property
     def properties(self) -> tuple[tuple[str, str], ...]:
-        """What a candidate of this cell must show: (property, wanted value), the class first."""
+        """(property, value) pairs that a candidate of this cell must show, the class first."""
         return ((CLASS_PROPERTY, self.class_name), *self.facets)
 
 
@@ -76,13 +75,13 @@ class Candidate:
         return f"{self.slot.key}-{self.attempt}"
 
     def seed(self, run_seed: int) -> int:
-        """An unsigned 64-bit number that depends on the run's seed, the slot and the attempt only."""
+        """An unsigned 64-bit number that depends only on the run's seed, the slot and the attempt."""
         text = f"{run_seed}\n{self.slot.key}\n{self.attempt}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def cells_of(class_name: str, facets: Sequence[Facet]) -> Iterator[Cell]:
-    """Every cell of one class, facet values varying fastest on the right."""
+def enumerate_cells(class_name: str, facets: Sequence[Facet]) -> Iterator[Cell]:
+    """Every cell of one class; the last facet varies fastest."""
     applying = [facet for facet in facets if facet.applies_to(class_name)]
     for values in itertools.product(*(facet.values for facet in applying)):
         names = (facet.name for facet in applying)

@@ -1,15 +1,15 @@
-"""Every error a user can meet, and the exit code it ends the command with.
+"""Errors that users see, and the exit code of each.
 
 BalancerError                 1  something went wrong
-├── UsageError                2  the command line, a filter or a destination makes no sense
+├── UsageError                2  invalid command line, filter or destination
 │   ├── ConfigError           2  the config file; lists every problem at once
 │   └── DatasetError          2  the dataset folder cannot be balanced as it is
-├── UnavailableError          4  something the run needs is not there
+├── UnavailableError          4  the run lacks something it needs
 │   ├── ClusterError          4  Ray, or not enough CPUs or GPUs
-│   ├── WeightsError          4  model files missing, or in a form that is not loaded
+│   ├── WeightsError          4  model files are missing or refused
 │   └── StorageError          4  the run folder cannot be read or written
 ├── ManifestError             1  a committed manifest breaks one of its rules
-├── StalledError              1  actors keep dying and nothing gets done
+├── StalledError              1  actors keep dying and the run makes no progress
 ├── FencedError               5  another driver has taken this run over
 └── InterruptedRun      130/143  stopped by a signal; everything accepted is committed
 """
@@ -22,12 +22,12 @@ from balancer.text.safetext import redacted, shortened
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; its type's name if it says nothing."""
+    """The first line of another library's error; the name of its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 MAX_LINE = 2000
-"""Characters; what names a file or quotes somebody's text can have millions."""
+"""Characters per line of a message. File names and quoted text can have millions."""
 
 
 def _bounded(text: str) -> str:
@@ -35,9 +35,9 @@ def _bounded(text: str) -> str:
 
 
 class BalancerError(Exception):
-    """An error with a message that names the thing, and a hint that names the knob.
+    """A message that names the thing, and a hint that names the setting to change.
 
-    Whatever address is in them loses its password here, whoever shows the error.
+    Addresses lose their passwords here, before anyone shows the error.
     """
 
     exit_code = 1
@@ -93,7 +93,7 @@ class FencedError(BalancerError):
 
 
 class InterruptedRun(BalancerError):
-    """`signal_number` decides the exit code, as a shell would: 128 + number."""
+    """Exits with 128 + `signal_number`, as shells do."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)

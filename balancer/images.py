@@ -1,8 +1,8 @@
-"""Pictures as bytes and as arrays: careful decoding, encoding with the synthetic mark, hashes, statistics.
+"""Decode, encode and hash images.
 
-What a dataset holds was written by strangers. So only three formats are decoded, found by content and not
-by name; size in bytes and in pixels is checked before anything is decoded; links and devices are not opened;
-and whatever a decoder raises becomes an `UnreadableImage` with a reason a person understands.
+Image files come from strangers. Only three formats are decoded, recognised by content, not by name. Bytes
+and pixels are limited before decoding. Links and devices are not opened. Every decoder error becomes an
+`UnreadableImage` with a plain reason.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
-    # Level 1 is three times as fast as the default, and a tenth larger.
+    # Level 1 is three times as fast as the default, and files are a tenth larger.
     "png": {"compress_level": 1},
-    # Lossless at its fastest.
+    # The fastest lossless settings.
     "webp": {"lossless": True, "quality": 0, "method": 0},
-    # Without colour subsampling, which a classifier might learn to tell generated images by.
+    # No chroma subsampling: a classifier could learn to recognise generated images by it.
     "jpeg": {"quality": 95, "subsampling": 0},
 }
 
 SYNTHETIC_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""The IPTC's term for a picture made by a trained model; written as `Iptc4xmpExt:DigitalSourceType`."""
+"""The IPTC's term for an image made by a trained model; written as `Iptc4xmpExt:DigitalSourceType`."""
 
-# Properties the IPTC has for AI-made pictures since its standard 2025.1; the rest go under our own prefix.
+# IPTC properties for AI-generated images (standard 2025.1). Other keys go under our own prefix.
 _IPTC_PROPERTIES = {
     "prompt": "Iptc4xmpExt:AIPromptInformation",
     "model": "Iptc4xmpExt:AISystemUsed",
@@ -59,8 +59,8 @@ xmlns:balancer="urn:balancer:1">
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="r"?>"""
 
-# As an element, an attribute or a resource: writers differ. Quotes and brackets inside a value are
-# escaped in XMP, so a prompt that quotes the term does not match.
+# Writers use an element, an attribute or a resource. XMP escapes quotes and brackets inside a value,
+# so a prompt that quotes the term does not match.
 _SYNTHETIC_MARK = re.compile(
     rb"""DigitalSourceType(?:>\s*|\s+rdf:resource\s*=\s*["']|\s*=\s*["'])"""
     rb"https?://cv\.iptc\.org/newscodes/digitalsourcetype/"
@@ -84,27 +84,27 @@ _SIGNATURES = (_PNG, _JPEG)
 
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 2_000_000_000
-"""Pixels times scans. A progressive photograph has about ten scans, whatever its size; at 64 megapixels 31
-are allowed, which take some seconds: one scan of a megapixel takes 1 to 2 ms."""
+"""Pixels times scans. A progressive photograph has about ten scans. An image of 64 megapixels may have 31,
+which take a few seconds: one scan of a megapixel takes 1 to 2 ms."""
 
 _PNG_DEPTH = 24
-"""Where a PNG says how many bits a channel has."""
+"""Offset of the bit depth in a PNG."""
 
 MAX_CHUNKS = 100_000
-"""Of a PNG. Encoders write chunks of 8 kB or more."""
+"""PNG chunks. Encoders write chunks of 8 kB or more."""
 
 MAX_SEGMENTS = 10_000
-"""Of a JPEG before its first scan: those of its tables, and one for each 64 kB of other data."""
+"""JPEG segments before the first scan: tables, and one segment per 64 kB of other data."""
 
 MAX_PADDING = 100_000
-"""Bytes between the segments of a JPEG. Pillow looks at each in Python, about a million in a second."""
+"""Bytes between JPEG segments. Pillow reads them one by one in Python, about a million per second."""
 
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_END = 0xD9
 _JPEG_BARE = (0x01, 0xD8, _JPEG_END)
-"""Markers that no length follows; those between the data of a scan are not found."""
+"""Markers without a length. `_JPEG_MARKER` skips the restart markers inside a scan."""
 
-# Without the fill bytes before it: looking for runs of them takes time that grows with their square.
+# Matches without the fill bytes before a marker: searching for runs of them takes quadratic time.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _OPEN_FAILURES = {
     errno.ENOENT: "no such file",
@@ -117,7 +117,7 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreadableImage(DatasetError):
-    """An image that is not used. `reason` reads well after the file's name and a colon."""
+    """An image that is not used. `reason` is shown after the file name and a colon."""
 
     def __init__(self, reason: str, path: os.PathLike[str] | str = "") -> None:
         super().__init__(f"{os.fspath(path)}: {reason}" if path else reason)
@@ -125,7 +125,7 @@ class UnreadableImage(DatasetError):
 
 
 def read_image(path: str | os.PathLike[str], *, max_bytes: int, max_pixels: int) -> Pixels:
-    """Read and decode one image file; raises UnreadableImage. See `decode_image`."""
+    """Read and decode one image file. Raises UnreadableImage. See `decode_image`."""
     try:
         return decode_image(read_bytes(path, max_bytes=max_bytes), max_pixels=max_pixels)
     except UnreadableImage as error:
@@ -133,7 +133,7 @@ def read_image(path: str | os.PathLike[str], *, max_bytes: int, max_pixels: int)
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
-    """The content of a regular file of at most `max_bytes`; raises UnreadableImage."""
+    """Read a regular file of at most `max_bytes`. Raises UnreadableImage."""
     try:
         data = read_regular(path, max_bytes=max_bytes, follow_links=False)
     except TooLargeError as error:
@@ -147,10 +147,10 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode a PNG, JPEG or WebP to upright RGB; raises UnreadableImage.
+    """Decode a PNG, JPEG or WebP to upright RGB. Raises UnreadableImage.
 
-    EXIF rotation is applied, transparency laid over white, 16-bit grey scaled down, an animation's first
-    frame taken. Colour profiles are not applied: training code does not either.
+    Applies EXIF rotation, blends transparency over white, scales 16-bit grey down and takes the first frame
+    of an animation. Ignores colour profiles, as training code does.
     """
     try:
         _check_parts(data)
@@ -163,17 +163,17 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     except UnreadableImage:
         raise
     except MemoryError as error:
-        raise UnreadableImage("decoding it needs more memory than there is") from error
+        raise UnreadableImage("out of memory while decoding it") from error
     except Exception as error:  # decoders raise a dozen kinds on broken bytes: SyntaxError, struct.error, ...
         raise UnreadableImage(_reason(error, data)) from error
 
 
 def encode_image(pixels: Pixels, prompt_mark: Mapping[str, str], image_format: str = "png") -> bytes:
-    """An image file that says in its XMP packet that a model made it, and what `prompt_mark` adds.
+    """Encode an image whose XMP packet marks it as generated and holds `prompt_mark`.
 
     `image_format` is one of ENCODINGS. The same pixels and mark give the same bytes. Keys must be plain
-    names: `prompt`, `model` and `model_revision` are written as the IPTC's properties, others under the
-    prefix `balancer:`.
+    names. `prompt`, `model` and `model_revision` are written as IPTC properties, others under the prefix
+    `balancer:`.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -192,8 +192,8 @@ def encode_image(pixels: Pixels, prompt_mark: Mapping[str, str], image_format: s
 
 
 def is_marked_synthetic(data: bytes) -> bool:
-    """Whether an image file (PNG, JPEG, WebP) says in XMP that a trained model made it, wholly or partly."""
-    # XMP is stored uncompressed in all three, so that it can be found without parsing the format.
+    """Whether the XMP of a PNG, JPEG or WebP says that a trained model made it, fully or partly."""
+    # All three formats store XMP uncompressed, so a search finds it without parsing.
     return _SYNTHETIC_MARK.search(data) is not None
 
 
@@ -204,13 +204,13 @@ def luminance_stats(pixels: Pixels) -> tuple[float, float]:
 
 
 def pixel_sha256(pixels: Pixels) -> str:
-    """Hex sha256 over size and pixels: the same for two files of one picture, however they are encoded."""
+    """Hex sha256 over shape and pixels. Files with the same pixels share it, whatever their encoding."""
     size = np.array(pixels.shape, "<u4").tobytes()
     return hashlib.sha256(size + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def perceptual_hash(pixels: Pixels) -> str:
-    """A 64-bit hash as 16 hex digits; pictures that look alike differ in few bits."""
+    """A 64-bit hash as 16 hex digits. Similar images differ in few bits."""
     import imagehash
 
     return str(imagehash.phash(Image.fromarray(pixels)))
@@ -221,11 +221,9 @@ _pillow_lock = threading.Lock()
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow's remarks on odd files are not shown: what matters of them becomes a reason. Its own limit of
-    pixels is lifted, because `_check_pixels` comes before decoding and knows the config's.
+    """Silence Pillow's warnings, and lift its own pixel limit: `_check_pixels` enforces the config's.
 
-    Filters of `warnings` and that limit belong to the whole process, hence the lock; only headers are read
-    inside.
+    Warning filters and that limit are global, hence the lock. Only headers are read inside it.
     """
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -248,14 +246,14 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_parts(data: bytes) -> None:
-    """A file of bytes that mean nothing, or of parts of no size, keeps the reader of its header busy."""
-    if data.startswith(_PNG) and _has_more_chunks(data):
-        raise UnreadableImage(f"a PNG of more than {MAX_CHUNKS:,} chunks, the most that are read")
+    """Refuse files full of padding or empty parts, which keep the header parser busy."""
+    if data.startswith(_PNG) and _has_too_many_chunks(data):
+        raise UnreadableImage(f"a PNG of more than {MAX_CHUNKS:,} chunks, the limit")
     if data.startswith(_JPEG):
         _check_segments(data)
 
 
-def _has_more_chunks(data: bytes) -> bool:
+def _has_too_many_chunks(data: bytes) -> bool:
     position = len(_PNG)
     for _ in range(MAX_CHUNKS):
         if data[position + 4 : position + 8] in (b"IEND", b""):
@@ -268,21 +266,23 @@ def _check_segments(data: bytes) -> None:
     padding = begun = position = 0
     for count, (marker, skipped, position) in enumerate(_jpeg_segments(data)):
         if begun:
-            continue  # what comes between segments now is the data of a scan
+            continue  # scan data lies between the segments from here on
         if count > MAX_SEGMENTS:
-            raise UnreadableImage(f"a JPEG of more than {MAX_SEGMENTS:,} segments, the most that are read")
+            raise UnreadableImage(f"a JPEG of more than {MAX_SEGMENTS:,} segments, the limit")
         padding += skipped
         begun = position if marker == _START_OF_SCAN[1] else 0
     if padding > MAX_PADDING or data.find(b"\xff" * MAX_PADDING, begun, position) >= 0:
-        raise UnreadableImage(f"a JPEG with over {MAX_PADDING:,} bytes of padding, the most that are skipped")
+        raise UnreadableImage(f"a JPEG with more than {MAX_PADDING:,} bytes of padding, the limit")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Markers up to the end of the image, with the bytes skipped before each and the place behind it, as
-    decoders find them: not in thumbnails, comments, or what follows the image."""
+    """(marker, bytes skipped before it, position after its segment) for each segment of the image.
+
+    Finds them as decoders do: not in thumbnails, in comments, or after the end of the image.
+    """
     position, begun = 2, False
-    while found := _JPEG_MARKER.search(data, position):
-        marker, skipped, position = found[1][0], found.start() - position, found.end()
+    while match := _JPEG_MARKER.search(data, position):
+        marker, skipped, position = match[1][0], match.start() - position, match.end()
         if marker not in _JPEG_BARE:
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
         yield marker, skipped, position
@@ -293,13 +293,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_scans(data: bytes, pixels: int) -> None:
-    """A JPEG says how often its decoder goes over its pixels: a small file can keep one busy for hours."""
+    """Each scan decodes all pixels again, so a small JPEG with many scans can take hours."""
     most = min(MAX_JPEG_SCANS, max(1, MAX_SCANNED_PIXELS // pixels))
-    # To count bytes is quick, and they are no fewer than the scans.
+    # Counting bytes is quick and gives an upper bound.
     if data.startswith(_JPEG) and data.count(_START_OF_SCAN) > most and _has_more_scans(data, most):
         raise UnreadableImage(
-            f"a JPEG of {pixels / 1e6:.1f} megapixels in more than {most} scans, the most that are decoded at"
-            " its size"
+            f"a JPEG of {pixels / 1e6:.1f} megapixels in more than {most} scans, the limit at its size"
         )
 
 
@@ -314,14 +313,14 @@ def _pixel_limit(max_pixels: int) -> str:
 
 
 def _cut_transparent_colour(image: Image.Image, data: bytes) -> None:
-    """Of a PNG with 16 bits a channel Pillow keeps the upper 8, and of its transparent colour all 16."""
+    """For 16-bit PNGs, Pillow keeps the upper 8 bits of pixels but all 16 of the transparent colour."""
     colour = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(colour, tuple) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
         image.info["transparency"] = tuple(channel >> 8 for channel in colour)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it to white
         deep = np.asarray(image).astype(np.uint32).clip(0, 65535)
         grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
         if (transparent := image.info.get("transparency")) is not None:
@@ -334,11 +333,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """`image` turned as the EXIF data of `source` says; broken EXIF data turns nothing."""
+    """Turn `image` as the EXIF data of `source` says. Broken EXIF data is ignored."""
     try:
         with _quiet_pillow():
             orientation = source.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # noqa: BLE001 - the picture itself is sound
+    except Exception:  # noqa: BLE001 - the image itself is sound
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -360,7 +359,7 @@ def _xmp_packet(mark: Mapping[str, str]) -> str:
     properties = [f"<Iptc4xmpExt:DigitalSourceType>{SYNTHETIC_SOURCE}</Iptc4xmpExt:DigitalSourceType>"]
     for key, value in mark.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
-            raise ValueError(f"{key!r} cannot be the name of a property")
+            raise ValueError(f"{key!r} cannot be a property name")
         name = _IPTC_PROPERTIES.get(key, f"balancer:{key}")
         text = escape(_NOT_XML.sub("\ufffd", value), {'"': "&quot;"})
         properties.append(f"<{name}>{text}</{name}>")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from actors.models.generator import Generator
 from actors.models.verifier import Verifier
-from balancer.cells import Candidate, Cell, Slot, cells_of
+from balancer.cells import Candidate, Cell, Slot, enumerate_cells
 from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.dataset.sample import write_dataset
@@ -43,7 +43,7 @@ Change = Callable[[Pixels], Pixels]
 def main(per_cell: int, threads: int) -> None:
     """False alarms and recall of the copy check, and luminance by lighting."""
     config = load_config(DEMO)
-    cells = [cell for name in config.classes for cell in cells_of(name, config.facet_axes())]
+    cells = [cell for name in config.classes for cell in enumerate_cells(name, config.facet_axes())]
     candidates = [Candidate(Slot(cell, index), 1) for cell in cells for index in range(per_cell)]
     made = generate(candidates, config, threads)
     renders, classes = sample_renders()

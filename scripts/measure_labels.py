@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
 from actors.specs import generator_spec, verifier_spec
-from balancer.cells import Candidate, Cell, Slot, cells_of
+from balancer.cells import Candidate, Cell, Slot, enumerate_cells
 from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.dataset.sample import Picture
@@ -66,7 +66,7 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
     candidates = [
         Candidate(Slot(cell, index), 1)
         for name in config.classes
-        for cell in cells_of(name, config.facet_axes())
+        for cell in enumerate_cells(name, config.facet_axes())
         for index in range(per_cell)
     ]
     pictures, flags = _pictures(config, candidates, work)

@@ -17,7 +17,7 @@ from actors.loop.patience import Patience
 from actors.loop.stages import Generating, Recorder, Verifying, Writing
 from actors.loop.stopping import Stopping
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import RunFacts
 from balancer.process.signals import StopSignal
@@ -35,7 +35,7 @@ def build_driver(
     verifiers: ActorPool,
     writers: ActorPool,
     *,
-    references: CopyIndex,
+    references: NearDuplicateIndex,
     stop: StopSignal,
     wording_counts: WordingCounts | None = None,
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None,

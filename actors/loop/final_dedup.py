@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from balancer.dataset.near_duplicates import COMPARED, copies_among, copy_flaw, known_images
+from balancer.dataset.near_duplicates import COMPARED, duplicate_flaw, find_near_duplicates, known_images
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import RunFacts, revoked
 from balancer.runs.resume import accepted_in_order
@@ -17,15 +17,15 @@ def revoke_duplicates(schedule: Schedule, log: ManifestLog, facts: RunFacts) -> 
     """
     candidates = accepted_in_order(schedule, facts)
     rows = log.rows([candidate.id for candidate in candidates], COMPARED)
-    copies = copies_among(known_images(rows), facts.config.verification.copies)
+    copies = find_near_duplicates(known_images(rows), facts.config.verification.copies)
     if not copies:
         return 0
     verdicts = [
-        revoked(row, copy_flaw(copies[row["id"]]), copies[row["id"]])
+        revoked(row, duplicate_flaw(copies[row["id"]]), copies[row["id"]])
         for row in log.rows(list(copies)).to_pylist()
     ]
     log.commit_verdicts(verdicts, {"reason": "copies of other accepted images"})
     for candidate in candidates:
         if candidate.id in copies:
-            schedule.reopen(candidate, copy_flaw(copies[candidate.id]))
+            schedule.reopen(candidate, duplicate_flaw(copies[candidate.id]))
     return len(copies)

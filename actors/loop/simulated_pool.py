@@ -16,7 +16,7 @@ from actors.cluster.pool import Actor, ActorPool, Finished
 from actors.loop.assembly import build_driver
 from actors.loop.driver import Driver
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.runfile import RunInfo
 from balancer.process.signals import StopSignal
@@ -161,7 +161,7 @@ def simulated_driver(
         generators,
         verifiers,
         writers,
-        references=CopyIndex([], config.verification.copies),
+        references=NearDuplicateIndex([], config.verification.copies),
         stop=stop or StopSignal(),
         note=note,
         clock=engine.clock,

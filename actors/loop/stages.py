@@ -20,7 +20,7 @@ from actors.loop.group_commit import Committer
 from actors.loop.patience import Patience
 from balancer.cells import Candidate
 from balancer.config.schema import Config
-from balancer.dataset.near_duplicates import CopyIndex
+from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import ImageFile, RunFacts
 from balancer.scheduling.ledger import Outcome
@@ -103,7 +103,7 @@ class Verifying:
     facts: RunFacts
     schedule: Schedule
     recorder: Recorder
-    references: CopyIndex
+    references: NearDuplicateIndex
     rate: RateMeter
     following: Writing
     waiting: deque[Batch] = field(default_factory=deque)

@@ -1,1 +1,1 @@
-"""The config of a run: its model, where it is loaded from, and what is wrong with it."""
+"""The config of a run: schema, loading, error messages."""

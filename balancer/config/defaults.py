@@ -1,4 +1,4 @@
-"""What a config starts from where its author has not chosen: models that suit photographs, plain wordings."""
+"""Suggested models and prompts for new configs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ VERIFIER = HubModel(
 
 
 _INSIDE = "'’·\u0f0b\u05f3\u05f4\u200c\u200d"
-"""Marks that stand within words: apostrophes, dots of several scripts, joiners."""
+"""Characters inside words: apostrophes, dots of several scripts, joiners."""
 
 
 def in_words(name: str) -> str:
-    """`severely_burnt` as it would be said; a name without any letter or digit stays as it is."""
-    spaced = "".join(mark if _is_in_word(mark) else " " for mark in name)
+    """`severely burnt` for `severely_burnt`. A name without letters and digits stays as it is."""
+    spaced = "".join(char if _is_in_word(char) else " " for char in name)
     words = re.sub(rf"(?<!\S)[{_INSIDE}.]+|[{_INSIDE}.]+(?!\S)", "", _without_dots(spaced))
     return " ".join(words.split()) or name
 
 
-def _is_in_word(mark: str) -> bool:
-    """Vowel signs and accents are marks of their own, and no letters, in many scripts."""
-    return mark.isalnum() or mark in _INSIDE or mark == "." or unicodedata.category(mark).startswith("M")
+def _is_in_word(char: str) -> bool:
+    """In many scripts, vowel signs and accents are separate combining marks (category M), not letters."""
+    return char.isalnum() or char in _INSIDE or char == "." or unicodedata.category(char).startswith("M")
 
 
 def _without_dots(text: str) -> str:
-    """Only dots between digits stay: `1.5`."""
+    """Remove all dots but those between digits: `1.5`."""
     return re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
 
 
 _VOWEL = re.compile(r"[aeiou]|(?:hon(?:est|ou?r)|hour|heir)")
 _CONSONANT = re.compile(r"eu|ewe|one\b|uni(?!d|n|m)|us(?:e|u|a)|ut(?:e|i)|ur[aeio]|ukulele")
-"""Spelled with a vowel and said with a consonant: a European, a unicorn, but an uninvited one."""
+"""Words spelled with a vowel but pronounced with a consonant: a European, a unicorn; but an uninvited one."""
 
 
 def with_article(words: str) -> str:

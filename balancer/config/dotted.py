@@ -1,6 +1,4 @@
-"""Paths into a config as people write them: `classes.burnt.prompts`, and `classes."v1.0".prompts` for a name
-that has a dot in it.
-"""
+"""Dotted paths into a config: `classes.burnt.prompts`, or `classes."v1.0".prompts` for a name with a dot."""
 
 from __future__ import annotations
 
@@ -10,21 +8,21 @@ from dataclasses import dataclass
 
 from balancer.text.names import composed
 
-SETTING_HELP = """Override a config value. A name with a dot goes in quotes: 'classes."v1.0".prompts=[x]'."""
+SETTING_HELP = """Override a config value. Quote a name that has a dot: 'classes."v1.0".prompts=[x]'."""
 
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"(?=[.=]|$)|\'([^\']*)\'(?=[.=]|$)|[^.=]*')
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What stands between two dots; of a quoted one the dots are its own."""
+    """One part of a dotted path. A quoted part may contain dots."""
 
     text: str
     quoted: bool
 
 
 def split_setting(setting: str) -> tuple[list[Part], str | None]:
-    """The parts of a path, and what follows the first `=` behind them; None if there is none."""
+    """Split `path=value` into the parts of the path and the value; None for the value if there is no `=`."""
     parts, position = [], 0
     while match := _PART.match(setting, position):
         double, single = match.groups()
@@ -38,10 +36,10 @@ def split_setting(setting: str) -> tuple[list[Part], str | None]:
     return parts, rest[1:] if rest.startswith("=") else None
 
 
-def keys_of(parts: Sequence[Part], value: object) -> tuple[str, ...]:
-    """The keys that a path means in a document: where one has a dot, and is there, it need not be quoted."""
+def resolve_keys(parts: Sequence[Part], value: object) -> tuple[str, ...]:
+    """The keys that a path means in a document. An existing key with a dot need not be quoted."""
     plain = tuple(part.text for part in parts)
-    return next(_paths_there(parts, value), plain)
+    return next(_matching_paths(parts, value), plain)
 
 
 def join_keys(path: Sequence[str | int]) -> str:
@@ -53,8 +51,8 @@ def _quoted(key: str) -> str:
     return f'"{escaped}"'
 
 
-def _paths_there(parts: Sequence[Part], value: object) -> Iterator[tuple[str, ...]]:
-    """Every key is there but perhaps a plain one at the end. Short keys come first."""
+def _matching_paths(parts: Sequence[Part], value: object) -> Iterator[tuple[str, ...]]:
+    """Paths whose keys all exist; the last one may be new if it has no dot. Short keys come first."""
     if not isinstance(value, dict):
         return
     for count in range(1, len(parts) + 1):
@@ -65,4 +63,4 @@ def _paths_there(parts: Sequence[Part], value: object) -> Iterator[tuple[str, ..
             if count == 1 or key in value:
                 yield (key,)
         elif key in value:
-            yield from ((key, *rest) for rest in _paths_there(parts[count:], value[key]))
+            yield from ((key, *rest) for rest in _matching_paths(parts[count:], value[key]))

@@ -1,8 +1,7 @@
-"""Pydantic's errors about a config, as problems a person can act on: the value, the limit, the near miss."""
+"""Turn pydantic's errors into problems a user can act on: the value, the limit, the near miss."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,18 +11,18 @@ from typing import Any, cast, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from balancer.config import yaml_reading as yamltext
-from balancer.config.dotted import join_keys, keys_of, split_setting
+from balancer.config.dotted import join_keys, resolve_keys, split_setting
 from balancer.config.schema import Config
-from balancer.config.yaml_reading import Document, Problem
+from balancer.config.yaml_reading import Document, KeyPath, Problem
+from balancer.text.names import near
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """One of pydantic's errors. `path` leads to what the user wrote (or left out), without the names
-    pydantic gives to the branches of a union; `branch` says that there was such a name."""
+    """One of pydantic's errors. `path` is the path in the user's file, without pydantic's names for the
+    branches of a union; `branch` is True if there was such a name."""
 
-    path: yamltext.Path
+    path: KeyPath
     error: ErrorDetails
     branch: bool
 
@@ -32,32 +31,32 @@ class _Fault:
         return self.error["type"]
 
 
-def line(problem: Problem) -> str:
+def format_problem(problem: Problem) -> str:
     """`file:line: dotted.path: problem`"""
     return ": ".join(part for part in (problem.place, join_keys(problem.path), problem.text) if part)
 
 
-def explain(errors: Iterable[ErrorDetails], document: Document) -> list[Problem]:
-    """One problem a path: a misspelt key is not also a missing one, nor a union as many errors as it has
-    branches."""
-    faults = [_fault(error, document.value) for error in errors]
+def explain_errors(errors: Iterable[ErrorDetails], document: Document) -> list[Problem]:
+    """One problem per path: a misspelt key is not reported as missing too, and a union is reported once, not
+    once per branch."""
+    faults = [_locate_fault(error, document.value) for error in errors]
     faults = [fault for fault in faults if not _is_echo(fault)]
     unknown = {fault.path: _suggestion(fault.path) for fault in faults if fault.kind == "extra_forbidden"}
     meant = {(*path[:-1], suggestion) for path, suggestion in unknown.items()}
-    by_path: dict[yamltext.Path, list[_Fault]] = {}
+    by_path: dict[KeyPath, list[_Fault]] = {}
     for fault in faults:
         if fault.path not in meant or fault.kind != "missing":
             by_path.setdefault(fault.path, []).append(fault)
     return [
-        Problem(path, _place(document, path), _text(group))
-        for path, group in _deepest_of_unions(by_path).items()
+        Problem(path, _find_place(document, path), _describe(group))
+        for path, group in _drop_union_branches(by_path).items()
     ]
 
 
-def _fault(error: ErrorDetails, value: object) -> _Fault:
+def _locate_fault(error: ErrorDetails, value: object) -> _Fault:
     path: list[str | int] = []
     branch = False
-    loc = _loc_of_validator(error, value) or error["loc"]
+    loc = _validator_loc(error, value) or error["loc"]
     for step, part in enumerate(loc):
         is_last = step == len(loc) - 1
         if isinstance(value, dict) and part in value:
@@ -71,15 +70,15 @@ def _fault(error: ErrorDetails, value: object) -> _Fault:
     return _Fault(tuple(path), error, branch)
 
 
-def _loc_of_validator(error: ErrorDetails, value: object) -> tuple[str, ...] | None:
-    """Where a check across sections points to: it puts the dotted path before its message."""
+def _validator_loc(error: ErrorDetails, value: object) -> tuple[str, ...] | None:
+    """The path that a check across sections writes before its message."""
     dotted, colon, _ = error["msg"].removeprefix("Value error, ").partition(": ")
     at_root = error["type"] == "value_error" and not error["loc"]
-    return keys_of(split_setting(dotted)[0], value) if at_root and colon else None
+    return resolve_keys(split_setting(dotted)[0], value) if at_root and colon else None
 
 
 def _is_echo(fault: _Fault) -> bool:
-    """A list reported too short only because pydantic dropped its faulty entries."""
+    """Whether pydantic reports a list as too short only because it dropped faulty entries."""
     entries = fault.error["input"]
     return (
         fault.kind == "too_short"
@@ -88,9 +87,8 @@ def _is_echo(fault: _Fault) -> bool:
     )
 
 
-def _deepest_of_unions(by_path: Mapping[yamltext.Path, list[_Fault]]) -> dict[yamltext.Path, list[_Fault]]:
-    """Without the branches of a union that the user cannot have meant: a list with a faulty entry is
-    not a failed `auto`."""
+def _drop_union_branches(by_path: Mapping[KeyPath, list[_Fault]]) -> dict[KeyPath, list[_Fault]]:
+    """Drop union branches that the user did not mean: a list with a faulty entry is no failed `auto`."""
     kept = {}
     for path, group in by_path.items():
         deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
@@ -99,7 +97,7 @@ def _deepest_of_unions(by_path: Mapping[yamltext.Path, list[_Fault]]) -> dict[ya
     return kept
 
 
-def _text(group: Sequence[_Fault]) -> str:
+def _describe(group: Sequence[_Fault]) -> str:
     first = group[0]
     if first.kind == "missing":
         return "missing"
@@ -113,20 +111,20 @@ def _text(group: Sequence[_Fault]) -> str:
     wanted = " or ".join(dict.fromkeys(_wanted(fault.error) for fault in group))
     advice = _did_you_mean(given, _choices(group))
     if first.kind in ("model_type", "dict_type") and given is None:
-        advice = _instead_of_null(first.path)
-    return f"should be {wanted}, not {_shown(given)}{advice}"
+        advice = _null_advice(first.path)
+    return f"should be {wanted}, not {_quote(given)}{advice}"
 
 
-def _instead_of_null(path: yamltext.Path) -> str:
-    """An entry is not there, or null would have taken it away."""
+def _null_advice(path: KeyPath) -> str:
+    """Advice for a section that is null: null removes an existing entry, and here there is none."""
     if not path:
         return ""
     section = _model_at(path[:-1])
     if section is None:
-        return "; null takes away an entry that is there, and there is none of this name"
+        return "; null removes an existing entry, and there is none of this name"
     if section.model_fields[str(path[-1])].is_required():
         return ""
-    return "; leave the line out to have the defaults"
+    return "; leave the line out to use the defaults"
 
 
 def _wanted(error: ErrorDetails) -> str:
@@ -159,7 +157,7 @@ def _choices(group: Sequence[_Fault]) -> list[str]:
     return [choice for text in expected for choice in text.split("'")[1::2]]
 
 
-def _unknown_key(path: yamltext.Path) -> str:
+def _unknown_key(path: KeyPath) -> str:
     suggestion = _suggestion(path)
     if suggestion:
         return f"unknown key `{path[-1]}`, did you mean `{suggestion}`?"
@@ -167,11 +165,10 @@ def _unknown_key(path: yamltext.Path) -> str:
     return f"unknown key `{path[-1]}`; the keys here are {known}"
 
 
-def _suggestion(path: yamltext.Path) -> str | None:
+def _suggestion(path: KeyPath) -> str | None:
     """The same key in another section, or the nearest key of this one."""
     key = str(path[-1])
-    near = difflib.get_close_matches(key, _known_keys(path[:-1]), n=1)
-    return next(iter((*_sections_with(key), *near)), None)
+    return next(_sections_with(key), near(key, _known_keys(path[:-1])))
 
 
 def _sections_with(key: str) -> Iterator[str]:
@@ -181,12 +178,12 @@ def _sections_with(key: str) -> Iterator[str]:
             yield f"{section}.{key}"
 
 
-def _known_keys(path: yamltext.Path) -> list[str]:
+def _known_keys(path: KeyPath) -> list[str]:
     model = _model_at(path)
     return list(model.model_fields) if model else []
 
 
-def _model_at(path: yamltext.Path) -> type[BaseModel] | None:
+def _model_at(path: KeyPath) -> type[BaseModel] | None:
     return _as_model(_kind_at(path))
 
 
@@ -194,7 +191,7 @@ def _as_model(kind: object) -> type[BaseModel] | None:
     return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
 
 
-def _kind_at(path: yamltext.Path) -> object:
+def _kind_at(path: KeyPath) -> object:
     kind: object = Config
     for part in path:
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
@@ -205,27 +202,26 @@ def _kind_at(path: yamltext.Path) -> object:
     return kind
 
 
-def is_section(path: yamltext.Path) -> bool:
-    """Whether a path leads to a mapping: of settings, an entry of a mapping of names among them, or of names
-    to settings, such as `facets`."""
+def is_section(path: KeyPath) -> bool:
+    """Whether a path leads to a mapping of settings, or of names to settings such as `facets`."""
     kind = _kind_at(path) if path else None
     named = get_args(kind)[1:] if get_origin(kind) is dict else ()
     return any(_as_model(each) is not None for each in (kind, *named))
 
 
 def _section_in(annotation: object) -> object:
-    """The model among the branches of an optional section, else the annotation itself."""
+    """The model of an optional section; any other annotation as it is."""
     models = [arg for arg in get_args(annotation) if inspect.isclass(arg) and issubclass(arg, BaseModel)]
     return models[0] if models and type(None) in get_args(annotation) else annotation
 
 
-def _place(document: Document, path: yamltext.Path) -> str:
+def _find_place(document: Document, path: KeyPath) -> str:
     while path not in document.places:
         path = path[:-1]
     return document.places[path]
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
@@ -237,5 +233,5 @@ def _number(limit: float) -> str:
 
 
 def _did_you_mean(value: object, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    return f", did you mean `{near[0]}`?" if near else ""
+    meant = near(value, choices) if isinstance(value, str) else None
+    return f", did you mean `{meant}`?" if meant else ""

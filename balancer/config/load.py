@@ -1,4 +1,4 @@
-"""From the config file a user wrote to a `Config`, or to every problem in it, each with its place."""
+"""Load a config file into a `Config`, or report every problem in it with its line."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from balancer.config import explain as configproblems
 from balancer.config import legacy
-from balancer.config import yaml_reading as yamltext
-from balancer.config.dotted import keys_of, split_setting
+from balancer.config.dotted import resolve_keys, split_setting
+from balancer.config.explain import explain_errors, format_problem, is_section
 from balancer.config.schema import Config, PathBases
-from balancer.config.yaml_reading import Document, Problem
+from balancer.config.yaml_reading import Document, KeyPath, Problem, read_document
 from balancer.errors import ConfigError
 from balancer.storage.address import refuse_credentials
 from balancer.storage.regular_files import NotRegularError, TooLargeError, read_regular
 from balancer.storage.user_paths import expanded
 from balancer.text.names import composed
+from balancer.text.quantities import size
 
 MAX_FILE_BYTES = 1_000_000
 
 EXTENDS = "extends"
-"""A config may begin from another one: `extends: base.yaml`, beside it. What it says itself goes before."""
+"""A config may extend another one beside it: `extends: base.yaml`. Its own values win."""
 
 MAX_EXTENDS = 5
 
 OVERRIDE = "--set "
-"""What the place of a setting from the command line begins with."""
+"""Prefix of the place of a value from the command line."""
 
 log = logging.getLogger(__name__)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML or JSON config, or one in the earlier tool's layout; `overrides` are
-    `dotted.path=value` in our own layout, values as in YAML.
+    """Read a YAML or JSON config, or a legacy one. `overrides` are `dotted.path=value` in the current layout,
+    with YAML values.
 
     Raises ConfigError with all problems at once, in the file's order.
     """
     document = read_config_file(path)
-    if legacy.is_earlier_layout(document):
+    if legacy.is_legacy(document):
         converted = legacy.convert(document)
         document = converted.document
         if converted.unused:
             log.warning(
-                "%s: %d fields of the earlier tool's layout are not used; `balancer convert` lists them",
+                "%s: %d fields of the legacy layout are not used; `balancer convert` lists them",
                 path, len(converted.unused),
             )  # fmt: skip
-    return validated(document, overrides)
+    return validate_document(document, overrides)
 
 
 def read_config_file(path: str | os.PathLike[str]) -> Document:
-    """The values of a config file as they stand there, and in those that it extends; ConfigError if one
-    cannot be read at all."""
+    """The values of a config file and of the files it extends, not validated. Raises ConfigError if one
+    cannot be read."""
     refuse_credentials(os.fspath(path), "the path of this config")
     return _read_extended(expanded(path), ())
 
 
 def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
-    document = yamltext.read_document(_read_text(path), lambda line: f"{path}:{line}")
+    document = read_document(_read_text(path), lambda line: f"{path}:{line}")
     if document is None:
         raise ConfigError([f"{path} is empty"], hint="`balancer init DATASET` writes one to edit")
     if not isinstance(document.value, dict) or EXTENDS not in document.value:
@@ -74,28 +74,28 @@ def _read_extended(path: Path, before: tuple[Path, ...]) -> Document:
             [f"{place}: {EXTENDS}: should be the name of a config file, not {json.dumps(base)}"]
         )
     if len(before) == MAX_EXTENDS:
-        raise ConfigError([f"{place}: {EXTENDS}: more than {MAX_EXTENDS} files, or in a circle"])
-    return _over(_read_extended(path.parent / base, (*before, path)), document)
+        raise ConfigError([f"{place}: {EXTENDS}: more than {MAX_EXTENDS} files, or a cycle"])
+    return _merge(_read_extended(path.parent / base, (*before, path)), document)
 
 
-def _over(base: Document, document: Document) -> Document:
-    """What both say, where they differ the second one. Sections are joined, lists are replaced, and null
-    takes a section or an entry away."""
+def _merge(base: Document, document: Document) -> Document:
+    """Merge `document` over `base`. Sections are merged, lists are replaced, and null removes a section or
+    an entry."""
 
-    def joined(below: object, above: object, path: yamltext.Path) -> object:
+    def joined(below: object, above: object, path: KeyPath) -> object:
         if not (isinstance(below, dict) and isinstance(above, dict)):
             hidden.append(path)
             return above
-        gone = {key for key in below.keys() & above.keys() if _takes_away((*path, key), above[key])}
+        gone = {key for key in below.keys() & above.keys() if _removes((*path, key), above[key])}
         hidden.extend((*path, key) for key in gone)
         both = (below.keys() & above.keys()) - gone
         shared = {key: joined(below[key], above[key], (*path, key)) for key in both}
         return {key: value for key, value in (below | above | shared).items() if key not in gone}
 
-    hidden: list[yamltext.Path] = []
+    hidden: list[KeyPath] = []
     value = joined(base.value, document.value, ())
 
-    def is_hidden(path: yamltext.Path) -> bool:
+    def is_hidden(path: KeyPath) -> bool:
         return any(path[: len(replaced)] == replaced for replaced in hidden)
 
     places = {path: place for path, place in base.places.items() if not is_hidden(path)}
@@ -103,27 +103,30 @@ def _over(base: Document, document: Document) -> Document:
     return Document(value, places | document.places, [*problems, *document.problems])
 
 
-def _takes_away(path: yamltext.Path, value: object) -> bool:
-    return value is None and configproblems.is_section(path)
+def _removes(path: KeyPath, value: object) -> bool:
+    return value is None and is_section(path)
 
 
-def validated(document: Document, overrides: Sequence[str] = ()) -> Config:
-    """The config a document describes once `overrides` have replaced their values in it, or ConfigError."""
+def validate_document(document: Document, overrides: Sequence[str] = ()) -> Config:
+    """Apply `overrides` to a document and validate it. Raises ConfigError."""
     stages = [examine(document)] if overrides else []
     for override in overrides:
         apply_override(document, override)
         stages.append(examine(document))
     config, problems = stages[-1] if stages else examine(document)
     if config is None or problems:
-        raise config_error([_blamed(problem, overrides, stages) for problem in problems])
-    return config.with_bases(_bases_of(document))
+        raise config_error([_blame_override(problem, overrides, stages) for problem in problems])
+    return config.with_bases(_find_path_bases(document))
 
 
-def _blamed(
+def _blame_override(
     problem: Problem, overrides: Sequence[str], stages: Sequence[tuple[Config | None, list[Problem]]]
 ) -> Problem:
-    """With the setting as its place that made a problem of what the file says: the first one with which it is
-    there. Unless it may only have come to light: where nothing was wrong before, or that is its section."""
+    """Place a problem at the override that caused it: the first one after which it appears.
+
+    The problem stays at its line if the file was invalid before and the override is in another section: the
+    override may only have uncovered it.
+    """
     seen = ((problem.path, problem.text) in [(p.path, p.text) for p in problems] for _, problems in stages)
     first = next((stage for stage, there in enumerate(seen) if there), 0)
     if first == 0 or problem.place.startswith(OVERRIDE):
@@ -136,11 +139,11 @@ def _blamed(
 
 
 LOCAL_PATHS = (("dataset", "path"), ("dataset", "holdout"), ("verification", "calibration"))
-"""Settings that name something on this machine."""
+"""Settings that are local paths."""
 
 
-def _bases_of(document: Document) -> PathBases:
-    """Of paths that a file gives, its folder: with `extends` there may be several."""
+def _find_path_bases(document: Document) -> PathBases:
+    """The folder of the file that gives each local path; `extends` can involve several files."""
     folders = {}
     for path in LOCAL_PATHS:
         file, _, line = document.places.get(path, "").rpartition(":")
@@ -150,24 +153,24 @@ def _bases_of(document: Document) -> PathBases:
 
 
 def examine(document: Document) -> tuple[Config | None, list[Problem]]:
-    """The config, unless there is none to be had, and everything that is wrong."""
+    """Validate a document: the config, None if it is invalid, and every problem."""
     problems = [*document.problems]
     _compose_names(document.value)
     try:
         return Config.model_validate_json(json.dumps(document.value), strict=True), problems
     except ValidationError as error:
         known_bad = {problem.path for problem in problems}
-        found = configproblems.explain(error.errors(include_url=False), document)
-        return None, problems + [problem for problem in found if problem.path not in known_bad]
+        explained = explain_errors(error.errors(include_url=False), document)
+        return None, problems + [problem for problem in explained if problem.path not in known_bad]
 
 
 def _compose_names(value: object) -> None:
-    """Names that are values, as keys are composed already; paths and prompts stay as they are written."""
-    for names in _lists_of_names(value):
+    """Compose names that are values; keys are composed already. Paths and prompts stay as written."""
+    for names in _find_name_lists(value):
         names[:] = [composed(name) if isinstance(name, str) else name for name in names]
 
 
-def _lists_of_names(value: object) -> Iterator[list[object]]:
+def _find_name_lists(value: object) -> Iterator[list[object]]:
     match value:
         case {"verification": {"unjudged": list(names)}}:
             yield names
@@ -180,7 +183,7 @@ def _lists_of_names(value: object) -> Iterator[list[object]]:
 
 
 def config_error(problems: Iterable[Problem]) -> ConfigError:
-    return ConfigError([configproblems.line(problem) for problem in sorted(problems, key=_file_order)])
+    return ConfigError([format_problem(problem) for problem in sorted(problems, key=_file_order)])
 
 
 def _read_text(path: Path) -> str:
@@ -189,7 +192,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise ConfigError([f"config {path} does not exist"]) from error
     except TooLargeError as error:
-        raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES // 1_000_000} MB"]) from error
+        raise ConfigError([f"config {path} is larger than {size(MAX_FILE_BYTES)}"]) from error
     except NotRegularError as error:
         hint = "" if path.is_dir() else "save the config to a file; pipes and devices are not read"
         raise ConfigError([f"config {path} is {error.strerror}"], hint=hint) from error
@@ -202,16 +205,16 @@ def _read_text(path: Path) -> str:
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Put one value in the place of what the file says, and of what is wrong with that."""
+    """Replace one value, and the problems reported for it."""
     place = f"{OVERRIDE}{override}"
     parts, text = split_setting(override)
-    keys = keys_of(parts, document.value)
+    keys = resolve_keys(parts, document.value)
     if text is None or not all(keys):
         raise ConfigError(
             [f"{place}: write it as section.key=value, such as generation.steps=20"],
-            hint="a name with a dot goes in quotes: --set 'classes.\"v1.0\".prompts=[a photo]'",
+            hint="quote a name that has a dot: --set 'classes.\"v1.0\".prompts=[a photo]'",
         )
-    given = yamltext.read_document(text, lambda _line: place) or Document()
+    given = read_document(text, lambda _line: place) or Document()
     if not isinstance(document.value, dict):
         return
     section = document.value
@@ -219,7 +222,7 @@ def apply_override(document: Document, override: str) -> None:
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
-    if keys[-1] in section and _takes_away(keys, given.value):
+    if keys[-1] in section and _removes(keys, given.value):
         del section[keys[-1]]
     else:
         section[keys[-1]] = given.value

@@ -1,11 +1,10 @@
-"""The config file a user writes, as pydantic models; every field is documented where it stands.
+"""The config file as pydantic models, with a docstring for every field.
 
 `load_config` (in `balancer.config.load`) reads YAML or JSON into a `Config`.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -31,23 +30,24 @@ from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.dotted import join_keys
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
+from balancer.text.names import near
 
 SAMPLE_DATASET = "sample"
 EMBEDDED_MODEL = "embedded"
 SIMULATED = "simulated"
 
 MAX_EMBEDDING_DIM = 65_536
-"""Numbers in an embedding of the verifier; published ones have up to 1,664."""
+"""Length of the verifier's embeddings; published models have up to 1,664."""
 
 MAX_CELLS = 100_000
-"""Over all classes. So many take seconds to plan with few facets, half a minute with nine; twice as many took
-five minutes."""
+"""Over all classes. Planning this many takes seconds with few facets and half a minute with nine; twice as
+many took five minutes."""
 
 MAX_FACETS = 500
-"""Each is a column of the manifest."""
+"""Each facet is a column of the manifest."""
 
 MAX_FACETS_OF_CLASS = 30
-"""More with two values each make too many cells; arrays have at most 64 axes."""
+"""More facets, even with two values each, make too many cells; numpy arrays have at most 64 axes."""
 
 MAX_WAIT_S = 10_000_000
 
@@ -58,7 +58,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Split = Literal["train", "validation", "test"]
 
-# Columns of the manifest and keys of a plan, which a facet must not be named after.
+# Columns of the manifest and keys of a plan: forbidden as facet names.
 RESERVED_FACET_NAMES = frozenset(
     "id file_name class cell slot attempt source status reason score scores threshold fallback review "
     "prompt negative_prompt seed model model_revision verifier verifier_revision steps guidance width "
@@ -70,9 +70,9 @@ RESERVED_FACET_NAMES = frozenset(
 LEAST_GPU_SHARE = 0.0001
 
 INTERNAL_PREFIX = "__"
-"""Of columns that the manifest, and Arrow, keep for themselves, such as `__place`."""
+"""Prefix of columns reserved by the manifest and by Arrow, such as `__place`."""
 
-# Settings that may change between two starts of one run: they say how fast, not what.
+# Settings that may change between two starts of one run: they change its speed, not its output.
 NOT_IN_FINGERPRINT: dict[str, Any] = {
     "name": True,
     "actors": True,
@@ -81,7 +81,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "criteria": True,
     "output": True,
     "generation": {"batch_size", "dtype", "compile", "offload"},
-    # Of a calibration its temperatures are compared instead (`models` in run.json); the others decide
+    # Calibrations are compared by their temperatures (`models` in run.json). The other two only decide
     # whether a run may start.
     "verification": {"calibration", "min_auc", "min_examples"},
 }
@@ -89,24 +89,22 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class PathBases:
-    """The folder of the config file in which each path stands, by its dotted name. A path that is not here,
-    such as one from the command line, is meant from the working folder. No setting: all are equal."""
+    """The folder of the config file that gives each path, by dotted name. Other paths, such as those from the
+    command line, are relative to the working folder. Not a setting, so all compare equal."""
 
     folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
 
 BEGUN = {"begun": True}
-"""The context in which the config of a run is validated that was begun: by a version, perhaps, that did not
-refuse ranges in which no image can be."""
+"""Validation context for the config of an existing run. Earlier versions accepted brightness ranges that no
+image can meet."""
 
 
-def _in_order(least_greatest: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
-    if info.context == BEGUN:
-        return least_greatest
-    if least_greatest is not None and least_greatest[0] > least_greatest[1]:
-        least, greatest = least_greatest
+def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+    if limits is not None and info.context != BEGUN and limits[0] > limits[1]:
+        least, greatest = limits
         raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
-    return least_greatest
+    return limits
 
 
 class _Section(BaseModel):
@@ -115,28 +113,27 @@ class _Section(BaseModel):
 
 class DatasetConfig(_Section):
     path: str = SAMPLE_DATASET
-    """Folder with one subfolder of images per class, looked for beside the config file, then in the working
-    folder; `sample` is the rendered sample dataset, made on first use in the cache folder
+    """Folder with one subfolder of images per class, relative to the config file, or else to the working
+    folder. `sample` is the rendered sample dataset, made on first use in the cache folder
     (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
-    `metadata.parquet`, `metadata.csv` or `metadata.jsonl` if there is one, and those in the class folders,
+    `metadata.parquet`, `metadata.csv` or `metadata.jsonl`, if one exists, and those in the class folders,
     whose file names are relative to their own folder."""
 
     holdout: str | None = None
-    """Another folder laid out like `path`, looked for in the same places and kept apart from training: the
-    verifier is tested on its labelled images too, and a candidate that copies one of them is rejected.
-    `sample` is the hold-out of the sample dataset."""
+    """Another folder laid out like `path`, found in the same way and kept apart from training. The verifier
+    is tested on its labelled images too, and a candidate that copies one of them is rejected. `sample` is
+    the hold-out of the sample dataset."""
 
     splits: dict[Split, PositiveShare] | None = None
     """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
-    to 1. By default all are `train`. Which image goes where follows from its pixels alone, so that copies of
-    a picture stay together and a further run puts it there again. A split that the metadata table gives in a
-    column `split` comes first, with or without shares. `target` counts training images only, and generated
-    ones are always training images; no image is ever generated from a validation or test image. As those of
-    `holdout`, these are looked at in two places: a candidate that copies one is rejected, and the verifier is
-    tested on their labels."""
+    to 1. By default all images are `train`. An image's pixels alone decide its split, so duplicates stay
+    together and every run makes the same choice. A column `split` in the metadata table takes precedence,
+    with or without shares. `target` counts training images only. Generated images are always training
+    images, and none is made from a validation or test image. Those are used twice, like the images of
+    `holdout`: a candidate that copies one is rejected, and the verifier is tested on their labels."""
 
     max_image_megabytes: float = Field(default=64, gt=0, le=1000)
     """Larger files are reported unreadable, not opened."""
@@ -154,7 +151,7 @@ class DatasetConfig(_Section):
         return splits
 
     def split_shares(self) -> dict[str, Fraction] | None:
-        """Exact shares that sum to 1; None if images are not dealt out."""
+        """Exact shares that sum to 1; None if there are no shares."""
         if self.splits is None:
             return None
         return dict(zip(self.splits, _exact_shares([*self.splits.values()]), strict=True))
@@ -162,7 +159,7 @@ class DatasetConfig(_Section):
 
 class ClassConfig(_Section):
     prompts: tuple[Phrase, ...] = Field(min_length=1)
-    """Wordings of what the generator is asked for; attempts go through them in turn."""
+    """Prompts for the generator; attempts use them in turn."""
 
     variations: tuple[Phrase, ...] = ()
     """Harmless details (table, angle, garnish) added in turn, so that images of a cell differ."""
@@ -171,16 +168,16 @@ class ClassConfig(_Section):
     """What images of this class must not show; joined with `generation.negative_prompt`."""
 
     fallback_prompts: tuple[Phrase, ...] = ()
-    """Prompts of the fallback attempt; by default those of `prompts`."""
+    """Prompts of the fallback attempt; by default `prompts`."""
 
     labels: tuple[Phrase, ...] = ()
-    """Wordings by which the verifier knows the class; by default `prompts`."""
+    """Wordings by which the verifier recognises the class; by default `prompts`."""
 
 
 class FacetValueConfig(_Section):
     share: PositiveShare | None = None
-    """Part of a class's images that should have this value. Given for all values of a facet or for
-    none (then even); they sum to 1."""
+    """Share of a class's images that should have this value. Give it for all values of a facet, summing to
+    1, or for none (even shares)."""
 
     prompts: tuple[Phrase, ...] = Field(min_length=1)
     """Wordings added to the class's prompt."""
@@ -189,13 +186,13 @@ class FacetValueConfig(_Section):
     """What images with this value must not show."""
 
     labels: tuple[Phrase, ...] = ()
-    """Wordings by which the verifier knows the value; by default `prompts`."""
+    """Wordings by which the verifier recognises the value; by default `prompts`."""
 
     brightness: tuple[Probability, Probability] | None = None
     """Least and greatest mean luminance, 0 to 1, of an image with this value; by default
     `verification.brightness`."""
 
-    _brightness_is_a_range = field_validator("brightness")(_in_order)
+    _brightness_is_a_range = field_validator("brightness")(_check_range)
 
 
 class FacetConfig(_Section):
@@ -217,35 +214,35 @@ class FacetConfig(_Section):
 
 
 class TargetConfig(_Section):
-    """How many training images there should be, by exactly one of `per_class`, `ratio_to_largest` and
-    `total`. Real images in a validation or test split (`dataset.splits`) count nowhere here."""
+    """How many training images there should be: exactly one of `per_class`, `ratio_to_largest` and `total`.
+    Real images in a validation or test split (`dataset.splits`) do not count."""
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
     """Training images every class should have, real and generated together."""
 
     ratio_to_largest: float | None = Field(default=None, gt=0, le=1)
-    """Images every class should have, as a part of what the largest class has; rounded up."""
+    """Images every class should have, as a fraction of the largest class; rounded up."""
 
     total: int | None = Field(default=None, gt=0, le=1_000_000_000)
-    """Images of all classes together. Classes are brought to one level; one that has more real images
-    keeps them."""
+    """Images of all classes together. Classes are raised to one level; a class with more real images keeps
+    them."""
 
     max_synthetic_share: float | None = Field(default=None, ge=0, lt=1)
-    """Greatest part of a class's images that may be generated; classes that cannot reach their target
-    because of it are named by `plan`."""
+    """Largest share of a class's images that may be generated. `plan` names the classes that cannot reach
+    their target because of it."""
 
     count_real_facets: Literal["no", "known", "measured"] = "no"
-    """Whether real images count towards the shares of their facet values: `no` gives the shares to the
-    generated images alone; `known` counts values the metadata states; `measured` asks the verifier
-    for the others."""
+    """Whether real images count towards the shares of their facet values. `no` applies the shares to the
+    generated images alone; `known` counts values from the metadata; `measured` asks the verifier for the
+    others."""
 
     @model_validator(mode="after")
     def _is_given_once(self) -> Self:
         kinds = ("per_class", "ratio_to_largest", "total")
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
-            found = f"{' and '.join(given)} are given" if given else "none of them is"
-            raise ValueError(f"one of {', '.join(kinds)} must be given, and {found}")
+            actual = f"{' and '.join(given)} are given" if given else "none of them is"
+            raise ValueError(f"one of {', '.join(kinds)} must be given, and {actual}")
         return self
 
 
@@ -260,31 +257,31 @@ class GenerationConfig(_Section):
     """Weight variant on the hub, such as `fp16`."""
 
     width: int = Field(default=512, ge=64, le=4096, multiple_of=8)
-    """Pixels; a model makes good images at the sizes it was trained for."""
+    """Pixels. A model makes good images at the sizes it was trained for."""
 
     height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
     """Pixels."""
 
     steps: int = Field(default=30, ge=1, le=1000)
-    """Denoising steps an image."""
+    """Denoising steps per image."""
 
     guidance: float = Field(default=7.5, ge=0, le=50)
     """Classifier-free guidance scale; 1 or less turns guidance off."""
 
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
-    """Candidates a generator makes at once. The shape is kept to the end: short batches are filled up. `auto`
-    takes as many as fit into the memory of the GPU. If memory runs out, the shape is halved."""
+    """Candidates that a generator makes at once. Short batches are padded to this size. `auto` uses as many
+    as fit into GPU memory. If memory runs out, the size is halved."""
 
     compile: bool = False
-    """Compile the model before the first batch: takes minutes once per machine, then each batch is faster,
-    the more so the smaller the images. On GPUs only."""
+    """Compile the model before the first batch. Takes minutes once per machine; then each batch is faster,
+    most of all with small images. On GPUs only."""
 
     offload: Literal["auto", "none", "text_encoders", "model", "sequential"] = "auto"
-    """Which parts stay in host memory until they are needed; `auto` takes the fastest way that fits the free
-    memory of the GPU, and says which."""
+    """Parts of the model that stay in host memory until they are needed; `auto` picks the fastest choice that
+    fits into free GPU memory, and reports it."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the model; `auto` takes bfloat16 where the GPU has it, float16 on older GPUs, float32
+    """Precision of the model; `auto` uses bfloat16 where the GPU has it, float16 on older GPUs, float32
     on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""
 
     negative_prompt: str = ""
@@ -292,13 +289,12 @@ class GenerationConfig(_Section):
 
     @property
     def usual_batch(self) -> int:
-        """The batch size, or a guess at it while it is not known."""
+        """The batch size, or a guess while it is unknown."""
         return 8 if self.batch_size == "auto" else self.batch_size
 
 
 class SafetyConfig(_Section):
-    """A transformers image classifier that looks for what must not be shown, besides any safety checker
-    the pipeline brings."""
+    """A transformers image classifier for unsafe content, besides the pipeline's own safety checker."""
 
     model: str
     """A hub id or a folder in transformers layout."""
@@ -307,19 +303,19 @@ class SafetyConfig(_Section):
     """Commit of the hub repository, 40 hex digits."""
 
     labels: tuple[Phrase, ...] = Field(default=("nsfw",), min_length=1)
-    """Labels of the model that mean unsafe; their probabilities are added up."""
+    """Labels of the model that mean unsafe; their probabilities are summed."""
 
     max_unsafe: Probability = 0.5
     """Images above this probability are rejected as `flagged`."""
 
 
 class SecondJudgeConfig(_Section):
-    """A vision-language model that is asked, for every property of every candidate, whether the image
-    shows it. Its P(yes) and the verifier's probability combine by their minimum. It runs beside the
-    verifier, on the same device; `actors.gpus_per_verifier` must leave it the room."""
+    """A vision-language model that answers, for every property of every candidate, whether the image shows
+    it. The smaller of its P(yes) and the verifier's probability counts. It runs on the verifier's device:
+    `actors.gpus_per_verifier` must leave memory for it."""
 
     model: str
-    """A hub id or a folder in transformers layout, of a kind that transformers has built in."""
+    """A hub id or a folder in transformers layout; the model class must be built into transformers."""
 
     revision: str | None = None
     """Commit of the hub repository, 40 hex digits."""
@@ -331,24 +327,24 @@ class SecondJudgeConfig(_Section):
     @classmethod
     def _asks_for_something(cls, question: str) -> str:
         if question.count("{}") != 1:
-            raise ValueError("the question must hold {} once, where the wording goes")
+            raise ValueError("the question must contain {} once, in place of the wording")
         return question
 
 
 class CopiesConfig(_Section):
     """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
 
-    Measured on the embedded models (128 x 128 pixels): of 332,520 pairs of
-    different pictures 2 are taken for copies. Pictures saved again as JPEG, resized and back, 5 % brighter or
-    darker, or with noise are all found; shifted by one pixel 79 % are, by two 29 %, mirrored none. With a
-    distance of 8 it is 99 % and 79 %, and 34 pairs.
+    Measured on the embedded models (128 x 128 pixels): of 332,520 pairs of different images, 2 count as
+    copies. All images saved again as JPEG, resized and back, 5 % brighter or darker, or with noise are
+    detected; 79 % of those shifted by one pixel, 29 % by two, and none of those mirrored. With a distance of
+    8: 99 % and 79 %, and 34 pairs.
     """
 
     max_distance: int = Field(default=4, ge=0, le=64)
-    """Greatest number of the 64 bits of their perceptual hashes in which the two differ."""
+    """Largest number of differing bits between the two 64-bit perceptual hashes."""
 
     min_similarity: float = Field(default=0.95, ge=-1, le=1)
-    """Least cosine of their embeddings."""
+    """Smallest cosine similarity of the two embeddings."""
 
 
 class VerificationConfig(_Section):
@@ -362,26 +358,26 @@ class VerificationConfig(_Section):
     """Least probability each property of an accepted image must reach."""
 
     calibration: str | None = None
-    """A file that `balancer calibrate` wrote for this verifier and these wordings, looked for beside the
-    config file, then in the working folder; without one, probabilities are the verifier's own."""
+    """A file that `balancer calibrate` wrote for this verifier and these wordings, relative to the config
+    file, or else to the working folder. Without one, the verifier's raw probabilities count."""
 
     unjudged: tuple[Phrase, ...] = ()
-    """What may go on although the labelled images do not show that the verifier can judge it: a property
-    (`lighting`) then rejects no image, a single value (`class=combined`) is judged all the same. Rows list
-    both in `unjudged`; `scores` holds what was measured, but a property named here has no part in `score`,
-    which is null if nothing was judged."""
+    """Properties and values to accept although the labelled images do not prove that the verifier can judge
+    them. A property (`lighting`) then rejects no image; a single value (`class=combined`) is still judged.
+    Rows list both in `unjudged`. A property named here has no part in their `score`, which is null if nothing
+    was judged; `scores` holds what was measured."""
 
     min_auc: float = Field(default=0.8, ge=0.5, le=1)
-    """A value whose labelled images the verifier tells from the others no better than this (area under
-    the ROC curve; 0.5 is chance) needs to be named in `unjudged`."""
+    """Smallest area under the ROC curve (0.5 is chance) with which the verifier must tell the labelled images
+    of a value from the others. Values below it must be listed in `unjudged`."""
 
     min_examples: int = Field(default=5, ge=1, le=10**9)
-    """Labelled images a value needs for that test."""
+    """Labelled images that a value needs for that test."""
 
     brightness: tuple[Probability, Probability] = (0.02, 0.98)
     """Least and greatest mean luminance, 0 to 1, of any image."""
 
-    _brightness_is_a_range = field_validator("brightness")(_in_order)
+    _brightness_is_a_range = field_validator("brightness")(_check_range)
 
     copies: CopiesConfig = CopiesConfig()
     safety: SafetyConfig | None = None
@@ -394,14 +390,14 @@ class FallbackConfig(_Section):
 
 
 class RungConfig(_Section):
-    """What one attempt changes against a plain one. Every attempt has a seed of its own."""
+    """Changes of one attempt against a plain one. Every attempt has its own seed."""
 
     next_wording: bool = True
-    """Take the next wording of the class and of each facet value; without it, those of the attempt before."""
+    """Use the next wording of the class and of each facet value; otherwise repeat the previous wordings."""
 
     strengthen: bool = False
-    """Say the property that was weakest in the attempt before first, and in two wordings. Nothing changes
-    if that attempt was rejected for something else."""
+    """Put the property that was weakest in the previous attempt first, in two wordings. Has no effect if that
+    attempt was rejected for another reason."""
 
     guidance: float | None = Field(default=None, ge=0, le=50)
     """Guidance of this attempt; by default `generation.guidance`."""
@@ -416,36 +412,36 @@ class RungConfig(_Section):
 
 class AttemptsConfig(_Section):
     max: int = Field(default=3, ge=1, le=100)
-    """Attempts a slot, each with another seed; a `fallback`, where there is one, comes after them."""
+    """Attempts per slot, each with another seed. The `fallback` attempt, if any, comes after them."""
 
     rungs: tuple[RungConfig, ...] = ()
-    """What the attempts change, the first one first: at most `max` entries; attempts beyond the list repeat
-    its last entry. Without any, each attempt takes the next wording."""
+    """Changes of each attempt, in order: at most `max` entries. Attempts beyond the list repeat its last
+    entry. Without any, each attempt uses the next wording."""
 
     fallback: FallbackConfig | None = None
-    """One more attempt, after `max` others, with `fallback_prompts` and a threshold of its own;
-    `fallback: {}` adds one with the default below."""
+    """One more attempt after `max` others, with `fallback_prompts` and its own threshold; `fallback: {}` adds
+    one with the default below."""
 
     adaptive: bool = False
-    """Prefer the wordings of a class that passed most often so far in a cell (Thompson sampling), instead of
-    taking them in turn. What is accepted then depends on the order in which images were judged: the
-    same run again, or on another number of GPUs, gives another set."""
+    """Prefer the wordings of a class that have passed most often in a cell (Thompson sampling), instead of
+    using them in turn. The accepted images then depend on the order in which images were judged: another
+    run, or another number of GPUs, gives another set."""
 
     give_up_below: Probability = 0.01
-    """A cell of which, with 95 % confidence, less than this part of candidates passes is given up, its
-    open slots short; 0 for never. Which of its images were accepted until then can depend on the order
-    in which candidates were judged."""
+    """Give a cell up, leaving its open slots short, once fewer than this fraction of its candidates pass with
+    95 % confidence; 0 for never. The images accepted until then can depend on the order in which candidates
+    were judged."""
 
     @model_validator(mode="after")
     def _rungs_are_reached(self) -> Self:
         if len(self.rungs) > self.max:
             raise ValueError(
                 f"rungs has {len(self.rungs)} entries and max is {self.max}: raise attempts.max, or the last "
-                "ones are never reached"
+                "entries are never used"
             )
         return self
 
-    def climbed(self) -> tuple[RungConfig, ...]:
+    def rung_per_attempt(self) -> tuple[RungConfig, ...]:
         """One rung for each attempt before the fallback."""
         rungs = self.rungs or (RungConfig(),)
         return (*rungs, *rungs[-1:] * (self.max - len(rungs)))
@@ -453,24 +449,24 @@ class AttemptsConfig(_Section):
 
 class ReviewConfig(_Section):
     fraction: Probability = 0.1
-    """Part of the accepted images marked `review` for a person to look at, spread evenly over the cells."""
+    """Fraction of the accepted images marked `review` for a person to check, spread evenly over the cells."""
 
 
 class BudgetConfig(_Section):
     max_candidates: int | None = Field(default=None, gt=0, le=10**12)
-    """The run ends, slots left open, once this many candidates were judged, earlier starts included."""
+    """Stop the run, leaving slots open, once this many candidates were judged, earlier starts included."""
 
     max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
-    """The run ends, slots left open, after this long; each start counts from zero."""
+    """Stop the run, leaving slots open, after this long; each start counts from zero."""
 
 
 class ActorsConfig(_Section):
     kind: Literal["models", "simulated"] = "models"
-    """`simulated` replaces generator and verifier by stand-ins that draw noise and random scores: for
-    trying a cluster, never for data."""
+    """`simulated` replaces generator and verifier by stand-ins with noise and random scores: for testing a
+    cluster, never for data."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where models run; `auto` takes GPUs if the cluster has any, `cuda` refuses to run without."""
+    """Where models run; `auto` uses GPUs if the cluster has any, `cuda` refuses to run without."""
 
     generators: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     """`auto`: one per GPU of the cluster, or one per CPU core without a GPU."""
@@ -482,20 +478,21 @@ class ActorsConfig(_Section):
     """`auto`: one per eight generators."""
 
     gpus_per_generator: float = Field(default=0.9, gt=0, le=1000)
-    """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it. More than one GPU
-    is a whole number."""
+    """Share of a GPU each generator reserves; below 1, so that a verifier fits beside it. Above 1 only whole
+    numbers."""
 
     gpus_per_verifier: float = Field(default=0.1, ge=0, le=1000)
-    """Share of a GPU each verifier reserves; 0 puts verifiers on CPU. More than one GPU is a whole number."""
+    """Share of a GPU each verifier reserves; 0 puts verifiers on the CPU. Above 1 only whole numbers."""
 
     call_timeout_s: float = Field(default=600, gt=0, le=MAX_WAIT_S)
-    """A call that takes longer is given up and its actor replaced."""
+    """A call that takes longer is abandoned and its actor replaced."""
 
     start_timeout_s: float = Field(default=1800, gt=0, le=MAX_WAIT_S)
-    """Longest time an actor may take to start, download and compilation included."""
+    """Longest time an actor may take to start, including download and compilation."""
 
     max_restarts: int = Field(default=5, ge=0, le=1_000_000)
-    """Replaced actors of one kind without an image committed in between before the run stops."""
+    """The run stops once more actors of one kind than this were replaced without an image committed in
+    between."""
 
     @field_validator("gpus_per_generator", "gpus_per_verifier")
     @classmethod
@@ -509,36 +506,34 @@ class ActorsConfig(_Section):
         return gpus
 
     allow_open_cluster: bool = False
-    """Join a Ray cluster that asks nobody for a token: whoever can reach such a cluster runs code on it."""
+    """Join a Ray cluster that does not require a token: anyone who can reach it can run code on it."""
 
 
 class PlanningConfig(_Section):
     """Assumptions behind the estimates of `plan`, used until a run has measured them."""
 
     acceptance: float = Field(default=0.7, ge=1e-12, le=1)
-    """Expected part of candidates that pass."""
+    """Expected fraction of candidates that pass."""
 
     seconds_per_candidate: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Expected time one generator takes for one candidate."""
+    """Expected time that one generator needs for one candidate."""
 
     cost_per_generator_hour: float | None = Field(default=None, ge=0, le=10**12)
-    """What an hour of one generator costs, in any currency; for the estimates only."""
+    """Price of one generator for an hour, in any currency; for the estimates only."""
 
     bytes_per_image: int | None = Field(default=None, gt=0, le=10**12)
-    """Expected size of one image file; by default 60 % of its raw pixels, about what PNG makes of
-    photographs."""
+    """Expected size of one image file; by default 60 % of its raw pixels, typical of photographs in PNG."""
 
 
 class OutputConfig(_Section):
     real_images: Literal["copy", "reference"] = "copy"
-    """`copy` puts the real images into the run folder too, which is then complete; `reference` records
-    where they are."""
+    """`copy` copies the real images into the run folder, which is then complete; `reference` records their
+    paths."""
 
     image_format: Literal["png", "webp", "jpeg"] = "png"
-    """How generated images are written. `png` every program reads. `webp` keeps every pixel, too, in a fifth
-    of the time and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, and
-    changes pixels a little: choose it if the real images are JPEG, so that no classifier can tell them apart
-    by it."""
+    """Format of generated images. Every program reads `png`. `webp` is lossless, too, in a fifth of the time
+    and slightly less space. `jpeg` takes a third of the space and a twentieth of the time, but changes pixels
+    a little. Choose it if the real images are JPEG: then no classifier can tell them apart by the format."""
 
     commit_rows: int = Field(default=64, ge=1, le=10_000)
     """Rows committed at once."""
@@ -547,27 +542,27 @@ class OutputConfig(_Section):
     """Longest time a judged candidate waits for its commit."""
 
     disk_full_wait_s: float = Field(default=600, ge=0, le=MAX_WAIT_S)
-    """Longest time a run waits for room on a full disk before it ends. The same command goes on later."""
+    """Longest time a run waits for space on a full disk before it ends. The same command resumes it later."""
 
     rejected_per_reason: int = Field(default=12, ge=0, le=10_000)
-    """Rejected images kept for each reason, under `rejected/`, for the report; of a cell in which nothing
-    passes, a few besides."""
+    """Rejected images kept per reason, under `rejected/`, for the report, and a few more of each cell in
+    which nothing passes."""
 
 
 class CriteriaConfig(_Section):
-    """What the report checks; a run is not stopped by them."""
+    """Criteria that the report checks. They do not stop a run."""
 
     class_fill: Probability = 0.8
-    """Least part of its target every class must reach."""
+    """Smallest fraction of its target that every class must reach."""
 
     success_rate: Probability = 0.8
-    """Least part of the slots that must end accepted."""
+    """Smallest fraction of the slots that must end accepted."""
 
 
 class Config(_Section):
-    """A balancing job: which classes and facets, how many images, how they are made and judged.
+    """A balancing job: its classes and facets, how many images, how they are made and judged.
 
-    A file may begin from another one beside it, `extends: base.yaml`, and say only what differs.
+    A file may extend another one beside it, `extends: base.yaml`, and give only the differences.
     """
 
     name: str = ""
@@ -597,30 +592,30 @@ class Config(_Section):
     _bases: PathBases = PrivateAttr(default_factory=PathBases)
 
     def with_bases(self, bases: PathBases) -> Self:
-        found = self.model_copy()
-        found._bases = bases
-        return found
+        copy = self.model_copy()
+        copy._bases = bases
+        return copy
 
     @property
     def bases(self) -> PathBases:
         return self._bases
 
-    def places_of(self, name: str, path: str) -> tuple[Path, ...]:
-        """Where a relative path of the setting `name` may be: beside the config file that names it, then in
+    def candidate_paths(self, name: str, path: str) -> tuple[Path, ...]:
+        """The places of a relative path of the setting `name`: beside the config file that gives it, then in
         the working folder."""
         plain = expanded(path, name)
         base = self._bases.folders.get(name, Path())
         beside = base / plain
         return (plain,) if beside.absolute() == plain.absolute() else (beside, plain)
 
-    def found_at(self, name: str, path: str) -> Path:
-        """The first of these places where there is something; the last one if there is nothing."""
-        *others, last = self.places_of(name, path)
+    def resolve_path(self, name: str, path: str) -> Path:
+        """The first of these places that exists, or else the last one."""
+        *others, last = self.candidate_paths(name, path)
         return next(filter(os.path.lexists, others), last)
 
     @model_validator(mode="after")
     def _cells_can_be_planned(self) -> Self:
-        """Before anything else looks at the facets, and counted, not built."""
+        """Counts cells without building them; runs before any other check of the facets."""
         if len(self.facets) > MAX_FACETS:
             raise ValueError(f"facets: there are {len(self.facets)}, over the limit of {MAX_FACETS}")
         sizes: dict[str, list[int]] = {name: [] for name in self.classes}
@@ -645,7 +640,7 @@ class Config(_Section):
     def _names_fit_together(self) -> Self:
         for name, facet in self.facets.items():
             place = join_keys(("facets", name))
-            # Without regard to case, as SQL reads column names.
+            # SQL ignores the case of column names.
             if name.lower() in RESERVED_FACET_NAMES:
                 raise ValueError(f"{place}: {name!r} is a column of the manifest; rename the facet")
             if name.startswith(INTERNAL_PREFIX):
@@ -663,7 +658,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _some_brightness_passes(self, info: ValidationInfo) -> Self:
-        """An image keeps to the limits of its facet values and of `verification`."""
+        """Each facet value's brightness must overlap `verification.brightness`, since both apply."""
         if info.context == BEGUN:
             return self
         low, high = self.verification.brightness
@@ -680,12 +675,12 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _unjudged_is_there(self) -> Self:
-        """What `verification.unjudged` names must be there: a name with a slip of the pen allows nothing."""
+        """Every name in `verification.unjudged` must exist: a misspelt one would have no effect."""
         properties = self.properties()
         known = {*properties, *(f"{name}={value}" for name, values in properties.items() for value in values)}
         if missing := [name for name in self.verification.unjudged if name not in known]:
-            near = difflib.get_close_matches(missing[0], known, n=1)
-            advice = f", did you mean {near[0]!r}?" if near else f"; properties are {', '.join(properties)}"
+            meant = near(missing[0], known)
+            advice = f", did you mean {meant!r}?" if meant else f"; properties are {', '.join(properties)}"
             raise ValueError(
                 f"verification.unjudged: neither a property nor property=value: {', '.join(missing)}{advice}"
             )
@@ -693,7 +688,7 @@ class Config(_Section):
 
     @property
     def generator_name(self) -> str:
-        """As rows, images and cards name it."""
+        """The name in rows, images and cards."""
         return SIMULATED if self.actors.kind == SIMULATED else self.generation.model
 
     @property
@@ -701,7 +696,7 @@ class Config(_Section):
         return SIMULATED if self.actors.kind == SIMULATED else self.verification.model
 
     def properties(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """What the verifier tells apart: property -> value -> the wordings it knows the value by."""
+        """Wordings for the verifier: property -> value -> wordings."""
         classes = {name: item.labels or item.prompts for name, item in self.classes.items()}
         return {CLASS_PROPERTY: classes} | {
             name: {value: item.labels or item.prompts for value, item in facet.values.items()}
@@ -721,7 +716,7 @@ class Config(_Section):
         )
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what a run produces; the others say how fast, or what to print."""
+        """The settings that decide what a run produces; the others affect its speed or its reports."""
         return self.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
 
     def plan_shape(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""YAML or JSON text into plain values, with the place of each, and nothing constructed on the way.
+"""Read YAML or JSON into plain values, each with its place. Constructs no Python objects.
 
-Values follow YAML 1.2 (JSON is part of it): only `true` and `false` are booleans, so a class called `no`
-or `on` stays a name, and `1e-3` is a number. Keys are always text, composed as `balancer.text.names` has it:
-two that a reader takes for one are one.
+Values follow YAML 1.2, which includes JSON: only `true` and `false` are booleans, so a class called `no` or
+`on` stays a name, and `1e-3` is a number. Keys are text, composed by `balancer.text.names`: keys that look
+the same are the same.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from balancer.text.names import composed
 from balancer.text.safetext import has_credentials
 
 MAX_NODES = 200_000
-"""Values in one document, aliases written out: a document of a megabyte without aliases stays below it,
-one whose aliases multiply does not."""
+"""Values in one document, with aliases expanded. A megabyte without aliases has fewer; an alias bomb more."""
 
 MAX_DEPTH = 30
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions that lead to a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    path: Path
+    """`place` is where the user wrote it: `file:line`, or the override."""
+
+    path: KeyPath
     place: str
     text: str
 
 
 @dataclass(slots=True)
 class Document:
-    """`places` tells where each path begins, as `file:line`; a key's value counts from its key."""
+    """`places` has the `file:line` where each path begins; a mapping entry begins at its key."""
 
     value: object = None
-    places: dict[Path, str] = field(default_factory=dict)
+    places: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
 def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | None:
-    """None for a text without any value. Lines count from 1.
+    """Parse a text; None if it is empty. Lines count from 1.
 
-    Text that is no YAML, or too much of it, raises ConfigError; what can be passed over (a key given
-    twice, a tag, a number that is not finite) is listed in `problems`.
+    Raises ConfigError for invalid or too large YAML. Lesser faults (a duplicate key, a tag, a number that is
+    not finite) go to `problems`.
     """
     try:
-        # A tab may separate the parts of JSON, but not of YAML; within JSON's texts there are none.
+        # JSON allows tabs between tokens, YAML does not. JSON strings contain no raw tabs.
         json_like = text.lstrip().startswith(("{", "["))
         root = yaml.compose(text.replace("\t", " ") if json_like else text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -65,9 +67,9 @@ def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | 
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain words as YAML 1.2's core schema does; PyYAML's own rules are those of 1.1."""
+    """Resolves plain words by YAML 1.2's core schema; PyYAML itself follows 1.1."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - the name and kind PyYAML looks for
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - the name and type PyYAML expects
 
 
 def _resolve(tag: str, pattern: str, first: Sequence[str]) -> None:
@@ -82,17 +84,17 @@ _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 
 
 class _Reader:
-    """One walk over a node graph; aliases make it a graph, and the walk writes them out."""
+    """Walks the node graph once and expands aliases."""
 
     def __init__(self, place_of_line: Callable[[int], str]) -> None:
         self.document = Document()
         self._place_of_line = place_of_line
         self._nodes = 0
 
-    def read(self, node: yaml.Node, path: Path) -> object:
+    def read(self, node: yaml.Node, path: KeyPath) -> object:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise self._refusal(node, f"more than {MAX_NODES} values once aliases are written out")
+            raise self._refusal(node, f"more than {MAX_NODES} values once aliases are expanded")
         if len(path) > MAX_DEPTH:
             raise self._refusal(node, f"nested deeper than {MAX_DEPTH} levels")
         self.document.places.setdefault(path, self._place(node))
@@ -102,7 +104,7 @@ class _Reader:
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, value in node.value:
             name = self._key(key, path)
@@ -116,8 +118,8 @@ class _Reader:
                 values[name] = self.read(value, (*path, name))
         return values
 
-    def _key(self, node: yaml.Node, path: Path) -> str | None:
-        """The text of a key; None, and a problem, if it has none."""
+    def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
+        """The text of a key. If it is not text: None, and a problem is recorded."""
         if not isinstance(node, yaml.ScalarNode):
             self._problem(node, path, "a key must be plain text")
             return None
@@ -128,7 +130,7 @@ class _Reader:
             self._problem(node, path, f"the key {node.value[:40]!r} is not valid text")
             return None
 
-    def _scalar(self, node: yaml.Node, path: Path) -> object:
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> object:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
         self._refuse_credentials(node)
         try:
@@ -137,21 +139,21 @@ class _Reader:
             if kind in _SCALARS:
                 return _SCALARS[kind](text)
         except ValueError:
-            what = "valid text" if kind == "str" else "a finite number of reasonable length"
-            self._problem(node, path, f"{text[:40]!r} is not {what}")
+            wanted = "valid text" if kind == "str" else "a finite number of reasonable length"
+            self._problem(node, path, f"{text[:40]!r} is not {wanted}")
             return ""
         self._problem(node, path, f"the tag {node.tag} is not supported; write plain values")
         return None
 
     def _refuse_credentials(self, node: yaml.Node) -> None:
-        """Here, before a value is repeated in a message, or recorded in a run."""
+        """Checked here, before a message repeats the value or a run records it."""
         if has_credentials(str(node.value)):
-            raise self._refusal(node, "this address holds a user or a password, and is not repeated")
+            raise self._refusal(node, "this address holds a user or a password, so it is not shown")
 
     def _refusal(self, node: yaml.Node, text: str) -> ConfigError:
         return ConfigError([f"{self._place(node)}: {text}"])
 
-    def _problem(self, node: yaml.Node, path: Path, text: str) -> None:
+    def _problem(self, node: yaml.Node, path: KeyPath, text: str) -> None:
         self.document.problems.append(Problem(path, self._place(node), text))
 
     def _place(self, node: yaml.Node) -> str:
@@ -159,12 +161,12 @@ class _Reader:
 
 
 def _as_written(key: yaml.Node, name: str) -> str:
-    """Where a key only differs in what cannot be seen."""
+    """A note for a key whose written form differs invisibly from its name."""
     return "" if key.value == name else f" (written {key.value!a}, which is the same name)"
 
 
 def _finite(text: str) -> float:
-    value = float(text)  # `.inf` and `.nan` do not read as Python floats, which is as well
+    value = float(text)  # Python refuses `.inf` and `.nan` here, as it should
     if not math.isfinite(value):
         raise ValueError(text)
     return value
@@ -179,12 +181,12 @@ _SCALARS: dict[str, Callable[[str], object]] = {
 
 
 def _joined_surrogates(text: str) -> str:
-    """JSON escapes a character beyond 16 bits as two halves; a half alone raises ValueError."""
+    """Join the surrogate pairs of JSON escapes. Raises ValueError for a lone surrogate."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _syntax_problem(error: yaml.YAMLError, place_of_line: Callable[[int], str]) -> str:
     mark = getattr(error, "problem_mark", None)
     place = place_of_line(mark.line + 1 if mark else 1)
-    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-    return f"{place}: not valid YAML or JSON: {what}"
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    return f"{place}: not valid YAML or JSON: {reason}"

@@ -1,4 +1,4 @@
-"""Plain values as YAML for a person to edit: block style, comments, and quotes wherever a name needs them."""
+"""Write plain values as YAML for people to edit: block style, with comments, quotes only where needed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 
-from balancer.config import yaml_reading as yamltext
+from balancer.config.yaml_reading import KeyPath
 from balancer.errors import UsageError
 from balancer.storage.user_paths import expanded
 
-Comments = Mapping[yamltext.Path, str]
+Comments = Mapping[KeyPath, str]
 
 MAX_COLUMNS = 110
 
 _PLAIN = re.compile(r"[^\W\d_](?:(?:[\w ,.()'/-]|:(?=\w))*[\w.)])?")
-# What YAML 1.1 or 1.2 reads as something else than text, among words that begin with a letter.
+# Words that YAML 1.1 or 1.2 does not read as text.
 _NOT_TEXT = frozenset("y n yes no on off true false null".split())
 
 
@@ -28,9 +28,9 @@ def yaml_text(
     above: Comments | None = None,
     beside: Comments | None = None,
 ) -> str:
-    """Reads back, with `yamltext`, as the same value.
+    """`read_document` reads the text back as the same value.
 
-    `above` and `beside` hold comments by the path of the key they explain.
+    `above` and `beside` hold comments by the path of their key.
     """
     lines = [*_comment(heading, "")]
     after_section = True
@@ -43,15 +43,15 @@ def yaml_text(
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raises UsageError if there is something at `path` already."""
+    """Raise UsageError if `path` exists."""
     if os.path.lexists(expanded(path)):
         raise _taken(path)
 
 
 def create_file(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or not at all, and never over another one.
+    """Write a new file atomically.
 
-    Raises UsageError if there is one, StorageError if it cannot be written.
+    Raises UsageError if it exists, StorageError if it cannot be written.
     """
     from balancer.storage import LocalStorage
 
@@ -61,10 +61,10 @@ def create_file(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _taken(path: str | os.PathLike[str]) -> UsageError:
-    return UsageError(f"{os.fspath(path)} exists already", hint="name another file, or move that one away")
+    return UsageError(f"{os.fspath(path)} already exists", hint="name another file, or move that one away")
 
 
-def _entry(path: yamltext.Path, item: object, above: Comments, beside: Comments) -> Iterator[str]:
+def _entry(path: KeyPath, item: object, above: Comments, beside: Comments) -> Iterator[str]:
     indent = "  " * (len(path) - 1)
     yield from _comment(above.get(path, ""), indent)
     head = f"{indent}{_text(str(path[-1]))}:"
@@ -81,7 +81,7 @@ def _entry(path: yamltext.Path, item: object, above: Comments, beside: Comments)
 
 
 def _scalar(value: object) -> str:
-    """Also a mapping or a list, on one line: JSON is YAML."""
+    """A scalar, or a mapping or list on one line, since JSON is YAML."""
     return _text(value) if isinstance(value, str) else json.dumps(value)
 
 
@@ -93,8 +93,8 @@ def _text(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escaped as within double quotes; YAML bars some characters even from comments."""
-    return "".join(mark if mark.isprintable() else _escape(ord(mark)) for mark in text)
+    """Escape as in double quotes. YAML forbids some characters even in comments."""
+    return "".join(char if char.isprintable() else _escape(ord(char)) for char in text)
 
 
 def _escape(code: int) -> str:
@@ -102,7 +102,7 @@ def _escape(code: int) -> str:
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:
-    """Each line wrapped, an indented one below its own beginning."""
+    """Comment lines, each wrapped with a hanging indent."""
     for line in text.split("\n") if text else ():
         margin = line[: len(line) - len(line.lstrip(" "))]
         wrapped = textwrap.wrap(

@@ -1,1 +1,1 @@
-"""A dataset of real images: what is in it, how it is split, and what of it is the same."""
+"""A dataset of real images: audit, metadata tables, splits, leaks, near-duplicates."""

@@ -1,9 +1,9 @@
-"""What a dataset holds: a folder with one subfolder of images per class, and perhaps a table of facet values.
+"""Audit a dataset: a folder with one subfolder of images per class, and optional tables of facet values.
 
-Nothing found in a dataset stops the audit: what cannot be used is listed with its reason. Only a folder
-that is no dataset at all is a DatasetError. Names beginning with a dot are left out, links are not followed,
-and images nested deeper than their class folder belong to it all the same. The names of classes, facets and
-values are composed as `balancer.text.names` has it, and those of files are as they are on the disk.
+Unusable files do not stop the audit: it lists them with their reasons. Only a folder that is not a dataset
+raises DatasetError. Hidden names are skipped, links are not followed, and images in deeper folders belong to
+the class folder above them. Names of classes, facets and values are composed (`balancer.text.names`), names
+of files stay as they are on the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import Row, columns_passed_over, facet_columns, is_missing, read_tables
+from balancer.dataset.facet_table import (
+    TableRow,
+    find_facet_columns,
+    find_ignored_columns,
+    is_missing,
+    read_tables,
+)
 from balancer.dataset.facet_values import FacetValues
 from balancer.dataset.joining import join
 from balancer.dataset.listing import list_dataset
@@ -28,7 +34,7 @@ from balancer.text.safetext import shortened
 if TYPE_CHECKING:
     from balancer.cells import Facet
     from balancer.config.schema import Config
-    from balancer.dataset.decoding.picture import Picture
+    from balancer.dataset.decoding.image_info import ImageInfo
 
 __all__ = [
     "Audit",
@@ -41,7 +47,7 @@ __all__ = [
     "find_dataset",
     "holdout_folder",
     "known_values",
-    "listed",
+    "list_columns",
     "match_classes",
 ]
 
@@ -49,7 +55,7 @@ MAX_IMAGE_BYTES = 64_000_000
 MAX_IMAGE_PIXELS = 64_000_000
 
 MAX_NAMED = 20
-"""Folders that an error names; for each the class it resembles is looked for."""
+"""Folders that an error names, each with the class it resembles."""
 
 MAX_TABLES_NAMED = 3
 MAX_COLUMN_NAME = 60
@@ -57,8 +63,8 @@ MAX_COLUMN_NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`file_name` is relative to the dataset, with slashes; `facets` holds the values the table gives, and
-    `split` what its column of that name says, "" if nothing."""
+    """`file_name` is relative to the dataset, with slashes. `facets` and `split` come from the metadata
+    table; `split` is "" if it gives none."""
 
     file_name: str
     class_name: str
@@ -75,40 +81,40 @@ class RealImage:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """`counts` has every class folder, with its readable images; names are sorted throughout."""
+    """`counts` are the readable images of every class folder. All names are sorted."""
 
     path: Path
     images: tuple[RealImage, ...]
     unreadable: tuple[tuple[str, str], ...]
-    """(file name, reason) of images that are not used."""
+    """(file name, reason) of unusable images."""
     duplicates: tuple[tuple[str, ...], ...]
-    """File names whose bytes are the same."""
+    """Names of files with the same bytes."""
     counts: Mapping[str, int]
     facet_names: tuple[str, ...]
     unlabelled: tuple[str, ...]
-    """Images for which no facet has a value, if there are facets."""
+    """Images without a value for any facet, if there are facets."""
     misfiled: tuple[str, ...]
-    """Images whose `class` in the table is not the folder they are in; the folder counts."""
+    """Images whose `class` in the table differs from their folder; the folder counts."""
     unknown_rows: tuple[str, ...]
-    """File names in the table of which there is no image."""
+    """File names in the tables without an image."""
     outside: tuple[str, ...]
-    """Images beside the class folders, which are in no class."""
+    """Images beside the class folders; they belong to no class."""
     ignored_files: int
-    """Files in class folders that are no pictures."""
+    """Files in class folders that are not images."""
     tables: tuple[str, ...] = ()
     """Metadata tables that were read."""
     remarks: tuple[str, ...] = ()
-    """How these were understood, where they are not written as usual."""
+    """How unusual tables were read."""
     warnings: tuple[str, ...] = ()
-    """What in them has no match, or is ambiguous."""
+    """Entries of the tables that are ambiguous or match nothing."""
     passed_over: tuple[str, ...] = ()
-    """Columns of the tables that are taken for no facets, because their values hardly repeat."""
+    """Columns that are not used as facets, because their values hardly repeat."""
     lost_facets: tuple[str, ...] = ()
-    """Those of a config of which they should give values, and give none that it has."""
+    """Facets of the config that should have values in the tables and have none that the config knows."""
 
     @property
     def marked_synthetic(self) -> tuple[str, ...]:
-        """Images that say themselves that a model made them."""
+        """Images whose own metadata says that a model made them."""
         return tuple(image.file_name for image in self.images if image.marked_synthetic)
 
 
@@ -120,16 +126,16 @@ def audit(
     max_bytes: int = MAX_IMAGE_BYTES,
     max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Audit:
-    """Read every image of a dataset; raises DatasetError if `path` is none.
+    """Read every image of a dataset. Raises DatasetError if `path` is not one.
 
-    `metadata` is relative to `path`, by default `metadata.parquet`, `.csv` or `.jsonl` if there is one, and
-    those of the folders below. Without `facets`, every column of that table that repeats a few values is one.
+    `metadata` is relative to `path`; by default `metadata.parquet`, `.csv` or `.jsonl`, there and in the
+    folders below. Without `facets`, every column that repeats a few values is a facet.
     """
     refuse_credentials(os.fspath(path), "the path of this dataset")
-    return _audit(Path(path), metadata, facets, max_bytes, max_pixels)
+    return _run_audit(Path(path), metadata, facets, max_bytes, max_pixels)
 
 
-def _audit(
+def _run_audit(
     root: Path,
     metadata: str | os.PathLike[str] | None,
     facets: Sequence[str] | None,
@@ -138,32 +144,34 @@ def _audit(
     axes: Sequence[Facet] = (),
     classes: Iterable[str] = (),
 ) -> Audit:
-    """`axes` and `classes` are those of a config, whose spelling then is that of the audit."""
+    """`axes` and `classes` come from a config; the audit uses their spelling."""
     listing = list_dataset(root)
     tables = read_tables(root, metadata, listing.tables)
     joined = join(tables, root, (*listing.files, *listing.outside, *dict(listing.faults)))
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     every_row = (row for table in tables for row in table.rows.values())
-    names = facet_columns(every_row) if facets is None else tuple(facets)
-    passed_over = columns_passed_over(columns, names) if facets is None else ()
-    values = FacetValues.of(columns, names, axes)
+    names = find_facet_columns(every_row) if facets is None else tuple(facets)
+    passed_over = find_ignored_columns(columns, names) if facets is None else ()
+    values = FacetValues.match(columns, names, axes)
     spelling = {composed(name): name for name in classes}
-    class_of = {folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes}
-    found = _measure_all(root, listing.files, class_of, max_bytes, max_pixels)
+    classes_by_folder = {
+        folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes
+    }
+    results = _read_images(root, listing.files, classes_by_folder, max_bytes, max_pixels)
     images = tuple(
-        _with_facets(item, joined.rows.get(item.file_name, {}), values)
-        for item in found
-        if isinstance(item, RealImage)
+        _with_facets(result, joined.rows.get(result.file_name, {}), values)
+        for result in results
+        if isinstance(result, RealImage)
     )
-    faults = [item for item in found if not isinstance(item, RealImage)]
+    faults = [result for result in results if not isinstance(result, RealImage)]
     per_class = Counter(image.class_name for image in images)
-    told = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
+    table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
     return Audit(
         path=root,
         images=images,
         unreadable=tuple(sorted([*listing.faults, *faults])),
         duplicates=_same_bytes(images),
-        counts={name: per_class[name] for name in sorted(set(class_of.values()))},
+        counts={name: per_class[name] for name in sorted(set(classes_by_folder.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
         misfiled=tuple(
@@ -173,53 +181,54 @@ def _audit(
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
         tables=tuple(table.path for table in tables),
-        remarks=(*joined.remarks, *_of_columns(passed_over)),
+        remarks=(*joined.remarks, *_remark_ignored_columns(passed_over)),
         passed_over=passed_over,
         warnings=(
-            *_folders_of_one_class(class_of),
+            *_warn_merged_folders(classes_by_folder),
             *joined.warnings,
-            *(values.warnings(told, columns) if joined.rows else ()),
+            *(values.warnings(table_names, columns) if joined.rows else ()),
         ),
     )
 
 
-def _of_columns(passed_over: Sequence[str]) -> list[str]:
+def _remark_ignored_columns(passed_over: Sequence[str]) -> list[str]:
     if not passed_over:
         return []
-    return [f"not taken for facets, because their values hardly repeat: {listed(passed_over)}"]
+    return [f"not used as facets, because their values hardly repeat: {list_columns(passed_over)}"]
 
 
-def listed(columns: Sequence[str]) -> str:
-    """Names of columns, the first of many."""
+def list_columns(columns: Sequence[str]) -> str:
+    """The names of the first columns, and the number of the rest."""
     more = len(columns) - MAX_NAMED
     shown = ", ".join(shortened(name, MAX_COLUMN_NAME) for name in columns[:MAX_NAMED])
     return shown + (f" and {more} more" if more > 0 else "")
 
 
 def audit_dataset(config: Config) -> Audit:
-    """Audit the dataset of a config, within its limits and for its facets."""
+    """Audit the dataset of a config, with its limits and facets."""
     return _audit_folder(dataset_folder(config), config.dataset.metadata, config)
 
 
 def audit_holdout(config: Config) -> Audit | None:
-    """Audit the hold-out images of a config in the same way; None if it has none.
+    """Audit the hold-out of a config in the same way; None if it has none.
 
-    Its table has the name of the dataset's. Raises DatasetError for folders that are no class of the config.
+    Its table has the same name as the dataset's. Raises DatasetError for folders that are not classes of the
+    config.
     """
     folder = holdout_folder(config)
     if folder is None:
         return None
     metadata = config.dataset.metadata
     if metadata is not None and os.path.isabs(metadata):
-        metadata = None  # that table is about the dataset's files
-    found = _audit_folder(folder, metadata, config)
-    match_classes(found, config)
-    return found
+        metadata = None  # that table describes the dataset's files
+    holdout = _audit_folder(folder, metadata, config)
+    match_classes(holdout, config)
+    return holdout
 
 
 def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
     dataset = config.dataset
-    found = _audit(
+    audited = _run_audit(
         folder,
         metadata,
         tuple(config.facets),
@@ -228,48 +237,49 @@ def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
         config.facet_axes(),
         config.classes,
     )
-    if config.facets and not found.tables and config.target.count_real_facets == "known":
+    if config.facets and not audited.tables and config.target.count_real_facets == "known":
         remark = (
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
         )
-        return replace(found, warnings=(*found.warnings, remark))
-    return replace(found, lost_facets=_lost_facets(found, config))
+        return replace(audited, warnings=(*audited.warnings, remark))
+    return replace(audited, lost_facets=_lost_facets(audited, config))
 
 
 def match_classes(audit: Audit, config: Config) -> dict[str, int]:
-    """Images per class of the config, in its order; a class without a folder has none.
+    """Images per class of the config, in its order; 0 for a class without a folder.
 
-    Raises DatasetError for folders that are no class of the config.
+    Raises DatasetError for folders that are not classes of the config.
     """
-    strangers = [name for name in audit.counts if name not in config.classes]
-    if strangers:
-        named = "; ".join(_stranger(name, list(config.classes)) for name in strangers[:MAX_NAMED])
-        if len(strangers) > MAX_NAMED:
-            named += f"; and {len(strangers) - MAX_NAMED} more"
-        hint = _split_hint(audit.path, strangers, config) or "add it to `classes`, or move the folder away"
+    unknown = [name for name in audit.counts if name not in config.classes]
+    if unknown:
+        named = "; ".join(
+            _describe_unknown_folder(name, list(config.classes)) for name in unknown[:MAX_NAMED]
+        )
+        if len(unknown) > MAX_NAMED:
+            named += f"; and {len(unknown) - MAX_NAMED} more"
+        hint = _split_hint(audit.path, unknown, config) or "add it to `classes`, or move the folder away"
         raise DatasetError(f"{audit.path}: {named}", hint=hint)
     return {name: audit.counts.get(name, 0) for name in config.classes}
 
 
 def credited_facets(
-    found: Audit, config: Config, *, must_match: bool = True
+    audit: Audit, config: Config, *, must_match: bool = True
 ) -> dict[str, list[dict[str, str]]] | None:
-    """For each class the facet values that the table gives of its images; None if the config does not count
-    them. DatasetError if they are to be counted, and nothing in the table matches a facet, unless that does
-    not matter."""
+    """The facet values of the images of each class, from the metadata table; None if the config does not
+    count them. If they are counted and `must_match`, raises DatasetError for a facet without any match."""
     if config.target.count_real_facets == "no":
         return None
-    if must_match and config.target.count_real_facets == "known" and found.lost_facets:
-        _refuse_lost_facets(found)
+    if must_match and config.target.count_real_facets == "known" and audit.lost_facets:
+        _refuse_lost_facets(audit)
     values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
-    for image in found.images:
+    for image in audit.images:
         if image.class_name in values:
             values[image.class_name].append(known_values(image, config.facet_axes()))
     return values
 
 
 def known_values(image: RealImage, facets: Sequence[Facet]) -> dict[str, str]:
-    """What the table says of one image, as far as it is a value of a facet that applies to its class."""
+    """The table's values for one image that the facets of its class have."""
     return {
         facet.name: image.facets[facet.name]
         for facet in facets
@@ -277,82 +287,84 @@ def known_values(image: RealImage, facets: Sequence[Facet]) -> dict[str, str]:
     }
 
 
-def _lost_facets(found: Audit, config: Config) -> tuple[str, ...]:
-    """A facet without a column is not lost where another one has values: not everything need be labelled."""
-    if not (found.tables and found.images):
+def _lost_facets(audit: Audit, config: Config) -> tuple[str, ...]:
+    """A facet without a column is not lost if another facet has values: not everything must be labelled."""
+    if not (audit.tables and audit.images):
         return ()
     axes = config.facet_axes()
-    known = Counter(name for image in found.images for name in known_values(image, axes))
+    known = Counter(name for image in audit.images for name in known_values(image, axes))
     given = Counter(
         facet.name
-        for image in found.images
+        for image in audit.images
         for facet in axes
         if facet.name in image.facets and facet.applies_to(image.class_name)
     )
     return tuple(facet.name for facet in axes if not known[facet.name] and (given[facet.name] or not known))
 
 
-def _refuse_lost_facets(found: Audit) -> None:
-    """They would be planned as if no image had a value."""
+def _refuse_lost_facets(audit: Audit) -> None:
+    """Refuse to plan as if no image had a value."""
     problem = (
-        f"{found.path}: target.count_real_facets is `known`, and the metadata table gives no image a value "
-        f"of {', '.join(found.lost_facets)} that the config has"
+        f"{audit.path}: target.count_real_facets is `known`, but no value in the metadata table is a value "
+        f"of {', '.join(audit.lost_facets)} in the config"
     )
     raise DatasetError(
-        "\n".join([problem, *found.warnings]),
-        hint="mend the table (columns file_name and one per facet), or set target.count_real_facets: no",
+        "\n".join([problem, *audit.warnings]),
+        hint="fix the table (columns file_name and one per facet), or set target.count_real_facets: no",
     )
 
 
-def _measure_all(
-    root: Path, files: Iterable[str], class_of: Mapping[str, str], max_bytes: int, max_pixels: int
+def _read_images(
+    root: Path, files: Iterable[str], classes_by_folder: Mapping[str, str], max_bytes: int, max_pixels: int
 ) -> list[RealImage | tuple[str, str]]:
-    """An image, or its name and why it is not used, for each file."""
-    from balancer.dataset.decoding.lanes import look_at_all
-    from balancer.dataset.decoding.picture import Limits
+    """For each file an image, or its name and the reason why it is not used."""
+    from balancer.dataset.decoding.decoders import read_all_images
+    from balancer.dataset.decoding.image_info import DecodeLimits
 
     names = sorted(files)
-    seen = look_at_all(root, names, Limits(max_bytes, max_pixels))
+    infos = read_all_images(root, names, DecodeLimits(max_bytes, max_pixels))
     return [
-        (name, each) if isinstance(each, str) else _image(name, class_of[name.partition("/")[0]], each)
-        for name, each in zip(names, seen, strict=True)
+        (name, each)
+        if isinstance(each, str)
+        else _real_image(name, classes_by_folder[name.partition("/")[0]], each)
+        for name, each in zip(names, infos, strict=True)
     ]
 
 
-def _image(name: str, class_name: str, picture: Picture) -> RealImage:
+def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
     return RealImage(
         file_name=name,
         class_name=class_name,
         facets={},
-        width=picture.width,
-        height=picture.height,
-        num_bytes=picture.num_bytes,
-        sha256=picture.sha256,
-        phash=picture.phash,
-        pixel_sha256=picture.pixel_sha256,
-        marked_synthetic=picture.marked_synthetic,
+        width=info.width,
+        height=info.height,
+        num_bytes=info.num_bytes,
+        sha256=info.sha256,
+        phash=info.phash,
+        pixel_sha256=info.pixel_sha256,
+        marked_synthetic=info.marked_synthetic,
     )
 
 
-def _with_facets(image: RealImage, row: Row, values: FacetValues) -> RealImage:
+def _with_facets(image: RealImage, row: TableRow, values: FacetValues) -> RealImage:
     split = row.get("split", "")
     facets = values.read(row, image.class_name)
     return replace(image, facets=facets, split="" if is_missing(split) else split)
 
 
-def _is_misfiled(image: RealImage, row: Row) -> bool:
+def _is_misfiled(image: RealImage, row: TableRow) -> bool:
     named = row.get("class", image.class_name)
     return without_case(named) != without_case(image.class_name) and not is_missing(named)
 
 
-def _folders_of_one_class(class_of: Mapping[str, str]) -> list[str]:
+def _warn_merged_folders(classes_by_folder: Mapping[str, str]) -> list[str]:
     folders: defaultdict[str, list[str]] = defaultdict(list)
-    for folder, class_name in class_of.items():
+    for folder, class_name in classes_by_folder.items():
         folders[class_name].append(folder)
     return [
-        f"{len(alike)} folders are named {name!r}, but for spaces or the codes of letters: all are that class"
-        for name, alike in folders.items()
-        if len(alike) > 1
+        f"{len(same)} folders are named {name!r} apart from spaces or Unicode form: all belong to that class"
+        for name, same in folders.items()
+        if len(same) > 1
     ]
 
 
@@ -363,15 +375,15 @@ def _same_bytes(images: Iterable[RealImage]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _stranger(name: str, classes: Sequence[str]) -> str:
+def _describe_unknown_folder(name: str, classes: Sequence[str]) -> str:
     meant = near(name, classes)
     question = f" (did you mean {meant!r}?)" if meant is not None else ""
     return f"folder {name!r} is not a class of the config{question}"
 
 
-def _split_hint(root: Path, strangers: Sequence[str], config: Config) -> str:
-    """Where one folder too high was named, the folder that was meant."""
-    for name in strangers:
+def _split_hint(root: Path, unknown: Sequence[str], config: Config) -> str:
+    """The folder that was meant, if the config names its parent."""
+    for name in unknown:
         if any((root / name / class_name).is_dir() for class_name in config.classes):
             return f"did you mean dataset.path: {root / name}?"
     return ""

@@ -1,7 +1,7 @@
-"""The tables of facet values in a dataset: parquet, CSV or JSON lines with a column `file_name`.
+"""Read tables of facet values: parquet, CSV or JSON lines with a column `file_name`.
 
-Values are text whatever a table's types are, and no path is ever built from what a table says. It is read
-in a process with limits on memory and time (`table_reader`), whose answer is not trusted either.
+All values become text, and no path is built from a table's content. A process with limits on memory and
+time reads the table (`table_reader`), and its answer is not trusted either.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from balancer.dataset.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, tab
 from balancer.errors import DatasetError
 
 __all__ = [
-    "Row",
     "Table",
-    "columns_passed_over",
-    "facet_columns",
+    "TableRow",
+    "find_facet_columns",
+    "find_ignored_columns",
     "is_missing",
     "read_table",
     "read_tables",
@@ -30,34 +30,34 @@ __all__ = [
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
 
 MAX_FACET_VALUES = 20
-"""A column with more values than this is a description, not a facet."""
+"""A column with more distinct values is not a facet but a description."""
 
-LONGEST_REASON = 1_000
+MAX_REASON_CHARS = 1_000
 MAX_LINES = 20
-"""Remarks and warnings on one table."""
+"""Remarks and warnings per table."""
 
 _MISSING = frozenset(("nan", "null", "<na>", "#n/a"))
-"""How other tools write, as text, that there is no value. `none` and `na` can be values."""
+"""Texts that other tools write for a missing value. `none` and `na` can be real values."""
 
-Row = Mapping[str, str]
-"""What a table says of one file; it has no entry where a value is missing."""
+TableRow = Mapping[str, str]
+"""Values of one file by column; missing values have no entry."""
 
 
 @dataclass(slots=True)
 class Table:
-    """`path` and `folder` are relative to the dataset, "" for its top. `rows` by `table_key` of the file
-    name, as the table has it; of several rows of one name the first is kept, and the others, if they say
-    something else, are counted in `contradicted`."""
+    """`path` and `folder` are relative to the dataset, "" for its top. `rows` are keyed by the `table_key` of
+    the file name in the table. Of several rows for one name the first is kept; `contradicted` counts rows
+    that differ from it."""
 
     path: str
     folder: str
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, TableRow] = field(default_factory=dict)
     contradicted: dict[str, int] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, key: str, row: Row) -> None:
+    def add(self, key: str, row: TableRow) -> None:
         if self.rows.setdefault(key, row) != row:
             self.contradicted[key] = self.contradicted.get(key, 1) + 1
 
@@ -65,23 +65,23 @@ class Table:
 def read_tables(
     root: Path, metadata: str | os.PathLike[str] | None, listed: Sequence[str] = ()
 ) -> list[Table]:
-    """The table at `metadata`, relative to `root`; by default those of METADATA_FILES that there are at the
-    top, one of them, and in the folders below, which are `listed`. Raises DatasetError."""
+    """Read the table at `metadata`, relative to `root`; by default one of METADATA_FILES at the top and one
+    in each folder of `listed`. Raises DatasetError."""
     if metadata is not None:
         return [_read(root, os.fspath(metadata))]
-    found = [name for name in METADATA_FILES if os.path.lexists(root / name) and not (root / name).is_dir()]
+    at_top = [name for name in METADATA_FILES if os.path.lexists(root / name) and not (root / name).is_dir()]
     by_folder: defaultdict[str, list[str]] = defaultdict(list)
-    for name in (*found, *sorted(listed, key=lambda name: METADATA_FILES.index(name.rpartition("/")[2]))):
+    for name in (*at_top, *sorted(listed, key=lambda name: METADATA_FILES.index(name.rpartition("/")[2]))):
         by_folder[name.rpartition("/")[0]].append(name)
     tables = _read_all(root, [names[0] for names in by_folder.values()])
     for table in tables:
         for other in by_folder[table.folder][1:]:
-            table.warnings.append(f"{other} is not read, because {table.path} is there")
+            table.warnings.append(f"{other} is not read, because {table.path} exists")
     return tables
 
 
 def read_table(root: Path, metadata: str | os.PathLike[str] | None = None) -> Table | None:
-    """The table at the top of a dataset, None if there is none."""
+    """Read the table at the top of a dataset; None if there is none."""
     return next(iter(read_tables(root, metadata)), None)
 
 
@@ -91,21 +91,21 @@ def _read(root: Path, name: str) -> Table:
 
 
 def _read_all(root: Path, names: Sequence[str]) -> list[Table]:
-    """Read by one process, one after the other."""
+    """Read the tables one after the other in one process."""
     for name in names:
         if Path(name).suffix.lower() not in READERS:
-            raise DatasetError(f"{root / name}: a metadata table is one of {', '.join(READERS)}")
+            raise DatasetError(f"{root / name}: a metadata table must be one of {', '.join(READERS)}")
     if not names:
         return []
-    from balancer.dataset.decoding.lanes import table_lines
+    from balancer.dataset.decoding.decoders import read_table_lines
 
-    lines = table_lines([root / name for name in names])
+    lines = read_table_lines([root / name for name in names])
     columns: dict[str, str] = {}
     return [_read_one(root, name, lines, columns) for name in names]
 
 
 def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, str]) -> Table:
-    table = Table(name, _folder_of(root, name))
+    table = Table(name, _find_table_folder(root, name))
     end: object = None
     try:
         for line in lines:
@@ -115,25 +115,25 @@ def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, 
             elif not _take_note(table, end, columns):
                 break
             if len(columns) > MAX_COLUMNS:
-                raise ValueError(f"with it the tables have over {MAX_COLUMNS:,} columns, the limit")
+                raise ValueError(f"together, the tables have more than {MAX_COLUMNS:,} columns, the limit")
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{root / name}: the metadata table cannot be read: {error}") from error
     if isinstance(end, dict) and isinstance(end.get("reason"), str):
-        raise DatasetError(f"{root / name}: {end['reason'][:LONGEST_REASON]}")
+        raise DatasetError(f"{root / name}: {end['reason'][:MAX_REASON_CHARS]}")
     if type(end) is not int:
         raise DatasetError(f"{root / name}: the metadata table cannot be read: its reader ended unexpectedly")
     return table
 
 
-def _folder_of(root: Path, name: str) -> str:
-    """Of a table inside the dataset, its folder; file names may be relative to that."""
+def _find_table_folder(root: Path, name: str) -> str:
+    """The folder of a table inside the dataset; its file names may be relative to that."""
     folder = os.path.relpath(os.path.dirname(root / name) or ".", root)
     return "" if folder == os.curdir or folder.startswith(os.pardir) else folder.replace(os.sep, "/")
 
 
-def _take_note(table: Table, told: object, columns: dict[str, str]) -> bool:
-    """Keep what is no row and not the end; False for anything else."""
-    match told:
+def _take_note(table: Table, entry: object, columns: dict[str, str]) -> bool:
+    """Keep columns, a remark or a warning; False for anything else."""
+    match entry:
         case {"columns": list(names)} if all(isinstance(name, str) for name in names):
             table.columns = [columns.setdefault(name, name) for name in names]
             return True
@@ -144,24 +144,24 @@ def _take_note(table: Table, told: object, columns: dict[str, str]) -> bool:
         case _:
             return False
     if len(kept) < MAX_LINES:
-        kept.append(f"{table.path}: {text[:LONGEST_REASON]}")
+        kept.append(f"{table.path}: {text[:MAX_REASON_CHARS]}")
     return True
 
 
-def _parse_row(told: list[object], columns: dict[str, str]) -> tuple[str, Row]:
-    """A key and its row, whose `columns` all rows share; ValueError if that is not what was told."""
-    match told:
+def _parse_row(entry: list[object], columns: dict[str, str]) -> tuple[str, TableRow]:
+    """The key and the row of an entry; rows share the strings in `columns`. ValueError for anything else."""
+    match entry:
         case [str(key), dict(row)] if all(isinstance(value, str) for value in row.values()):
             return key, {columns.setdefault(name, name): value for name, value in row.items()}
-    raise ValueError("its reader gave no answer that makes sense")
+    raise ValueError("its reader gave an invalid answer")
 
 
 def is_missing(text: str) -> bool:
     return text.casefold() in _MISSING
 
 
-def facet_columns(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The columns that look like facets: few values, each used again and again."""
+def find_facet_columns(rows: Iterable[TableRow]) -> tuple[str, ...]:
+    """Columns that look like facets: few values, each used many times."""
     values: defaultdict[str, set[str]] = defaultdict(set)
     count = 0
     for row in rows:
@@ -174,6 +174,6 @@ def facet_columns(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in OWN_COLUMNS)
 
 
-def columns_passed_over(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:
-    """Those that `facet_columns` does not take for facets."""
+def find_ignored_columns(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:
+    """Columns that are neither facets nor known to the audit."""
     return tuple(name for name in dict.fromkeys(columns) if name not in {*facets, *OWN_COLUMNS})

@@ -1,4 +1,4 @@
-"""Facet values from tables, as the config spells them where that is certain; warnings about the others."""
+"""Match values in tables to the facet values of a config, and warn about the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import Row, is_missing
+from balancer.dataset.facet_table import TableRow, is_missing
 from balancer.dataset.table_reader import OWN_COLUMNS
 from balancer.text.names import near, pick, pick_value
 from balancer.text.quantities import counted
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from balancer.cells import Facet
 
 MAX_VALUES = 5
-"""Values without a match that a warning names."""
+"""Unmatched values that a warning names."""
 
 
 @dataclass(slots=True)
 class FacetValues:
-    """Reads facets from rows. `axes` are those of a config; without them a facet's values are as written."""
+    """Reads facets from rows. `axes` come from a config; without them values stay as written."""
 
     names: Sequence[str]
     axes: Mapping[str, Facet]
     columns: Mapping[str, str]
-    """The column of each facet that has one."""
+    """The column of each facet that has a column."""
     unmatched: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, columns: Sequence[str], names: Sequence[str], axes: Iterable[Facet] = ()) -> FacetValues:
-        """`columns` are all that the tables have."""
-        found = {name: column for name in names if (column := pick(name, columns)) is not None}
-        return cls(names, {facet.name: facet for facet in axes}, found)
+    def match(cls, columns: Sequence[str], names: Sequence[str], axes: Iterable[Facet] = ()) -> FacetValues:
+        """Match facets to the `columns` of the tables."""
+        matched = {name: column for name in names if (column := pick(name, columns)) is not None}
+        return cls(names, {facet.name: facet for facet in axes}, matched)
 
-    def read(self, row: Row, class_name: str) -> dict[str, str]:
-        found = {}
+    def read(self, row: TableRow, class_name: str) -> dict[str, str]:
+        facets = {}
         for name, column in self.columns.items():
             if (text := row.get(column)) is None:
                 continue
@@ -46,13 +46,13 @@ class FacetValues:
                 continue
             if value is None and axis and axis.applies_to(class_name):
                 self.unmatched.setdefault(name, Counter())[text] += 1
-            found[name] = text if value is None else value
-        return found
+            facets[name] = text if value is None else value
+        return facets
 
     def warnings(self, tables: str, columns: Sequence[str]) -> list[str]:
-        """`tables` names them."""
-        found = [_no_column(tables, name, columns) for name in self.names if name not in self.columns]
-        return found + [self._no_value(tables, name, texts) for name, texts in self.unmatched.items()]
+        """Warnings about facets without a column and about unmatched values. `tables` names the tables."""
+        warnings = [_no_column(tables, name, columns) for name in self.names if name not in self.columns]
+        return warnings + [self._no_value(tables, name, texts) for name, texts in self.unmatched.items()]
 
     def _no_value(self, tables: str, name: str, texts: Counter[str]) -> str:
         values = self.axes[name].values
@@ -65,12 +65,12 @@ class FacetValues:
 
 
 def _no_column(tables: str, name: str, columns: Sequence[str]) -> str:
-    there = [column for column in columns if column not in OWN_COLUMNS]
-    if question := _question(near(name, there)):
+    others = [column for column in columns if column not in OWN_COLUMNS]
+    if question := _question(near(name, others)):
         return f"{tables}: no column for the facet {name}{question}"
-    listed = ", ".join(there[:MAX_VALUES]) or "none that could be one"
+    listed = ", ".join(others[:MAX_VALUES]) or "none that could be a facet"
     return f"{tables}: no column for the facet {name}; the columns are {listed}"
 
 
-def _question(found: str | None) -> str:
-    return f", did you mean {found!r}?" if found is not None else ""
+def _question(meant: str | None) -> str:
+    return f", did you mean {meant!r}?" if meant is not None else ""

@@ -1,8 +1,8 @@
-"""Which image each row of a table is about.
+"""Join the rows of metadata tables to image files.
 
-A file name counts in other forms than the file's own where there is no doubt: with backslashes, with accents
-composed another way, in another case, relative to the table's folder, or behind the dataset's own path. What
-was done is said, what matches nothing is a warning.
+A file name may be written with backslashes, in another Unicode form, in another case, relative to the
+table's folder, or behind the dataset's own path, if there is only one match. The audit remarks on such rows
+and warns about rows that match nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balancer.dataset.facet_table import Row, Table
+from balancer.dataset.facet_table import Table, TableRow
 from balancer.dataset.table_reader import table_key
 from balancer.text.names import without_case
 from balancer.text.quantities import counted
 
 Index = Mapping[str, Sequence[str]]
-"""Files by a form of their names."""
+"""Files by a normalised form of their names."""
 
 _OTHER_FORMS = {
     "slashes": "with backslashes",
@@ -31,16 +31,16 @@ _OTHER_FORMS = {
 
 @dataclass(slots=True)
 class Joined:
-    """`rows` by file, as the listing names it. `unknown` are names in tables of which there is no file."""
+    """`rows` by file, as the listing names it. `unknown` are names in tables without a file."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, TableRow] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def join(tables: Iterable[Table], root: Path, files: Iterable[str]) -> Joined:
-    """`files` are all that the dataset has, unreadable ones included."""
+    """`files` are all files of the dataset, including unreadable ones."""
     joined = Joined()
     exact, loose = _indexes(files)
     for table in tables:
@@ -52,26 +52,28 @@ def _join(table: Table, root: Path, exact: Index, loose: Index, joined: Joined) 
     joined.remarks += table.remarks
     joined.warnings += table.warnings
     forms: defaultdict[str, int] = defaultdict(int)
-    found: dict[str, Sequence[str]] = {}
+    matched: dict[str, Sequence[str]] = {}
     for key in table.rows:
         for form, name in _forms(key, table.folder, root):
             if name in exact:
-                found[key] = exact[name]
+                matched[key] = exact[name]
             elif len(alike := loose.get(without_case(name), ())) == 1:
-                found[key], form = exact[alike[0]], "case"
+                matched[key], form = exact[alike[0]], "case"
             else:
                 continue
             forms[form] += 1
             break
-    for form, what in _OTHER_FORMS.items():
+    for form, description in _OTHER_FORMS.items():
         if forms[form]:
-            joined.remarks.append(f"{table.path}: {_file_names(forms[form])} written {what}")
-    found |= _behind_a_folder(table, root, [key for key in table.rows if key not in found], exact, joined)
-    _take(table, found, joined)
+            joined.remarks.append(f"{table.path}: {_file_names(forms[form])} written {description}")
+    matched |= _match_behind_prefix(
+        table, root, [key for key in table.rows if key not in matched], exact, joined
+    )
+    _assign_rows(table, matched, joined)
 
 
 def _indexes(files: Iterable[str]) -> tuple[Index, Index]:
-    """Files by the `table_key` of their names, and these by what they have in common in any case."""
+    """Files by the `table_key` of their names, and these keys by their form without case."""
     exact: defaultdict[str, list[str]] = defaultdict(list)
     for name in files:
         exact[table_key(name)].append(name)
@@ -82,7 +84,7 @@ def _indexes(files: Iterable[str]) -> tuple[Index, Index]:
 
 
 def _forms(key: str, folder: str, root: Path) -> Iterator[tuple[str, str]]:
-    """What a name in a table can stand for, the likeliest first; how it is written, and the file's name."""
+    """(form, file name) for everything a name in a table can mean, the likeliest first."""
     if folder and not posixpath.isabs(key):
         yield "own", table_key(f"{folder}/{key}")
     yield "own", key
@@ -96,12 +98,13 @@ def _forms(key: str, folder: str, root: Path) -> Iterator[tuple[str, str]]:
             yield "absolute", slashed.removeprefix(prefix)
 
 
-def _behind_a_folder(
+def _match_behind_prefix(
     table: Table, root: Path, keys: Sequence[str], exact: Index, joined: Joined
 ) -> dict[str, Sequence[str]]:
-    """Files that stand behind one folder in the table, such as where the dataset was before.
+    """Match file names that the table writes behind a folder, such as the dataset's former place.
 
-    A folder of the dataset's name is that for certain. Of others there must be one only, and it is a warning.
+    A folder with the dataset's name is certain. Any other folder counts only if it is the only one, with a
+    warning.
     """
     behind: defaultdict[str, dict[str, Sequence[str]]] = defaultdict(dict)
     for key in keys:
@@ -113,38 +116,37 @@ def _behind_a_folder(
     own = table_key(os.path.basename(os.path.realpath(root)))
     named = [prefix for prefix in behind if prefix.split("/")[-2] == own]
     if len(named) == 1:
-        found = behind[named[0]]
-        joined.remarks.append(f"{table.path}: {_file_names(len(found))} beginning with {named[0]}")
-        return found
+        matched = behind[named[0]]
+        joined.remarks.append(f"{table.path}: {_file_names(len(matched))} beginning with {named[0]}")
+        return matched
     if len(behind) == 1:
-        [(prefix, found)] = behind.items()
+        [(prefix, matched)] = behind.items()
         joined.warnings.append(
-            f"{table.path}: {_file_names(len(found))} beginning with {prefix}, which is taken for this "
-            "dataset"
+            f"{table.path}: {_file_names(len(matched))} beginning with {prefix}, taken for this dataset"
         )
-        return found
+        return matched
     return {}
 
 
-def _take(table: Table, found: Mapping[str, Sequence[str]], joined: Joined) -> None:
-    contradicted = [key for key in table.contradicted if key in found]
+def _assign_rows(table: Table, matched: Mapping[str, Sequence[str]], joined: Joined) -> None:
+    contradicted = [key for key in table.contradicted if key in matched]
     for key, row in table.rows.items():
-        for name in found.get(key, ()):
+        for name in matched.get(key, ()):
             if not _same(joined.rows.setdefault(name, row), row):
                 contradicted.append(key)
-    unknown = [key for key in table.rows if key not in found]
+    unknown = [key for key in table.rows if key not in matched]
     joined.unknown += unknown
     if unknown:
-        joined.warnings.append(_unknown_rows(table, unknown, bool(found)))
+        joined.warnings.append(_unknown_rows(table, unknown, bool(matched)))
     if contradicted:
         count = len(dict.fromkeys(contradicted))
         joined.warnings.append(
-            f"{table.path}: several rows of {counted(count, 'file')} say different things, such as "
+            f"{table.path}: rows of {counted(count, 'file')} contradict each other, such as "
             f"{contradicted[0]}; the first row counts"
         )
 
 
-def _same(one: Row, other: Row) -> bool:
+def _same(one: TableRow, other: TableRow) -> bool:
     return one == other or {**one, "file_name": ""} == {**other, "file_name": ""}
 
 
@@ -152,8 +154,8 @@ def _unknown_rows(table: Table, unknown: Sequence[str], others: bool) -> str:
     rows = counted(len(table.rows), "row")
     if others:
         return f"{table.path}: {len(unknown)} of {rows} name no image, such as {unknown[0]}"
-    shape = "write class/0001.jpg, relative to the dataset"
-    return f"{table.path}: {rows}, none of which names an image: there is no file {unknown[0]} ({shape})"
+    advice = "write class/0001.jpg, relative to the dataset"
+    return f"{table.path}: {rows}, none of which names an image: there is no file {unknown[0]} ({advice})"
 
 
 def _file_names(count: int) -> str:

@@ -1,7 +1,7 @@
-"""Leaks: what would let a classifier see in training what it is tested on.
+"""Find leaks: training rows that show a classifier what it is tested on.
 
-Three rules keep test figures honest, whoever made the rows. Generated images are for training; an image that
-was generated from another one belongs where that one does; no picture is on both sides of a split.
+Three rules keep test figures honest, whoever wrote the rows. Generated images are for training. An image
+generated from another one belongs to that one's split. No image is in two splits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from balancer.dataset.near_duplicates import KnownImage, copies_across, hash_numbers, near_any
-from balancer.dataset.splits import EVALUATION, SPLITS, TEST, TRAIN, VALIDATION, followed
+from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_across, hash_numbers, near_any
+from balancer.dataset.splits import EVALUATION, SPLITS, TEST, TRAIN, VALIDATION, resolve_split
 from balancer.manifest.rows import ACCEPTED, SYNTHETIC
 
 if TYPE_CHECKING:
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from balancer.verification.verdict import Nearest
 
 LATER = {TRAIN: EVALUATION, VALIDATION: (TEST,)}
-"""The splits whose pictures must not show up in a split: of two copies, the one in the later split stays."""
+"""For each split, the later splits whose images it must not show. Of two copies, the later one stays."""
 
 LOOKS = ("id", "split", "phash")
 
 Load = Callable[[Sequence[str]], list[KnownImage]]
-"""Images by their ids, with embeddings."""
+"""Loads images with embeddings by their ids."""
 
 
-class Row(Protocol):
+class ManifestRow(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A rule that a row breaks. `listed` ones are for people to look at: two pictures may look alike by
-    chance, and nothing that reads by splits gets both."""
+    """A rule that a row breaks. `listed` leaks are only reported: two images may look alike by chance, and
+    readers by split never get both."""
 
     row_id: str
     rule: str
@@ -46,25 +46,27 @@ class Leak:
     listed: bool = False
 
 
-def copies_of_later_splits(
+def find_later_split_copies(
     rows: pa.Table, held_out: pa.Table, load: Load, limits: CopiesConfig
 ) -> dict[str, Nearest]:
-    """Which of `rows` show what an image of a later split in `held_out` shows: id -> the nearest of those.
+    """The `rows` that duplicate an image of a later split in `held_out`: id -> the nearest of those images.
 
-    Both tables have the columns LOOKS; images without a hash are passed over. `load` is asked for those few
-    that are alike by their hashes.
+    Both tables have the columns LOOKS. Images without a hash are skipped. `load` gets only ids whose hashes
+    are close.
     """
-    found: dict[str, Nearest] = {}
+    nearest: dict[str, Nearest] = {}
     for split, later in LATER.items():
-        ones, others = _of_splits(rows, (split,)), _of_splits(held_out, later)
+        ones, others = _select_splits(rows, (split,)), _select_splits(held_out, later)
         near, other_near = near_any(_hashes(ones), _hashes(others), limits.max_distance)
         if near.any():
-            found |= copies_across(load(_ids(ones, near)), load(_ids(others, other_near)), limits)
-    return found
+            nearest |= find_near_duplicates_across(
+                load(_ids(ones, near)), load(_ids(others, other_near)), limits
+            )
+    return nearest
 
 
-def find_leaks(rows: Sequence[Row], load: Load, limits: CopiesConfig) -> Iterator[Leak]:
-    """Every leak among the rows of a manifest, each with id, source, status, split, parent_id and phash."""
+def find_leaks(rows: Sequence[ManifestRow], load: Load, limits: CopiesConfig) -> Iterator[Leak]:
+    """Yield every leak among manifest rows with id, source, status, split, parent_id and phash."""
     accepted = [row for row in rows if row["status"] == ACCEPTED]
     known = {row["id"]: (row["split"], row["parent_id"]) for row in rows}
     for row in accepted:
@@ -72,7 +74,7 @@ def find_leaks(rows: Sequence[Row], load: Load, limits: CopiesConfig) -> Iterato
             yield Leak(row["id"], "known splits", f"is of split {row['split']!r}")
         yield from _lineage(row, known)
     looks = pa.table({name: pa.array([row[name] for row in accepted], pa.string()) for name in LOOKS})
-    for row_id, copied in copies_of_later_splits(looks, looks, load, limits).items():
+    for row_id, copied in find_later_split_copies(looks, looks, load, limits).items():
         where = f"{copied.id!r} of split {known[copied.id][0]!r}, itself in {known[row_id][0]!r}"
         if copied.same_pixels:
             yield Leak(row_id, "no picture in two splits", f"is the same picture as {where}")
@@ -81,9 +83,9 @@ def find_leaks(rows: Sequence[Row], load: Load, limits: CopiesConfig) -> Iterato
             yield Leak(row_id, "no copies across splits", f"looks like {where} ({alike})", listed=True)
 
 
-def _lineage(row: Row, known: Mapping[str, tuple[str | None, str | None]]) -> Iterator[Leak]:
-    """`row` is accepted."""
-    belongs, parent = followed(row["id"], known), row["parent_id"]
+def _lineage(row: ManifestRow, known: Mapping[str, tuple[str | None, str | None]]) -> Iterator[Leak]:
+    """Yield the leaks of an accepted row that its own split or its parent's reveals."""
+    belongs, parent = resolve_split(row["id"], known), row["parent_id"]
     if parent is not None and belongs is None:
         yield Leak(row["id"], "parents are there", f"was generated from {parent!r}, which leads to no image")
     elif belongs != row["split"]:
@@ -93,7 +95,7 @@ def _lineage(row: Row, known: Mapping[str, tuple[str | None, str | None]]) -> It
         yield Leak(row["id"], "generated images are for training", f"belongs to split {belongs!r}")
 
 
-def _of_splits(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
+def _select_splits(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
     return rows.filter(pc.field("split").isin(list(splits)) & pc.field("phash").is_valid())
 
 

@@ -1,4 +1,4 @@
-"""The walk over a dataset folder: which classes and image files there are, and what cannot be used."""
+"""List the classes, image files and unusable files of a dataset folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from balancer.errors import DatasetError
 from balancer.text.quantities import counted
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
-# Pictures a person would miss if they were passed over like a text file.
+# Images that are reported as unreadable, not ignored like a text file.
 OTHER_PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .cr2 .dng .gif .heic .heif .jp2 .jxl .nef .ppm .psd .svg .tga .tif .tiff".split()
 )
@@ -25,8 +25,8 @@ _NOT_UTF8 = "its name is not valid UTF-8"
 @dataclass(slots=True)
 class Listing:
     """Names are relative to the dataset, with slashes. `outside` are images beside the class folders,
-    `tables` metadata tables in the folders, `faults` (name, reason) pairs; `ignored_files` counts other files
-    in class folders that are no pictures."""
+    `tables` metadata tables in the folders, `faults` (name, reason) pairs. `ignored_files` counts the other
+    files in class folders."""
 
     classes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Listing:
 
 
 def list_dataset(root: Path) -> Listing:
-    """List everything below `root`, in no particular order; raises DatasetError if it is no dataset."""
+    """List everything below `root`, in no particular order. Raises DatasetError if it is not a dataset."""
     pending = [(entry, "") for entry in _top_entries(root)]
     listing = Listing()
     while pending:
@@ -85,7 +85,7 @@ def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
     elif is_picture and not _is_utf8(name):
         listing.faults.append((_shown(name), _NOT_UTF8))
     elif suffix in OTHER_PICTURE_SUFFIXES:
-        listing.faults.append((name, f"{suffix[1:].upper()} is not read; PNG, JPEG and WebP are"))
+        listing.faults.append((name, f"{suffix[1:].upper()} is not supported; PNG, JPEG and WebP are"))
     elif is_picture:
         (listing.files if "/" in name else listing.outside).append(name)
     elif "/" in name and entry.name in METADATA_FILES and not entry.is_symlink():
@@ -96,12 +96,12 @@ def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
 
 def _check_classes(root: Path, listing: Listing) -> None:
     if not listing.classes:
-        found = f"; {counted(len(listing.outside), 'image')} in it directly" if listing.outside else ""
+        direct = f"; {counted(len(listing.outside), 'image')} directly in it" if listing.outside else ""
         hint = "put the images of each class into a folder named after the class"
-        raise DatasetError(f"{root}: no class folder{found}", hint=hint)
+        raise DatasetError(f"{root}: no class folder{direct}", hint=hint)
     if all(name.lower() in SPLITS and _has_folders(root / name) for name in listing.classes):
         splits = sorted(listing.classes, key=lambda name: (not name.lower().startswith("train"), name))
-        problem = f"{root}: holds splits of a dataset ({', '.join(splits)}), not classes"
+        problem = f"{root}: contains splits of a dataset ({', '.join(splits)}), not classes"
         raise DatasetError(problem, hint=f"name one of them, such as {root / splits[0]}")
 
 
@@ -124,7 +124,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:
     try:
         return link.is_dir()
-    except OSError:  # a link in a circle
+    except OSError:  # a link cycle
         return False
 
 
@@ -137,5 +137,5 @@ def _is_utf8(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A name that can be written to JSON and to the manifest, whatever bytes it has."""
+    """The name with invalid bytes replaced, for JSON and the manifest."""
     return os.fsencode(name).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Where a dataset is: a folder of the user's, or the sample dataset, rendered into the cache on first use."""
+"""Find a dataset: the user's folder, or the sample dataset, which is rendered into the cache on first use."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from balancer.storage.cache import cache_folder
 from balancer.storage.user_paths import expanded
 
 SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
-HOLDOUT_HINT = "give a folder laid out like dataset.path, or leave dataset.holdout out"
+HOLDOUT_HINT = "give a folder laid out like dataset.path, or remove dataset.holdout"
 
 HOLDOUT = "holdout"
-"""The part of the sample dataset that is kept apart."""
+"""The hold-out part of the sample dataset."""
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
 
 
 def dataset_folder(config: Config) -> Path:
-    """The folder with the class folders of a config's dataset; see `find_dataset`."""
-    return _of_config(config, "dataset.path", config.dataset.path, "train")
+    """The dataset folder of a config; see `find_dataset`."""
+    return _find_configured(config, "dataset.path", config.dataset.path, "train")
 
 
 def holdout_folder(config: Config) -> Path | None:
-    """The folder of a config's hold-out images, None if it has none."""
+    """The hold-out folder of a config; None if it has none."""
     path = config.dataset.holdout
-    return None if path is None else _of_config(config, "dataset.holdout", path, HOLDOUT)
+    return None if path is None else _find_configured(config, "dataset.holdout", path, HOLDOUT)
 
 
-def _of_config(config: Config, setting: str, path: str, split: str) -> Path:
+def _find_configured(config: Config, setting: str, path: str, split: str) -> Path:
     from balancer.config.schema import SAMPLE_DATASET
 
     if path == SAMPLE_DATASET or "://" in path:
         return find_dataset(path, split)
     refuse_credentials(path, "the path of this dataset")
-    places = config.places_of(setting, path)
+    places = config.candidate_paths(setting, path)
     if not any(map(os.path.lexists, places)):
         *beside, here = (place.absolute() for place in places)
         looked = "".join(f"{place} (beside the config), " for place in beside)
         where = "" if os.path.isabs(path) else f"; looked for {looked}{here}"
         hint = HOLDOUT_HINT if split == HOLDOUT else SAMPLE_HINT
         raise DatasetError(f"{setting}: no such dataset folder: {path}{where}", hint=hint)
-    return config.found_at(setting, path)
+    return config.resolve_path(setting, path)
 
 
 def find_dataset(path: str, split: str = "train") -> Path:
-    """The folder a user means by `path`, or that `split` of the sample dataset if it is `sample`."""
+    """The folder at `path`, or the `split` of the sample dataset if `path` is `sample`."""
     from balancer.config.schema import SAMPLE_DATASET
 
     refuse_credentials(path, "the path of this dataset")
@@ -60,26 +60,26 @@ def find_dataset(path: str, split: str = "train") -> Path:
         return _sample_folder() / split
     if "://" in path:
         hint = "copy the dataset to a local or shared folder"
-        raise DatasetError(f"{path}: datasets in object stores are not supported yet", hint=hint)
+        raise DatasetError(f"{path}: datasets in object stores are not supported", hint=hint)
     return expanded(path)
 
 
 def _sample_folder() -> Path:
     cache = cache_folder()
-    # A changed renderer has a folder of its own, so that a stale one is never used.
+    # Each version of the renderer has its own folder, so a stale one is never used.
     renderer = resources.files("balancer.dataset").joinpath("sample.py").read_bytes()
     folder = cache / f"sample-{hashlib.sha256(renderer).hexdigest()[:12]}"
     if not folder.is_dir():
         try:
             _render_sample(cache, folder)
         except OSError as error:
-            problem = f"{cache}: the sample dataset cannot be made there: {error.strerror or error}"
-            raise StorageError(problem, hint="set BALANCER_CACHE to a folder that can be written") from error
+            problem = f"{cache}: cannot write the sample dataset there: {error.strerror or error}"
+            raise StorageError(problem, hint="set BALANCER_CACHE to a writable folder") from error
     return folder
 
 
 def _render_sample(cache: Path, folder: Path) -> None:
-    """Rendered aside and renamed, so that `folder` is complete as soon as it exists."""
+    """Render into a temporary folder and rename it, so `folder` is complete once it exists."""
     from balancer.dataset.sample import write_dataset
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -89,5 +89,5 @@ def _render_sample(cache: Path, folder: Path) -> None:
         try:
             made.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another start was first, with the same pictures
+            if not folder.is_dir():  # else another process has rendered the same images first
                 raise

@@ -1,10 +1,10 @@
-"""Copies: the known image most like a candidate, and accepted images that are copies of each other.
+"""Find near-duplicates: of a candidate among known images, and among the accepted images.
 
-Two pictures are compared by the bits in which their perceptual hashes differ and by the cosine of their
+Two images are compared by the differing bits of their perceptual hashes and by the cosine of their
 embeddings; either alone is wrong too often. An image without an embedding is judged by its hash alone.
 
-Candidates are compared with references while a run goes on, with each other only when all are there: which
-of two candidates comes back first is chance, and what is accepted must not depend on it.
+Candidates are compared with references during the run, with each other only at its end: their order of
+arrival is random, and the result must not depend on it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ HASH_BITS = 64
 COMPARED = ("id", "phash", "pixel_sha256", "embedding")
 """Columns of the manifest that `known_images` needs."""
 PAIRS_AT_ONCE = 2_000_000
-"""Pairs compared in one go, which bounds the memory where many hashes share a band."""
+"""Pairs compared at once. Bounds the memory if many hashes share a band."""
 
 Indices = NDArray[np.intp]
 
 
-class Picture(Protocol):
-    """What pictures are compared by, as a measurement has it. `embedding` is little-endian float16."""
+class Comparable(Protocol):
+    """The fields that images are compared by. `embedding` is little-endian float16."""
 
     @property
     def phash(self) -> str: ...
@@ -46,7 +46,7 @@ class Picture(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownImage:
-    """An image that must not be made again. Embeddings compared with each other have one length."""
+    """An image that must not be made again. All embeddings have the same length."""
 
     id: str
     phash: str
@@ -54,10 +54,10 @@ class KnownImage:
     embedding: bytes | None = None
 
 
-class CopyIndex:
-    """Known images of all classes: one that shows up under another label is a copy as well.
+class NearDuplicateIndex:
+    """Known images of all classes: a duplicate under another label counts, too.
 
-    A comparison goes through all hashes: 100,000 of them take about 0.1 ms.
+    Each lookup compares all hashes: 100,000 take about 0.1 ms.
     """
 
     def __init__(self, images: Sequence[KnownImage], limits: CopiesConfig) -> None:
@@ -73,11 +73,11 @@ class CopyIndex:
     def __len__(self) -> int:
         return len(self._images)
 
-    def nearest(self, picture: Picture) -> Nearest | None:
-        """The known image most like a picture, None if none is known.
+    def nearest(self, picture: Comparable) -> Nearest | None:
+        """The known image most similar to `picture`; None if there are no known images.
 
-        One with the same pixels comes first, then those within both limits, then the least distance, the
-        greatest similarity, and the order in which images were given.
+        An image with the same pixels comes first, then images within both limits, then the smallest distance,
+        the greatest similarity, and the given order.
         """
         if not self._images:
             return None
@@ -89,16 +89,16 @@ class CopyIndex:
             picture, np.flatnonzero(distances <= max(distances.min(), self._limits.max_distance))
         )
 
-    def is_copy(self, nearest: Nearest) -> bool:
+    def is_duplicate(self, nearest: Nearest) -> bool:
         limits = self._limits
         return nearest.same_pixels or is_near_copy(nearest, limits.max_distance, limits.min_similarity)
 
-    def _distances(self, picture: Picture, among: Indices | slice = slice(None)) -> NDArray[np.uint8]:
+    def _distances(self, picture: Comparable, among: Indices | slice = slice(None)) -> NDArray[np.uint8]:
         differing = self._hashes[among] ^ np.uint64(int(picture.phash, 16))
         distances: NDArray[np.uint8] = np.bitwise_count(differing)
         return distances
 
-    def _best(self, picture: Picture, among: Indices, same_pixels: bool = False) -> Nearest:
+    def _best(self, picture: Comparable, among: Indices, same_pixels: bool = False) -> Nearest:
         distances = self._distances(picture, among)
         similarities = self._similarities(picture, among)
         limits = self._limits
@@ -111,28 +111,28 @@ class CopyIndex:
             same_pixels=same_pixels,
         )
 
-    def _similarities(self, picture: Picture, among: Indices) -> NDArray[np.float32]:
-        """Cosines; 1 where either embedding is missing, so that the hash decides."""
+    def _similarities(self, picture: Comparable, among: Indices) -> NDArray[np.float32]:
+        """Cosines; 1 if either embedding is missing, so the hash decides."""
         if not picture.embedding or self._embeddings is None:
             return np.ones(len(among), np.float32)
         wanted = np.frombuffer(picture.embedding, "<f2").astype(np.float32)
-        found = self._embeddings[among].astype(np.float32)
-        norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted)
+        others = self._embeddings[among].astype(np.float32)
+        norms = np.linalg.norm(others, axis=1) * np.linalg.norm(wanted)
         cosines: NDArray[np.float32] = np.ones(len(among), np.float32)
-        np.divide(found @ wanted, norms, out=cosines, where=norms != 0)
+        np.divide(others @ wanted, norms, out=cosines, where=norms != 0)
         return np.minimum(cosines, 1)
 
 
-def copies_among(images: Sequence[KnownImage], limits: CopiesConfig) -> dict[str, Nearest]:
-    """Which of `images` copy one before them that is no copy itself: id -> the nearest of those.
+def find_near_duplicates(images: Sequence[KnownImage], limits: CopiesConfig) -> dict[str, Nearest]:
+    """Images that duplicate an earlier one that is no duplicate itself: id -> the nearest of those.
 
-    If two hashes differ in at most k bits, then of k + 1 bands of bits one is equal. So only images that
-    share a band are compared: at 6 bits, about one pair in seventy.
+    If two hashes differ in at most k bits, one of k + 1 bands of bits is equal. So only images that share a
+    band are compared: with 6 bits, about one pair in seventy.
     """
-    index = CopyIndex(images, limits)
+    index = NearDuplicateIndex(images, limits)
     kept = np.ones(len(images), bool)
     kept_by_pixels: dict[str, int] = {}
-    found: dict[str, Nearest] = {}
+    duplicates: dict[str, Nearest] = {}
     for position, (image, earlier) in enumerate(
         zip(images, _sharing_a_band(index, limits.max_distance), strict=True)
     ):
@@ -143,51 +143,52 @@ def copies_among(images: Sequence[KnownImage], limits: CopiesConfig) -> dict[str
         else:
             among = np.array([same])
         nearest = index._best(image, among, same_pixels=same is not None) if len(among) else None
-        if nearest is not None and index.is_copy(nearest):
+        if nearest is not None and index.is_duplicate(nearest):
             kept[position] = False
-            found[image.id] = nearest
+            duplicates[image.id] = nearest
         else:
             kept_by_pixels[image.pixel_sha256] = position
-    return found
+    return duplicates
 
 
-def copies_across(
+def find_near_duplicates_across(
     images: Sequence[KnownImage], others: Sequence[KnownImage], limits: CopiesConfig
 ) -> dict[str, Nearest]:
-    """Which of `images` copy one of `others`: id -> the nearest of those."""
+    """The `images` that duplicate one of `others`: id -> the nearest of those."""
     hashes, other_hashes = (hash_numbers([image.phash for image in of]) for of in (images, others))
     near, other_near = near_any(hashes, other_hashes, limits.max_distance)
-    index = CopyIndex([other for other, is_near in zip(others, other_near, strict=True) if is_near], limits)
-    found = {}
+    index = NearDuplicateIndex(
+        [other for other, is_near in zip(others, other_near, strict=True) if is_near], limits
+    )
+    duplicates = {}
     for image in (image for image, is_near in zip(images, near, strict=True) if is_near):
         nearest = index.nearest(image)
-        if nearest is not None and index.is_copy(nearest):
-            found[image.id] = nearest
-    return found
+        if nearest is not None and index.is_duplicate(nearest):
+            duplicates[image.id] = nearest
+    return duplicates
 
 
 def near_any(
     hashes: NDArray[np.uint64], others: NDArray[np.uint64], max_distance: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of `hashes` differ from one of `others` in at most `max_distance` bits, and which of `others`
-    from one of `hashes`.
+    """Masks of the `hashes` within `max_distance` bits of one of `others`, and of the `others` near a hash.
 
-    Only pairs with a band of bits in common are compared, as in `copies_among`: a million hashes with a
-    thousand take about a second.
+    Only pairs that share a band of bits are compared, as in `find_near_duplicates`: a million hashes against
+    a thousand take about a second.
     """
-    values, places = np.unique(hashes, return_inverse=True)  # blank images have one hash, all of them
+    values, places = np.unique(hashes, return_inverse=True)  # all blank images have the same hash
     other_values, other_places = np.unique(others, return_inverse=True)
     near, other_near = np.zeros(len(values), bool), np.zeros(len(other_values), bool)
     for mask in _bands(max_distance):
         for ones, among in _sharing(values & mask, other_values & mask):
-            found = np.bitwise_count(values[ones] ^ other_values[among]) <= max_distance
-            near[ones[found]] = True
-            other_near[among[found]] = True
+            matches = np.bitwise_count(values[ones] ^ other_values[among]) <= max_distance
+            near[ones[matches]] = True
+            other_near[among[matches]] = True
     return near[places], other_near[other_places]
 
 
 def _sharing(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> Iterator[tuple[Indices, Indices]]:
-    """Positions of all pairs of equal keys, in parts of about PAIRS_AT_ONCE at most."""
+    """Positions of all pairs of equal keys, in chunks of about PAIRS_AT_ONCE."""
     order = np.argsort(others, kind="stable")
     first = np.searchsorted(others, keys, "left", sorter=order)
     counts = np.searchsorted(others, keys, "right", sorter=order) - first
@@ -200,17 +201,17 @@ def _sharing(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> Iterator[t
 
 
 def hash_numbers(hashes: Sequence[str]) -> NDArray[np.uint64]:
-    """Perceptual hashes of 16 hex digits as numbers."""
+    """Convert perceptual hashes of 16 hex digits to numbers."""
     return np.frombuffer(bytes.fromhex("".join(hashes)), ">u8").astype(np.uint64)
 
 
-def copy_flaw(nearest: Nearest) -> Flaw:
-    """What is wrong with a copy of `nearest`."""
+def duplicate_flaw(nearest: Nearest) -> Flaw:
+    """The rejection reason of a duplicate of `nearest`."""
     return Flaw.DUPLICATE if nearest.same_pixels else Flaw.NEAR_COPY
 
 
 def known_images(rows: pa.Table) -> list[KnownImage]:
-    """Rows of the manifest as images to compare with."""
+    """Convert manifest rows to images to compare with."""
     embeddings: list[bytes | None] = [None] * rows.num_rows
     if rows.num_rows:
         column = rows["embedding"].combine_chunks()
@@ -218,26 +219,26 @@ def known_images(rows: pa.Table) -> list[KnownImage]:
         for place, vector in zip(np.flatnonzero(column.is_valid()), vectors, strict=True):
             embeddings[place] = vector.tobytes()
     columns = (rows[name].to_pylist() for name in ("id", "phash", "pixel_sha256"))
-    return [KnownImage(*told) for told in zip(*columns, embeddings, strict=True)]
+    return [KnownImage(*values) for values in zip(*columns, embeddings, strict=True)]
 
 
-def _sharing_a_band(index: CopyIndex, max_distance: int) -> Iterator[Indices]:
-    """For each image the earlier ones that have a band of bits in common with it, some more than once."""
+def _sharing_a_band(index: NearDuplicateIndex, max_distance: int) -> Iterator[Indices]:
+    """For each image the earlier ones that share a band of bits with it; some occur more than once."""
     bands = [_grouped(index._hashes, mask) for mask in _bands(max_distance)]
     for position in range(len(index)):
         yield np.concatenate([order[first[position] : rank[position]] for order, first, rank in bands])
 
 
 def _bands(max_distance: int) -> list[np.uint64]:
-    """Masks that cut a hash into one more band than two near hashes can differ in. A band without bits is
-    equal for all."""
+    """Masks that cut a hash into `max_distance + 1` bands: near hashes have an equal one. An empty band is
+    equal for all hashes."""
     bands = np.array_split(np.arange(HASH_BITS), max_distance + 1)
     return [np.uint64(sum(1 << int(bit) for bit in bits)) for bits in bands]
 
 
 def _grouped(hashes: NDArray[np.uint64], mask: np.uint64) -> tuple[Indices, Indices, Indices]:
-    """Images ordered by a band of bits, those with equal bits by position: the order, and for each image
-    where its group begins in it and where itself stands."""
+    """Sort images by a band of bits, then by position. Returns the order, and for each image the start of its
+    group and its own rank in that order."""
     keys = hashes & mask
     order = np.argsort(keys, kind="stable")
     rank = np.empty_like(order)
@@ -246,7 +247,7 @@ def _grouped(hashes: NDArray[np.uint64], mask: np.uint64) -> tuple[Indices, Indi
 
 
 def _embeddings(images: Sequence[KnownImage]) -> NDArray[np.float16] | None:
-    """One row an image, zeros where it has none; None if no image has any."""
+    """One row per image, zeros for a missing embedding; None if all are missing."""
     size = max((len(image.embedding) for image in images if image.embedding), default=0)
     if not size:
         return None

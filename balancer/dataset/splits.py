@@ -1,7 +1,7 @@
-"""Which real images train a classifier and which test it: splits, given by the dataset or dealt out.
+"""Assign real images to training, validation and test: as the dataset says, or by shares.
 
-Generated images are training images, always: no split is ever given to one. The exception is a child, an
-image that was generated from a real one: it goes where its parent goes.
+Generated images are always training images. The exception is a child, an image generated from a real one:
+it belongs to its parent's split.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 SPLITS = (TRAIN, VALIDATION, TEST)
-"""From what is trained on to what is kept apart longest: of two images that show one picture, the one in the
-later split stays where it is."""
+"""In order: of two duplicates, the one in the later split stays."""
 
 EVALUATION = (VALIDATION, TEST)
 
@@ -36,43 +35,43 @@ _NAMES = {
 }
 
 LISTED = 5
-"""Faults that an error names."""
+"""Problems that an error names."""
 
 
-def splits_of(found: Audit, config: Config, known: Mapping[str, str] | None = None) -> dict[str, str]:
+def assign_splits(audit: Audit, config: Config, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """The split of each image of a dataset, by file name.
 
-    `known` are those of an earlier start of the run, which stay. Raises DatasetError if the metadata table
-    names a split that is none.
+    `known` are the splits of an earlier start of the run; they stay. Raises DatasetError if the metadata
+    table names an unknown split.
     """
-    if config.dataset.splits is None and not any(image.split for image in found.images):
-        return {image.file_name: (known or {}).get(image.file_name, TRAIN) for image in found.images}
-    _check_names(found)
+    if config.dataset.splits is None and not any(image.split for image in audit.images):
+        return {image.file_name: (known or {}).get(image.file_name, TRAIN) for image in audit.images}
+    _check_names(audit)
     shares: Mapping[str, Fraction] = config.dataset.split_shares() or {TRAIN: Fraction(1)}
-    fresh = deal_out(found.images, shares)
+    fresh = deal_out(audit.images, shares)
     if not known or all(fresh.get(name, split) == split for name, split in known.items()):
-        return fresh  # images that came since may change nothing for the others
-    return deal_out(found.images, shares, known)
+        return fresh  # new images changed nothing for the others
+    return deal_out(audit.images, shares, known)
 
 
-def training_part(found: Audit, splits: Mapping[str, str]) -> Audit:
-    """The dataset as plans see it: without the images of validation and test."""
-    images = tuple(image for image in found.images if splits[image.file_name] == TRAIN)
+def select_training(audit: Audit, splits: Mapping[str, str]) -> Audit:
+    """The audit without the images of validation and test, for planning."""
+    images = tuple(image for image in audit.images if splits[image.file_name] == TRAIN)
     per_class = Counter(image.class_name for image in images)
-    return replace(found, images=images, counts={name: per_class[name] for name in found.counts})
+    return replace(audit, images=images, counts={name: per_class[name] for name in audit.counts})
 
 
 def is_kept_apart(image: RealImage) -> bool:
-    """Whether the metadata table's column `split` gives an image to validation or test."""
+    """Whether the column `split` of the metadata table assigns an image to validation or test."""
     return _NAMES.get(image.split.lower()) in EVALUATION
 
 
-def kept_apart(found: Audit, splits: Mapping[str, str], config: Config) -> str:
-    """A line on the images that are not for training, and what says so; empty if all are."""
-    apart = [image for image in found.images if splits[image.file_name] != TRAIN]
+def describe_kept_apart(audit: Audit, splits: Mapping[str, str], config: Config) -> str:
+    """A line on the images kept out of training and the reason; empty if there are none."""
+    apart = [image for image in audit.images if splits[image.file_name] != TRAIN]
     if not apart:
         return ""
-    # Without shares nothing is dealt out: what the table does not name goes with a copy of it.
+    # Without shares nothing is dealt out: an image that the table does not name follows its duplicate.
     given = len(apart) if config.dataset.splits is None else sum(map(is_kept_apart, apart))
     counts = {"column `split` of the metadata table": given, "dataset.splits": len(apart) - given}
     sources = {source: number for source, number in counts.items() if number}
@@ -88,17 +87,16 @@ def deal_out(
 ) -> dict[str, str]:
     """The split of each image, by file name.
 
-    What is `known` stays, and what the table gives; files of one picture go together, with one that is
-    settled if there is one. All other pictures are dealt out in the order of a hash of their pixels, each to
-    the split of which their class lacks most: no class is ever more than an image from its shares, but for
-    pictures of several files.
+    `known` splits and those of the table stay. Files with the same pixels go together, and follow a settled
+    one if there is one. All others are dealt out in the order of a hash of their pixels, each to the split
+    that its class lacks most. No class is more than one image off its shares, except for duplicate files.
     """
     splits: dict[str, str] = {}
     open_: list[list[RealImage]] = []
     for files in _pictures(images).values():
         settled = {image.file_name: _settled(image, known or {}) for image in files}
         if any(settled.values()):
-            # Settled in two splits, a picture is a leak already; the rest joins what is kept apart longest.
+            # If an image is settled in two splits, it is a leak already; its other files join the later one.
             follow = max((split for split in settled.values() if split), key=SPLITS.index)
             splits |= {name: split or follow for name, split in settled.items()}
         else:
@@ -109,10 +107,10 @@ def deal_out(
     return splits
 
 
-def followed(row_id: str, known: Mapping[str, tuple[str | None, str | None]]) -> str | None:
-    """The split an image belongs to: its own, or that of the image it was generated from, however far back.
+def resolve_split(row_id: str, known: Mapping[str, tuple[str | None, str | None]]) -> str | None:
+    """The split of an image: its own, or that of its first ancestor.
 
-    `known` gives own split and parent of an id. None where a parent is not known, or parents go in a circle.
+    `known` maps ids to (split, parent). None if a parent is unknown or the parents form a cycle.
     """
     passed: set[str] = set()
     while row_id in known and row_id not in passed:
@@ -125,7 +123,7 @@ def followed(row_id: str, known: Mapping[str, tuple[str | None, str | None]]) ->
 
 
 class _Dealer:
-    """Counts of images by class and split, in whole numbers: weights are shares over one denominator."""
+    """Counts images by class and split. Weights are the shares over a common denominator, as integers."""
 
     def __init__(self, shares: Mapping[str, Fraction], settled: Iterable[tuple[str, str | None]]) -> None:
         self._whole = lcm(*(share.denominator for share in shares.values()))
@@ -136,9 +134,9 @@ class _Dealer:
                 self._counts[class_name][split] += 1
 
     def deal(self, files: Sequence[RealImage]) -> str:
-        """The split for a picture's files, which now count as there."""
+        """Choose the split for the files of one image, and count them there."""
         classes = Counter(image.class_name for image in files)
-        split = max(self._weights, key=lambda split: self._lacking(split, classes))  # of equals the first
+        split = max(self._weights, key=lambda split: self._lacking(split, classes))  # ties: the first
         for class_name, count in classes.items():
             self._counts[class_name][split] += count
         return split
@@ -152,11 +150,11 @@ class _Dealer:
 
 
 def _pictures(images: Iterable[RealImage]) -> dict[str, list[RealImage]]:
-    """Files by what they show: two with the same pixels are one picture, however they are encoded."""
-    found: defaultdict[str, list[RealImage]] = defaultdict(list)
+    """Files grouped by their pixels, whatever their encoding."""
+    groups: defaultdict[str, list[RealImage]] = defaultdict(list)
     for image in images:
-        found[_picture(image)].append(image)
-    return found
+        groups[_picture(image)].append(image)
+    return groups
 
 
 def _picture(image: RealImage) -> str:
@@ -164,7 +162,7 @@ def _picture(image: RealImage) -> str:
 
 
 def _hash(image: RealImage) -> bytes:
-    """A picture's place in the order of dealing, which nothing but its pixels decides."""
+    """The dealing order of an image, decided by its pixels alone."""
     return hashlib.blake2b(_picture(image).encode(), digest_size=16, person=b"balancer.split").digest()
 
 
@@ -172,12 +170,12 @@ def _settled(image: RealImage, known: Mapping[str, str]) -> str | None:
     return known.get(image.file_name) or _NAMES.get(image.split.lower())
 
 
-def _check_names(found: Audit) -> None:
-    wrong = [image for image in found.images if image.split and image.split.lower() not in _NAMES]
+def _check_names(audit: Audit) -> None:
+    wrong = [image for image in audit.images if image.split and image.split.lower() not in _NAMES]
     if wrong:
         named = "; ".join(f"{image.file_name}: {image.split!r}" for image in wrong[:LISTED])
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise DatasetError(
-            f"{found.path}: the metadata table names splits that are none: {named}{more}",
-            hint=f"the splits are {', '.join(SPLITS)}; an image without one goes by dataset.splits",
+            f"{audit.path}: the metadata table names unknown splits: {named}{more}",
+            hint=f"the splits are {', '.join(SPLITS)}; dataset.splits assigns images without one",
         )

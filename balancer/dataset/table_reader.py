@@ -1,8 +1,8 @@
-"""Reading a table of facet values, in a process of its own: it was written by strangers.
+"""Read an untrusted table of facet values, in a separate process.
 
-What comes of it is told line by line, as JSON: `[key, row]` for each row with a file name, values as text;
-objects with its `columns`, a `remark` or a `warning`; at the end the number of all rows, or an object with
-the reason why the table cannot be used.
+The answer is JSON lines: `[key, row]` for each row with a file name, values as text; objects with the
+`columns`, a `remark` or a `warning`; at the end the number of all rows, or an object with the `reason` why
+the table cannot be used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from balancer.storage.regular_files import TooLargeError, open_regular
 from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,43 +29,43 @@ if TYPE_CHECKING:
 MAX_BYTES = 500_000_000
 MAX_ROWS = 2_000_000
 MAX_COLUMNS = 1_000
-"""Of all rows together: each line of JSON can have keys of its own."""
+"""Over all rows: each line of JSON can have different keys."""
 
 MAX_CELLS = 50_000_000
-"""Rows and columns each within their limits can be two thousand million."""
+"""Rows times columns; the two limits alone would allow two billion."""
 
 MAX_LINE_CHARS = 1_000_000
 MAX_ANSWER_BYTES = 1_000_000_000
-"""All values together; a small file can hold one value many times."""
+"""All values together; a small compressed file can repeat one value many times."""
 
 MAX_NAME_CHARS = MAX_COMPOSED_CHARS
-"""As long as a path can be."""
+"""The maximum length of a path."""
 
 BATCH_ROWS = 10_000
 
 SHOWN_COLUMNS, SHOWN_CHARS = 10, 40
-"""Of a table without file names: enough to see which table it is."""
+"""Columns and characters shown of a table without file names: enough to recognise it."""
 
 FILE_NAME = "file_name"
 OWN_COLUMNS = (FILE_NAME, "class", "split")
-"""Columns that the audit knows, whatever the case of their letters."""
+"""Columns that the audit knows, in any case."""
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MAX_TWINS = 5
-"""Columns of one name that are told of."""
+"""Pairs of columns with one name that are reported."""
 
-Row = Sequence[tuple[str, object]]
-"""Headers as they are written, with their values: two headers can turn out to be one name."""
+RawRow = Sequence[tuple[str, object]]
+"""(header as written, value) pairs. Two headers can have the same normal form."""
 
 
-def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """What the table at `path` holds, or why it cannot be used."""
+def read_table_answer(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The lines about the table at `path`: its rows, or the reason why it cannot be used."""
     try:
         yield from _answers(path)
     except OSError as error:
         yield _reason(f"cannot be read: {error.strerror or error}")
     except MemoryError:
-        yield _reason("cannot be read: it needs more memory than a table may take")
+        yield _reason("cannot be read: it needs more memory than the limit for tables")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         yield _reason(f"is not UTF-8: a byte is 0x{byte:02x}; save the table as UTF-8")
@@ -74,12 +74,12 @@ def answer_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def table_key(file_name: str) -> str:
-    """Some systems store accented names decomposed, and tables come from other systems."""
+    """The normal form of a file name. Some systems store accented names decomposed."""
     return composed(posixpath.normpath(file_name))
 
 
 class _TooMuchError(OSError):
-    """More than a table may hold; `strerror` names the number and the limit."""
+    """A table over a limit; `strerror` names the number and the limit."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(0, reason)
@@ -87,15 +87,15 @@ class _TooMuchError(OSError):
 
 @dataclass(slots=True)
 class _Columns:
-    """The columns of one table by the names they are kept under, and pairs of headers that are one name."""
+    """The columns of one table by normal form, and pairs of headers with the same normal form."""
 
     headers: dict[str, str] = field(default_factory=dict)
     twins: dict[tuple[str, str], None] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
 
-    def text_values(self, row: Row) -> dict[str, str]:
-        """Values that are there, by column. Of two with one name the first header counts in every row."""
-        found: dict[str, str] = {}
+    def text_values(self, row: RawRow) -> dict[str, str]:
+        """The non-empty values by column. Of two headers with one name the first counts, in every row."""
+        texts: dict[str, str] = {}
         passed: set[str] = set()
         for header, value in row:
             if (name := self._names.get(header)) is None:
@@ -106,22 +106,22 @@ class _Columns:
                 continue
             passed.add(name)
             if name and (text := _text(value)):
-                found[name] = text
-        return found
+                texts[name] = text
+        return texts
 
-    def told(self) -> Iterator[bytes]:
+    def notes(self) -> Iterator[bytes]:
         names = [name[:MAX_NAME_CHARS] for name in self.headers if name]
         yield json.dumps({"columns": names}).encode()
         for first, second in list(self.twins)[:MAX_TWINS]:
-            yield _told(
+            yield _note(
                 "warning",
                 f"the columns {_quoted(first)} and {_quoted(second)} have one name; only the first is read",
             )
 
 
 def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    number = size = named = cells = 0
-    first: Row = ()
+    number = answer_bytes = named = cells = 0
+    first: RawRow = ()
     columns = _Columns()
     with open_regular(path, follow_links=False) as file:
         if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
@@ -138,13 +138,11 @@ def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
             if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
                 named += 1
                 line = json.dumps([table_key(name), text]).encode()
-                size += len(line)
-                if size > MAX_ANSWER_BYTES:
-                    raise _TooMuchError(
-                        f"its values are more than {MAX_ANSWER_BYTES // 1_000_000} megabytes of text"
-                    )
+                answer_bytes += len(line)
+                if answer_bytes > MAX_ANSWER_BYTES:
+                    raise _TooMuchError(f"its values are more than {size(MAX_ANSWER_BYTES)} of text")
                 yield line
-    yield from columns.told()
+    yield from columns.notes()
     if number and not named and _Columns().text_values(first):
         yield _reason(f"has no column `{FILE_NAME}`; the columns are {_shown(first)}")
     else:
@@ -156,31 +154,31 @@ def _column_name(header: str) -> str:
     return next((own for own in OWN_COLUMNS if without_case(name) == own), name)
 
 
-def _check_shape(row: Row, number: int, cells: int) -> None:
+def _check_shape(row: RawRow, number: int, cells: int) -> None:
     if number > MAX_ROWS:
-        raise _TooMuchError(f"more than {MAX_ROWS:,} rows with blank ones, the most that a table may have")
+        raise _TooMuchError(f"more than {MAX_ROWS:,} rows, blank ones included, the limit")
     if len(row) > MAX_COLUMNS:
         raise _TooMuchError(f"row {number} has {len(row):,} columns, over the limit of {MAX_COLUMNS:,}")
     if cells > MAX_CELLS:
         raise _TooMuchError(
-            f"its rows up to row {number:,} have more than {MAX_CELLS:,} values with empty ones, the limit;"
-            " leave columns out"
+            f"its rows up to row {number:,} have more than {MAX_CELLS:,} values, empty ones included, the"
+            " limit; remove columns"
         )
 
 
 def _check_columns(columns: _Columns, number: int) -> None:
     if len(columns.headers) > MAX_COLUMNS:
         raise _TooMuchError(
-            f"its rows up to row {number} have {len(columns.headers):,} columns together, over the limit of"
+            f"its rows up to row {number} have {len(columns.headers):,} columns in all, over the limit of"
             f" {MAX_COLUMNS:,}"
         )
 
 
 def _reason(text: str) -> bytes:
-    return _told("reason", f"the metadata table {text}")
+    return _note("reason", f"the metadata table {text}")
 
 
-def _told(kind: str, text: str) -> bytes:
+def _note(kind: str, text: str) -> bytes:
     return json.dumps({kind: text}).encode()
 
 
@@ -188,8 +186,8 @@ def _quoted(header: str) -> str:
     return repr(_one_line(header[:SHOWN_CHARS]))
 
 
-def _shown(row: Row) -> str:
-    """Names of columns: if it is no table but a secret, not much of it."""
+def _shown(row: RawRow) -> str:
+    """The first column names, shortened: the file could be a secret instead of a table."""
     names = [_one_line(name[:SHOWN_CHARS]) for name, _ in row if name]
     return ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
 
@@ -202,7 +200,7 @@ def _suffix(path: str | os.PathLike[str]) -> str:
     return posixpath.splitext(os.fspath(path))[1].lower()
 
 
-def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
+def _parquet_rows(file: BinaryIO) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,7 +224,7 @@ def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
 
 
 def _plain_values(column: pa.Array) -> list[object]:
-    """Of 32-bit floats the digits that they were written with: 0.1, and not 0.10000000149011612."""
+    """The values; 32-bit floats as they were written: 0.1, not 0.10000000149011612."""
     from pyarrow import types
 
     values: list[object] = column.to_pylist()
@@ -244,7 +242,7 @@ def _shortest_float32(value: object) -> float:
 
 
 def _is_plain(column_type: pa.DataType) -> bool:
-    """Whether values are text or numbers: a picture inside the table need not be read."""
+    """Whether values are text or numbers: images inside the table are not read."""
     from pyarrow import types
 
     if types.is_dictionary(column_type):
@@ -253,35 +251,35 @@ def _is_plain(column_type: pa.DataType) -> bool:
     return any(test(column_type) for test in tests)
 
 
-def _csv_rows(file: BinaryIO) -> Iterator[Row | bytes]:
+def _csv_rows(file: BinaryIO) -> Iterator[RawRow | bytes]:
     lines = _lines(io.TextIOWrapper(file, "utf-8-sig", newline=""))
     first = next(lines, "")
     separator = _separator(first)
     reader = csv.reader(_chained(first, lines), delimiter=separator)
     try:
         headers = next(reader, [])
-        if len(headers) > MAX_COLUMNS:  # before rows are filled up to so many
+        if len(headers) > MAX_COLUMNS:  # before rows are padded to that length
             _check_shape([(header, "") for header in headers], 1, 0)
         if separator != ",":
-            yield _told("remark", f"its columns are separated by {SEPARATORS[separator]}")
+            yield _note("remark", f"its columns are separated by {SEPARATORS[separator]}")
         short, long = _OtherLength("fewer", len(headers)), _OtherLength("more", len(headers))
-        for row in reader:  # blank lines as well: they take time like any other
+        for row in reader:  # blank lines count too: they take as much time
             if row and len(row) != len(headers):
                 (short if len(row) < len(headers) else long).count(reader.line_num)
             yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")] if row else ()
         if short.rows:
-            yield _told("remark", f"{short}: those count as empty")
+            yield _note("remark", f"{short}: missing fields count as empty")
         if long.rows:
-            yield _told("warning", f"{long}: what has no header is left out")
+            yield _note("warning", f"{long}: fields without a header are ignored")
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
 @dataclass(slots=True)
 class _OtherLength:
-    """Rows of a CSV that are not as long as its header."""
+    """Counts CSV rows with `comparison` ("fewer" or "more") fields than the header."""
 
-    what: str
+    comparison: str
     headers: int
     rows: int = 0
     first_line: int = 0
@@ -291,12 +289,12 @@ class _OtherLength:
         self.first_line = self.first_line or line
 
     def __str__(self) -> str:
-        fields = f"{self.what} fields than the header's {self.headers}"
+        fields = f"{self.comparison} fields than the header's {self.headers}"
         return f"{counted(self.rows, 'row')} with {fields}, first in line {self.first_line}"
 
 
 def _separator(header_line: str) -> str:
-    """A comma, unless the header names the files under another one only."""
+    """The first separator under which the header has a column `file_name`; else a comma."""
     for separator in SEPARATORS:
         headers = next(csv.reader([header_line], delimiter=separator), [])
         if FILE_NAME in map(_column_name, headers):
@@ -309,7 +307,7 @@ def _chained(first: str, lines: Iterable[str]) -> Iterator[str]:
     yield from lines
 
 
-def _json_rows(file: BinaryIO) -> Iterator[Row]:
+def _json_rows(file: BinaryIO) -> Iterator[RawRow]:
     for number, line in enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig")), start=1):
         if not line.strip():
             yield ()
@@ -332,11 +330,11 @@ def _lines(file: io.TextIOWrapper) -> Iterator[str]:
                 raise _TooMuchError(f"line {number} has more than {MAX_LINE_CHARS:,} characters")
             yield line
     finally:
-        file.detach()  # whoever opened what is below closes it
+        file.detach()  # the caller closes the file below
 
 
 def _text(value: object) -> str:
-    """A single value as text, as a config would write it; empty for a missing one."""
+    """A value as a config would write it; empty for a missing one."""
     if isinstance(value, str):
         return composed(value)
     if isinstance(value, bool):
@@ -347,7 +345,7 @@ def _text(value: object) -> str:
 
 
 def _digits(value: float) -> str:
-    """`1` and not `1.0`: a column of whole numbers with gaps is often stored as floats."""
+    """`1`, not `1.0`: a column of integers with gaps is often stored as floats."""
     if not math.isfinite(value):
         return ""
     return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)

@@ -1,1 +1,1 @@
-"""From counts and targets to a quota for every cell."""
+"""Turn counts and targets into a quota for every cell."""

@@ -1,4 +1,4 @@
-"""Counts and a target into a quota for every cell, and what it may cost to fill them."""
+"""Plan a quota for every cell, and estimate the cost of filling them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
-from balancer.cells import Cell, Facet, cells_of
-from balancer.planning.rounding import joint_quotas
-from balancer.planning.targets import class_targets, most_generated, values_to_add
+from balancer.cells import Cell, Facet, enumerate_cells
+from balancer.planning.rounding import round_quotas
+from balancer.planning.targets import compute_targets, max_generated, values_to_add
 from balancer.scheduling.adaptive import Tally
 from balancer.text.quantities import counted, percent, size
 
@@ -26,11 +26,11 @@ UNKNOWN_PACE = "unknown until measured; set planning.seconds_per_candidate for a
 UNKNOWN_RATE = f"set {RATE_KEY} for an estimate"
 
 HIGH_BELOW = Fraction(6, 10)
-"""A class with less than this part of its target comes before the others."""
+"""A class with less than this fraction of its target has high priority."""
 
 
 class Priority(enum.StrEnum):
-    """Order of generation. A class is critical if it has no image at all."""
+    """Order of generation. A class without any image is critical."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -44,21 +44,21 @@ class CellQuota:
     priority: Priority
 
     def as_dict(self, facets: Iterable[str]) -> dict[str, str | int | None]:
-        """For JSON: class, each of `facets` (None where it does not apply), quota and priority."""
+        """For JSON: class, each of `facets` (None if it does not apply), quota and priority."""
         values = {facet: self.cell.value(facet) for facet in facets}
         priority = self.priority.value
         return {"class": self.cell.class_name, **values, "quota": self.quota, "priority": priority}
 
 
 FacetValues = Mapping[str, Sequence[Mapping[str, str]]]
-"""For each class, the facet values that are known of its real images."""
+"""For each class, the known facet values of its real images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`cells` are those that lack images, in order of generation. By class: `counts` are the real images,
-    `targets` what there should be, `held_back` the images that are lacking and not generated because of
-    `target.max_synthetic_share`."""
+    """`cells` are the cells that lack images, in order of generation. By class: `counts` are the real images,
+    `targets` the wanted total, `held_back` the images that `target.max_synthetic_share` forbids to
+    generate."""
 
     cells: tuple[CellQuota, ...]
     counts: Mapping[str, int]
@@ -71,21 +71,21 @@ class Plan:
 
 
 def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValues | None = None) -> Plan:
-    """Plan for images per class as `counts` has them; a class that is not in it has none.
+    """Plan from the images per class in `counts`; a missing class has none.
 
-    `real_facets` credits facet values that are there already (`target.count_real_facets`).
+    `real_facets` credits the facet values of real images (`target.count_real_facets`).
     """
     have = {name: counts.get(name, 0) for name in config.classes}
-    targets = class_targets(config.target, have)
+    targets = compute_targets(config.target, have)
     lacking = {name: max(0, targets[name] - count) for name, count in have.items()}
     deficits = {name: _allowed(lacking[name], have[name], config) for name in have}
     facets = config.facet_axes()
-    quotas = joint_quotas(deficits, facets, _shares_lacking(deficits, facets, real_facets or {}))
+    quotas = round_quotas(deficits, facets, _shares_lacking(deficits, facets, real_facets or {}))
     priorities = {name: _priority(count, targets[name]) for name, count in have.items()}
     wanted = [
         CellQuota(cell, quotas[cell], priorities[name])
         for name in config.classes
-        for cell in cells_of(name, facets)
+        for cell in enumerate_cells(name, facets)
         if quotas[cell] > 0
     ]
     wanted.sort(key=lambda quota: list(Priority).index(quota.priority))  # stable: then as in the config
@@ -94,27 +94,27 @@ def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValue
 
 
 def held_back(plan: Plan) -> list[str]:
-    """A line for each class that cannot reach its target because too much of it would be generated."""
+    """A line for each class that `target.max_synthetic_share` keeps below its target."""
     return below_target(plan.targets, plan.held_back)
 
 
 def below_target(targets: Mapping[str, int], lacking: Mapping[str, int]) -> list[str]:
     return [
-        f"{name} reaches {targets[name] - count} of {counted(targets[name], 'image')}: more than that would"
-        " be generated beyond target.max_synthetic_share"
+        f"{name} reaches {targets[name] - count} of {counted(targets[name], 'image')}:"
+        " target.max_synthetic_share allows no more generated ones"
         for name, count in lacking.items()
     ]
 
 
 def _allowed(lacking: int, count: int, config: Config) -> int:
-    most = most_generated(config.target, count)
+    most = max_generated(config.target, count)
     return lacking if most is None else min(lacking, most)
 
 
 def _shares_lacking(
     deficits: Mapping[str, int], facets: Sequence[Facet], real_facets: FacetValues
 ) -> dict[tuple[str, str], tuple[Fraction, ...]]:
-    """Shares of the images to generate, by class and facet, where values that are there are credited."""
+    """Shares of the images to generate, by class and facet, after crediting the values of real images."""
     shares = {}
     for name, images in real_facets.items():
         for facet in facets:
@@ -134,10 +134,9 @@ def _priority(count: int, target: int) -> Priority:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a run has measured, instead of the config's assumptions; `source` names it in the basis.
+    """Measurements of a run that replace the config's assumptions; `source` names it in the basis.
 
-    `by_attempt` has a tally for the first attempt, the second, and so on, `seconds_per_candidate` is the time
-    of one generator.
+    `by_attempt` has one tally per attempt, in order. `seconds_per_candidate` is the time of one generator.
     """
 
     source: str
@@ -149,9 +148,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class PerImage:
-    """What an accepted image takes, its rejected candidates included; None where it is not known.
+    """Cost of one accepted image, including its rejected candidates; None if unknown.
 
-    `seconds_per_image` is the time of one generator. Each basis says in words where its figure comes from.
+    `seconds_per_image` is the time of one generator. Each basis explains its figure in words.
     """
 
     candidates_per_image: float | None
@@ -164,7 +163,7 @@ class PerImage:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Expected cost of a plan. Each basis says in words where its figure comes from."""
+    """Expected cost of a plan. Each basis explains its figure in words."""
 
     candidates: int
     candidates_basis: str
@@ -177,7 +176,7 @@ class Estimate:
     per_image: PerImage
 
     def as_dict(self) -> dict[str, float | str | None]:
-        """For JSON: one level of figures, each with its basis."""
+        """For JSON: all figures with their bases, flat."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "per_image"}
         return own | asdict(self.per_image)
 
@@ -185,7 +184,7 @@ class Estimate:
 def estimate(
     plan: Plan, config: Config, measured: Measured | None = None, *, real_bytes: int = 0
 ) -> Estimate:
-    """`real_bytes` is the size of the real images, counted if they are copied into the run folder."""
+    """`real_bytes` is the size of the real images; it counts if they are copied into the run folder."""
     measured = measured or Measured("")
     candidates, candidates_basis = _candidates(plan, config, measured)
     hours, hours_basis = _hours(candidates, config, measured)
@@ -205,9 +204,9 @@ def estimate(
 
 
 def per_image(planning: PlanningConfig, measured: Measured) -> PerImage:
-    """What an accepted image takes: as measured, or as assumed where nothing was measured."""
+    """Cost of one accepted image, as measured or else as assumed."""
     acceptance, source = _acceptance(planning, measured)
-    # However high the ladder: those slots that end short take candidates, too.
+    # Independent of the number of attempts: slots that end short take candidates, too.
     candidates = 1 / acceptance if acceptance else None
     passing = f"{_acceptance_text(acceptance)} of candidates pass" if acceptance else "none passed"
     basis = f"{passing} ({source})"
@@ -224,8 +223,7 @@ def per_image(planning: PlanningConfig, measured: Measured) -> PerImage:
 
 
 def expected_attempts(passes: Iterable[float]) -> float:
-    """Attempts a slot takes on average if `passes` is the probability that the first passes, the second if it
-    is made, and so on."""
+    """Average attempts per slot, given the probability that each attempt passes once it is made."""
     expected, made = 0.0, 1.0
     for chance in passes:
         expected += made
@@ -236,7 +234,7 @@ def expected_attempts(passes: Iterable[float]) -> float:
 def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, str]:
     attempts = config.attempts.max + (config.attempts.fallback is not None)
     acceptance, source = _acceptance(config.planning, measured)
-    # Rungs differ, so each attempt has its own; one that was seldom made leans on that of all.
+    # Attempts differ, so each has its own rate; a rare attempt leans on the overall rate.
     seen = [(tally.accepted, tally.candidates) for tally in measured.by_attempt[:attempts]]
     seen += [(0, 0)] * (attempts - len(seen))
     passes = [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen]
@@ -275,7 +273,7 @@ def _cost(candidates: int, config: Config, measured: Measured) -> tuple[float | 
         return None, UNKNOWN_PACE if seconds is None else UNKNOWN_RATE
     hours = candidates * seconds / 3600
     limit, generators = config.budget.max_hours, config.actors.generators
-    if limit is not None and generators != "auto":  # how many share the work matters only where it is cut off
+    if limit is not None and generators != "auto":  # the number of generators matters only at the limit
         hours = min(hours, limit * generators)
     return hours * rate, f"{hours:.3g} hours of one generator ({source}) at {rate:g} each ({RATE_KEY})"
 

@@ -1,4 +1,4 @@
-"""How many images each class should have, and how many of them may be generated."""
+"""Compute how many images each class should have, and how many of them may be generated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from balancer.config.schema import TargetConfig
 
 
-def class_targets(target: TargetConfig, counts: Mapping[str, int]) -> dict[str, int]:
-    """Images of each class, real and generated together. `counts` are the real ones; a class may have more
-    than its target."""
+def compute_targets(target: TargetConfig, counts: Mapping[str, int]) -> dict[str, int]:
+    """Target of each class, real and generated images together. `counts` are the real images, which may
+    exceed the target."""
     if target.per_class is not None:
         return dict.fromkeys(counts, target.per_class)
     if target.ratio_to_largest is not None:
@@ -24,8 +24,8 @@ def class_targets(target: TargetConfig, counts: Mapping[str, int]) -> dict[str, 
     return _levelled(target.total, counts)
 
 
-def most_generated(target: TargetConfig, count: int) -> int | None:
-    """How many images may be generated for a class with `count` real ones; None if as many as are wanted."""
+def max_generated(target: TargetConfig, count: int) -> int | None:
+    """The most images that may be generated for a class with `count` real ones; None if there is no limit."""
     if target.max_synthetic_share is None:
         return None
     share = as_written(target.max_synthetic_share)
@@ -35,11 +35,11 @@ def most_generated(target: TargetConfig, count: int) -> int | None:
 def values_to_add(
     deficit: int, shares: tuple[Fraction, ...], present: tuple[int, ...]
 ) -> tuple[Fraction, ...]:
-    """How many images of each value to generate so that, with those present, the shares are met as nearly as
-    `deficit` images can: exact numbers, which sum to it.
+    """Exact numbers of images to generate per value, summing to `deficit`, that together with those present
+    come closest to the shares.
 
-    Values of which there are too many already get none; the others are filled to one level, in proportion
-    to their shares.
+    Values that already have too many images get none. The others are filled to one level, in proportion to
+    their shares.
     """
     filled = [index for index, share in enumerate(shares) if share > 0]
     filled.sort(key=lambda index: present[index] / shares[index])
@@ -58,8 +58,8 @@ def values_to_add(
 
 
 def _levelled(total: int, counts: Mapping[str, int]) -> dict[str, int]:
-    """Every class at one level, or at what it has if that is more. What is left over when the level is whole
-    goes to the classes that are raised, in the order of their names, one image each."""
+    """Raise every class to one level; a class above it keeps its images. The remainder goes to the raised
+    classes, one image each, in the order of their names."""
     missing = max(0, total - sum(counts.values()))
     below = sorted(counts, key=lambda name: (counts[name], name))
     level, left = 0, 0

@@ -1,1 +1,1 @@
-"""This process: its signals, its limits, and what its packages are imported from."""
+"""Signals, resource limits and import paths of this process."""

@@ -1,8 +1,7 @@
-"""Signals while the command's own modules are imported, which takes tenths of a second: a line and the exit
-code of a shell, where Python would print a traceback or end without a word.
+"""Handle signals while the command's modules are imported.
 
-Nothing has been begun that needs an orderly end. Before this, while Python itself starts, there is nobody to
-catch a signal. A program that imports the package keeps its own handlers.
+Imports take tenths of a second. A signal during them prints one line and exits as a shell would, instead of
+a traceback. Nothing needs an orderly end yet. A program that imports the package keeps its own handlers.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import time
 
 
 def is_command(argv: list[str], original: list[str]) -> bool:
-    """Whether this process is `balancer` or `python -m balancer`; of the latter, `argv` is not set yet."""
+    """Whether this process is `balancer` or `python -m balancer`. For the latter, `argv` is not set yet."""
     if argv[:1] == ["-m"]:
         return "balancer" in original
     return bool(argv) and os.path.basename(argv[0]) in ("balancer", "balancer.exe")
 
 
 def end_command(number: int, frame: object = None) -> None:
-    """End the process as interrupted if it is a command's: without the interpreter's own end, in which
-    threads of libraries may hang. A program that imports the package goes on."""
+    """Exit as interrupted if this process is the command. Skips the interpreter's shutdown, in which library
+    threads may hang. A program that imports the package goes on."""
     if not _IS_COMMAND:
         return
     try:
@@ -35,8 +34,8 @@ def end_command(number: int, frame: object = None) -> None:
 
 
 def leave_command(code: object) -> None:
-    """End the process with this exit code if it is a command's: without the interpreter's own end, which
-    takes tenths of a second in which a signal would make another exit code of work that is done."""
+    """Exit with this code if this process is the command. Skips the interpreter's shutdown: it takes tenths
+    of a second, and a signal during it would change the exit code of finished work."""
     if not _IS_COMMAND or not isinstance(code, int | None):
         return
     atexit._run_exitfuncs()
@@ -47,8 +46,8 @@ def leave_command(code: object) -> None:
 
 
 def end_within(seconds: float, number: int) -> None:
-    """Do so if the process is still there after `seconds`. Called by a handler of signals: a Thread would
-    want locks that the interrupted code may hold."""
+    """Call `end_command` after `seconds`. Runs in a signal handler, where starting a `threading.Thread` could
+    wait for a lock that the interrupted code holds."""
 
     def wait() -> None:
         time.sleep(seconds)

@@ -1,7 +1,7 @@
-"""Files of the user's that Python would import in the place of a package that a run needs.
+"""Refuse user files that shadow a package the run needs.
 
-The processes that Ray starts look for modules in the folder of the script and in the working folder first. A
-file `actors.py` there takes the place of the package `actors`, and they die with an error that names neither.
+Ray's worker processes import from the script's folder and the working folder first. A file `actors.py` there
+shadows the package `actors`, and the workers die with an error that names neither.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _HOME = Path(__file__).resolve().parents[2]
 
 
 def refuse_shadowed() -> None:
-    """UnavailableError if a file in the working folder, or beside the script, has the name of a package."""
+    """Raise UnavailableError if a file in the working folder or beside the script shadows a package."""
     for folder in _user_folders():
         for name in (*OURS, *THEIRS):
             for file in (folder / f"{name}.py", folder / name / "__init__.py"):
                 if file.is_file() and _is_elsewhere(name, file):
                     shown = file if file.stem == name else file.parent
                     raise UnavailableError(
-                        f"{shown} would be imported in the place of the package `{name}`, which a run needs",
+                        f"{shown} would be imported instead of the package `{name}`, which a run needs",
                         hint="rename it, or work in another folder",
                     )
 
@@ -46,14 +46,15 @@ def _user_folders() -> Iterator[Path]:
 
 
 def _is_elsewhere(name: str, file: Path) -> bool:
-    """Whether the package itself is not the one that this file belongs to."""
+    """Whether the real package lives somewhere else than this file."""
     if name in OURS:
         return not _is_same(_HOME / name / "__init__.py", file)
     others = [entry for entry in sys.path if not _is_same(Path(entry or os.curdir), file.parent)]
-    return _is_found(name, file, others)
+    return _is_importable(name, file, others)
 
 
-def _is_found(name: str, file: Path, entries: Sequence[str]) -> bool:
+def _is_importable(name: str, file: Path, entries: Sequence[str]) -> bool:
+    """Whether the package is importable from `entries`, from another file than this one."""
     spec = PathFinder.find_spec(name, list(entries))
     return spec is not None and spec.origin is not None and not _is_same(Path(spec.origin), file)
 

@@ -1,8 +1,8 @@
-"""Signals that end a command: caught from its first moment on, and never lost.
+"""Catch the signals that end a command, from its start, and never lose one.
 
-A handler can raise, which ends work at once but is swallowed where Python ignores exceptions (in a weakref
-callback, in `__del__`), or leave a note, which is read later. This one does both, until the work has a loop
-that reads the note.
+A handler that raises ends work at once, but Python swallows exceptions in weakref callbacks and `__del__`.
+A handler that sets a flag is safe, but somebody must read the flag. This one does both until the work has a
+loop that reads the flag.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from balancer.process.early import end_within
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 BURST_S = 1.0
-"""A signal that comes so soon after one that has raised finds the work ending, and would interrupt that."""
+"""A signal this soon after one that raised does not raise again: it would interrupt the cleanup."""
 
 STUCK_S = 20.0
-"""A command that was interrupted and is still there: a library waits for a lock that the interruption left
-locked. What it does can be cut off anywhere, so it is."""
+"""An interrupted command that still runs after this long is killed: a library waits for a lock that the
+interruption left locked. Killing it is safe at any point."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Another type than KeyboardInterrupt itself, for which Python ends the process as SIGINT does, whatever
-    the signal was and the exit code is to be, if code inside `exec` or `eval` raised it, as in imports."""
+    """A subclass, because Python ends the process as SIGINT does for a plain KeyboardInterrupt from `exec` or
+    `eval`, as in imports, whatever the signal and the exit code."""
 
 
 @dataclass(slots=True)
 class StopSignal:
-    """The first signal that came, and how many did. `raises` says whether the handler raises
-    KeyboardInterrupt besides, once for several in a burst. `handles` are the signals that come here."""
+    """A signal handler that keeps the first signal and their count. If `raises`, it also raises
+    KeyboardInterrupt, once per burst. `handles` lists the signals it is installed for."""
 
     number: int | None = None
     count: int = 0
@@ -51,12 +51,12 @@ class StopSignal:
             raise Stopped
 
     def check(self) -> None:
-        """Raise for a signal whose exception was swallowed."""
+        """Raise if a signal came whose exception was swallowed."""
         if self.number is not None:
             raise Stopped
 
     def only_note(self) -> None:
-        """From here on somebody looks at `number`."""
+        """Stop raising: from here on a loop reads `number`."""
         self.raises = False
         self.check()
 
@@ -64,7 +64,7 @@ class StopSignal:
         self.raises = True
 
     def take_again(self) -> None:
-        """From a library that has put handlers of its own in the place of this one."""
+        """Reinstall this handler after a library has replaced it."""
         for number in self.handles:
             signal.signal(number, self)
 
@@ -74,9 +74,10 @@ _outermost: StopSignal | None = None
 
 @contextlib.contextmanager
 def caught() -> Iterator[StopSignal]:
-    """Have signals go to a StopSignal that raises; within another such block, to that one's.
+    """Install a StopSignal that raises. A nested block shares the outer one's.
 
-    SIGHUP stays ignored under `nohup`. Only the main thread gets signals: elsewhere none will come.
+    SIGHUP stays ignored under `nohup`. Python delivers signals to the main thread only, so on other threads
+    the StopSignal stays silent.
     """
     global _outermost
     if threading.current_thread() is not threading.main_thread():

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow.compute as pc
 
 from balancer.dataset.audit import Audit, RealImage
-from balancer.dataset.splits import splits_of
+from balancer.dataset.splits import assign_splits
 from balancer.errors import DatasetError
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log.writer import KEPT, ManifestLog
@@ -41,7 +41,7 @@ def commit_real_images(
     folder before its row is committed.
     """
     wanted, known = set(classes), _known_splits(log)
-    splits = splits_of(audit, facts.config, known)
+    splits = assign_splits(audit, facts.config, known)
     new = [image for image in audit.images if image.class_name in wanted and image.file_name not in known]
     with ThreadPoolExecutor(WRITERS) as pool:
         for start in range(0, len(new), COMMIT_ROWS):

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 
 from balancer.cells import Candidate, Cell
-from balancer.config.load import validated
+from balancer.config.load import validate_document
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
-from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
+from balancer.dataset.near_duplicates import COMPARED, find_near_duplicates, known_images
 from balancer.errors import UsageError
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import State
@@ -224,7 +224,7 @@ def _copies_among_accepted(
     """Compared in the plan's order, as at the end of a run."""
     accepted = accepted_in_order(after, run_facts(info, config))
     images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
-    return copies_among(images, config.verification.copies)
+    return find_near_duplicates(images, config.verification.copies)
 
 
 def _cell_changes(rows: Iterable[Row], changes: Iterable[Change], after: Schedule) -> tuple[CellChange, ...]:
@@ -435,7 +435,7 @@ def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
 def _overridden(config: Config, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """The config under other settings, and the settings that changed, nested as in the config."""
     before = config.model_dump(mode="json")
-    changed = validated(Document(copy.deepcopy(before), {(): "run.json"}), settings)
+    changed = validate_document(Document(copy.deepcopy(before), {(): "run.json"}), settings)
     after = changed.model_dump(mode="json")
     paths = list(_changed(before, after))
     if odd := [path for path in paths if not is_judgeable(path)]:

@@ -1,4 +1,4 @@
-"""What was found in a dataset as a commented config."""
+"""Format a first config with comments."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from balancer.config import defaults as suggested
 from balancer.config.defaults import class_wording
 from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
-from balancer.config.yaml_reading import Path
+from balancer.config.yaml_reading import KeyPath
 from balancer.config.yaml_writing import yaml_text
 from balancer.dataset.audit import Audit
 from balancer.text.quantities import counted
 
 TARGET_WITHOUT_IMAGES = 50
-"""Where no class has an image to go by."""
+"""Target if no class has an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """`path` as it is written into the config."""
+    """`path` is written into the config as it is."""
 
     path: str
     audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
-class Facet:
-    """`classes` None means all; `counts` are the dataset's images by value."""
+class DraftFacet:
+    """A facet of the new config. `classes` None means all; `counts` are the dataset's images by value."""
 
     name: str
     prompts: Mapping[str, Sequence[str]]
@@ -39,12 +39,12 @@ class Facet:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """`dataset` as the user named it; `counts` also has classes of which only the hold-out has a folder, and
-    `training` leaves out what a table's column `split` keeps for validation and test.
+class ConfigDraft:
+    """Contents of the new config. `dataset` is the path as the user gave it.
 
-    `left_out` are columns of the metadata table with the reason why they are no facets, `unproven` entries
-    of `verification.unjudged`.
+    `counts` include classes of the hold-out only; `training` excludes images that the table's column `split`
+    assigns to validation or test. `left_out` are columns that are not facets, with the reason. `unproven` are
+    the entries of `verification.unjudged`.
     """
 
     dataset: str
@@ -52,19 +52,19 @@ class Findings:
     counts: Mapping[str, int]
     training: Mapping[str, int]
     holdout: Holdout | None
-    facets: Sequence[Facet]
-    facets_found: bool
+    facets: Sequence[DraftFacet]
+    has_facets: bool
     left_out: Sequence[str]
     unproven: Sequence[str]
 
 
-def text_of(found: Findings) -> str:
-    text = yaml_text(_values(found), heading=_heading(found), above=_above(found), beside=_beside(found))
-    return text if found.facets_found else _without_section(text, "facets")
+def format_config(draft: ConfigDraft) -> str:
+    text = yaml_text(_values(draft), heading=_heading(draft), above=_above(draft), beside=_beside(draft))
+    return text if draft.has_facets else _without_section(text, "facets")
 
 
 def _without_section(text: str, name: str) -> str:
-    """The section as a comment, for whoever takes the `# ` away."""
+    """Turn a section into a comment."""
     lines = text.split("\n")
     start = lines.index(f"{name}:")
     end = lines.index("", start)
@@ -72,21 +72,21 @@ def _without_section(text: str, name: str) -> str:
     return "\n".join(lines)
 
 
-def _values(found: Findings) -> dict[str, object]:
+def _values(draft: ConfigDraft) -> dict[str, object]:
     generator, verifier = suggested.GENERATOR, suggested.VERIFIER
-    is_sample = found.dataset == SAMPLE_DATASET
+    is_sample = draft.dataset == SAMPLE_DATASET
     return {
-        "name": SAMPLE_DATASET if is_sample else found.audit.path.resolve().name,
+        "name": SAMPLE_DATASET if is_sample else draft.audit.path.resolve().name,
         "seed": 0,
-        "dataset": {"path": found.dataset} | ({"holdout": found.holdout.path} if found.holdout else {}),
-        "target": {"per_class": max(found.training.values()) or TARGET_WITHOUT_IMAGES},
-        "classes": {name: {"prompts": [class_wording(name)]} for name in found.counts},
+        "dataset": {"path": draft.dataset} | ({"holdout": draft.holdout.path} if draft.holdout else {}),
+        "target": {"per_class": max(draft.training.values()) or TARGET_WITHOUT_IMAGES},
+        "classes": {name: {"prompts": [class_wording(name)]} for name in draft.counts},
         "facets": {
             facet.name: {
                 "classes": "all" if facet.classes is None else [*facet.classes],
                 "values": {value: {"prompts": [*prompts]} for value, prompts in facet.prompts.items()},
             }
-            for facet in found.facets
+            for facet in draft.facets
         },
         "generation": {
             "model": generator.model,
@@ -103,7 +103,7 @@ def _values(found: Findings) -> dict[str, object]:
             "model": verifier.model,
             "revision": verifier.revision,
             "threshold": 0.6,
-            **({"unjudged": [*found.unproven]} if found.unproven else {}),
+            **({"unjudged": [*draft.unproven]} if draft.unproven else {}),
         },
         "attempts": {"max": 3},
         "review": {"fraction": 0.1},
@@ -112,44 +112,44 @@ def _values(found: Findings) -> dict[str, object]:
     }
 
 
-def _heading(found: Findings) -> str:
-    folders = len(found.audit.counts)
-    holds = f"{_images(len(found.audit.images))} in {counted(folders, 'class folder')}"
-    return f"A first config for {found.dataset}: {holds}.\n{_HOW_TO_GO_ON}"
+def _heading(draft: ConfigDraft) -> str:
+    folders = len(draft.audit.counts)
+    holds = f"{_images(len(draft.audit.images))} in {counted(folders, 'class folder')}"
+    return f"A first config for {draft.dataset}: {holds}.\n{_HOW_TO_GO_ON}"
 
 
-def _above(found: Findings) -> dict[Path, str]:
-    columns = ["Columns of the metadata table that are not used:", *(f"  {line}" for line in found.left_out)]
-    facets = [_FOUND_FACETS if found.facets_found else _EXAMPLE_FACET, _SHARES]
+def _above(draft: ConfigDraft) -> dict[KeyPath, str]:
+    columns = ["Columns of the metadata table that are not used:", *(f"  {line}" for line in draft.left_out)]
+    facets = [_FOUND_FACETS if draft.has_facets else _EXAMPLE_FACET, _SHARES]
     return {
-        ("dataset",): _WITH_HOLDOUT if found.holdout else _WITHOUT_HOLDOUT,
+        ("dataset",): _WITH_HOLDOUT if draft.holdout else _WITHOUT_HOLDOUT,
         ("target",): _TARGET,
         ("classes",): _CLASSES,
-        ("facets",): "\n".join([*facets, *(columns if found.left_out else [])]),
+        ("facets",): "\n".join([*facets, *(columns if draft.left_out else [])]),
         ("generation",): _GENERATION,
         ("verification",): "threshold: least probability each property of an accepted image must have.",
         ("verification", "unjudged"): _UNJUDGED,
-        ("review",): "Part of the accepted images marked for a person to look at.",
+        ("review",): "Fraction of the accepted images marked for a person to check.",
         ("actors",): "Stop at once on a machine without a GPU, instead of taking days.",
-        ("planning",): "Assumptions of `balancer plan`, no limits.",
+        ("planning",): "Assumptions of `balancer plan`, not limits.",
     }
 
 
-def _beside(found: Findings) -> dict[Path, str]:
-    notes: dict[Path, str] = {("classes", name): _beside_class(found, name) for name in found.counts}
-    in_holdout_only = found.counts.keys() - found.audit.counts.keys()
+def _beside(draft: ConfigDraft) -> dict[KeyPath, str]:
+    notes: dict[KeyPath, str] = {("classes", name): _beside_class(draft, name) for name in draft.counts}
+    in_holdout_only = draft.counts.keys() - draft.audit.counts.keys()
     notes |= {("classes", name): "a folder of the hold-out only" for name in in_holdout_only}
-    for facet in found.facets:
+    for facet in draft.facets:
         for value, count in facet.counts.items():
             notes["facets", facet.name, "values", value] = _images(count)
-    if not any(found.training.values()):
-        notes["target", "per_class"] = "no class has an image to go by: choose"
+    if not any(draft.training.values()):
+        notes["target", "per_class"] = "no class has images: choose a number"
     return notes
 
 
-def _beside_class(found: Findings, name: str) -> str:
-    apart = found.counts[name] - found.training[name]
-    return _images(found.counts[name]) + (f", {apart} of them for validation or test" if apart else "")
+def _beside_class(draft: ConfigDraft, name: str) -> str:
+    apart = draft.counts[name] - draft.training[name]
+    return _images(draft.counts[name]) + (f", {apart} of them for validation or test" if apart else "")
 
 
 def _images(count: int) -> str:
@@ -157,45 +157,45 @@ def _images(count: int) -> str:
 
 
 _HOW_TO_GO_ON = """\
-Edit it from top to bottom, the prompts above all. Then `balancer plan` shows what it asks for, \
-`balancer doctor` whether this machine can do it, and `balancer run` does it.
-`python -m inspect balancer.config.schema` shows every setting and what it means; what is left out \
-here has its default."""
+Edit it from top to bottom, above all the prompts. Then `balancer plan` shows what would be generated, \
+`balancer doctor` checks this machine, and `balancer run` does it.
+`python -m inspect balancer.config.schema` shows every setting and what it means. Settings that are missing \
+here have their defaults."""
 
 _WITH_HOLDOUT = """\
 path: a folder with one subfolder of images per class
-holdout: one kept apart from training; its images test the verifier too, and none may be copied"""
+holdout: a folder kept apart from training; its images test the verifier too, and none may be copied"""
 
 _WITHOUT_HOLDOUT = """\
 A folder with one subfolder of images per class.
-If images are kept apart from training, laid out alike, name their folder as `holdout`: they test the \
+If you keep images apart from training, in a folder laid out alike, name it as `holdout`: they test the \
 verifier too, and none may be copied."""
 
 _TARGET = """\
-Training images every class should have, real and generated together: as many as the largest has.
+Training images every class should have, real and generated together: as many as the largest class has.
 Instead of per_class: ratio_to_largest: 0.5, or total: 1000."""
 
 _CLASSES = """\
-EDIT the prompts: say what each class looks like, in several wordings, which the attempts take in turn.
+EDIT the prompts: describe each class in several wordings; attempts use them in turn.
 A class may have more:
-  labels: how the verifier knows it, by default its prompts; short, and unlike those of the other classes
-  variations: details that do not matter, added in turn, so that its images differ
+  labels: wordings for the verifier, by default the prompts; short, and unlike those of the other classes
+  variations: details that do not matter, added in turn, so that images differ
   negative_prompt: what its images must not show"""
 
-_FOUND_FACETS = "Axes besides the class, found in the dataset's metadata table. EDIT the prompts."
+_FOUND_FACETS = "Axes besides the class, from the dataset's metadata table. EDIT the prompts."
 _EXAMPLE_FACET = """\
-An axis besides the class, as an example: to have it, take the "# " away from here to `backlit` and EDIT it. \
-Unless labelled images show its values, `lighting` then goes into verification.unjudged."""
+An example of an axis besides the class: to use it, remove the "# " from here to `backlit` and EDIT it. \
+Unless labelled images show its values, add `lighting` to verification.unjudged."""
 _SHARES = """\
-The images made for a class are spread evenly over the values; to have it otherwise, give every value \
-a `share`."""
+The generated images of a class are spread evenly over the values; for another distribution, give every \
+value a `share`."""
 
 _GENERATION = "Makes photographs. Needs a CUDA GPU with 16 GB or more and, on first use, a download of 7 GB."
 
 _UNJUDGED = f"""\
 There are fewer than {VerificationConfig().min_examples} labelled images of these, or none of anything \
-else, so that nothing shows that the verifier can judge them; a run stops unless they are listed here. \
-A property (`lighting`) then rejects no image; a single value (`class=x`) is judged all the \
-same. The manifest's rows list both.
-To take an entry out, label images of it: classes by their folders, facets in metadata.csv (columns \
+else, so nothing proves that the verifier can judge them. A run stops unless they are listed here. \
+A property (`lighting`) then rejects no image; a single value (`class=x`) is still judged. \
+The manifest's rows list both.
+To remove an entry, label images of it: classes by their folders, facets in metadata.csv (columns \
 file_name and one per facet), in the dataset or the hold-out."""

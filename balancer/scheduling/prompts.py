@@ -48,7 +48,7 @@ def ladder(config: Config) -> tuple[Rung, ...]:
     usual, guidance = config.verification.threshold, config.generation.guidance
     rungs: list[Rung] = []
     turn = 0
-    for wanted in config.attempts.climbed():
+    for wanted in config.attempts.rung_per_attempt():
         turn += wanted.next_wording and bool(rungs)
         threshold = usual if wanted.threshold is None else wanted.threshold
         rungs.append(

@@ -1,1 +1,1 @@
-"""Text from and for people: names, numbers in sentences, and what is safe to show."""
+"""Names, numbers in sentences, and text that is safe to print."""

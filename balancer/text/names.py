@@ -1,8 +1,7 @@
-"""Names from users: one form in which they are kept, and looser ones in which they are compared.
+"""Normalise and compare names from users.
 
-A name can be typed in two ways that look the same (`é` as one character or as two), and systems disagree
-about which one they store. So names from configs, tables and folders are composed where they are read (NFC,
-no space at the ends). Paths on the disk stay as they are.
+`é` can be one character or two, and systems disagree on the form they store. Names from configs, tables and
+folders are composed when read (NFC, stripped). Paths on the disk stay as they are.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 MAX_COMPOSED_CHARS = 4096
-"""Composing a text of combining marks takes time that grows with its square; no name is that long."""
+"""Composing combining marks takes quadratic time. No name is this long."""
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
 def composed(name: str) -> str:
-    """The form in which a name is kept."""
+    """The normal form of a name."""
     if len(name) > MAX_COMPOSED_CHARS:
         return name.strip()
     return unicodedata.normalize("NFC", name).strip()
@@ -30,42 +29,42 @@ def without_case(name: str) -> str:
 
 
 def pick(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that a name certainly means: itself, or the only one that differs in case alone."""
-    named = list(choices)
-    if name in named:
+    """The choice equal to `name`, or the only one that differs just in case."""
+    choices = list(choices)
+    if name in choices:
         return name
-    alike = [choice for choice in named if without_case(choice) == without_case(name)]
-    return alike[0] if len(alike) == 1 else None
+    matches = [choice for choice in choices if without_case(choice) == without_case(name)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def pick_value(text: str, values: Sequence[str]) -> str | None:
-    """The value that a table's text certainly means: itself, or the same truth value or number (`True` is
-    `true`, `1.0` is `1`). Case says something otherwise."""
+    """The value equal to a table's text, or the only one that is the same boolean or number (`True` is
+    `true`, `1.0` is `1`). Case matters for all other text."""
     if text in values:
         return text
-    alike = [value for value in values if _plain_value(value) == _plain_value(text)]
-    return alike[0] if len(alike) == 1 else None
+    matches = [value for value in values if _plain_value(value) == _plain_value(text)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def near(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that a name may be a slip of."""
+    """The choice that a misspelt name is closest to, in any case; for "did you mean"."""
     by_form = {without_case(choice): choice for choice in choices}
-    found = difflib.get_close_matches(without_case(name), by_form, n=1)
-    return by_form[found[0]] if found else None
+    matches = difflib.get_close_matches(without_case(name), by_form, n=1)
+    return by_form[matches[0]] if matches else None
 
 
 def free_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """A column name for each name: itself, or with underscores behind where the name means something else.
-    Upper and lower case are the same in SQL."""
+    """A free column name for each name: the name itself, or with underscores appended if it is taken.
+    Case does not count, as in SQL."""
     used = {name.casefold() for name in taken}
-    found = {}
+    columns = {}
     for name in names:
         free = name
         while free.casefold() in used:
             free += "_"
         used.add(free.casefold())
-        found[name] = free
-    return found
+        columns[name] = free
+    return columns
 
 
 def _plain_value(text: str) -> str:

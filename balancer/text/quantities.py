@@ -1,4 +1,4 @@
-"""Numbers in sentences: parts of a whole, things counted, sizes of files, durations."""
+"""Format numbers for sentences: percentages, counts, file sizes, durations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import math
 def percent(
     part: float, whole: float, places: int = 0, *, unit: str = "%", nothing: str = "–", down: bool = False
 ) -> str:
-    """`54%`, or `54.5%` with one place. It is `0%` only if there is none, and `100%` only if it is all:
-    otherwise `<1%` and `>99%`. `nothing` stands for a part of nothing. Figures that are held against a limit
-    are rounded `down`: 79.9 % is not 80 %.
+    """`54%`, or `54.5%` with one place.
+
+    Only an exact zero is `0%` and only the whole is `100%`; otherwise `<1%` and `>99%`. `nothing` is
+    returned if `whole` is 0. Round `down` what is compared with a limit: 79.9 % is not 80 %.
     """
     if not whole:
         return nothing

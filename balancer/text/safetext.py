@@ -1,7 +1,7 @@
-"""Text from outside, made safe to show: no secret of an address, no character that steers a terminal.
+"""Make untrusted text safe to print: hide secrets, escape characters that control a terminal.
 
-Secrets are the user and password of an address, or of what is almost one (`s3:/key:pw@bucket`,
-`user:pw@host:6379`), the query of an address, where signatures and tokens stand, and tokens of the hub.
+Secrets are user and password of a URL or near-URL (`s3:/key:pw@bucket`, `user:pw@host:6379`), the query of
+a URL, which can hold signatures and tokens, and hub tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def redacted(text: str) -> str:
-    """A text without the users, passwords, queries and signatures of the addresses in it."""
+    """The text with users, passwords, queries and signatures of URLs replaced by `***`."""
     text = _USER.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text))
     text = _BARE_PASSWORD.sub(r"\1:***@", _ENCODED.sub(r"\1***@", text))
     text = _HUB_TOKEN.sub("hf_***", text)
@@ -30,26 +30,26 @@ def redacted(text: str) -> str:
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a text holds an address, or almost one, with a user, a password or a signature.
+    """Whether the text holds a URL or near-URL with a user, a password or a signature.
 
-    Narrower than `redacted`: `10:30@site` may well be the name of a folder.
+    Narrower than `redacted`: a folder may be called `10:30@site`.
     """
     before, colon, _ = text.partition(":/")
-    if colon and not any(mark.isspace() for mark in before):
-        text = "".join(text.split())  # an address as a whole, so that white space belongs to it
+    if colon and not any(char.isspace() for char in before):
+        text = "".join(text.split())  # the whole text is one URL, white space included
     return any(pattern.search(text) for pattern in (_USER, _PASSWORD)) or bool(
         _SIGNED.search(text) and _QUERY.search(text)
     )
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A long text without its middle."""
+    """Cut the middle out of a long text."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}… ({len(text):,} characters) …{text[-(most // 4) :]}"
 
 
 def printable(text: str) -> str:
-    """A text as one line that cannot steer a terminal: controls (C0 and C1), direction marks, characters of
-    no width and unpaired surrogates are escaped, and so are line ends."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    """The text as one line that cannot control a terminal. Escapes line ends, control characters (C0 and C1),
+    direction marks, zero-width characters and unpaired surrogates."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.config.schema import CopiesConfig
-from balancer.dataset.leakage import LOOKS, copies_of_later_splits
+from balancer.dataset.leakage import LOOKS, find_later_split_copies
 from balancer.dataset.near_duplicates import KnownImage, known_images
-from balancer.dataset.splits import EVALUATION, SPLITS, followed
+from balancer.dataset.splits import EVALUATION, SPLITS, resolve_split
 from balancer.errors import UsageError
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.text.quantities import counted
@@ -108,7 +108,7 @@ def _followed(rows: pa.Table, manifest: Manifest) -> pa.Table:
     splits = rows["split"].to_pylist()
     for place, row_id in enumerate(rows["id"].to_pylist()):
         if row_id in known:
-            splits[place] = followed(row_id, known)
+            splits[place] = resolve_split(row_id, known)
     return rows.set_column(rows.column_names.index("split"), "split", pa.array(splits, pa.string()))
 
 
@@ -149,7 +149,7 @@ def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: Manife
         columns = ["id", "phash", "pixel_sha256", "embedding"]
         return known_images(manifest.to_table(columns, pc.field("id").isin(list(ids))))
 
-    found = copies_of_later_splits(rows.select(list(LOOKS)), held_out, load, limits)
+    found = find_later_split_copies(rows.select(list(LOOKS)), held_out, load, limits)
     return {row_id: nearest.id for row_id, nearest in found.items()}
 
 

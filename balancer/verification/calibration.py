@@ -336,7 +336,7 @@ def load_temperatures(config: Config) -> dict[str, float]:
 def calibration_file(config: Config) -> str | None:
     """The path of the config's calibration; None without one."""
     path = config.verification.calibration
-    return None if path is None else os.fspath(config.found_at("verification.calibration", path))
+    return None if path is None else os.fspath(config.resolve_path("verification.calibration", path))
 
 
 def check_calibration(

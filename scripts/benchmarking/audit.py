@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from balancer.dataset.audit import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, audit, find_dataset
-from balancer.dataset.decoding.picture import Limits, look_at
+from balancer.dataset.decoding.image_info import DecodeLimits, read_image_info
 from benchmarking.record import save
 
 SIDE = 512
@@ -50,11 +50,11 @@ def _write(root: Path, count: int) -> None:
 
 def _compare(root: Path, repeats: int) -> dict[str, Any]:
     names = sorted(path for path in root.rglob("*") if path.suffix in (".png", ".jpg"))
-    limits = Limits(MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)
+    limits = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)
 
     def in_threads() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            list(threads.map(lambda path: look_at(path, limits), names))
+            list(threads.map(lambda path: read_image_info(path, limits), names))
 
     in_threads()  # reads the files once, and imports what is needed
     pairs = [(_timed(in_threads), _timed(lambda: audit(root))) for _ in range(repeats)]

@@ -18,7 +18,7 @@ import torch
 import balancer
 from actors.run import run
 from actors.specs import generator_spec
-from balancer.cells import Candidate, Slot, cells_of
+from balancer.cells import Candidate, Slot, enumerate_cells
 from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.manifest.query import open_manifest
@@ -75,7 +75,7 @@ def _run(processes: int) -> dict[str, Any]:
 
 def _requests(config: Config, count: int) -> list[Request]:
     rung = ladder(config)[0]
-    cells = [cell for name in config.classes for cell in cells_of(name, config.facet_axes())]
+    cells = [cell for name in config.classes for cell in enumerate_cells(name, config.facet_axes())]
     candidates = [Candidate(Slot(cells[i % len(cells)], i // len(cells)), 1) for i in range(count)]
     return [request_for(candidate, rung, config) for candidate in candidates]
 

@@ -345,12 +345,14 @@ def test_plan_takes_what_an_earlier_run_has_measured(small_job: Path):
     assert "of 10 s each (planning.seconds_per_candidate)" in estimate["hours_basis"]
 
 
-def test_plan_says_that_nothing_is_lacking_only_where_it_is_so(small_job: Path):
-    assert "nothing is lacking" not in invoke(*PLAN).stdout
+def test_plan_says_that_there_is_nothing_to_generate_only_where_it_is_so(small_job: Path):
+    assert "nothing to generate" not in invoke(*PLAN).stdout
     (small_job / "data/b").mkdir(exist_ok=True)
     (small_job / "data/b/0.png").write_bytes((small_job / "data/a/0.png").read_bytes())
     met = invoke(*PLAN, "--set", "target.per_class=1").stdout
-    assert met.startswith("nothing is lacking: every class has its target (`target` in the config sets it)\n")
+    assert met.startswith(
+        "nothing to generate: every class has its target (`target` in the config sets it)\n"
+    )
 
 
 def test_plan_measures_nothing_where_there_is_no_run(small_job: Path):
@@ -365,8 +367,8 @@ def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
     result = invoke(*PLAN, "--json")
     assert json.loads(result.stdout)["total"] == 5
     assert result.stderr == (
-        "warning: images unreadable and not counted: 1; exact copies of others and counted: 1 "
-        "(`balancer audit data` names them)\n"
+        "warning: images unreadable, not counted: 1; exact duplicates, counted: 1 "
+        "(`balancer audit data` lists them)\n"
     )
 
 

@@ -53,7 +53,7 @@ def test_it_looks_at_the_config_as_set_changes_it(doctor, project):
 def test_settings_without_a_config_are_a_mistake():
     result = CliRunner().invoke(main, ["doctor", "--set", "seed=1"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "none is given" in result.stderr
+    assert "--set needs a config" in result.stderr
 
 
 def test_what_is_missing_is_named_and_ends_with_exit_code_4(doctor, project, monkeypatch):

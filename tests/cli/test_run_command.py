@@ -43,7 +43,7 @@ def test_images_that_were_tried_in_vain_are_told_from_those_nobody_tried(state, 
 
 
 def test_a_run_says_in_the_end_which_classes_stay_below_their_target_by_design(monkeypatch, tmp_path):
-    line = "a reaches 1 of 9 images: more than that would be generated beyond target.max_synthetic_share"
+    line = "a reaches 1 of 9 images: target.max_synthetic_share allows no more generated ones"
     result = ended(monkeypatch, tmp_path, "complete", accepted=2, held_back=(line,))
     assert (result.exit_code, result.stderr.count(f"warning: {line}")) == (0, 1)
 

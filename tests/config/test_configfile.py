@@ -127,7 +127,7 @@ def test_a_base_has_a_name():
 def test_configs_that_extend_each_other_are_refused():
     Path("base.yaml").write_text("extends: job.yaml\n")
     [problem] = problems("extends: base.yaml\n")
-    assert problem.endswith("extends: more than 5 files, or in a circle")
+    assert problem.endswith("extends: more than 5 files, or a cycle")
 
 
 # Where the paths of a config lead
@@ -236,7 +236,7 @@ def test_a_config_that_is_not_text():
 
 
 def test_a_config_that_is_too_large():
-    assert problems("#" * (MAX_FILE_BYTES + 1)) == ["config job.yaml is larger than 1 MB"]
+    assert problems("#" * (MAX_FILE_BYTES + 1)) == ["config job.yaml is larger than 1.0 MB"]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_aliases_that_multiply_are_refused_at_once():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     assert problems("\n".join(lines)) == [
-        f"job.yaml:1: more than {MAX_NODES} values once aliases are written out"
+        f"job.yaml:1: more than {MAX_NODES} values once aliases are expanded"
     ]
 
 
@@ -353,7 +353,7 @@ def test_a_target_is_given_once():
         ("name: 12", "name: should be text (in quotes if it looks like a number), not 12"),
         (
             "budget:",
-            "budget: should be a mapping of settings, not null; leave the line out to have the defaults",
+            "budget: should be a mapping of settings, not null; leave the line out to use the defaults",
         ),
         (
             "generation: {dtype: bfloat}",
@@ -645,14 +645,14 @@ def test_a_section_that_must_be_there_is_missing_once_it_is_taken_away(by: str):
 
 def test_a_mapping_of_names_is_not_null_where_there_is_nothing_to_take_away():
     [problem] = problems(f"{GOOD}facets:\n", [])
-    assert problem.endswith("not null; leave the line out to have the defaults")
+    assert problem.endswith("not null; leave the line out to use the defaults")
 
 
 def test_an_entry_that_is_not_there_is_not_taken_away():
     [problem] = problems(BELOW, ["facets.crusts=null"])
     assert problem == (
         "--set facets.crusts=null: facets.crusts: should be a mapping of settings, not null; "
-        "null takes away an entry that is there, and there is none of this name"
+        "null removes an existing entry, and there is none of this name"
     )
 
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.config import yaml_reading as yamltext
+from balancer.config.yaml_reading import KeyPath, read_document
 from balancer.config.yaml_writing import MAX_COLUMNS, check_free, create_file, yaml_text
 from balancer.errors import StorageError, UsageError
 from balancer.text.names import composed
@@ -29,7 +29,7 @@ VALUES = st.recursive(
 
 
 def read(text: str) -> object:
-    document = yamltext.read_document(text, lambda line: f"line {line}")
+    document = read_document(text, lambda line: f"line {line}")
     assert document is not None
     assert document.problems == []
     return document.value
@@ -48,7 +48,7 @@ def test_tools_that_read_yaml_1_1_find_the_same_texts(value: dict[str, str]):
 @given(st.text(), st.text(), st.text())
 def test_no_comment_changes_what_is_read(heading: str, above: str, beside: str):
     value = {"a": {"b": "c"}, "d": ["e"]}
-    places: list[yamltext.Path] = [("a",), ("a", "b"), ("d",)]
+    places: list[KeyPath] = [("a",), ("a", "b"), ("d",)]
     text = yaml_text(
         value, heading=heading, above=dict.fromkeys(places, above), beside=dict.fromkeys(places, beside)
     )
@@ -130,14 +130,14 @@ def test_no_file_is_written_over_another(tmp_path: Path):
     path = tmp_path / "b.yaml"
     path.write_text("mine")
     for refuse in (check_free, lambda path: create_file(path, "other")):
-        with pytest.raises(UsageError, match=r"b\.yaml exists already"):
+        with pytest.raises(UsageError, match=r"b\.yaml already exists"):
             refuse(path)
     assert path.read_text() == "mine"
 
 
 def test_a_link_that_leads_nowhere_is_there_already(tmp_path: Path):
     (tmp_path / "b.yaml").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         create_file(tmp_path / "b.yaml", "")
     assert not (tmp_path / "nowhere").exists()
 

@@ -190,7 +190,7 @@ def test_counts_of_the_file_are_not_trusted(load: Callable[..., Config], tmp_pat
 def test_plan_and_run_say_that_fields_are_not_used(reference: Path, caplog: pytest.LogCaptureFixture):
     load_config(reference, [SAMPLE])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{reference}: 18 fields of the earlier tool's layout are not used; `balancer convert` lists them"
+        f"{reference}: 18 fields of the legacy layout are not used; `balancer convert` lists them"
     ]
 
 
@@ -342,7 +342,7 @@ def test_targets_that_differ_are_refused_where_they_stand_until_one_is_chosen(
 ):
     block = small(target_distribution={"a": 5, "b": 6})
     assert problems(block, SAMPLE) == [
-        "old.json:5: target.per_class: b is to have 6, a 5, but all classes have one target here; "
+        "old.json:5: target.per_class: the target of b is 6, of a 5, but all classes share one target; "
         "choose it with --set target.per_class=N"
     ]
     assert load_config("old.json", [SAMPLE, "target.per_class=7"]).target.per_class == 7
@@ -415,7 +415,7 @@ def test_a_dataset_the_file_does_not_name_is_left_open_and_refused_until_filled_
 ):
     out = tmp_path / "new.yaml"
     result = invoke("convert", reference, "--out", out)
-    assert (result.exit_code, "warning: dataset.path is left open" in result.stderr) == (0, True)
+    assert (result.exit_code, "warning: dataset.path is empty" in result.stderr) == (0, True)
     with pytest.raises(ConfigError, match=r"new\.yaml:\d+: dataset\.path: should be text"):
         load_config(out)
     assert load_config(out, [SAMPLE]) == load_config(reference, [SAMPLE])
@@ -434,8 +434,8 @@ def test_what_was_chosen_is_told_unless_it_was_overridden(tmp_path: Path):
     ("args", "line"),
     [
         (["{folder}/none.json"], "config {folder}/none.json does not exist"),
-        (["{own}"], "{own}: no `dataset_balancing_config` at its top"),
-        (["{old}", "--out", "{own}"], "{own} exists already"),
+        (["{own}"], "{own}: not a legacy config: it has no `dataset_balancing_config`"),
+        (["{old}", "--out", "{own}"], "{own} already exists"),
         (["{old}", "--set", "generation.stepz=3"], "generation.stepz"),
     ],
 )
@@ -500,4 +500,4 @@ def test_an_unknown_field_is_listed_and_changes_nothing(
     path = written(folder, block)
     assert load_config(path, [SAMPLE]) == plain
     listed = invoke("convert", path, "--set", SAMPLE).stderr
-    assert ("there is no such setting here" in listed) == (value is not None)
+    assert ("there is no such setting" in listed) == (value is not None)

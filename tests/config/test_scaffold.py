@@ -95,7 +95,7 @@ def test_counts_stand_beside_the_classes():
 
 def test_a_dataset_without_any_image_has_a_target_to_choose():
     text = starter_config(dataset({"cat": 0}))
-    assert "per_class: 50 # no class has an image to go by: choose" in text
+    assert "per_class: 50 # no class has images: choose a number" in text
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_models_are_those_of_the_photograph_config(project: Path):
 
 def test_without_a_metadata_table_a_facet_is_there_as_a_comment_to_take_in():
     text = starter_config(dataset({"cat": 2}))
-    assert "as an example: to have it" in text
+    assert "An example of an axis besides the class" in text
     Path("job.yaml").write_text(text)
     assert load_config("job.yaml").facets == {}
     start = text.index("# facets:")
@@ -264,7 +264,7 @@ def test_a_facet_of_some_classes_applies_to_those():
         ("angle", ["a/b", "c"], "cannot be named in a config"),
         ("camera", ["a", "a"], "it has a single value"),
         ("WEATHER", ["a", "b"], "another column differs from it in case only"),
-        ("label", ["", ""], "each class has one value of it only"),
+        ("label", ["", ""], "each class has only one value of it"),
     ],
 )
 def test_a_column_that_makes_no_facet_is_left_out_with_the_reason(
@@ -405,7 +405,7 @@ def test_images_of_the_hold_out_are_labelled_ones_too():
 
 
 def test_what_unjudged_means_is_said_only_where_there_is_something_unjudged():
-    meaning = "a run stops unless they are listed here"
+    meaning = "A run stops unless they are listed here"
     rows = columns("cat", weather=["rainy", "sunny"] * 5)
     assert meaning in starter_config(dataset({"cat": 1, "dog": 1}, at="one"))
     assert "unjudged" not in starter_config(dataset({"cat": 10, "dog": 5}, rows, at="two"))
@@ -419,7 +419,7 @@ def test_init_writes_a_config_that_plans():
     result = invoke("init", "data", "--out", "job.yaml")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
-        "job.yaml: written; edit its prompts, then `balancer plan job.yaml` shows what it asks for\n"
+        "job.yaml: written; edit its prompts, then `balancer plan job.yaml` shows the plan\n"
     )
     # Simulated actors need no verifier, which would be looked for on the hub.
     plan = invoke("plan", "job.yaml", "--set", "actors.kind=simulated")
@@ -439,7 +439,7 @@ def test_init_leaves_a_file_that_exists_as_it_is():
     result = invoke("init", dataset({"cat": 1}), "--out", "job.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: job.yaml exists already\nhint: name another file, or move that one away\n"
+        "error: job.yaml already exists\nhint: name another file, or move that one away\n"
     )
     assert Path("job.yaml").read_text() == "mine"
 

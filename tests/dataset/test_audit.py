@@ -179,8 +179,8 @@ def test_a_large_file_is_listed_with_the_limit(dataset: Dataset):
 def test_pictures_of_other_formats_are_listed_and_not_passed_over(dataset: Dataset):
     found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.bmp": b"x"}))
     assert found.unreadable == (
-        ("a/2.HEIC", "HEIC is not read; PNG, JPEG and WebP are"),
-        ("a/3.bmp", "BMP is not read; PNG, JPEG and WebP are"),
+        ("a/2.HEIC", "HEIC is not supported; PNG, JPEG and WebP are"),
+        ("a/3.bmp", "BMP is not supported; PNG, JPEG and WebP are"),
     )
 
 
@@ -267,7 +267,7 @@ def test_an_empty_folder_is_no_dataset(dataset: Dataset, files: Mapping[str, byt
 
 
 def test_images_without_class_folders_are_no_dataset(dataset: Dataset):
-    with pytest.raises(DatasetError, match="no class folder; 2 images in it directly") as caught:
+    with pytest.raises(DatasetError, match="no class folder; 2 images directly in it") as caught:
         audit(dataset({"1.png": png(), "2.png": png()}))
     assert "named after the class" in caught.value.hint
 
@@ -275,7 +275,7 @@ def test_images_without_class_folders_are_no_dataset(dataset: Dataset):
 def test_a_folder_of_splits_is_no_dataset_and_a_split_is_offered(dataset: Dataset):
     root = dataset({"holdout/basic/1.png": png(), "train/basic/1.png": png()})
     with pytest.raises(
-        DatasetError, match=r"holds splits of a dataset \(train, holdout\), not classes"
+        DatasetError, match=r"contains splits of a dataset \(train, holdout\), not classes"
     ) as caught:
         audit(root)
     assert caught.value.hint == f"name one of them, such as {root / 'train'}"
@@ -412,7 +412,7 @@ def test_a_named_table_that_is_missing_is_an_error(dataset: Dataset):
 
 def test_a_table_of_another_kind_is_refused(dataset: Dataset):
     with pytest.raises(
-        DatasetError, match=r"labels\.xlsx: a metadata table is one of \.parquet, \.csv, \.jsonl"
+        DatasetError, match=r"labels\.xlsx: a metadata table must be one of \.parquet, \.csv, \.jsonl"
     ):
         audit(dataset({**FILES, "labels.xlsx": b"PK"}), metadata="labels.xlsx")
 
@@ -472,7 +472,7 @@ def test_a_path_is_taken_as_it_is_and_home_is_known(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_dataset_in_an_object_store_is_refused_clearly():
-    with pytest.raises(DatasetError, match=r"s3://bucket/x: datasets in object stores are not supported yet"):
+    with pytest.raises(DatasetError, match=r"s3://bucket/x: datasets in object stores are not supported"):
         find_dataset("s3://bucket/x")
 
 
@@ -548,9 +548,9 @@ def test_a_cache_that_cannot_be_written_names_the_setting(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("BALANCER_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match="file/cache: the sample dataset cannot be made there") as caught:
+    with pytest.raises(StorageError, match="file/cache: cannot write the sample dataset there") as caught:
         find_dataset("sample")
-    assert caught.value.hint == "set BALANCER_CACHE to a folder that can be written"
+    assert caught.value.hint == "set BALANCER_CACHE to a writable folder"
     assert renderer.calls == 0
 
 
@@ -692,4 +692,4 @@ def test_sample_that_cannot_be_written_is_an_error_of_the_environment(tmp_path: 
     (tmp_path / "file").touch()
     code, _, err = invoke("sample", str(tmp_path / "file" / "pizzas"))
     assert code == 4
-    assert "pizzas: the sample dataset cannot be written: Not a directory" in err
+    assert "pizzas: cannot write the sample dataset: Not a directory" in err

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from balancer.config.schema import CopiesConfig
 from balancer.dataset.near_duplicates import (
-    CopyIndex,
     KnownImage,
-    copies_across,
-    copies_among,
+    NearDuplicateIndex,
+    find_near_duplicates,
+    find_near_duplicates_across,
     hash_numbers,
     near_any,
 )
@@ -41,7 +41,7 @@ def bits(count: int) -> int:
 
 
 def nearest(known: Sequence[KnownImage], picture: KnownImage, limits: CopiesConfig = LIMITS) -> Nearest:
-    found = CopyIndex(known, limits).nearest(picture)
+    found = NearDuplicateIndex(known, limits).nearest(picture)
     assert found is not None
     return found
 
@@ -50,7 +50,7 @@ PICTURE = image("candidate")
 
 
 def test_where_nothing_is_known_nothing_is_near():
-    assert CopyIndex([], LIMITS).nearest(PICTURE) is None
+    assert NearDuplicateIndex([], LIMITS).nearest(PICTURE) is None
 
 
 def test_the_least_distance_of_hashes_is_nearest():
@@ -89,14 +89,14 @@ def test_without_an_embedding_the_hash_decides(known: float | None, seen: float 
     others = [image("other", bits(30), 90)]
     found = nearest([image("bare", bits(6), known), *others], image("candidate", 0, seen))
     assert (found.id, found.distance, found.similarity) == ("bare", 6, 1.0)
-    assert CopyIndex([], LIMITS).is_copy(found)
+    assert NearDuplicateIndex([], LIMITS).is_duplicate(found)
 
 
 def test_an_embedding_that_is_no_number_is_similar_to_nothing():
     broken = KnownImage("candidate", "0" * 16, "candidate", np.array([np.nan, 1], "<f2").tobytes())
     found = nearest([image("reference")], broken)
     assert math.isnan(found.similarity)
-    assert not CopyIndex([], LIMITS).is_copy(found)
+    assert not NearDuplicateIndex([], LIMITS).is_duplicate(found)
 
 
 def test_a_similarity_is_never_above_1():
@@ -136,10 +136,10 @@ def is_copy_of(one: KnownImage, other: KnownImage, within: CopiesConfig) -> bool
 
 @given(known=st.lists(pictures, min_size=1, max_size=12).map(named), picture=pictures, within=limits)
 def test_a_picture_is_a_copy_if_any_known_image_says_so(known, picture, within):
-    index = CopyIndex(known, within)
+    index = NearDuplicateIndex(known, within)
     found = index.nearest(picture)
     assert found is not None
-    assert index.is_copy(found) == any(is_copy_of(picture, one, within) for one in known)
+    assert index.is_duplicate(found) == any(is_copy_of(picture, one, within) for one in known)
     by_id = {one.id: one for one in known}
     assert found.distance == (int(by_id[found.id].phash, 16) ^ int(picture.phash, 16)).bit_count()
 
@@ -149,26 +149,29 @@ def test_a_picture_is_a_copy_if_any_known_image_says_so(known, picture, within):
 
 def test_of_images_like_each_other_the_first_is_kept():
     series = [image("a", 0), image("b", bits(3)), image("c", bits(30)), image("d", bits(2))]
-    found = copies_among(series, LIMITS)
+    found = find_near_duplicates(series, LIMITS)
     assert {name: (near.id, near.distance) for name, near in found.items()} == {"b": ("a", 3), "d": ("a", 2)}
 
 
 def test_a_copy_condemns_nothing_itself():
     chain = [image("a", 0), image("b", bits(5)), image("c", bits(10)), image("d", bits(15))]
-    assert {name: near.id for name, near in copies_among(chain, LIMITS).items()} == {"b": "a", "d": "c"}
+    assert {name: near.id for name, near in find_near_duplicates(chain, LIMITS).items()} == {
+        "b": "a",
+        "d": "c",
+    }
 
 
 def test_the_same_pixels_again_are_a_duplicate():
-    found = copies_among([image("a", 0, 0, "p"), image("b", bits(40), 90, "p")], LIMITS)
+    found = find_near_duplicates([image("a", 0, 0, "p"), image("b", bits(40), 90, "p")], LIMITS)
     assert found["b"].same_pixels
 
 
 def test_images_alike_by_hash_or_by_embedding_only_are_both_kept():
-    assert copies_among([image("a", 0, 0), image("b", 0, 40), image("c", bits(30), 0)], LIMITS) == {}
+    assert find_near_duplicates([image("a", 0, 0), image("b", 0, 40), image("c", bits(30), 0)], LIMITS) == {}
 
 
 def test_no_images_have_no_copies():
-    assert copies_among([], LIMITS) == {}
+    assert find_near_duplicates([], LIMITS) == {}
 
 
 @given(several=st.lists(pictures, max_size=14).map(named), within=limits)
@@ -180,7 +183,7 @@ def test_copies_are_those_found_by_comparing_every_pair_in_order(several, within
             copies.append(one.id)
         else:
             kept.append(one)
-    found = copies_among(several, within)
+    found = find_near_duplicates(several, within)
     assert list(found) == copies
     assert {near.id for near in found.values()} <= {one.id for one in kept}
 
@@ -193,16 +196,16 @@ def test_no_pair_within_the_distance_slips_between_the_bands(seed: int, flips: i
     for bit in random.choice(64, flips, replace=False):
         other ^= 1 << int(bit)
     crowd = [image(f"other {i}", int(one), 90) for i, one in enumerate(random.integers(0, 2**63, 20))]
-    found = copies_among([image("base", base), *crowd, image("copy", other)], LIMITS)
+    found = find_near_duplicates([image("base", base), *crowd, image("copy", other)], LIMITS)
     assert (found["copy"].id, found["copy"].distance) == ("base", flips)
 
 
 def test_a_set_without_its_copies_has_none():
     random = np.random.default_rng(3)
     several = [image(str(i), int(one)) for i, one in enumerate(random.integers(0, 2**12, 300))]
-    copies = copies_among(several, LIMITS)
+    copies = find_near_duplicates(several, LIMITS)
     assert 0 < len(copies) < 300
-    assert copies_among([one for one in several if one.id not in copies], LIMITS) == {}
+    assert find_near_duplicates([one for one in several if one.id not in copies], LIMITS) == {}
 
 
 # ---- two sets of images ----------------------------------------------------------------------
@@ -238,7 +241,7 @@ def test_copies_across_two_sets_meet_both_limits():
         image("embedding only", bits(20), 0),
         image("same pixels", 0, 0, pixels="held out"),
     ]
-    found = copies_across(images, held_out, LIMITS)
+    found = find_near_duplicates_across(images, held_out, LIMITS)
     assert {name: (near.id, near.same_pixels) for name, near in found.items()} == {
         "copy": ("held out", False),
         "same pixels": ("held out", True),

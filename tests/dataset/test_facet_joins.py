@@ -16,9 +16,9 @@ import pytest
 
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit, audit_dataset, credited_facets, match_classes
-from balancer.dataset.decoding import lanes
-from balancer.dataset.decoding.picture import Limits, Picture
-from balancer.dataset.table_reader import answer_lines
+from balancer.dataset.decoding import decoders
+from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
+from balancer.dataset.table_reader import read_table_answer
 from balancer.errors import DatasetError
 
 FILES = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
@@ -29,17 +29,18 @@ WEATHER = dict(zip(FILES, ("rain", "sun", "rain", "rain"), strict=True))
 def _nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are read here, not in a process of their own, and every image is a small one."""
 
-    def look_at_all(root: Path, names: Sequence[str], limits: Limits) -> list[Picture]:
+    def read_all_images(root: Path, names: Sequence[str], limits: DecodeLimits) -> list[ImageInfo]:
         return [
-            Picture(8, 8, 1, f"{place:064x}", "0" * 16, f"{place:064x}", False) for place in range(len(names))
+            ImageInfo(8, 8, 1, f"{place:064x}", "0" * 16, f"{place:064x}", False)
+            for place in range(len(names))
         ]
 
-    def table_lines(paths: Iterable[Path]) -> Iterator[bytes]:
+    def read_table_lines(paths: Iterable[Path]) -> Iterator[bytes]:
         for path in paths:
-            yield from answer_lines(path)
+            yield from read_table_answer(path)
 
-    monkeypatch.setattr(lanes, "look_at_all", look_at_all)
-    monkeypatch.setattr(lanes, "table_lines", table_lines)
+    monkeypatch.setattr(decoders, "read_all_images", read_all_images)
+    monkeypatch.setattr(decoders, "read_table_lines", read_table_lines)
 
 
 def dataset(tmp_path: Path, tables: Mapping[str, str | bytes], files: Iterable[str] = FILES) -> Path:
@@ -223,11 +224,11 @@ DOUBTFUL = {
     ),
     "two rows of one file": (
         csv(WEATHER) + "\n./cat/1.png,sun",
-        "several rows of 1 file say different things, such as cat/1.png; the first row counts",
+        "rows of 1 file contradict each other, such as cat/1.png; the first row counts",
     ),
     "another folder": (
         csv(renamed("/mnt/{}/{}")),
-        "4 file names beginning with /mnt/, which is taken for this",
+        "4 file names beginning with /mnt/, taken for this",
     ),
     "several folders": (
         csv({f"/mnt/{place}/{name}": value for place, (name, value) in enumerate(WEATHER.items())}),
@@ -255,7 +256,7 @@ def test_a_column_of_which_short_rows_have_no_cell_is_there_all_the_same(tmp_pat
 def test_a_table_beside_another_one_is_not_read_and_that_is_said(tmp_path):
     tables = {"metadata.csv": csv(), "metadata.jsonl": "not read"}
     found = audit_dataset(config(dataset(tmp_path, tables)))
-    assert found.warnings == ("metadata.jsonl is not read, because metadata.csv is there",)
+    assert found.warnings == ("metadata.jsonl is not read, because metadata.csv exists",)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_a_table_beside_another_one_is_not_read_and_that_is_said(tmp_path):
 def test_a_plan_that_counts_facet_values_needs_some_that_match(tmp_path, what):
     table, warning = DOUBTFUL[what]
     counting = config(dataset(tmp_path, {"metadata.csv": table}), count_real_facets="known")
-    with pytest.raises(DatasetError, match="gives no image a value of weather") as caught:
+    with pytest.raises(DatasetError, match="no value in the metadata table is a value of weather") as caught:
         credited_facets(audit_dataset(counting), counting)
     assert warning in caught.value.message
 

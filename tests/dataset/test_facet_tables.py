@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from balancer.dataset import table_reader
-from balancer.dataset.decoding import lanes
-from balancer.dataset.facet_table import Table, facet_columns, read_table, read_tables
+from balancer.dataset.decoding import decoders
+from balancer.dataset.facet_table import Table, find_facet_columns, read_table, read_tables
 from balancer.dataset.table_reader import MAX_COLUMNS, MAX_LINE_CHARS, MAX_ROWS
 from balancer.errors import DatasetError
 
@@ -69,14 +69,14 @@ TOO_MUCH: dict[str, tuple[str, Write, str]] = {
     "sparse lines": (JSONL, sparse, LARGE),
     "a sparse parquet": (PARQUET, sparse, LARGE),
     "equal rows": (PARQUET, parquet(10 * MAX_ROWS), "20,000,000 rows, over the limit of 2,000,000"),
-    "long values": (PARQUET, parquet(MAX_ROWS, "x" * 1_000_000), "more memory than a table may take"),
-    "repeated values": (PARQUET, parquet(MAX_ROWS, "x" * 20_000), "more than 1000 megabytes of text"),
+    "long values": (PARQUET, parquet(MAX_ROWS, "x" * 1_000_000), "more memory than the limit for tables"),
+    "repeated values": (PARQUET, parquet(MAX_ROWS, "x" * 20_000), "more than 1.0 GB of text"),
     "a line": (CSV, text("file_name," + "x" * MAX_LINE_CHARS), "line 1 has more than 1,000,000 char"),
     "one object": (JSONL, text('{"a": "' + "x" * MAX_LINE_CHARS), "line 1 has more than 1,000,000 char"),
     "columns": (CSV, text("," * MAX_COLUMNS + "\n"), "row 1 has 1,001 columns, over the limit of 1,000"),
-    "keys of all rows": (JSONL, text(OWN_KEYS), "have 1,001 columns together, over the limit of 1,000"),
+    "keys of all rows": (JSONL, text(OWN_KEYS), "have 1,001 columns in all, over the limit of 1,000"),
     "blank lines": (CSV, text("file_name\n" + "\n" * 100_000_000), "more than 2,000,000 rows"),
-    "blank lines of JSON": (JSONL, text("\n" * 100_000_000), "more than 2,000,000 rows with blank ones"),
+    "blank lines of JSON": (JSONL, text("\n" * 100_000_000), "more than 2,000,000 rows, blank ones included"),
     "keys": (JSONL, text(MANY_KEYS), "row 1 has 1,001 columns, over the limit of 1,000"),
 }
 
@@ -149,7 +149,7 @@ def test_a_large_table_is_read(tmp_path):
         file.write("file_name,light\n")
         file.writelines(f"a/{number}.png,{('dim', 'harsh')[number % 2]}\n" for number in range(100_000))
     rows = only_table(tmp_path).rows
-    assert (len(rows), facet_columns(rows.values())) == (100_000, ("light",))
+    assert (len(rows), find_facet_columns(rows.values())) == (100_000, ("light",))
 
 
 @pytest.mark.parametrize(
@@ -160,19 +160,19 @@ def test_a_large_table_is_read(tmp_path):
         ("import os; os._exit(7)", "its reader crashed"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)", "reading it takes more than 60 s"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "most likely for lack of memory"),
-        ("print([1, 2, 3])", "no answer that makes sense"),
+        ("print([1, 2, 3])", "an invalid answer"),
         ("print(['a', {'b': 1}])", "cannot be read"),
-        ('print(\'["a", {"b": 1}]\')', "no answer that makes sense"),
+        ('print(\'["a", {"b": 1}]\')', "an invalid answer"),
         ("print('[' * 100_000)", "cannot be read"),
-        ("print('x' * 20_000_000)", "no answer that makes sense"),
+        ("print('x' * 20_000_000)", "an invalid answer"),
         ("import time; time.sleep(1000)", "took more than 2 s"),
     ],
 )
 def test_a_reader_that_was_taken_over_costs_the_table_and_nothing_else(tmp_path, monkeypatch, body, problem):
     (tmp_path / "metadata.csv").write_text("file_name,light\na/1.png,dim\n")
-    original = lanes._spawn
-    monkeypatch.setattr(lanes, "LONGEST_WAIT_S", 2.0 if "sleep" in body else 60.0)
-    monkeypatch.setattr(lanes, "_spawn", lambda call: original(f"os\n{body}"))
+    original = decoders._spawn
+    monkeypatch.setattr(decoders, "MAX_WAIT_S", 2.0 if "sleep" in body else 60.0)
+    monkeypatch.setattr(decoders, "_spawn", lambda call: original(f"os\n{body}"))
     with pytest.raises(DatasetError, match=problem):
         read_table(tmp_path, None)
 
@@ -181,8 +181,13 @@ def test_rows_of_another_length_than_the_header_are_told(tmp_path):
     (tmp_path / CSV).write_text("file_name,light\na/0.png,dim\na/1.png\na/2.png,dim,more\na/3.png,,\n\n")
     table = only_table(tmp_path)
     [remark], [warning] = table.remarks, table.warnings
-    assert "1 row with fewer fields than the header's 2, first in line 3: those count as empty" in remark
-    assert "2 rows with more fields than the header's 2, first in line 4: what has no header is" in warning
+    assert (
+        "1 row with fewer fields than the header's 2, first in line 3: missing fields count as empty"
+        in remark
+    )
+    assert (
+        "2 rows with more fields than the header's 2, first in line 4: fields without a header are" in warning
+    )
 
 
 @pytest.mark.parametrize("name", [CSV, JSONL])
@@ -206,9 +211,9 @@ def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path, name):
 def test_rows_and_columns_within_their_limits_have_a_limit_together(tmp_path, monkeypatch, name, write):
     write(tmp_path / name)
     monkeypatch.setattr(table_reader, "MAX_CELLS", 40 - 1)
-    [*_, last] = table_reader.answer_lines(tmp_path / name)
+    [*_, last] = table_reader.read_table_answer(tmp_path / name)
     assert "39" in json.loads(last)["reason"]
     assert "values" in json.loads(last)["reason"]
     monkeypatch.setattr(table_reader, "MAX_CELLS", 40 * 3)
-    [*_, last] = table_reader.answer_lines(tmp_path / name)
+    [*_, last] = table_reader.read_table_answer(tmp_path / name)
     assert "values" not in str(json.loads(last))

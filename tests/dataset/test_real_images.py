@@ -298,9 +298,9 @@ def test_an_image_that_went_since_the_audit_is_named(config, tmp_path):
 def test_an_image_that_the_verifier_cannot_read_is_named(config):
     def blind(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
         for number, (files, _) in enumerate(calls):
-            yield number, ["decoding it needs more memory than there is"] * len(files)
+            yield number, ["out of memory while decoding it"] * len(files)
 
-    with pytest.raises(DatasetError, match=r"cat/0\.png: decoding it needs more memory"):
+    with pytest.raises(DatasetError, match=r"cat/0\.png: out of memory while decoding it"):
         measured(config, blind)
 
 

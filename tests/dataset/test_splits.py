@@ -25,10 +25,10 @@ from balancer.dataset.splits import (
     TEST,
     TRAIN,
     VALIDATION,
+    assign_splits,
     deal_out,
-    kept_apart,
-    splits_of,
-    training_part,
+    describe_kept_apart,
+    select_training,
 )
 from balancer.errors import DatasetError
 from balancer.manifest.rows import RunFacts
@@ -167,12 +167,12 @@ def write_table(dataset: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def test_without_splits_every_image_is_for_training(dataset: Path):
-    assert set(splits_of(audit(dataset), config(dataset)).values()) == {"train"}
+    assert set(assign_splits(audit(dataset), config(dataset)).values()) == {"train"}
 
 
 def test_the_column_split_of_the_metadata_counts_without_any_setting(dataset: Path):
     write_table(dataset, [{"file_name": "basic/3.png", "split": "test"}])
-    splits = splits_of(audit(dataset), config(dataset))
+    splits = assign_splits(audit(dataset), config(dataset))
     assert [name for name, split in splits.items() if split != TRAIN] == ["basic/3.png"]
     assert splits["basic/3.png"] == "test"
 
@@ -197,7 +197,7 @@ def test_the_column_split_of_the_metadata_counts_without_any_setting(dataset: Pa
 def test_what_keeps_images_apart_is_named(dataset: Path, shares: Any, table: Mapping[str, str], because: str):
     write_table(dataset, [{"file_name": name, "split": split} for name, split in table.items()])
     found, wanted = audit(dataset), config(dataset, shares)
-    line = kept_apart(found, splits_of(found, wanted), wanted)
+    line = describe_kept_apart(found, assign_splits(found, wanted), wanted)
     assert because in line
     assert bool(line) == bool(because)
 
@@ -211,24 +211,24 @@ def test_the_column_split_is_no_facet(dataset: Path):
 def test_a_split_that_is_none_is_an_error_that_names_the_images(dataset: Path):
     write_table(dataset, [{"file_name": f"basic/{n}.png", "split": "extra"} for n in range(7)])
     with pytest.raises(DatasetError, match=r"basic/0\.png: 'extra'; .*; and 2 more") as caught:
-        splits_of(audit(dataset), config(dataset))
+        assign_splits(audit(dataset), config(dataset))
     assert "train, validation, test" in caught.value.hint
 
 
 def test_images_that_came_since_do_not_move_those_that_have_a_row(dataset: Path):
     found = audit(dataset)
     first = replace(found, images=found.images[:6])
-    known = splits_of(first, config(dataset, SHARES))
-    after = splits_of(found, config(dataset, SHARES), known)
+    known = assign_splits(first, config(dataset, SHARES))
+    after = assign_splits(found, config(dataset, SHARES), known)
     assert {name: after[name] for name in known} == known
     assert set(after) == {one.file_name for one in found.images}
 
 
 def test_a_start_that_was_cut_short_goes_on_with_the_same_splits(dataset: Path):
     found, wanted = audit(dataset), config(dataset, SHARES)
-    whole = splits_of(found, wanted)
+    whole = assign_splits(found, wanted)
     committed = dict(list(whole.items())[:5])
-    assert splits_of(found, wanted, committed) == whole
+    assert assign_splits(found, wanted, committed) == whole
 
 
 # ---- what follows from them ------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_facet_values_of_validation_images_are_not_credited(dataset: Path):
 def test_the_training_part_keeps_every_class_folder(dataset: Path):
     write_table(dataset, [{"file_name": f"burnt/{n}.png", "split": "test"} for n in range(4)])
     found = audit(dataset)
-    part = training_part(found, splits_of(found, config(dataset)))
+    part = select_training(found, assign_splits(found, config(dataset)))
     assert part.counts == {"basic": 10, "burnt": 0}
     assert {one.class_name for one in part.images} == {"basic"}
 

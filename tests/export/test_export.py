@@ -385,9 +385,7 @@ def test_a_card_names_the_classes_that_stay_below_their_target_by_design(tmp_pat
     for folder, config in (("plain", CONFIG), ("limited", limited)):
         run = commit(tmp_path / folder, real("a.png", split="train"), config=config, targets=TARGETS)
         export(run, "hf", tmp_path / f"{folder}-out")
-    told = escaped(
-        "burnt reaches 2 of 9 images: more than that would be generated beyond target.max_synthetic_share"
-    )
+    told = escaped("burnt reaches 2 of 9 images: target.max_synthetic_share allows no more generated ones")
     assert f"- {told}." in (tmp_path / "limited-out" / "README.md").read_text()
     assert "reaches" not in (tmp_path / "plain-out" / "README.md").read_text()
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.cells import Candidate, Cell, Facet, Slot, cells_of
+from balancer.cells import Candidate, Cell, Facet, Slot, enumerate_cells
 
 BURNT = Cell("burnt", (("lighting", "dim"), ("burn_level", "severe")))
 HALF = Fraction(1, 2)
@@ -30,11 +30,11 @@ def test_a_slot_number_of_five_digits_is_not_cut():
 
 
 def test_a_class_without_facets_is_one_cell():
-    assert list(cells_of("mixed", [BURN_LEVEL])) == [Cell("mixed")]
+    assert list(enumerate_cells("mixed", [BURN_LEVEL])) == [Cell("mixed")]
 
 
 def test_the_last_facet_varies_fastest():
-    assert [cell.key for cell in cells_of("burnt", [LIGHTING, BURN_LEVEL])] == [
+    assert [cell.key for cell in enumerate_cells("burnt", [LIGHTING, BURN_LEVEL])] == [
         "burnt/harsh/slight",
         "burnt/harsh/severe",
         "burnt/dim/slight",
@@ -43,7 +43,7 @@ def test_the_last_facet_varies_fastest():
 
 
 def test_a_facet_that_does_not_apply_has_no_value():
-    (first, _) = cells_of("basic", [LIGHTING, BURN_LEVEL])
+    (first, _) = enumerate_cells("basic", [LIGHTING, BURN_LEVEL])
     assert (first.value("lighting"), first.value("burn_level")) == ("harsh", None)
 
 

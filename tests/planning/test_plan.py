@@ -155,8 +155,8 @@ def test_a_share_that_may_be_generated_holds_back_the_rest_and_names_it():
     assert plan.total == 13  # of 33 images, 40 % are 13.2
     assert plan.held_back == {"burnt": 17, "mixed": 50}
     assert held_back(plan) == [
-        "burnt reaches 33 of 50 images: more than that would be generated beyond target.max_synthetic_share",
-        "mixed reaches 0 of 50 images: more than that would be generated beyond target.max_synthetic_share",
+        "burnt reaches 33 of 50 images: target.max_synthetic_share allows no more generated ones",
+        "mixed reaches 0 of 50 images: target.max_synthetic_share allows no more generated ones",
     ]
 
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from balancer.cells import Cell, Facet, cells_of
+from balancer.cells import Cell, Facet, enumerate_cells
 from balancer.planning import rounding
-from balancer.planning.rounding import costs, joint_quotas
+from balancer.planning.rounding import costs, round_quotas
 
 Quotas = Mapping[Cell, int]
 
@@ -36,7 +36,7 @@ class Problem:
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for name in self.deficits for cell in cells_of(name, self.facets)]
+        return [cell for name in self.deficits for cell in enumerate_cells(name, self.facets)]
 
     def exact(self, cell: Cell) -> Fraction:
         value = Fraction(self.deficits[cell.class_name])
@@ -68,7 +68,7 @@ class Problem:
     def combinations(self) -> Iterator[list[Cell]]:
         """The cells with the same values, over the classes of one kind."""
         for kind in self.kinds():
-            rows = [list(cells_of(name, self.facets)) for name in kind]
+            rows = [list(enumerate_cells(name, self.facets)) for name in kind]
             yield from (list(cells) for cells in zip(*rows, strict=True) if cells[0].facets)
 
 
@@ -119,7 +119,7 @@ def by_class(quotas: Quotas) -> dict[str, int]:
 def round_(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Problem], Quotas]:
     if request.param == "many cells":
         monkeypatch.setattr(rounding, "SMALL", -1)
-    return lambda problem: joint_quotas(problem.deficits, problem.facets)
+    return lambda problem: round_quotas(problem.deficits, problem.facets)
 
 
 @pytest.mark.parametrize("small", [0, 128], ids=["many cells", "few cells"])
@@ -130,7 +130,7 @@ def test_every_class_gets_exactly_what_it_lacks_and_every_value_its_floor_or_cei
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounding, "SMALL", small)
-        quotas = joint_quotas(problem.deficits, problem.facets)
+        quotas = round_quotas(problem.deficits, problem.facets)
     assert set(quotas) == set(problem.cells)
     assert by_class(quotas) == problem.deficits
     assert min(quotas.values()) >= 0
@@ -155,8 +155,8 @@ def test_the_order_of_classes_facets_and_values_does_not_matter(
     facets = [shuffled(facet) for facet in chance.sample(problem.facets, len(problem.facets))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounding, "SMALL", small)
-        quotas = joint_quotas(problem.deficits, problem.facets)
-        again = joint_quotas({name: problem.deficits[name] for name in names}, facets)
+        quotas = round_quotas(problem.deficits, problem.facets)
+        again = round_quotas({name: problem.deficits[name] for name in names}, facets)
     assert plain(again) == plain(quotas)
 
 
@@ -164,15 +164,15 @@ def test_the_order_of_classes_facets_and_values_does_not_matter(
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(problem=problems(facets=2))
 def test_with_up_to_two_facets_every_cell_gets_its_floor_or_ceiling_too(problem: Problem):
-    quotas = joint_quotas(problem.deficits, problem.facets)
+    quotas = round_quotas(problem.deficits, problem.facets)
     assert all(is_floor_or_ceiling(quota, problem.exact(cell)) for cell, quota in quotas.items())
 
 
 def test_shares_of_a_class_of_its_own_replace_those_of_the_facet():
     even = Facet("light", ("day", "night"), (Fraction(1, 2), Fraction(1, 2)), frozenset({"cat", "dog"}))
     own = {("cat", "light"): (Fraction(3, 4), Fraction(1, 4))}
-    quotas = joint_quotas({"cat": 8, "dog": 8}, [even], own)
-    assert [quotas[cell] for name in ("cat", "dog") for cell in cells_of(name, [even])] == [6, 2, 4, 4]
+    quotas = round_quotas({"cat": 8, "dog": 8}, [even], own)
+    assert [quotas[cell] for name in ("cat", "dog") for cell in enumerate_cells(name, [even])] == [6, 2, 4, 4]
 
 
 def test_a_quota_that_is_whole_is_kept(round_: Callable[[Problem], Quotas]):
@@ -237,7 +237,7 @@ def all_roundings(problem: Problem) -> Iterator[Quotas]:
 @given(problem=small_problems())
 def test_few_cells_get_the_cheapest_of_all_roundings(problem: Problem):
     assume(any(cell.facets for cell in problem.cells))
-    found = cost(joint_quotas(problem.deficits, problem.facets), problem)
+    found = cost(round_quotas(problem.deficits, problem.facets), problem)
     cheapest = min(cost(quotas, problem) for quotas in all_roundings(problem))
     assert found <= cheapest + 2 * costs.TIE * sum(problem.deficits.values())
 
@@ -257,7 +257,7 @@ def test_of_thousands_of_cells_each_gets_its_floor_or_ceiling(most: int):
     ]
     chance = random.Random(3)
     problem = Problem({name: chance.randint(0, most) for name in names}, facets)
-    quotas = joint_quotas(problem.deficits, facets)
+    quotas = round_quotas(problem.deficits, facets)
     assert len(quotas) == 3000
     assert all(is_floor_or_ceiling(quota, problem.exact(cell)) for cell, quota in quotas.items())
     assert off_margins(quotas, problem) == []

@@ -52,7 +52,7 @@ def test_a_limit_that_only_an_administrator_can_raise_says_so(monkeypatch):
     limits(monkeypatch, n=(64, 64))
     with pytest.raises(UnavailableError) as caught:
         refuse_tight_limits()
-    assert caught.value.hint.startswith("have an administrator raise it")
+    assert caught.value.hint.startswith("ask an administrator to raise it")
 
 
 def test_a_user_who_may_have_no_threads_is_told_before_arrow_waits_for_one(monkeypatch):

@@ -35,7 +35,7 @@ def test_a_module_in_the_working_folder_that_hides_a_package_is_named(tmp_path: 
     shown = tmp_path / name.removesuffix("/__init__.py")
     package = shown.stem
     assert caught.value.message == (
-        f"{shown} would be imported in the place of the package `{package}`, which a run needs"
+        f"{shown} would be imported instead of the package `{package}`, which a run needs"
     )
     assert caught.value.hint == "rename it, or work in another folder"
 
@@ -79,4 +79,4 @@ def test_a_script_beside_such_a_file_is_told(tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "script.py"], capture_output=True, text=True, env=environment, timeout=120
     )
-    assert f"{tmp_path / 'actors.py'} would be imported in the place of" in result.stderr
+    assert f"{tmp_path / 'actors.py'} would be imported instead of" in result.stderr

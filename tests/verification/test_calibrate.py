@@ -182,7 +182,7 @@ def test_plan_lists_what_is_not_proven_and_does_not_fail(demo):
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert any("segment 0 - not proven: no labelled images, 5 needed" in line for line in lines)
     assert any("mixed 0 - not proven, allowed by verification.unjudged" in line for line in lines)
-    assert "`run` would stop: not proven, nor in verification.unjudged: 3 values" in result.stderr
+    assert "`run` would stop: 3 values not proven and not in verification.unjudged" in result.stderr
 
 
 def test_plan_credits_measured_facet_values_as_it_credits_known_ones(demo, tmp_path):

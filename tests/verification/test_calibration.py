@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 
-from balancer.cli.datasets.calibrate import tell_worth
+from balancer.cli.datasets.calibrate import report_quality
 from balancer.errors import UsageError
 from balancer.verification.calibration import (
     TEMPERATURES,
@@ -319,7 +319,7 @@ def with_aucs(*aucs: float | None) -> dict[str, PropertyCalibration]:
 def test_a_calibration_of_a_verifier_that_tells_nothing_apart_is_not_recommended(
     aucs, recommended, warned, capsys
 ):
-    tell_worth("a.json", with_aucs(*aucs), min_auc=0.8)
+    report_quality("a.json", with_aucs(*aucs), min_auc=0.8)
     said = capsys.readouterr().err
     assert ("put into the config: verification.calibration: a.json" in said) is recommended
     assert said.count("does not tell class=") == warned

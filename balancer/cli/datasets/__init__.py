@@ -1,1 +1,1 @@
-"""Commands about a dataset and its config, before there is a run."""
+"""Commands for a dataset and its config, before a run."""

@@ -1,4 +1,4 @@
-"""`balancer audit`: count what a dataset has, and what is wrong with it."""
+"""`balancer audit`: count the images of a dataset, and list its problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from balancer.dataset.audit import Audit
 
 MAX_LISTED = 20
-"""Faults of one kind that are named; `--json` names them all."""
+"""Problems of one kind that are listed; `--json` lists all."""
 
 
 @click.command("audit")
@@ -25,67 +25,67 @@ MAX_LISTED = 20
 def command(dataset: str, as_json: bool) -> None:
     """Count the images of DATASET, a folder with one subfolder of images per class.
 
-    Counts and shares per class, and per facet if there is a metadata table; unreadable files with reasons,
-    exact duplicates. DATASET `sample` is the rendered sample dataset.
+    Shows counts and shares per class, and per facet if there is a metadata table; unreadable files with
+    reasons; exact duplicates. DATASET `sample` is the rendered sample dataset.
     """
     from balancer.dataset.audit import audit, find_dataset
 
-    found = audit(find_dataset(dataset))
+    result = audit(find_dataset(dataset))
     if as_json:
-        console.print_json(_as_json(found))
+        console.print_json(_as_json(result))
     else:
-        _print(found)
+        _print(result)
 
 
-def _print(found: Audit) -> None:
-    console.table(f"{found.path}: {counted(len(found.images), 'image')}", *_class_table(found))
-    for facet in found.facet_names:
+def _print(audit: Audit) -> None:
+    console.table(f"{audit.path}: {counted(len(audit.images), 'image')}", *_class_table(audit))
+    for facet in audit.facet_names:
         console.say()
-        console.table(f"by {facet}", *_facet_table(found, facet))
-    if splits := _split_counts(found):
+        console.table(f"by {facet}", *_facet_table(audit, facet))
+    if splits := _split_counts(audit):
         console.say()
         console.table("by split, as the metadata table gives it", ["split", "images"], list(splits.items()))
-    for title, lines in _remarks(found).items():
+    for title, lines in _remarks(audit).items():
         _print_remarks(title, lines)
-    for line in found.warnings:
+    for line in audit.warnings:
         console.warn(line)
-    if found.ignored_files:
+    if audit.ignored_files:
         console.say()
-        console.say(f"files that are no pictures, ignored ({found.ignored_files})")
+        console.say(f"files that are not images, ignored ({audit.ignored_files})")
 
 
-def _class_table(found: Audit) -> tuple[list[str], list[list[console.Cell]]]:
+def _class_table(audit: Audit) -> tuple[list[str], list[list[console.Cell]]]:
     rows: list[list[console.Cell]] = [
-        [name, count, _percent(count, len(found.images))] for name, count in found.counts.items()
+        [name, count, _percent(count, len(audit.images))] for name, count in audit.counts.items()
     ]
     return ["class", "images", "share, %"], rows
 
 
-def _facet_table(found: Audit, facet: str) -> tuple[list[str], list[list[console.Cell]]]:
-    """Classes down, values across, with their shares among the images that have a value."""
-    per_cell = Counter((image.class_name, image.facets.get(facet)) for image in found.images)
-    values = _values_of(found, facet)
+def _facet_table(audit: Audit, facet: str) -> tuple[list[str], list[list[console.Cell]]]:
+    """Classes as rows, values as columns, with their shares among the images that have a value."""
+    per_cell = Counter((image.class_name, image.facets.get(facet)) for image in audit.images)
+    values = _list_values(audit, facet)
     labelled = sum(count for (_, value), count in per_cell.items() if value is not None)
-    shown: list[str | None] = list(values) if labelled == len(found.images) else [*values, None]
-    totals = {value: sum(per_cell[name, value] for name in found.counts) for value in shown}
+    shown: list[str | None] = list(values) if labelled == len(audit.images) else [*values, None]
+    totals = {value: sum(per_cell[name, value] for name in audit.counts) for value in shown}
     rows: list[list[console.Cell]] = [
-        [name, *(per_cell[name, value] for value in shown)] for name in found.counts
+        [name, *(per_cell[name, value] for value in shown)] for name in audit.counts
     ]
     rows.append(["all", *totals.values()])
     rows.append(["share, %", *(value and _percent(total, labelled) for value, total in totals.items())])
     return ["class", *("(no value)" if value is None else value for value in shown)], rows
 
 
-def _remarks(found: Audit) -> dict[str, Sequence[str]]:
+def _remarks(audit: Audit) -> dict[str, Sequence[str]]:
     return {
-        "unreadable": [f"{name}: {reason}" for name, reason in found.unreadable],
-        "files with the same bytes": [", ".join(names) for names in found.duplicates],
-        "images without a facet value in the metadata table": found.unlabelled,
-        "images of another class in the metadata table than their folder's": found.misfiled,
-        "rows of the metadata table without an image": found.unknown_rows,
-        "images outside the class folders, not counted": found.outside,
-        "how metadata tables were read": found.remarks,
-        "images that say themselves that a model made them": found.marked_synthetic,
+        "unreadable": [f"{name}: {reason}" for name, reason in audit.unreadable],
+        "files with the same bytes": [", ".join(names) for names in audit.duplicates],
+        "images without a facet value in the metadata table": audit.unlabelled,
+        "images whose class in the metadata table is not their folder": audit.misfiled,
+        "rows of the metadata table without an image": audit.unknown_rows,
+        "images outside the class folders, not counted": audit.outside,
+        "how metadata tables were read": audit.remarks,
+        "images marked as generated by a model": audit.marked_synthetic,
     }
 
 
@@ -100,54 +100,54 @@ def _print_remarks(title: str, lines: Sequence[str]) -> None:
         console.say(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
 
 
-def _as_json(found: Audit) -> dict[str, object]:
-    total = len(found.images)
+def _as_json(audit: Audit) -> dict[str, object]:
+    total = len(audit.images)
     return {
-        "path": os.fsencode(found.path).decode(errors="replace"),
+        "path": os.fsencode(audit.path).decode(errors="replace"),
         "images": total,
         "classes": {
-            name: {"images": count, "share": _share(count, total), "facets": _facet_counts(found, name)}
-            for name, count in found.counts.items()
+            name: {"images": count, "share": _share(count, total), "facets": _facet_counts(audit, name)}
+            for name, count in audit.counts.items()
         },
-        "facets": {facet: _value_counts(found, facet) for facet in found.facet_names},
-        "splits": _split_counts(found),
-        "unreadable": [{"file_name": name, "reason": reason} for name, reason in found.unreadable],
-        "duplicates": [list(names) for names in found.duplicates],
-        "unlabelled": list(found.unlabelled),
-        "misfiled": list(found.misfiled),
-        "unknown_rows": list(found.unknown_rows),
-        "outside": list(found.outside),
-        "marked_synthetic": list(found.marked_synthetic),
-        "ignored_files": found.ignored_files,
-        "tables": list(found.tables),
-        "remarks": list(found.remarks),
-        "warnings": list(found.warnings),
+        "facets": {facet: _value_counts(audit, facet) for facet in audit.facet_names},
+        "splits": _split_counts(audit),
+        "unreadable": [{"file_name": name, "reason": reason} for name, reason in audit.unreadable],
+        "duplicates": [list(names) for names in audit.duplicates],
+        "unlabelled": list(audit.unlabelled),
+        "misfiled": list(audit.misfiled),
+        "unknown_rows": list(audit.unknown_rows),
+        "outside": list(audit.outside),
+        "marked_synthetic": list(audit.marked_synthetic),
+        "ignored_files": audit.ignored_files,
+        "tables": list(audit.tables),
+        "remarks": list(audit.remarks),
+        "warnings": list(audit.warnings),
     }
 
 
-def _value_counts(found: Audit, facet: str) -> dict[str, object]:
-    """Shares are among the images that have a value."""
-    counts = Counter(image.facets[facet] for image in found.images if facet in image.facets)
+def _value_counts(audit: Audit, facet: str) -> dict[str, object]:
+    """Counts, and shares among the images that have a value."""
+    counts = Counter(image.facets[facet] for image in audit.images if facet in image.facets)
     total = counts.total()
     return {
         value: {"images": counts[value], "share": _share(counts[value], total)}
-        for value in _values_of(found, facet)
+        for value in _list_values(audit, facet)
     }
 
 
-def _split_counts(found: Audit) -> dict[str, int]:
-    """Images whose split the table gives; empty if it gives none."""
-    return dict(sorted(Counter(image.split for image in found.images if image.split).items()))
+def _split_counts(audit: Audit) -> dict[str, int]:
+    """Images per split in the metadata table; empty if it has none."""
+    return dict(sorted(Counter(image.split for image in audit.images if image.split).items()))
 
 
-def _facet_counts(found: Audit, class_name: str) -> dict[str, dict[str, int]]:
-    mine = [image for image in found.images if image.class_name == class_name]
-    counts = {facet: Counter(image.facets.get(facet) for image in mine) for facet in found.facet_names}
-    return {facet: {value: counts[facet][value] for value in _values_of(found, facet)} for facet in counts}
+def _facet_counts(audit: Audit, class_name: str) -> dict[str, dict[str, int]]:
+    mine = [image for image in audit.images if image.class_name == class_name]
+    counts = {facet: Counter(image.facets.get(facet) for image in mine) for facet in audit.facet_names}
+    return {facet: {value: counts[facet][value] for value in _list_values(audit, facet)} for facet in counts}
 
 
-def _values_of(found: Audit, facet: str) -> Sequence[str]:
-    return sorted({image.facets[facet] for image in found.images if facet in image.facets})
+def _list_values(audit: Audit, facet: str) -> Sequence[str]:
+    return sorted({image.facets[facet] for image in audit.images if facet in image.facets})
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 @click.command("calibrate")
 @click.argument("config", type=click.Path())
 @click.option("--out", default=None, help="File to write.  [default: CONFIG with .calibration.json]")
-@click.option("--json", "as_json", is_flag=True, help="Print what is written, one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the calibration as one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
 
-    The classes are those of the folders of dataset.path and dataset.holdout, facet values those of their
-    metadata. All figures come from cross-validation. Put the file into the config as
-    `verification.calibration`; it holds for one verifier and one set of wordings.
+    Labels are the class folders of dataset.path and dataset.holdout and the facet values of their metadata.
+    All figures come from cross-validation. Put the file into the config as `verification.calibration`; it is
+    valid for one verifier and one set of wordings.
     """
     from balancer.config.load import load_config
 
@@ -56,18 +56,18 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
         console.print_json(document)
     else:
         _print(len(measured.images), fitted)
-    for name, found in fitted.items():
-        if found.kept:
-            console.warn(f"{name} keeps its probabilities (temperature 1): {found.kept}")
-    tell_worth(os.fspath(path), fitted, judged.min_auc)
+    for name, fit in fitted.items():
+        if fit.kept:
+            console.warn(f"{name} keeps its probabilities (temperature 1): {fit.kept}")
+    report_quality(os.fspath(path), fitted, judged.min_auc)
 
 
-def tell_worth(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: float) -> None:
-    """A temperature changes how sure the verifier is, not what it tells apart."""
+def report_quality(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: float) -> None:
+    """Warn about values that the verifier cannot tell apart: a temperature does not change that."""
     aucs = {
         f"{name}={value}": auc
-        for name, found in fitted.items()
-        for value, auc in zip(found.values, found.auc, strict=True)
+        for name, fit in fitted.items()
+        for value, auc in zip(fit.values, fit.auc, strict=True)
         if auc is not None
     }
     blind = {name: auc for name, auc in aucs.items() if auc < min_auc}
@@ -78,7 +78,7 @@ def tell_worth(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: fl
         )
     if aucs and len(blind) == len(aucs):
         console.note(
-            f"written to {path}, but of no use: try another verifier (verification.model) or other wordings"
+            f"written to {path}, but useless: try another verifier (verification.model) or other wordings"
             " (labels), and calibrate again"
         )
     else:
@@ -87,24 +87,30 @@ def tell_worth(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: fl
 
 def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
     rows: list[list[console.Cell]] = []
-    for name, found in fitted.items():
-        before, after = found.calibration_error or (None, None)
+    for name, fit in fitted.items():
+        before, after = fit.calibration_error or (None, None)
         figures = [None if error is None else round(error, 4) for error in (before, after)]
-        rows.append([name, sum(found.examples), found.folds or None, round(found.temperature, 3), *figures])
+        rows.append(
+            [
+                name,
+                sum(fit.examples),
+                fit.folds or None,
+                round(fit.temperature, 3),
+                *figures,
+            ]
+        )
     columns = ["property", "labelled", "folds", "temperature", "calibration error before", "after"]
     console.table(f"calibration on {counted(images, 'real image')}", columns, rows)
     rows = [
         [name, value, count, None if auc is None else round(auc, 3), right]
-        for name, found in fitted.items()
-        for value, count, auc, right in zip(
-            found.values, found.examples, found.auc, _right(found), strict=True
-        )
+        for name, fit in fitted.items()
+        for value, count, auc, right in zip(fit.values, fit.examples, fit.auc, _recall(fit), strict=True)
     ]
     console.say()
     console.table("values", ["property", "value", "labelled", "AUC", "likeliest"], rows)
 
 
-def _right(found: PropertyCalibration) -> list[str | None]:
-    """Of the images labelled with each value, the part of which it is the likeliest."""
-    counts = enumerate(zip(found.confusion, found.examples, strict=True))
+def _recall(fit: PropertyCalibration) -> list[str | None]:
+    """For each value, the percentage of its labelled images for which it is the likeliest."""
+    counts = enumerate(zip(fit.confusion, fit.examples, strict=True))
     return [percent(row[index], count) if count else None for index, (row, count) in counts]

@@ -1,4 +1,4 @@
-"""`balancer convert`: the earlier tool's JSON config as one of ours."""
+"""`balancer convert`: convert a legacy JSON config to YAML."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from balancer.errors import UsageError
 
 if TYPE_CHECKING:
     from balancer.config.legacy import Converted
-    from balancer.config.yaml_reading import Path, Problem
+    from balancer.config.yaml_reading import KeyPath, Problem
 
 _CLASSES = """\
-prompts: what the generator is asked for; each attempt at an image takes the next wording
+prompts: prompts for the generator; each attempt at an image uses the next wording
 variations: details that do not matter, added in turn"""
 
 _VERIFICATION = """\
-threshold: least probability of every property. The earlier tool's score was no probability, so that its \
-threshold is a first guess here.
-A run stops for what no labelled image shows the verifier to judge, unless it is listed as `unjudged`."""
+threshold: least probability of every property. The earlier tool's score was not a probability, so this \
+threshold is a first guess.
+A run stops for properties and values without labelled images, unless they are listed in `unjudged`."""
 
-_SECTIONS: dict[Path, str] = {
+_SECTIONS: dict[KeyPath, str] = {
     ("dataset",): "A folder with one subfolder of images per class.",
     ("target",): "Images every class should have, real and generated together.",
     ("classes",): _CLASSES,
@@ -40,10 +40,10 @@ _SECTIONS: dict[Path, str] = {
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as for `plan`."
 )
 def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
-    """Write FILE, a JSON config of the earlier tool (`dataset_balancing_config`), as our YAML.
+    """Convert FILE, a legacy JSON config (`dataset_balancing_config`), to YAML.
 
-    Fields that could not be used are listed with their reasons, on stderr and in the YAML. `plan` and `run`
-    read such a FILE as it is, too.
+    Lists fields that could not be used with their reasons, on stderr and in the YAML. `plan` and `run` also
+    read such a FILE directly.
     """
     from balancer.config import legacy
     from balancer.config import yaml_writing as configyaml
@@ -52,9 +52,9 @@ def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
     if out is not None:
         configyaml.check_free(out)
     document = read_config_file(file)
-    if not legacy.is_earlier_layout(document):
-        hint = "a config of ours needs no conversion: `balancer plan` takes it"
-        raise UsageError(f"{file}: no `{legacy.BLOCK}` at its top", hint=hint)
+    if not legacy.is_legacy(document):
+        hint = "only legacy configs need a conversion; `balancer plan` reads all others"
+        raise UsageError(f"{file}: not a legacy config: it has no `{legacy.BLOCK}`", hint=hint)
     converted = legacy.convert(document)
     for override in overrides:
         apply_override(converted.document, override)
@@ -70,7 +70,7 @@ def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
         console.emit(text.encode())
     else:
         configyaml.create_file(out, text)
-        console.say(f"{out}: written; `balancer plan {out}` shows what it asks for")
+        console.say(f"{out}: written; `balancer plan {out}` shows the plan")
 
 
 def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:
@@ -82,8 +82,8 @@ def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:
         value = {**value, "dataset": {**cast("dict[str, object]", value.get("dataset", {})), "path": None}}
     order = list(Config.model_fields)
     above = _SECTIONS | {problem.path: f"Chosen here: {problem.text}." for problem in converted.assumed}
-    missing: dict[Path, str] = (
-        {} if has_dataset else {("dataset", "path"): "fill this in: the earlier file does not say it"}
+    missing: dict[KeyPath, str] = (
+        {} if has_dataset else {("dataset", "path"): "fill this in: the legacy file does not say it"}
     )
     return yaml_text(
         dict(sorted(value.items(), key=lambda item: order.index(item[0]))),
@@ -94,10 +94,10 @@ def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:
 
 
 def _heading(converted: Converted, file: str) -> str:
-    lines = [f"Converted from {file}, a config of an earlier tool."]
+    lines = [f"Converted from {file}, a legacy config."]
     if converted.unused:
         lines_only = [replace(it, place=f"line {it.place.rpartition(':')[2]}") for it in converted.unused]
-        lines += ["", "Not used of it:", *(f"  {line}" for line in _lines(lines_only))]
+        lines += ["", "Fields not used:", *(f"  {line}" for line in _lines(lines_only))]
     return "\n".join(lines)
 
 
@@ -107,12 +107,10 @@ def _tell(converted: Converted, *, has_dataset: bool) -> None:
     for line in _lines(converted.assumed):
         console.note(f"chosen here: {line}")
     if not has_dataset:
-        console.warn(
-            "dataset.path is left open, because the file does not say where the images are: fill it in"
-        )
+        console.warn("dataset.path is empty, because the file does not say where the images are: fill it in")
 
 
 def _lines(problems: Iterable[Problem]) -> list[str]:
-    from balancer.config.explain import line
+    from balancer.config.explain import format_problem
 
-    return [line(problem) for problem in problems]
+    return [format_problem(problem) for problem in problems]

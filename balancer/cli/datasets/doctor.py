@@ -1,4 +1,4 @@
-"""`balancer doctor`: is everything here that a run needs? Looks, and changes nothing."""
+"""`balancer doctor`: check that this machine has everything a run needs. Changes nothing."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ PACKAGES = (
     "pyarrow",
 )
 LEAST_SHARED_MEMORY_BYTES = 512_000_000
-"""Ray keeps images in shared memory; containers often have 64 MB of it, less than a few batches."""
+"""Ray keeps images in shared memory. Containers often have 64 MB of it, less than a few batches."""
 
 MANY_BATCHES = 1_000_000
-"""More than any machine has generators for. A run starts no more generators than it has batches to make."""
+"""More batches than any machine has generators, because a run starts at most one generator per batch."""
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     what: str
     state: str
     detail: str
@@ -59,26 +59,26 @@ class Finding:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check this machine, and what CONFIG needs of it: versions, GPUs, Ray, weights, dataset, plan, disk.
+    """Check this machine, and whether it can run CONFIG: versions, GPUs, Ray, weights, dataset, plan, disk.
 
-    What `run` refuses to start with is missing here.
+    Reports as missing what `run` would refuse to start without.
     """
     if overrides and config is None:
-        raise UsageError("--set changes a config, and none is given", hint="balancer doctor CONFIG --set ...")
-    findings = list(examine(_load(config, overrides)))
+        raise UsageError("--set needs a config", hint="balancer doctor CONFIG --set ...")
+    checks = list(examine(_load(config, overrides)))
     if as_json:
         console.print_json(
-            {"findings": [{"what": f.what, "state": f.state, "detail": f.detail} for f in findings]}
+            {"findings": [{"what": f.what, "state": f.state, "detail": f.detail} for f in checks]}
         )
     else:
-        console.table("doctor", ["what", "state", "detail"], [(f.what, f.state, f.detail) for f in findings])
-    if missing := [f.what for f in findings if f.state == MISSING]:
+        console.table("doctor", ["what", "state", "detail"], [(f.what, f.state, f.detail) for f in checks])
+    if missing := [f.what for f in checks if f.state == MISSING]:
         raise UnavailableError(f"missing: {', '.join(missing)}")
 
 
-def examine(config: Config | None) -> Iterator[Finding]:
-    """Every finding, in the order a run would trip over them."""
-    yield Finding("python", OK, sys.version.split()[0])
+def examine(config: Config | None) -> Iterator[Check]:
+    """All checks, in the order in which a run would fail on them."""
+    yield Check("python", OK, sys.version.split()[0])
     yield from map(_package, PACKAGES)
     yield _object_stores()
     yield _gpus(config)
@@ -106,44 +106,44 @@ def _load(config: str | None, overrides: Sequence[str]) -> Config | None:
     return load_config(config, overrides)
 
 
-def _package(name: str) -> Finding:
+def _package(name: str) -> Check:
     try:
-        return Finding(name, OK, metadata.version(name))
+        return Check(name, OK, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, MISSING, f"not installed; `pip install {name}`")
+        return Check(name, MISSING, f"not installed; `pip install {name}`")
 
 
-def _object_stores() -> Finding:
-    """What only runs in a bucket need."""
+def _object_stores() -> Check:
+    """Packages that only runs in a bucket need."""
     try:
         versions = [f"{name} {metadata.version(name)}" for name in ("obstore", "boto3")]
-        return Finding("object stores", OK, ", ".join(versions))
+        return Check("object stores", OK, ", ".join(versions))
     except metadata.PackageNotFoundError as error:
         detail = f"{error.name} is not installed; runs in a bucket need `pip install 'balancer[s3]'`"
-        return Finding("object stores", OK, detail)
+        return Check("object stores", OK, detail)
 
 
-def _gpus(config: Config | None) -> Finding:
+def _gpus(config: Config | None) -> Check:
     needed = config is not None and config.actors.device == "cuda"
     if shutil.which("nvidia-smi") is None:
         detail = "no NVIDIA driver on this machine (a cluster at --address may have GPUs)"
-        return Finding("gpus", MISSING if needed and not os.environ.get("RAY_ADDRESS") else OK, detail)
+        return Check("gpus", MISSING if needed and not os.environ.get("RAY_ADDRESS") else OK, detail)
     query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader"]
     result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     if result.returncode != 0:
-        return Finding("gpus", MISSING, f"nvidia-smi fails: {result.stdout.strip() or result.stderr.strip()}")
-    return Finding("gpus", OK, "; ".join(result.stdout.strip().splitlines()))
+        return Check("gpus", MISSING, f"nvidia-smi fails: {result.stdout.strip() or result.stderr.strip()}")
+    return Check("gpus", OK, "; ".join(result.stdout.strip().splitlines()))
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> Check:
     try:
         total = shutil.disk_usage("/dev/shm").total
     except OSError:
-        return Finding("shared memory", OK, "this system has no /dev/shm; Ray uses files")
+        return Check("shared memory", OK, "this system has no /dev/shm; Ray uses files")
     detail = f"{size(total)} at /dev/shm"
     if total < LEAST_SHARED_MEMORY_BYTES:
-        return Finding("shared memory", WARNING, f"{detail}; give a container more with --shm-size=4g")
-    return Finding("shared memory", OK, detail)
+        return Check("shared memory", WARNING, f"{detail}; start the container with --shm-size=4g")
+    return Check("shared memory", OK, detail)
 
 
 def _process_limits() -> str:
@@ -153,10 +153,10 @@ def _process_limits() -> str:
     return "enough for Ray on this machine (ulimit -n, -f, -v)"
 
 
-def _ray_address() -> Finding:
+def _ray_address() -> Check:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return Finding("ray address", OK, "RAY_ADDRESS is not set: runs start Ray on this machine")
+        return Check("ray address", OK, "RAY_ADDRESS is not set: runs start Ray on this machine")
 
     def ask() -> str:
         from actors.cluster.connect import refuse_silent_head
@@ -167,33 +167,33 @@ def _ray_address() -> Finding:
     return _attempt("ray address", ask)
 
 
-def _ray_token() -> Finding:
-    found = _attempt("ray token", _token_that_run_takes)
-    return found if found.state == MISSING else _token_file()
+def _ray_token() -> Check:
+    token = _attempt("ray token", _check_token)
+    return token if token.state == MISSING else _token_file()
 
 
-def _token_that_run_takes() -> str:
+def _check_token() -> str:
     from actors.cluster.access import refuse_bad_token, token_mode
 
     refuse_bad_token()
     return token_mode()
 
 
-def _token_file() -> Finding:
+def _token_file() -> Check:
     try:
         path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or expanded("~/.ray/auth_token"))
         mode = path.stat().st_mode
     except (OSError, BalancerError):
-        return Finding("ray token", OK, "none yet; Ray makes one when it first starts on this machine")
+        return Check("ray token", OK, "none yet; Ray creates one when it first starts on this machine")
     if not stat.S_ISREG(mode):
-        return Finding("ray token", MISSING, f"{path} is not a regular file; correct RAY_AUTH_TOKEN_PATH")
+        return Check("ray token", MISSING, f"{path} is not a regular file; correct RAY_AUTH_TOKEN_PATH")
     if mode & 0o077:
-        return Finding("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
-    return Finding("ray token", OK, str(path))
+        return Check("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
+    return Check("ray token", OK, str(path))
 
 
 def _actors(config: Config) -> str:
-    """How many actors a run starts on this machine, as `run` works it out."""
+    """The number of actors that `run` would start on this machine."""
     from actors.cluster.connect import resources_here
     from actors.cluster.sizing import fit
 
@@ -208,8 +208,8 @@ def _calibration(config: Config) -> str:
     return f"{calibration_file(config)}, made for this verifier and these wordings"
 
 
-def _data(config: Config) -> Iterator[Finding]:
-    """Dataset, hold-out and plan as `run` reads them, and the disk that the plan takes."""
+def _data(config: Config) -> Iterator[Check]:
+    """Check dataset, hold-out and plan as `run` reads them, and the disk space for the plan."""
     from balancer.dataset.audit import audit_dataset, audit_holdout
     from balancer.planning.plan import estimate
 
@@ -221,8 +221,8 @@ def _data(config: Config) -> Iterator[Finding]:
         return _contents(audits[0], config)
 
     def holdout() -> str:
-        found = audit_holdout(config)
-        return _contents(found, config) if found else "none (dataset.holdout)"
+        audit = audit_holdout(config)
+        return _contents(audit, config) if audit else "none (dataset.holdout)"
 
     def plan() -> str:
         plans.append(_plan(audits[0], config))
@@ -237,49 +237,49 @@ def _data(config: Config) -> Iterator[Finding]:
         yield _disk(estimate(plans[0], config, real_bytes=real_bytes))
 
 
-def _contents(found: Audit, config: Config) -> str:
+def _contents(audit: Audit, config: Config) -> str:
     from balancer.dataset.audit import match_classes
 
-    counts = match_classes(found, config)
-    unreadable = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
+    counts = match_classes(audit, config)
+    unreadable = f", {len(audit.unreadable)} unreadable" if audit.unreadable else ""
     images, classes = counted(sum(counts.values()), "image"), counted(len(counts), "class", "classes")
-    return f"{images} of {classes} in {found.path}{unreadable}"
+    return f"{images} of {classes} in {audit.path}{unreadable}"
 
 
-def _plan(found: Audit, config: Config) -> Plan:
+def _plan(audit: Audit, config: Config) -> Plan:
     from balancer.dataset.audit import credited_facets, match_classes
-    from balancer.dataset.splits import splits_of, training_part
+    from balancer.dataset.splits import assign_splits, select_training
     from balancer.planning.plan import make_plan
 
-    training = training_part(found, splits_of(found, config))
+    training = select_training(audit, assign_splits(audit, config))
     return make_plan(config, match_classes(training, config), credited_facets(training, config))
 
 
-def _disk(expected: Estimate) -> Finding:
-    """Where runs are written unless --out says otherwise."""
+def _disk(expected: Estimate) -> Check:
+    """Check the disk where runs are written by default."""
     folder = Path("runs") if Path("runs").is_dir() else Path()
     free = shutil.disk_usage(folder).free
     detail = f"{size(free)} free at {folder.absolute()}, about {size(expected.bytes)} needed"
     if free < expected.bytes:
-        return Finding("disk", WARNING, f"{detail}; make room, or give `run` an --out on another disk")
-    return Finding("disk", OK, detail)
+        return Check("disk", WARNING, f"{detail}; free space, or give `run` an --out on another disk")
+    return Check("disk", OK, detail)
 
 
-def _weights(config: Config) -> Iterator[Finding]:
+def _weights(config: Config) -> Iterator[Check]:
     from actors.weights import resolve as weights
 
     def look(kind: Kind, model: str, revision: str | None, variant: str | None) -> str:
-        found = weights.check(model, revision, variant, kind)
-        if found.folder is None:
-            return f"{size(found.missing_bytes)} to download from the hub at the first start"
-        return f"{found.place}: {found.folder}"
+        files = weights.check(model, revision, variant, kind)
+        if files.folder is None:
+            return f"{size(files.missing_bytes)} to download from the hub at the first start"
+        return f"{files.place}: {files.folder}"
 
     for kind, wanted in weights.wanted_models(config).items():
         yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
 
 
-def _attempt(what: str, look: Callable[[], str]) -> Finding:
+def _attempt(what: str, look: Callable[[], str]) -> Check:
     try:
-        return Finding(what, OK, look())
+        return Check(what, OK, look())
     except BalancerError as error:
-        return Finding(what, MISSING, f"{error.message}; {error.hint}" if error.hint else error.message)
+        return Check(what, MISSING, f"{error.message}; {error.hint}" if error.hint else error.message)

@@ -1,4 +1,4 @@
-"""`balancer init`: a first config for a dataset."""
+"""`balancer init`: write a first config for a dataset."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from balancer.cli import console
 def command(dataset: str, out: str | None) -> None:
     """Write a commented config for DATASET, a folder with one subfolder of images per class.
 
-    Classes and facets are those found there, prompts are for you to edit. A FILE that exists is left as it
-    is. DATASET `sample` is the rendered sample dataset.
+    Classes and facets come from the dataset; edit the prompts. Never overwrites a file. DATASET `sample` is
+    the rendered sample dataset.
     """
     from balancer.config.yaml_writing import check_free, create_file
     from balancer.scaffold import starter_config
@@ -26,4 +26,4 @@ def command(dataset: str, out: str | None) -> None:
         console.emit(text.encode())
     else:
         create_file(out, text)
-        console.say(f"{out}: written; edit its prompts, then `balancer plan {out}` shows what it asks for")
+        console.say(f"{out}: written; edit its prompts, then `balancer plan {out}` shows the plan")

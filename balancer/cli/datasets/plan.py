@@ -1,4 +1,4 @@
-"""`balancer plan`: what a run would generate and what it may cost, before anything is generated."""
+"""`balancer plan`: show what a run would generate and its expected cost. Generates nothing."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 @click.argument("config", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
-@click.option("--measured", metavar="RUN", default=None, help="Estimate from what this run has measured.")
-@click.option("--no-preflight", is_flag=True, help="Do not load the verifier to see what it can judge.")
+@click.option("--measured", metavar="RUN", default=None, help="Estimate from this run's measurements.")
+@click.option("--no-preflight", is_flag=True, help="Do not load the verifier and test what it can judge.")
 def command(
     config: str, as_json: bool, overrides: tuple[str, ...], measured: str | None, no_preflight: bool
 ) -> None:
     """Show what `run` would generate for CONFIG: quotas, priorities, expected candidates, time and disk.
 
-    Nothing is generated. The pre-flight shows what the verifier, if it is on this machine, can tell apart on
-    the labelled real images.
+    Generates nothing. If the verifier is on this machine, the pre-flight shows what it can tell apart on the
+    labelled real images.
     """
     from balancer.config.load import load_config
     from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
-    from balancer.dataset.splits import kept_apart, splits_of, training_part
+    from balancer.dataset.splits import assign_splits, describe_kept_apart, select_training
     from balancer.planning.plan import estimate, held_back, make_plan
 
     loaded = load_config(config, overrides)
@@ -46,8 +46,8 @@ def command(
 
         refuse_faulty(loaded)
     audit = audit_dataset(loaded)
-    splits = splits_of(audit, loaded)
-    training = training_part(audit, splits)
+    splits = assign_splits(audit, loaded)
+    training = select_training(audit, splits)
     counts = match_classes(training, loaded)
     facets, images = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
@@ -60,8 +60,8 @@ def command(
     plan = make_plan(loaded, counts, facets)
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
-    _warn_of_faults(audit)
-    if line := kept_apart(audit, splits, loaded):
+    _warn_about_faults(audit)
+    if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
     for line in held_back(plan):
         console.warn(line)
@@ -71,8 +71,8 @@ def command(
         images = _measure(loaded, audit)
     checked = None if images is None else _preflight(images, loaded)
     if as_json:
-        told = _as_json(plan, cost, list(loaded.facets))
-        console.print_json(told | {"preflight": checked.as_dict() if checked else None})
+        document = _as_json(plan, cost, list(loaded.facets))
+        console.print_json(document | {"preflight": checked.as_dict() if checked else None})
     elif checked is not None:
         _print_preflight(checked)
 
@@ -85,8 +85,8 @@ def _measured(run: str) -> Measured:
 
 
 def _measure(config: Config, audit: Audit) -> RealImages | None:
-    """The real images as the verifier sees them; None where it cannot, for a reason that is told: a plan does
-    not fail because of it."""
+    """The real images as the verifier sees them. If it cannot, prints why and returns None: the plan does not
+    fail."""
     if config.actors.kind == "simulated":
         console.note("no pre-flight: simulated actors judge nothing")
         return None
@@ -130,8 +130,8 @@ def _print_preflight(checked: Preflight) -> None:
     console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
     if checked.blocking:
         console.warn(
-            f"`run` would stop: not proven, nor in verification.unjudged:"
-            f" {counted(len(checked.blocking), 'value')}"
+            f"`run` would stop: {counted(len(checked.blocking), 'value')} not proven and not in"
+            " verification.unjudged"
         )
 
 
@@ -142,15 +142,15 @@ def _verdict(checked: Preflight, proof: ValueProof) -> str:
     return f"not proven{allowed}: {proof.problem}"
 
 
-def _warn_of_faults(audit: Audit) -> None:
+def _warn_about_faults(audit: Audit) -> None:
     faults = []
     if audit.unreadable:
-        faults.append(f"unreadable and not counted: {len(audit.unreadable)}")
+        faults.append(f"unreadable, not counted: {len(audit.unreadable)}")
     if audit.duplicates:
         copies = sum(len(names) - 1 for names in audit.duplicates)
-        faults.append(f"exact copies of others and counted: {copies}")
+        faults.append(f"exact duplicates, counted: {copies}")
     if faults:
-        console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` names them)")
+        console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` lists them)")
     for line in audit.warnings:
         console.warn(line)
 
@@ -165,9 +165,9 @@ def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]
 
 
 def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
-    """The summary first: there may be hundreds of cells."""
+    """Print the summary first, because there may be hundreds of cells."""
     if all(count >= plan.targets[name] for name, count in plan.counts.items()):
-        console.say("nothing is lacking: every class has its target (`target` in the config sets it)")
+        console.say("nothing to generate: every class has its target (`target` in the config sets it)")
     console.table(
         f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
         f"{counted(len(plan.counts), 'class', 'classes')}",
@@ -194,7 +194,7 @@ def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
 
 
 def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
-    """Class, images now, images to generate, both together, target."""
+    """(class, images now, images to generate, their sum, target) for each class."""
     lacking = Counter[str]()
     for wanted in plan.cells:
         lacking[wanted.cell.class_name] += wanted.quota

@@ -14,12 +14,12 @@ from balancer.storage.user_paths import expanded
 @click.command("sample")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other seed, other pictures."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, other images."
 )
 def command(directory: Path, seed: int) -> None:
     """Render the sample dataset into DIR: pizzas in class folders.
 
-    DIR/train is short of most classes, DIR/holdout has 20 images of each.
+    DIR/train lacks images of most classes, DIR/holdout has 20 images of each.
     """
     from balancer.dataset.sample import write_dataset
 
@@ -27,7 +27,7 @@ def command(directory: Path, seed: int) -> None:
     try:
         write_dataset(directory, seed=seed)
     except OSError as error:
-        problem = f"{directory}: the sample dataset cannot be written: {error.strerror or error}"
+        problem = f"{directory}: cannot write the sample dataset: {error.strerror or error}"
         raise StorageError(problem, hint="name another folder") from error
     parts = sorted(part for part in directory.iterdir() if part.is_dir())
     written = ", ".join(f"{_count_images(part)} in {part.name}/" for part in reversed(parts))

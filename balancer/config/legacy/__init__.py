@@ -1,7 +1,7 @@
-"""The config layout of an earlier tool, one JSON object `dataset_balancing_config`, read as a config of ours.
+"""Convert legacy configs: one JSON object `dataset_balancing_config`, from an earlier tool.
 
-Every value keeps the place it came from, so that a problem is reported where its author wrote it. What the
-layout has and ours has not is listed with its reason and never refused.
+Every value keeps its place, so problems point to the line in the legacy file. Fields without a counterpart
+are listed with the reason and never refused.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from balancer.config import defaults as suggested
 from balancer.config.defaults import class_wording, in_words
 from balancer.config.legacy.conversion import Conversion, within_block
 from balancer.config.legacy.fields import (
-    AXES,
     BLOCK,
     CURRENT,
+    FACETS,
     FALLBACK_WORDINGS,
     IMAGE_SIZE,
     PROMPTS,
@@ -29,20 +29,20 @@ from balancer.config.legacy.fields import (
     TARGETS,
     TO_GENERATE,
     WORDINGS,
-    Axis,
+    LegacyFacet,
 )
 from balancer.config.schema import EMBEDDED_MODEL
-from balancer.config.yaml_reading import Document, Path, Problem
+from balancer.config.yaml_reading import Document, KeyPath, Problem
 
-__all__ = ["BLOCK", "Converted", "convert", "is_earlier_layout"]
+__all__ = ["BLOCK", "Converted", "convert", "is_legacy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """`document` is in our layout, with the places of the earlier file; what it lacks is in its problems.
+    """`document` has the current layout and the places of the legacy file; its problems name what is missing.
 
-    `unused` are fields of the earlier file that have no effect, `assumed` what was chosen in place of
-    something that the file does not say, each by its path in our layout.
+    `unused` are legacy fields without effect. `assumed` are values chosen because the file has none, by their
+    path in the current layout.
     """
 
     document: Document
@@ -50,18 +50,18 @@ class Converted:
     assumed: tuple[Problem, ...]
 
 
-def is_earlier_layout(document: Document) -> bool:
+def is_legacy(document: Document) -> bool:
     return isinstance(document.value, dict) and BLOCK in document.value
 
 
 def convert(source: Document) -> Converted:
-    """Raises ConfigError only if the block is no mapping at all."""
+    """Raises ConfigError only if the legacy block is not a mapping."""
     conversion = Conversion(source)
     _convert_settings(conversion)
     _convert_image_size(conversion)
     names = _convert_classes(conversion)
-    for axis in AXES:
-        _convert_axis(conversion, axis, names)
+    for facet in FACETS:
+        _convert_facet(conversion, facet, names)
     _convert_models(conversion)
     _convert_class_fill(conversion)
     _require_dataset(conversion)
@@ -69,23 +69,22 @@ def convert(source: Document) -> Converted:
 
 
 def _convert_settings(conversion: Conversion) -> None:
-    for ours, spellings in SETTINGS.items():
-        found = _find(conversion, spellings)
-        if found:
-            change = _CHANGES.get(ours)
-            conversion.take(ours, found[0], change and change(conversion.value(found[0])))
-            _pass_over(conversion, found)
+    for new, spellings in SETTINGS.items():
+        if given := _find(conversion, spellings):
+            change = _CHANGES.get(new)
+            conversion.take(new, given[0], change and change(conversion.value(given[0])))
+            _ignore_others(conversion, given)
 
 
-def _find(conversion: Conversion, spellings: Iterable[str]) -> list[Path]:
-    """Where a setting is given, by any of its names."""
+def _find(conversion: Conversion, spellings: Iterable[str]) -> list[KeyPath]:
+    """Paths at which a setting is given, under any of its names."""
     paths = [(*section, key) for key in spellings for section in SECTIONS]
     return [path for path in paths if not isinstance(conversion.value(path), dict | None)]
 
 
-def _pass_over(conversion: Conversion, found: Sequence[Path]) -> None:
-    """All but the first of several fields that mean the same; silently where they say the same."""
-    first, *others = found
+def _ignore_others(conversion: Conversion, paths: Sequence[KeyPath]) -> None:
+    """Use the first of several synonymous fields. Report the others only if their values differ."""
+    first, *others = paths
     for other in others:
         if conversion.value(other) == conversion.value(first):
             conversion.use(other)
@@ -96,15 +95,15 @@ def _pass_over(conversion: Conversion, found: Sequence[Path]) -> None:
 def _convert_image_size(conversion: Conversion) -> None:
     paths = [(*section, key) for key in IMAGE_SIZE for section in SECTIONS]
     sizes = [path for path in paths if conversion.value(path) is not None]
-    sides: tuple[Path, Path] = (("generation", "width"), ("generation", "height"))
+    sides: tuple[KeyPath, KeyPath] = (("generation", "width"), ("generation", "height"))
     if not sizes:
         return
     if any(conversion.has(side) for side in sides):
-        conversion.reasons.update(dict.fromkeys(sizes, "width and height are given besides"))
+        conversion.reasons.update(dict.fromkeys(sizes, "width and height are given, too"))
         return
     for side, pixels in zip(sides, _two_sides(conversion.value(sizes[0])), strict=True):
         conversion.take(side, sizes[0], pixels)
-    _pass_over(conversion, sizes)
+    _ignore_others(conversion, sizes)
 
 
 def _two_sides(size: object) -> tuple[object, object]:
@@ -132,120 +131,120 @@ def _convert_classes(conversion: Conversion) -> tuple[str, ...]:
 
 
 def _convert_targets(conversion: Conversion, names: Sequence[str]) -> None:
-    """All classes have one target here; where they differ there, that is a problem of `target.per_class`."""
-    ours: Path = ("target", "per_class")
+    """All classes share one target in the current layout. Differing targets are a problem."""
+    new: KeyPath = ("target", "per_class")
     wanted = {name: _target(conversion, name) for name in names}
-    if conversion.has(ours):
-        for theirs, _ in wanted.values():
-            conversion.reasons[theirs] = "the target of all classes together is used instead"
+    if conversion.has(new):
+        for old, _ in wanted.values():
+            conversion.reasons[old] = "the target of all classes together is used instead"
         return
     first, (at, number) = next(iter(wanted.items()))
-    conversion.put(ours, number, at)
-    for name, (theirs, value) in wanted.items():
-        conversion.use(theirs)
+    conversion.put(new, number, at)
+    for name, (old, value) in wanted.items():
+        conversion.use(old)
         if value != number:
-            text = f"{name} is to have {value}, {first} {number}, but all classes have one target here"
-            conversion.problem(ours, f"{text}; choose it with --set target.per_class=N", at=theirs)
+            text = f"the target of {name} is {value}, of {first} {number}, but all classes share one target"
+            conversion.problem(new, f"{text}; choose it with --set target.per_class=N", at=old)
             return
 
 
-def _target(conversion: Conversion, name: str) -> tuple[Path, object]:
-    """Images a class is to have, and the field that says so."""
-    theirs = (*TARGETS, name)
-    entry = conversion.value(theirs)
+def _target(conversion: Conversion, name: str) -> tuple[KeyPath, object]:
+    """The field with the target of a class, and its value."""
+    old = (*TARGETS, name)
+    entry = conversion.value(old)
     if not isinstance(entry, dict):
-        return theirs, entry
+        return old, entry
     key = next((key for key in TARGET if key in entry), None)
     if key is not None:
-        return (*theirs, key), entry[key]
+        return (*old, key), entry[key]
     parts = [next((key for key in keys if key in entry), "") for keys in (CURRENT, TO_GENERATE)]
     numbers = [entry.get(key) for key in parts]
     if all(isinstance(number, int) for number in numbers):
-        return (*theirs, parts[1]), sum(cast("list[int]", numbers))
-    return theirs, None
+        return (*old, parts[1]), sum(cast("list[int]", numbers))
+    return old, None
 
 
-def _convert_class(conversion: Conversion, name: str, at: Path) -> None:
-    ours: Path = ("classes", name)
-    theirs = (*PROMPTS, name)
-    given = conversion.value(theirs)
+def _convert_class(conversion: Conversion, name: str, at: KeyPath) -> None:
+    new: KeyPath = ("classes", name)
+    old = (*PROMPTS, name)
+    given = conversion.value(old)
     entry = given if isinstance(given, dict) else {}
     if isinstance(given, str | list):
-        _take_phrases(conversion, (*ours, "prompts"), [theirs])
+        _take_phrases(conversion, (*new, "prompts"), [old])
     else:
-        _take_phrases(conversion, (*ours, "prompts"), [(*theirs, key) for key in WORDINGS if key in entry])
-    _take_phrases(conversion, (*ours, "variations"), [(*theirs, "variations")])
-    _take_phrases(conversion, (*ours, "fallback_prompts"), [(*theirs, key) for key in FALLBACK_WORDINGS])
+        _take_phrases(conversion, (*new, "prompts"), [(*old, key) for key in WORDINGS if key in entry])
+    _take_phrases(conversion, (*new, "variations"), [(*old, "variations")])
+    _take_phrases(conversion, (*new, "fallback_prompts"), [(*old, key) for key in FALLBACK_WORDINGS])
     for key in ("negative_prompts", "negative_prompt"):
-        if entry.get(key) is not None and not conversion.has((*ours, "negative_prompt")):
-            conversion.take((*ours, "negative_prompt"), (*theirs, key), _joined(entry[key]))
-    if not _has_phrases(conversion, (*ours, "prompts")):
+        if entry.get(key) is not None and not conversion.has((*new, "negative_prompt")):
+            conversion.take((*new, "negative_prompt"), (*old, key), _joined(entry[key]))
+    if not _has_phrases(conversion, (*new, "prompts")):
         why = "the file has no prompts for this class; say what it looks like"
-        conversion.assume((*ours, "prompts"), [class_wording(name)], at, why)
+        conversion.assume((*new, "prompts"), [class_wording(name)], at, why)
 
 
-def _take_phrases(conversion: Conversion, ours: Path, sources: Iterable[Path]) -> None:
-    """Join the phrases of several fields, each once; text alone counts as a list of one."""
+def _take_phrases(conversion: Conversion, new: KeyPath, sources: Iterable[KeyPath]) -> None:
+    """Join the phrases of several fields without duplicates. A plain text counts as a list of one."""
     joined: list[object] = []
-    for theirs in sources:
-        given = conversion.value(theirs)
+    for old in sources:
+        given = conversion.value(old)
         if not isinstance(given, str | list):
             continue
-        conversion.use(theirs)
+        conversion.use(old)
         for index, phrase in enumerate(given if isinstance(given, list) else [given]):
             if phrase not in joined:
-                place = (*theirs, index) if isinstance(given, list) else theirs
-                conversion.document.places[*ours, len(joined)] = conversion.place(place)
+                place = (*old, index) if isinstance(given, list) else old
+                conversion.document.places[*new, len(joined)] = conversion.place(place)
                 joined.append(phrase)
-        conversion.put(ours, joined, at=theirs)
+        conversion.put(new, joined, at=old)
 
 
-def _has_phrases(conversion: Conversion, ours: Path) -> bool:
-    return (*ours, 0) in conversion.document.places
+def _has_phrases(conversion: Conversion, new: KeyPath) -> bool:
+    return (*new, 0) in conversion.document.places
 
 
-def _convert_axis(conversion: Conversion, axis: Axis, names: Sequence[str]) -> None:
-    theirs: Path = (BLOCK, axis.section)
-    if conversion.value(theirs) is None:
+def _convert_facet(conversion: Conversion, facet: LegacyFacet, names: Sequence[str]) -> None:
+    old: KeyPath = (BLOCK, facet.section)
+    if conversion.value(old) is None:
         return
-    classes = [name for name in names if _applies(conversion, axis, name)]
+    classes = [name for name in names if _applies(conversion, facet, name)]
     if not classes:
-        conversion.reasons[theirs] = f"no class is called {axis.only_class}"
+        conversion.reasons[old] = f"no class is called {facet.only_class}"
         return
-    shares = _shares(conversion, theirs)
+    shares = _shares(conversion, old)
     if shares is None:
         return
-    ours: Path = ("facets", axis.facet)
-    conversion.put((*ours, "classes"), "all" if axis.only_class is None else classes, theirs)
-    conversion.put((*ours, "values"), {}, theirs)
+    new: KeyPath = ("facets", facet.name)
+    conversion.put((*new, "classes"), "all" if facet.only_class is None else classes, old)
+    conversion.put((*new, "values"), {}, old)
     for value, (at, share) in shares.items():
         if share is not None:
-            conversion.take((*ours, "values", value, "share"), at, share)
-        _convert_wordings(conversion, axis, value, names, at)
+            conversion.take((*new, "values", value, "share"), at, share)
+        _convert_wordings(conversion, facet, value, names, at)
 
 
-def _applies(conversion: Conversion, axis: Axis, class_name: str) -> bool:
-    if axis.only_class in (None, class_name):
+def _applies(conversion: Conversion, facet: LegacyFacet, class_name: str) -> bool:
+    if facet.only_class in (None, class_name):
         return True
-    return any(conversion.value((*PROMPTS, class_name, key)) is not None for key in axis.wordings)
+    return any(conversion.value((*PROMPTS, class_name, key)) is not None for key in facet.wordings)
 
 
-def _shares(conversion: Conversion, theirs: Path) -> dict[str, tuple[Path, object]] | None:
-    """Where each value of a facet is given, and its share: a part of 1, or None for even shares.
+def _shares(conversion: Conversion, old: KeyPath) -> dict[str, tuple[KeyPath, object]] | None:
+    """The path and the share of each facet value: a fraction, or None for even shares.
 
-    None, and a problem, if what is there has no values.
+    Returns None and records a problem if the field has no values.
     """
-    given = conversion.value(theirs)
+    given = conversion.value(old)
     if isinstance(given, list) and all(isinstance(value, str) for value in given):
-        conversion.use(theirs)
-        return {value: ((*theirs, index), None) for index, value in enumerate(given)}
-    entries = conversion.mapping(theirs)
+        conversion.use(old)
+        return {value: ((*old, index), None) for index, value in enumerate(given)}
+    entries = conversion.mapping(old)
     if not isinstance(given, dict):
         return None
-    conversion.look_into(theirs)
-    shares: dict[str, tuple[Path, object]] = {}
+    conversion.look_into(old)
+    shares: dict[str, tuple[KeyPath, object]] = {}
     for value, entry in entries.items():
-        at = (*theirs, value)
+        at = (*old, value)
         if isinstance(entry, dict):
             conversion.look_into(at)
             key = next((key for key in SHARE if key in entry), None)
@@ -258,26 +257,28 @@ def _shares(conversion: Conversion, theirs: Path) -> dict[str, tuple[Path, objec
     return {value: (at, _hundredth(share) if in_percent else share) for value, (at, share) in shares.items()}
 
 
-def _convert_wordings(conversion: Conversion, axis: Axis, value: str, names: Sequence[str], at: Path) -> None:
-    """A value has the same prompts in all classes here; there, each class may have its own."""
-    ours: Path = ("facets", axis.facet, "values", value, "prompts")
-    sources: list[Path] = [(BLOCK, axis.section, value, key) for key in (*WORDINGS, "description")]
-    sources += [(BLOCK, key, value) for key in axis.wordings]
-    of_classes: list[Path] = [(*PROMPTS, name, key, value) for name in names for key in axis.wordings]
+def _convert_wordings(
+    conversion: Conversion, facet: LegacyFacet, value: str, names: Sequence[str], at: KeyPath
+) -> None:
+    """A value has the same prompts in all classes now. In legacy configs each class may have its own."""
+    new: KeyPath = ("facets", facet.name, "values", value, "prompts")
+    sources: list[KeyPath] = [(BLOCK, facet.section, value, key) for key in (*WORDINGS, "description")]
+    sources += [(BLOCK, key, value) for key in facet.wordings]
+    of_classes: list[KeyPath] = [(*PROMPTS, name, key, value) for name in names for key in facet.wordings]
     in_classes = [path for path in of_classes if conversion.value(path) is not None]
-    _take_phrases(conversion, ours, [*sources, *in_classes])
-    if not _has_phrases(conversion, ours):
+    _take_phrases(conversion, new, [*sources, *in_classes])
+    if not _has_phrases(conversion, new):
         words = in_words(value)
-        words += "" if words.endswith(axis.suffix) else axis.suffix
-        conversion.assume(ours, [words], at, "the file has no prompts for this value; say what it looks like")
+        words += "" if words.endswith(facet.suffix) else facet.suffix
+        conversion.assume(new, [words], at, "the file has no prompts for this value; say what it looks like")
     elif len(in_classes) > 1:
-        why = f"joined from {len(in_classes)} classes: here a value has the same prompts in every class"
-        conversion.assumed.append(Problem(ours, conversion.place(in_classes[0]), why))
+        why = f"joined from {len(in_classes)} classes: a value has the same prompts in every class"
+        conversion.assumed.append(Problem(new, conversion.place(in_classes[0]), why))
 
 
 def _convert_models(conversion: Conversion) -> None:
-    """Models pinned to commits, where the file leaves that open."""
-    at: Path = (BLOCK,)
+    """Choose models pinned to commits if the file names none."""
+    at: KeyPath = (BLOCK,)
     generator, verifier = suggested.GENERATOR, suggested.VERIFIER
     if not conversion.has(("generation", "model")):
         why = "the file names no model by its id; this one makes photographs"
@@ -287,7 +288,7 @@ def _convert_models(conversion: Conversion) -> None:
         conversion.assume(("generation", "revision"), generator.revision, at, "the commit known to work")
         if not conversion.has(("generation", "variant")):
             conversion.put(("generation", "variant"), generator.variant, at)
-    why = "the earlier tool judged by rules for brightness and colour; here a model gives probabilities"
+    why = "the earlier tool judged by rules for brightness and colour; now a model gives probabilities"
     if model == EMBEDDED_MODEL:
         conversion.assume(("verification", "model"), EMBEDDED_MODEL, at, why)
     else:
@@ -296,15 +297,15 @@ def _convert_models(conversion: Conversion) -> None:
 
 
 def _convert_class_fill(conversion: Conversion) -> None:
-    """The least number of images of a class, as a part of the target."""
-    found = _find(conversion, ("min_images_per_class",))
+    """Convert the minimum number of images per class into a fraction of the target."""
+    given = _find(conversion, ("min_images_per_class",))
     target = (
         cast("dict[str, dict[str, object]]", conversion.document.value).get("target", {}).get("per_class")
     )
     in_doubt = any(problem.path == ("target", "per_class") for problem in conversion.document.problems)
-    least = conversion.value(found[0]) if found else None
+    least = conversion.value(given[0]) if given else None
     if isinstance(least, int) and isinstance(target, int) and target > 0 and not in_doubt:
-        conversion.take(("criteria", "class_fill"), found[0], min(1.0, round(least / target, 4)))
+        conversion.take(("criteria", "class_fill"), given[0], min(1.0, round(least / target, 4)))
 
 
 def _require_dataset(conversion: Conversion) -> None:
@@ -314,24 +315,24 @@ def _require_dataset(conversion: Conversion) -> None:
 
 
 def _joined(given: object) -> object:
-    """Several texts as one; what is no list of texts stays as it is, for the config to refuse."""
+    """Join a list of texts. Anything else stays as it is: validation reports it."""
     if isinstance(given, list) and all(isinstance(text, str) for text in given):
         return ", ".join(given)
     return given
 
 
 def _part(number: object) -> object:
-    """A part of 1, also where it is given in percent."""
+    """A fraction of 1, converted if it is given in percent."""
     return _hundredth(number) if isinstance(number, int | float) and number > 1 else number
 
 
 def _hundredth(number: object) -> object:
-    """What is no number, true and NaN included, stays: the config's own check tells of it."""
+    """Anything but a finite number stays as it is: validation reports it."""
     is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
     return float(Fraction(str(number)) / 100) if is_number else number
 
 
-_CHANGES: Mapping[Path, Callable[[object], object]] = {
+_CHANGES: Mapping[KeyPath, Callable[[object], object]] = {
     ("generation", "negative_prompt"): _joined,
     ("review", "fraction"): _part,
     ("criteria", "success_rate"): _part,

@@ -1,4 +1,4 @@
-"""A document of ours as it grows out of one in the earlier layout, field by field."""
+"""Build a document in the current layout from a legacy one, field by field."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import cast
 
 from balancer.config.legacy.fields import BLOCK, NO_SETTING, PROMPTS, REASONS, SECTIONS, TARGETS
-from balancer.config.yaml_reading import Document, Path, Problem
+from balancer.config.yaml_reading import Document, KeyPath, Problem
 from balancer.errors import ConfigError
 
 
 class Conversion:
-    """Our document as it grows, and which fields of the other one went into it."""
+    """The new document, and the legacy fields that were used for it."""
 
     def __init__(self, source: Document) -> None:
         place = source.places[BLOCK,]
@@ -19,14 +19,14 @@ class Conversion:
             raise ConfigError([f"{place}: {BLOCK}: should be a mapping of settings"])
         self.document = Document({}, {(): place}, [*source.problems])
         self.assumed: list[Problem] = []
-        self.reasons: dict[Path, str] = {}
+        self.reasons: dict[KeyPath, str] = {}
         self._source = source
-        self._used: set[Path] = set()
+        self._used: set[KeyPath] = set()
         sections = (*SECTIONS, TARGETS, PROMPTS)
         self._opened = {path[:depth] for path in sections for depth in range(len(path) + 1)}
 
-    def value(self, path: Path) -> object:
-        """What the earlier file has there; None if nothing."""
+    def value(self, path: KeyPath) -> object:
+        """The value in the legacy file; None if it has none."""
         value = self._source.value
         for key in path:
             if not isinstance(value, dict):
@@ -34,11 +34,11 @@ class Conversion:
             value = value.get(key)
         return value
 
-    def place(self, path: Path) -> str:
+    def place(self, path: KeyPath) -> str:
         return self._source.places[path]
 
-    def mapping(self, path: Path) -> dict[str, object]:
-        """The mapping there, or an empty one; anything else is a problem."""
+    def mapping(self, path: KeyPath) -> dict[str, object]:
+        """The mapping at `path`, empty if there is none. Records a problem for any other value."""
         value = self.value(path)
         if isinstance(value, dict):
             return value
@@ -46,46 +46,46 @@ class Conversion:
             self.problem(path, "should be a mapping of names to settings", at=path)
         return {}
 
-    def problem(self, ours: Path, text: str, at: Path) -> None:
-        self.document.problems.append(Problem(ours, self.place(at), text))
+    def problem(self, new: KeyPath, text: str, at: KeyPath) -> None:
+        self.document.problems.append(Problem(new, self.place(at), text))
 
-    def use(self, path: Path) -> None:
+    def use(self, path: KeyPath) -> None:
         self._used.add(path)
         self._opened.update(path[:depth] for depth in range(len(path)))
 
-    def look_into(self, path: Path) -> None:
-        """Its fields are reported one by one, if they have no use."""
+    def look_into(self, path: KeyPath) -> None:
+        """Report unused fields below `path` one by one."""
         self._opened.add(path)
 
-    def take(self, ours: Path, theirs: Path, value: object = None) -> None:
-        """Put the value of a field, or what it amounts to, under our name."""
-        self.use(theirs)
-        given = self.value(theirs)
+    def take(self, new: KeyPath, old: KeyPath, value: object = None) -> None:
+        """Put the value of a legacy field, or the converted `value`, at its new path."""
+        self.use(old)
+        given = self.value(old)
         if value is None:
             value = given
             if isinstance(given, list):
                 for index in range(len(given)):
-                    self.document.places[*ours, index] = self.place((*theirs, index))
-        self.put(ours, value, at=theirs)
+                    self.document.places[*new, index] = self.place((*old, index))
+        self.put(new, value, at=old)
 
-    def put(self, ours: Path, value: object, at: Path) -> None:
+    def put(self, new: KeyPath, value: object, at: KeyPath) -> None:
         section = cast("dict[str | int, object]", self.document.value)
-        for depth, key in enumerate(ours[:-1], start=1):
-            self.document.places.setdefault(ours[:depth], self.place(at))
+        for depth, key in enumerate(new[:-1], start=1):
+            self.document.places.setdefault(new[:depth], self.place(at))
             section = cast("dict[str | int, object]", section.setdefault(key, {}))
-        self.document.places[ours] = self.place(at)
-        section[ours[-1]] = value
+        self.document.places[new] = self.place(at)
+        section[new[-1]] = value
 
-    def assume(self, ours: Path, value: object, at: Path, why: str) -> None:
-        self.put(ours, value, at)
-        self.assumed.append(Problem(ours, self.place(at), why))
+    def assume(self, new: KeyPath, value: object, at: KeyPath, why: str) -> None:
+        self.put(new, value, at)
+        self.assumed.append(Problem(new, self.place(at), why))
 
-    def has(self, ours: Path) -> bool:
-        return ours in self.document.places
+    def has(self, new: KeyPath) -> bool:
+        return new in self.document.places
 
     def unused(self) -> tuple[Problem, ...]:
-        """Fields without a use, those that recur in every class as one."""
-        groups: dict[tuple[Path, str], list[Path]] = {}
+        """Unused fields; a field that recurs in every class is listed once."""
+        groups: dict[tuple[KeyPath, str], list[KeyPath]] = {}
         for path in self._unused_below((), self._source.value):
             is_of_class = len(path) > 3 and path[:2] in (TARGETS, PROMPTS)
             pattern = (*path[:2], "*", *path[3:]) if is_of_class else path
@@ -95,7 +95,7 @@ class Conversion:
             for (pattern, reason), paths in groups.items()
         )
 
-    def _unused_below(self, path: Path, value: object) -> Iterator[Path]:
+    def _unused_below(self, path: KeyPath, value: object) -> Iterator[KeyPath]:
         if path in self._used or value is None:
             return
         if path in self._opened and isinstance(value, dict):
@@ -104,9 +104,9 @@ class Conversion:
         else:
             yield path
 
-    def _reason(self, path: Path) -> str:
+    def _reason(self, path: KeyPath) -> str:
         return self.reasons.get(path) or REASONS.get(str(path[-1]), NO_SETTING)
 
 
-def within_block(path: Path) -> Path:
+def within_block(path: KeyPath) -> KeyPath:
     return path[1:] if path[0] == BLOCK and len(path) > 1 else path

@@ -1,18 +1,18 @@
-"""What the fields of the earlier layout are called, what they mean here, and why some mean nothing."""
+"""Names of the legacy fields, their current settings, and why some have none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from balancer.config.yaml_reading import Path
+from balancer.config.yaml_reading import KeyPath
 
 BLOCK = "dataset_balancing_config"
 
-TARGETS: Path = (BLOCK, "target_distribution")
-PROMPTS: Path = (BLOCK, "class_specific_prompts")
+TARGETS: KeyPath = (BLOCK, "target_distribution")
+PROMPTS: KeyPath = (BLOCK, "class_specific_prompts")
 
-SECTIONS: tuple[Path, ...] = (
+SECTIONS: tuple[KeyPath, ...] = (
     (BLOCK,),
     (BLOCK, "quality_control"),
     (BLOCK, "quality_control", "fallback_strategies"),
@@ -21,9 +21,9 @@ SECTIONS: tuple[Path, ...] = (
     (BLOCK, "validation_metrics", "primary_success"),
     ("model_config",),
 )
-"""Where single settings are looked for. Files differ in which section has which."""
+"""Sections that may hold single settings. Files differ in where they put them."""
 
-SETTINGS: Mapping[Path, tuple[str, ...]] = {
+SETTINGS: Mapping[KeyPath, tuple[str, ...]] = {
     ("name",): ("name", "description"),
     ("seed",): ("seed", "random_seed"),
     ("dataset", "path"): ("dataset_path", "dataset_dir", "input_dir", "input_path", "data_dir", "source_dir"),
@@ -41,7 +41,7 @@ SETTINGS: Mapping[Path, tuple[str, ...]] = {
         "verification_threshold", "property_verification_threshold", "clip_threshold", "threshold",
         "min_score", "quality_threshold",
     ),
-    # What was called a retry there counted the first attempt too.
+    # The earlier tool counted the first attempt as a retry, too.
     ("attempts", "max"): ("max_attempts", "max_attempts_per_image", "max_retries", "retries"),
     ("attempts", "fallback", "threshold"): ("fallback_threshold", "lower_threshold"),
     ("review", "fraction"): (
@@ -52,7 +52,7 @@ SETTINGS: Mapping[Path, tuple[str, ...]] = {
         "success_rate_target", "verification_success_rate", "min_success_rate", "success_rate",
     ),
 }  # fmt: skip
-"""Our setting and its spellings there, the first one found counting."""
+"""Each setting and its legacy names. The first one that is present wins."""
 
 IMAGE_SIZE = ("image_size", "resolution", "size")
 TARGET = ("target", "target_count", "target_images", "images", "count")
@@ -62,53 +62,53 @@ SHARE = ("share", "ratio", "percentage", "weight")
 WORDINGS = ("base_prompts", "prompts", "base_prompt", "prompt")
 FALLBACK_WORDINGS = ("fallback_prompts", "alternative_prompts")
 
-_COUNTED = "not trusted: `plan` and `run` count the images of the dataset itself"
-_MEMORY = "how much memory is needed follows from generation.batch_size and the sharing of GPUs under actors"
-_RUN_FOLDER = "a run folder has its own layout; name it by `balancer run --out`"
+_COUNTED = "not trusted: `plan` and `run` count the images of the dataset"
+_MEMORY = "generation.batch_size and the GPU shares under actors determine the memory"
+_RUN_FOLDER = "a run folder has its own layout; choose it with `balancer run --out`"
 _ALWAYS_VERIFIED = "every image is verified, and one that fails is never kept"
 
 REASONS: Mapping[str, str] = {
     **dict.fromkeys(CURRENT, _COUNTED),
-    **dict.fromkeys(TO_GENERATE, "`plan` works it out from the target and the images counted"),
+    **dict.fromkeys(TO_GENERATE, "`plan` computes it from the target and the counted images"),
     **dict.fromkeys(("output_dir", "output_structure", "output"), _RUN_FOLDER),
     **dict.fromkeys(("verification_enabled", "verify_target_properties"), _ALWAYS_VERIFIED),
     **dict.fromkeys(("enable_cpu_offload", "use_cpu_offload", "enable_attention_slicing"), _MEMORY),
     **dict.fromkeys(("memory_optimization", "expand_segments"), _MEMORY),
     "priority": "`plan` sets priorities by how much a class lacks",
-    "generation_sequence": "classes without any image come first, by the priorities of `plan`",
-    "estimated_resources": "`plan` works out images, candidates, time and disk",
+    "generation_sequence": "classes without images come first, by the priorities of `plan`",
+    "estimated_resources": "`plan` estimates images, candidates, time and disk",
     "execution_commands": "`balancer run` does it all",
     "save_metadata": "every candidate is a row of the manifest",
-    "model_type": "the model is told by its id alone",
+    "model_type": "the id alone identifies the model",
     "alternative_prompts": "every attempt takes the next wording; others go into fallback_prompts",
     "traditional_augmentation": "only generated images are added",
     "transitions": "add them to classes.NAME.variations in words",
-    "min_images_per_class": "it cannot be a part of the target, which is not known",
+    "min_images_per_class": "it becomes a fraction of the target, and the target is unknown",
 }
-"""Why a field has no use here, by its name."""
+"""Why a legacy field is not used, by its name."""
 
-NO_SETTING = "there is no such setting here"
+NO_SETTING = "there is no such setting"
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """A facet: `section` has its shares, any of `wordings` its prompts, for all classes or within one."""
+class LegacyFacet:
+    """`section` holds the shares of a facet; any of `wordings` its prompts, for all classes or within one."""
 
-    facet: str
+    name: str
     section: str
     wordings: tuple[str, ...]
     suffix: str = ""
     only_class: str | None = None
 
 
-AXES = (
-    Axis(
+FACETS = (
+    LegacyFacet(
         "lighting",
         "lighting_distribution",
         ("lighting_specific", "lighting_prompts", "lighting_conditions"),
         suffix=" lighting",
     ),
-    Axis(
+    LegacyFacet(
         "burn_level",
         "burn_level_distribution",
         ("burn_specific", "burn_prompts", "burn_level_prompts"),

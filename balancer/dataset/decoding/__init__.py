@@ -1,1 +1,1 @@
-"""Decoding images and tables that strangers wrote, in processes with limits."""
+"""Decode untrusted images and tables in processes with limits."""

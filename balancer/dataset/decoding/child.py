@@ -1,9 +1,9 @@
-"""The processes that decode images for the audit, a lane of them, one after the other, and read its table.
+"""The processes that decode images for the audit and read its tables.
 
-A request is a line with the path and the limits, an answer a line as in `picture`. The first process decodes
-nothing: it has a child do so, and when that dies of an image it says so in the child's place and makes
-another. A child may take so much memory and time, has no network where the system allows to take it away,
-writes no files, and is replaced after some images.
+A request is a line with the path and the limits, an answer a line as in `image_info`. The first process
+decodes nothing: it forks a child for that. If an image kills the child, the first process answers in its
+place and forks another one. Memory and time of a child are limited, it has no network where the system
+allows that, it writes no files, and it is replaced after some images.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ import signal
 import sys
 from pathlib import Path
 
-from balancer.dataset.decoding.picture import Limits, answer
-from balancer.dataset.table_reader import answer_lines
+from balancer.dataset.decoding.image_info import DecodeLimits, answer
+from balancer.dataset.table_reader import read_table_answer
 
 BYTES_PER_PIXEL = 32
-"""Address space for each pixel that is allowed: decoding, turning and blending hold several copies."""
+"""Address space per allowed pixel: decoding, turning and blending hold several copies."""
 
-ROOM_BYTES = 256_000_000
+HEADROOM_BYTES = 256_000_000
 TABLE_BYTES = 2_000_000_000
-"""Memory to read a table in."""
+"""Memory for reading tables."""
 
 TABLE_SECONDS = 60
-"""Of the CPU's time, to read tables in."""
+"""CPU time for reading tables."""
 
 CPU_SECONDS = 10
 CPU_SECONDS_PER_MEGAPIXEL = 0.2
-"""For one image, and for each megapixel that one may have: several times what the slowest honest one takes,
-0.04 s a megapixel for a progressive JPEG of noise."""
+"""For one image, and per allowed megapixel: several times the slowest honest image, a progressive JPEG of
+noise at 0.04 s per megapixel."""
 
-IMAGES_A_CHILD = 500
+IMAGES_PER_CHILD = 500
 
 SIGNALS = {
     signal.SIGXCPU: (
-        f"decoding it takes more than {CPU_SECONDS} s and {CPU_SECONDS_PER_MEGAPIXEL} s for each megapixel of"
+        f"decoding it takes more than {CPU_SECONDS} s and {CPU_SECONDS_PER_MEGAPIXEL} s per megapixel of"
         " dataset.max_image_megapixels"
     ),
-    signal.SIGKILL: "the system ended its decoder, most likely for lack of memory",
+    signal.SIGKILL: "the system killed its decoder, most likely for lack of memory",
 }
 
 
 def serve() -> None:
     """Answer requests on standard input until it ends."""
-    import imagehash  # noqa: F401  # once, and not in every child
+    import imagehash  # noqa: F401  # once, not in every child
     import scipy.fftpack  # noqa: F401
 
     leave_network()
@@ -67,23 +67,23 @@ def serve() -> None:
 
 
 def serve_tables() -> None:
-    """Say what the tables hold whose paths, in hex, come on standard input."""
+    """Read the tables whose paths, in hex, come on standard input, and write their lines."""
     names = [os.fsdecode(bytes.fromhex(line)) for line in sys.stdin]
     if any(name.lower().endswith(".parquet") for name in names):
-        import pyarrow.parquet  # noqa: F401  # before memory is counted
+        import pyarrow.parquet  # noqa: F401  # before memory is limited
 
     leave_network()
     _limit_files()
     _limit(TABLE_BYTES, TABLE_SECONDS)
     for name in names:
-        for line in answer_lines(name):
+        for line in read_table_answer(name):
             _say(line.decode())
 
 
 def leave_network() -> bool:
-    """Go where there is no network; False if the system does not let us."""
+    """Enter a namespace without network; False if the system does not allow it."""
     new_user, new_network = 0x10000000, 0x40000000
-    # Root would lose the right to read what belongs to others, and does not need to be another user.
+    # In a new user namespace, root would lose the right to read files of others; root does not need one.
     flags = new_network if os.geteuid() == 0 else new_network | new_user
     try:
         return bool(ctypes.CDLL(None).unshare(flags) == 0)
@@ -93,20 +93,20 @@ def leave_network() -> bool:
 
 def _death(number: int) -> str:
     known = SIGNALS.get(signal.Signals(number)) if number in signal.valid_signals() else None
-    return known or f"its decoder crashed (signal {number}): it is damaged, or made to do harm"
+    return known or f"its decoder crashed (signal {number}): the file is damaged or malicious"
 
 
 def _decode_some() -> None:
-    """In the child: no more than it may, so that another one has the rest."""
+    """In the child: decode up to IMAGES_PER_CHILD images."""
     _limit_files()
-    for _ in range(IMAGES_A_CHILD):
+    for _ in range(IMAGES_PER_CHILD):
         line = _next_line()
         if not line:
             return
         path, max_bytes, max_pixels = json.loads(line)
-        limits = Limits(max_bytes, max_pixels)
+        limits = DecodeLimits(max_bytes, max_pixels)
         _limit(
-            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + ROOM_BYTES,
+            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + HEADROOM_BYTES,
             math.ceil(CPU_SECONDS + CPU_SECONDS_PER_MEGAPIXEL * limits.max_pixels / 1e6),
         )
         _say(answer(os.fsdecode(bytes.fromhex(path)), limits))
@@ -118,7 +118,7 @@ def _limit_files() -> None:
 
 
 def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    """From now on, so much more memory and so much more time."""
+    """Allow this much more memory and CPU time from now on."""
     with contextlib.suppress(ValueError, OSError):  # a system without such limits, or with tighter ones
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
@@ -128,7 +128,7 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def _has_more() -> bool:
-    """Whether a request comes; without reading any of it, which is the child's."""
+    """Wait for a request without reading it, since the child reads it; False at the end."""
     poll = select.poll()
     poll.register(0, select.POLLIN | select.POLLHUP)
     [(_, event)] = poll.poll()
@@ -136,7 +136,7 @@ def _has_more() -> bool:
 
 
 def _next_line() -> bytes:
-    """A request; nothing at the end. Only one is ever under way, so that nothing is read ahead."""
+    """The next request; empty at the end. Requests come one at a time, so nothing is read ahead."""
     line = b""
     while not line.endswith(b"\n"):
         part = os.read(0, 65536)

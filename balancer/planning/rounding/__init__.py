@@ -1,13 +1,13 @@
-"""Controlled rounding: exact quotas into whole ones, all together.
+"""Controlled rounding: round the exact quotas of all cells together.
 
-Rounding each cell by itself loses images, or makes one lighting commoner than another. Rounded together,
-every total stays where rounding it alone would put it.
+Rounding each cell alone loses images, or makes one lighting more common than another. Rounded together,
+every total is the floor or the ceiling of its exact value.
 
-Classes of one kind, those with the same facets, make a table: a row for each class, a column for each
-combination of values. What a rounding of all tables costs is a sum over every number it decides (`costs`). Up
-to `SMALL` cells an integer program finds the cheapest one (`small`). Beyond, the sums of each facet's values
-are rounded first, the cheapest way (`margins`), then the cells of each table within them, by dealing images
-out and exchanging them until no exchange makes the table cheaper (`large`).
+Classes of one kind (with the same facets) form a table: a row per class, a column per combination of values.
+The cost of a rounding is a sum over all rounded numbers (`costs`). Up to `SMALL` cells an integer program
+finds the cheapest rounding (`small`). Beyond, the sums of each facet's values are rounded first, at the least
+cost (`margins`), then the cells of each table within them: images are dealt out, and exchanged until no
+exchange lowers the cost (`large`).
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from balancer.cells import Cell, Facet
 from balancer.planning.rounding.tables import Axis, Kind, Quotas
 
 SMALL = 128
-"""Cells for which the cheapest rounding is found in well under a second, whatever the shares."""
+"""Up to this many cells, the integer program takes well under a second for any shares."""
 
 Shares = Mapping[tuple[str, str], Sequence[Fraction]]
 """Shares of a facet's values within one class, by (class, facet), in the order of the facet's values."""
 
 
 def as_written(decimal: float) -> Fraction:
-    """The decimal somebody wrote, not its nearest binary fraction."""
+    """The decimal as written, not its nearest binary fraction."""
     return Fraction(str(decimal))
 
 
-def joint_quotas(
+def round_quotas(
     deficits: Mapping[str, int], facets: Sequence[Facet], shares: Shares | None = None
 ) -> dict[Cell, int]:
-    """Whole quotas for every cell of every class in `deficits`.
+    """Ints quotas for every cell of every class in `deficits`.
 
-    The exact quota of a cell is its class's deficit times the shares of its values: those in `shares`
-    where it has class and facet, else the facet's own.
+    The exact quota of a cell is its class's deficit times the shares of its values: those in `shares` for
+    its class and facet, else the facet's own.
 
-    Always kept: no quota is negative; each class gets its deficit; each value of a facet, within each
-    class, over the classes of one kind and over all classes, gets the floor or the ceiling of its exact sum.
+    Always true: no quota is negative; each class gets its deficit; each value of a facet gets the floor or
+    the ceiling of its exact sum, within each class, over the classes of one kind and over all classes.
 
-    Kept unless it contradicts these: each cell, and each combination of values over the classes of one
-    kind, gets the floor or the ceiling of its exact number. That can contradict them only where few values
-    and few images meet; then as few images as possible lie outside. Of what is left, the nearest is taken.
-    With more than `SMALL` cells, "as few as possible" and "nearest" hold for the sums of values one facet
-    at a time, and for cells and combinations without a promise: no exchange of two images within a class
-    is better.
+    True unless it contradicts these: each cell, and each combination of values over the classes of one kind,
+    gets the floor or the ceiling of its exact number. A contradiction needs few values and few images; then
+    as few images as possible lie outside. Among the remaining roundings, the nearest one is chosen. With more
+    than `SMALL` cells, "as few as possible" and "nearest" hold for the sums of values of each facet. For
+    cells and combinations there is no guarantee, except that no exchange of two images within a class is
+    better.
 
     The result does not depend on the order of classes, facets or values.
     """
-    # With numpy and scipy, which `balancer --help` does not wait for.
+    # Imports numpy and scipy, which `balancer --help` does not need.
     from balancer.planning.rounding.large import round_large
     from balancer.planning.rounding.small import round_small
 
@@ -95,7 +95,7 @@ def _axis(facet: Facet, deficits: Mapping[str, int], shares: Shares) -> Axis:
 
 
 def _columns(kind: Kind, facets: Sequence[Facet]) -> Iterator[tuple[tuple[tuple[str, str], ...], int]]:
-    """The facets of each cell, in the order the caller has them, and the number of its combination."""
+    """The facets of each cell, in the caller's order, and the number of its combination."""
     names = [axis.name for axis in kind.axes]
     number_of = {values: number for number, values in enumerate(kind.combinations)}
     applying = [facet for facet in facets if facet.name in names]

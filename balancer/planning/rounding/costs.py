@@ -1,7 +1,7 @@
-"""What a rounding costs: each image that a number is off its exact value, and more for an image that it is
-outside floor and ceiling, where that is allowed.
+"""Costs of a rounding: per image off the exact value, and more per image outside floor and ceiling, where
+that is allowed.
 
-Totals weigh most: their evenness is what a reader checks.
+Totals weigh most, because users check totals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TOTAL = 100.0
 """A value of a facet, over all classes."""
 
 SUM = 10.0
-"""A value of a facet within one class, or over the classes of one kind; a combination over these."""
+"""A value of a facet within one class, or over the classes of one kind; a combination over the latter."""
 
 CELL = 1.0
 
@@ -21,8 +21,8 @@ CELL_OUTSIDE = 1000.0
 COMBINATION_OUTSIDE = 100.0
 
 TIE = 1e-3
-"""Most that an image weighs by the name of its cell: of two roundings equally near, names decide, not the
-order in which they came."""
+"""Largest weight of an image by the name of its cell: names break ties between equal roundings, not the order
+of the input."""
 
 
 def rising(exact: Fraction) -> float:

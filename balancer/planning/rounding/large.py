@@ -1,4 +1,4 @@
-"""A near rounding of many cells: margins first, then images are dealt out class by class, and exchanged."""
+"""Round many cells approximately: margins first, then deal images out class by class, and exchange them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import numpy as np
 
 from balancer.planning.rounding import costs
 from balancer.planning.rounding.margins import round_margins
-from balancer.planning.rounding.program import Floats, Whole
+from balancer.planning.rounding.program import Floats, Ints
 from balancer.planning.rounding.tables import Kind, Quotas
 
 MAX_ROUNDS = 20
 
 TRIED = 6
-"""Cells from which exchanges are looked for: those that gain most by one image less, or by one more."""
+"""Start cells of exchanges: the cells that gain most by one image less, or by one more."""
 
 LEAST_GAIN = 1e-6
-"""Costs that differ by less are equal: they are sums of floats."""
+"""Costs that differ by less are equal, because they are sums of floats."""
 
 NEAR = 1e-6
-"""Sums over classes as near as that to a whole number, in images, are taken for it: more than what such a sum
-is off as a float."""
+"""A sum over classes this close to an integer, in images, counts as it. Float errors are smaller."""
 
 
 def round_large(kinds: Sequence[Kind]) -> Quotas:
@@ -42,12 +41,12 @@ def round_large(kinds: Sequence[Kind]) -> Quotas:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Classes (rows) by combinations (columns), and for each facet `margins`, classes by values."""
+    """Classes (rows) by combinations (columns); `margins` has a table of classes by values for each facet."""
 
     exact: Floats
-    floors: Whole
-    ceilings: Whole
-    margins: tuple[Whole, ...]
+    floors: Ints
+    ceilings: Ints
+    margins: tuple[Ints, ...]
 
 
 def _table(kind: Kind, margins: Sequence[Quotas]) -> _Table:
@@ -60,10 +59,10 @@ def _table(kind: Kind, margins: Sequence[Quotas]) -> _Table:
     )
 
 
-def _deal_and_exchange(table: _Table) -> Whole:
-    """Each class in turn gets its images, so that columns are near in the sum of the classes so far. Then two
-    images of a class exchange their values of one facet, which keeps its margins, wherever that makes the
-    table cheaper, until it does nowhere."""
+def _deal_and_exchange(table: _Table) -> Ints:
+    """Deal images to one class after the other, keeping the column sums so far near their exact values. Then
+    let two images of a class exchange their values of one facet, which keeps the margins, until no exchange
+    lowers the cost."""
     search = _Search(table)
     rows = range(len(table.exact))
     for row in rows:
@@ -77,7 +76,7 @@ def _deal_and_exchange(table: _Table) -> Whole:
 
 
 class _Search:
-    """`due` and `sums` are the exact and the rounded sums of the columns, over the classes dealt so far."""
+    """`due` and `sums` are the exact and the rounded column sums over the classes dealt so far."""
 
     def __init__(self, table: _Table) -> None:
         shape = [margins.shape[1] for margins in table.margins]
@@ -90,41 +89,41 @@ class _Search:
         self.sums = np.zeros(table.exact.shape[1], np.int64)
 
     def deal(self, row: int) -> None:
-        """Beyond the floors, one image after another goes to the cell that lacks most among those whose
-        values all have images left; cells at their ceiling come last."""
+        """Start at the floors. Give one image after the other to the cell that lacks most, among the cells
+        whose values all have images left; cells at their ceiling come last."""
         table, dealt = self.table, self.table.floors[row].copy()
         left = [
-            margins[row] - np.bincount(of_cell, dealt, margins.shape[1]).astype(np.int64)
-            for margins, of_cell in zip(table.margins, self.coordinates, strict=True)
+            margins[row] - np.bincount(values, dealt, margins.shape[1]).astype(np.int64)
+            for margins, values in zip(table.margins, self.coordinates, strict=True)
         ]
         lacking = table.exact[row] - dealt + self.due - self.sums
         lacking[dealt == table.ceilings[row]] -= costs.CELL_OUTSIDE
-        for images, of_cell in zip(left, self.coordinates, strict=True):
-            lacking[images[of_cell] == 0] = -np.inf
+        for images, values in zip(left, self.coordinates, strict=True):
+            lacking[images[values] == 0] = -np.inf
         for _ in range(int(left[0].sum())):
             cell = int(lacking.argmax())
             dealt[cell] += 1
             lacking[cell] -= costs.CELL_OUTSIDE
-            for images, of_cell in zip(left, self.coordinates, strict=True):
-                value = of_cell[cell]
+            for images, values in zip(left, self.coordinates, strict=True):
+                value = values[cell]
                 images[value] -= 1
                 if images[value] == 0:
-                    lacking[of_cell == value] = -np.inf
+                    lacking[values == value] = -np.inf
         self.rounded[row] = dealt
         self.due += table.exact[row]
         self.sums += dealt
 
     def exchange(self, row: int) -> bool:
-        """Make the best exchange in one class, again and again; False if there is none."""
+        """Repeat the best exchange in one class; False if there was none."""
         low, high = np.floor(self.due + NEAR), np.ceil(self.due - NEAR)
         step = costs.SUM * (1 - 2 * (self.due - low))
         images, exchanged = self.rounded[row], False
         floors, ceilings, steps = self.table.floors[row], self.table.ceilings[row], self.steps[row]
 
-        def next_one(images: Whole, sums: Whole) -> Floats:
-            """What one more image in each cell costs."""
-            cells = _rise(images, floors, ceilings, steps, costs.CELL + costs.CELL_OUTSIDE)
-            return cells + _rise(sums, low, high, step, costs.SUM + costs.COMBINATION_OUTSIDE)
+        def next_one(images: Ints, sums: Ints) -> Floats:
+            """Cost of one more image in each cell."""
+            cells = _step_costs(images, floors, ceilings, steps, costs.CELL + costs.CELL_OUTSIDE)
+            return cells + _step_costs(sums, low, high, step, costs.SUM + costs.COMBINATION_OUTSIDE)
 
         while True:
             more = next_one(images, self.sums)
@@ -140,11 +139,11 @@ class _Search:
             exchanged = True
 
     def _exchange(self, first: Floats, second: Floats) -> tuple[list[int], list[int]]:
-        """Two cells and the two that they become by exchanging their values of one facet, whose costs
-        `first` and `second` are the least; none if they save nothing. Tried are all pairs with one
-        of the cells that are cheapest in `first`."""
+        """The pair of cells, and the pair they become by exchanging their values of one facet, with the least
+        cost in `first` plus `second`; empty if no exchange saves anything. Tries all pairs with one of the
+        TRIED cheapest cells in `first`."""
         tried = np.argpartition(first, min(TRIED, len(first) - 1))[:TRIED]
-        # Facets by tried cells by all cells: how far the exchange moves the former, and back the latter.
+        # Facets by tried cells by all cells: the exchange moves a tried cell this far, the other one back.
         moved = self.coordinates[:, None, :] - self.coordinates[:, tried, None]
         moved *= self.strides[:, None, None]
         cells = np.arange(len(first))
@@ -157,7 +156,8 @@ class _Search:
         return [one, int(other)], [one + by, int(other) - by]
 
 
-def _rise(numbers: Whole, low: Whole | Floats, high: Whole | Floats, step: Floats, outside: float) -> Floats:
-    """What one more costs: from floor to ceiling `step`, from the ceiling on `outside`, and that much is
-    saved below the floor."""
+def _step_costs(
+    numbers: Ints, low: Ints | Floats, high: Ints | Floats, step: Floats, outside: float
+) -> Floats:
+    """Cost of one more image: `step` from floor to ceiling, `outside` above; below, it saves `outside`."""
     return np.where(numbers >= high, outside, np.where(numbers < low, -outside, step))

@@ -1,4 +1,4 @@
-"""The cheapest rounding of few cells, by an integer program."""
+"""Find the cheapest rounding of few cells with an integer program."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fractions import Fraction
 import numpy as np
 
 from balancer.planning.rounding import costs
-from balancer.planning.rounding.program import Sum, cheapest
+from balancer.planning.rounding.program import SumConstraint, solve
 from balancer.planning.rounding.tables import Kind, Quotas
 
 MAX_NODES = 1000
-"""Branches after which the program is given up."""
+"""Branches after which the solver gives up."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """A number to be rounded: its floor, plus 1 or not if its ceiling is higher (unknown `step`), plus what
-    it has beyond its ceiling (`step + 1`), minus what it lacks below its floor (`step + 2`)."""
+    """A number to round: its floor, plus 0 or 1 if its ceiling is higher (unknown `step`), plus its excess
+    over the ceiling (`step + 1`), minus its shortfall below the floor (`step + 2`)."""
 
     exact: Fraction
     step: int
@@ -35,7 +35,7 @@ class _Program:
     def __init__(self) -> None:
         self.costs: list[float] = []
         self.limits: list[float] = []
-        self.sums: list[Sum] = []
+        self.sums: list[SumConstraint] = []
 
     def add(self, exact: Fraction, weight: float, outside: float, tie: float = 0) -> _Number:
         number = _Number(exact, len(self.costs))
@@ -44,7 +44,7 @@ class _Program:
         return number
 
     def keep(self, numbers: Sequence[_Number], weight: float) -> None:
-        """Their sum gets the floor or the ceiling of its exact value."""
+        """Require that the sum is the floor or the ceiling of its exact value."""
         exact = sum((number.exact for number in numbers), Fraction(0))
         floors = sum(number.floor for number in numbers)
         self._sum(numbers, math.floor(exact) - floors, math.ceil(exact) - floors)
@@ -53,17 +53,17 @@ class _Program:
                 self.costs[unknown] += sign * weight * costs.rising(exact)
 
     def count(self, numbers: Sequence[_Number], weight: float, outside: float) -> None:
-        """Their sum costs what it is off its exact value, and more if it is outside floor and ceiling."""
+        """Charge the sum for its distance to the exact value, and more outside floor and ceiling."""
         exact = sum((number.exact for number in numbers), Fraction(0))
         total = self.add(exact, weight, outside)
         base = total.floor - sum(number.floor for number in numbers)
         self._sum(numbers, base, base, total)
 
     def solve(self, wanted: Mapping[str, Sequence[_Number]]) -> dict[str, list[int]] | None:
-        found = cheapest(self.costs, self.limits, self.sums, whole=True, max_nodes=MAX_NODES)
-        if found is None:
+        solution = solve(self.costs, self.limits, self.sums, whole=True, max_nodes=MAX_NODES)
+        if solution is None:
             return None
-        added = np.rint(found).astype(int).tolist()
+        added = np.rint(solution).astype(int).tolist()
         return {
             name: [
                 number.floor + added[number.step] + added[number.step + 1] - added[number.step + 2]
@@ -78,11 +78,11 @@ class _Program:
         if less:
             plus.append(less.step + 2)
             minus += less.step, less.step + 1
-        self.sums.append(Sum(plus, low, high, minus))
+        self.sums.append(SumConstraint(plus, low, high, minus))
 
 
 def round_small(kinds: Sequence[Kind]) -> Quotas | None:
-    """None if that takes too long."""
+    """The cheapest rounding; None if the solver gives up."""
     program = _Program()
     quotas: dict[str, list[_Number]] = {}
     kept = defaultdict[tuple[float, tuple[object, ...]], list[_Number]](list)

@@ -1,4 +1,4 @@
-"""Classes of one kind as a table, with the exact numbers that are to be rounded."""
+"""Tables of exact numbers to round: one per kind of classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Quotas = dict[str, list[int]]
-"""By class, a number for each combination of values."""
+"""For each class, a number per combination of values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A facet with its values sorted, and for each class it applies to the exact number of every value."""
+    """A facet with sorted values, and the exact number of each value for every class it applies to."""
 
     name: str
     values: tuple[str, ...]
@@ -23,7 +23,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Classes with the same facets, sorted; the last facet's values vary fastest in their combinations."""
+    """Sorted classes with the same facets. The last facet varies fastest in `combinations`."""
 
     names: tuple[str, ...]
     axes: tuple[Axis, ...]
@@ -33,9 +33,9 @@ class Kind:
         return list(itertools.product(*(axis.values for axis in self.axes)))
 
     def exact(self, name: str) -> tuple[list[int], int]:
-        """The exact quotas of one class, as numerators for every combination and their denominator.
+        """The exact quotas of one class: a numerator per combination, and the common denominator.
 
-        A quota is the deficit times the shares of its values, a share the amount of the value divided by
+        A quota is the deficit times the shares of its values. A share is the amount of the value divided by
         the deficit.
         """
         amounts = [axis.amounts[name] for axis in self.axes]

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from balancer.dataset.audit import audit
-from balancer.dataset.decoding import lanes
-from balancer.dataset.decoding.lanes import Lane, look_at_all
-from balancer.dataset.decoding.picture import Limits, Picture, look_at, parse_answer
+from balancer.dataset.decoding import decoders
+from balancer.dataset.decoding.decoders import Decoder, read_all_images
+from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer, read_image_info
 
-LIMITS = Limits(1_000_000, 1_000_000)
-PICTURE = Picture(8, 8, 100, "0" * 64, "0" * 16, "1" * 64, False)
+LIMITS = DecodeLimits(1_000_000, 1_000_000)
+PICTURE = ImageInfo(8, 8, 100, "0" * 64, "0" * 16, "1" * 64, False)
 
 HARMFUL = """
     import ctypes, os, resource, time
@@ -57,7 +57,7 @@ HARMFUL = """
 
     images._open_header = open_header
     child.CPU_SECONDS = 1
-    child.IMAGES_A_CHILD = 2
+    child.IMAGES_PER_CHILD = 2
     child.serve()
 """
 
@@ -66,19 +66,19 @@ HARMFUL = """
 def harmful(monkeypatch):
     """Decoders that do what the file says."""
 
-    def start(lane):
+    def start(decoder):
         code = f"import sys; sys.path[:] = {sys.path!r}\n{textwrap.dedent(HARMFUL)}"
-        lane._process = subprocess.Popen(
+        decoder._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=lanes._environment(),
+            env=decoders._environment(),
             process_group=0,
         )
-        return lane._process
+        return decoder._process
 
-    monkeypatch.setattr(Lane, "_start", start)
+    monkeypatch.setattr(Decoder, "_start", start)
 
 
 @pytest.fixture
@@ -92,39 +92,39 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"crash:", "its decoder crashed (signal 11): it is damaged, or made to do harm"),
+        (b"crash:", "its decoder crashed (signal 11): the file is damaged or malicious"),
         (b"leave:", "its decoder ended unexpectedly"),
-        (b"memory:", "decoding it needs more memory than there is"),
+        (b"memory:", "out of memory while decoding it"),
         (
             b"loop:",
-            "decoding it takes more than 10 s and 0.2 s for each megapixel of dataset.max_image_megapixels",
+            "decoding it takes more than 10 s and 0.2 s per megapixel of dataset.max_image_megapixels",
         ),
-        (b"lie:", "its decoder gave no answer that makes sense"),
-        (b"chatter:", "its decoder gave no answer that makes sense"),
+        (b"lie:", "its decoder gave an invalid answer"),
+        (b"chatter:", "its decoder gave an invalid answer"),
     ],
 )
 def test_an_image_that_its_decoder_does_not_survive_is_listed_and_the_others_are_read(
     folder, harmful, content, reason
 ):
     (folder / "1b.png").write_bytes(content)
-    before, harmed, after, last = look_at_all(folder, ["0.png", "1b.png", "1.png", "2.png"], LIMITS)
+    before, harmed, after, last = read_all_images(folder, ["0.png", "1b.png", "1.png", "2.png"], LIMITS)
     assert harmed == reason
-    assert [before, after, last] == [look_at(folder / f"{index}.png", LIMITS) for index in range(3)]
+    assert [before, after, last] == [read_image_info(folder / f"{index}.png", LIMITS) for index in range(3)]
 
 
 def test_a_decoder_that_does_nothing_at_all_is_given_up(folder, harmful, monkeypatch):
-    monkeypatch.setattr(lanes, "LONGEST_WAIT_S", 3.0)
+    monkeypatch.setattr(decoders, "MAX_WAIT_S", 3.0)
     (folder / "1b.png").write_bytes(b"wait:")
     began = time.monotonic()
-    harmed, after = look_at_all(folder, ["1b.png", "1.png"], LIMITS)
-    assert harmed == "its decoder gave no answer that makes sense"
-    assert after == look_at(folder / "1.png", LIMITS)
+    harmed, after = read_all_images(folder, ["1b.png", "1.png"], LIMITS)
+    assert harmed == "its decoder gave an invalid answer"
+    assert after == read_image_info(folder / "1.png", LIMITS)
     assert time.monotonic() - began < 500
 
 
 def test_a_decoder_cannot_write_files(folder, harmful):
     (folder / "1b.png").write_bytes(b"write:" + os.fsencode(folder / "harm"))
-    look_at_all(folder, ["1b.png"], LIMITS)
+    read_all_images(folder, ["1b.png"], LIMITS)
     assert not (folder / "harm").exists() or (folder / "harm").read_bytes() == b""
 
 
@@ -132,7 +132,7 @@ def test_a_decoder_is_told_no_secrets(folder, harmful, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("HF_TOKEN", "hush")
     (folder / "1b.png").write_bytes(b"told:")
-    [names] = look_at_all(folder, ["1b.png"], LIMITS)
+    [names] = read_all_images(folder, ["1b.png"], LIMITS)
     assert isinstance(names, str)
     assert "PATH" in names
     assert "AWS" not in names
@@ -141,10 +141,10 @@ def test_a_decoder_is_told_no_secrets(folder, harmful, monkeypatch):
 
 def test_no_process_is_left_when_the_images_are_read(folder, harmful):
     (folder / "1b.png").write_bytes(b"wait:")
-    lane = Lane()
-    lane.look_at(folder / "0.png", LIMITS)
-    group = lane._process.pid
-    lane.close()
+    decoder = Decoder()
+    decoder.read(folder / "0.png", LIMITS)
+    group = decoder._process.pid
+    decoder.close()
     give_up = time.monotonic() + 60
     while members(group):
         assert time.monotonic() < give_up
@@ -159,8 +159,8 @@ def members(group):
 
 def test_a_decoder_that_is_replaced_after_some_images_misses_none(folder, harmful):
     names = ["0.png", "1.png", "2.png"] * 3
-    seen = look_at_all(folder, names, LIMITS)
-    assert seen == [look_at(folder / name, LIMITS) for name in names]
+    seen = read_all_images(folder, names, LIMITS)
+    assert seen == [read_image_info(folder / name, LIMITS) for name in names]
 
 
 def test_a_decoder_has_no_network():
@@ -226,4 +226,4 @@ def test_no_answer_at_all_does_anything_else(line):
         told = parse_answer(line)
     except ValueError:
         return
-    assert isinstance(told, Picture | str)
+    assert isinstance(told, ImageInfo | str)
