@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from balancer.errors import ManifestError, UsageError, first_line
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.log.reader import ID
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.schema import EMBEDDING
 from balancer.manifest.snapshot.dataset import Source
 from balancer.manifest.snapshot.index import STATUS
 from balancer.manifest.snapshot.superseded import FILE, PLACE

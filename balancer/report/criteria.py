@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from balancer.manifest.columns import names_where
 from balancer.manifest.unjudged import lacks_a_score
 from balancer.report.facts import Facts
 from balancer.text.quantities import counted, percent
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
 
     from balancer.manifest.query import Manifest
 
-REQUIRED_OF_ALL = (
-    "id", "file_name", "class", "source", "status", "width", "height", "sha256", "num_bytes", "phash",
-    "run_id",
-)  # fmt: skip
-REQUIRED_OF_SYNTHETIC = (
-    "cell", "slot", "attempt", "score", "scores", "threshold", "prompt", "seed", "model", "verifier",
-    "steps", "guidance", "device", "generated_at",
-)  # fmt: skip
+REQUIRED_OF_ALL = names_where(lambda column: column.complete == "all")
+REQUIRED_OF_SYNTHETIC = names_where(lambda column: column.complete == "synthetic")
 
 SHOWN_VALUES = 8
 ENDED = ("complete", "short", "budget")

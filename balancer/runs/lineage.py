@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
+from balancer.manifest.columns import names_where
 from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
     from balancer.manifest.query import Manifest
 
-_COLUMNS = (
-    "id", "source", "class", "split", "file_name", "sha256", "status", "reason", "score", "scores",
-    "unjudged", "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance",
-    "width", "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
-    "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
-)  # fmt: skip
-
+_COLUMNS = names_where(lambda column: column.lineage)
 _NOT_AS_JSON = ("generated_at", "parent")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.schema import EMBEDDING
+from balancer.manifest.columns import EMBEDDING
 from balancer.training.labels import Labels
 from balancer.training.selection import select, warn_of_left_out
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from balancer.errors import ManifestError, UsageError
 from balancer.images import Pixels, UnreadableImage, decode_image
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.image_files import ImageFiles, max_image_pixels
-from balancer.manifest.schema import EMBEDDING
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:

@@ -151,7 +151,7 @@ def _cell(value: object, exact: bool = False) -> str | int | float | None:
 
 def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
     from balancer.manifest import formats
-    from balancer.manifest.schema import EMBEDDING
+    from balancer.manifest.columns import EMBEDDING
 
     if form == "parquet":
         return formats.parquet_bytes(table)
