@@ -15,7 +15,7 @@ from balancer.text.quantities import counted, percent
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
 REQUIRED_OF_ALL = names_where(lambda column: column.complete == "all")
 REQUIRED_OF_SYNTHETIC = names_where(lambda column: column.complete == "synthetic")
@@ -32,7 +32,7 @@ class Criterion:
     detail: str = ""
 
 
-def check_criteria(facts: Facts, manifest: Manifest) -> tuple[Criterion, ...]:
+def check_criteria(facts: Facts, manifest: ManifestRows) -> tuple[Criterion, ...]:
     return (
         classes_filled(facts),
         slots_succeed(facts),
@@ -96,7 +96,7 @@ def _by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str]]:
     return planned, made
 
 
-def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
+def metadata_complete(facts: Facts, manifest: ManifestRows) -> Criterion:
     columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets, "unjudged"))
     rows = manifest.to_table(list(columns))
     missing = {column: count for column, count in _missing_values(facts, rows) if count}

@@ -13,13 +13,13 @@ from balancer.text.quantities import counted
 from balancer.text.safetext import printable
 
 if TYPE_CHECKING:
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
 ROWS = 10
 """Each costs reading and decoding an image, while somebody waits for the cell."""
 
 
-def manifest_html(manifest: Manifest) -> str:
+def manifest_html(manifest: ManifestRows) -> str:
     """A table of accepted images from all over the run, with thumbnails. Nothing in it is markup but ours.
 
     ManifestError if the manifest cannot be read; an image that cannot is left out of its row.
@@ -37,7 +37,7 @@ def manifest_html(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _counts(manifest: Manifest) -> str:
+def _counts(manifest: ManifestRows) -> str:
     by_source = {row["source"]: row["count"] for row in manifest.count_by("source").to_pylist()}
     listed = ", ".join(f"{count} {_text(source)}" for source, count in by_source.items())
     return f"{counted(sum(by_source.values()), 'image')} ({listed})" if by_source else "no images"
