@@ -19,8 +19,8 @@ from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
-from balancer.manifest.query import Manifest
 from balancer.manifest.rows import SYNTHETIC
+from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
 from balancer.scheduling.prompts import Request
 from balancer.text.safetext import shortened

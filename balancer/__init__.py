@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from actors.run import Reporter, RunResult
     from balancer.config.schema import Config
     from balancer.export import Exported
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import Filter
     from balancer.planning.plan import Plan
+    from balancer.run_manifest import Manifest
 
     __version__: str
 
@@ -156,7 +157,7 @@ def export_run(
 
 def open_manifest(run_folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a run folder, for queries; UsageError if there is none."""
-    from balancer.manifest.query import open_manifest as open_folder
+    from balancer.run_manifest import open_manifest as open_folder
 
     return open_folder(run_folder)
 

@@ -1,4 +1,4 @@
-"""Generate docs/columns.md, every column of a manifest, from balancer/manifest/schema.py.
+"""Generate docs/columns.md, every column of a manifest, from balancer/manifest/columns.py.
 
 python scripts/columns_page.py
 """
@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.schema import EMBEDDING, MEANINGS, SCHEMA_VERSION, manifest_schema
+from balancer.manifest.columns import COLUMNS, FACET, Column
+from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
-
-FACET = "FACET"
 
 INTRODUCTION = f"""\
 # Columns of the manifest
@@ -38,30 +37,28 @@ balancer query runs/demo --all --count-by status,reason
 BY_CONFIG = {
     "scores": "struct: a double for each property",
     "probabilities": "struct: a list of floats for each property",
-    "second_scores": "struct: a double for each property",
-    EMBEDDING: "list of halffloats, as many as the verifier's embedding has",
+    "embedding": "list of halffloats, as many as the verifier's embedding has",
 }
-"""Types that depend on the config."""
+"""Types whose width the config decides."""
 
 
 def page() -> str:
-    schema = manifest_schema({CLASS_PROPERTY: 2, FACET: 2}, embedding_dim=1)
-    return INTRODUCTION + "".join(map(_row, schema))
+    return INTRODUCTION + "".join(map(_row, COLUMNS))
 
 
-def _row(column: pa.Field) -> str:
+def _row(column: Column) -> str:
     name = "*facet*" if column.name == FACET else f"`{column.name}`"
-    return f"| {name} | {_type(column)} | {MEANINGS[column.name]} |\n"
+    return f"| {name} | {_type(column)} | {column.meaning} |\n"
 
 
-def _type(column: pa.Field) -> str:
-    if column.name in BY_CONFIG:
-        return BY_CONFIG[column.name]
-    if pa.types.is_dictionary(column.type):
-        return f"{column.type.value_type}, dictionary-encoded"
-    if pa.types.is_list(column.type):
-        return f"list of {column.type.value_type}s"
-    return f"{column.type}"
+def _type(column: Column) -> str:
+    if column.type in BY_CONFIG:
+        return BY_CONFIG[column.type]
+    schema = manifest_schema({CLASS_PROPERTY: 2, FACET: 2}, embedding_dim=1)
+    kind = schema.field(column.name).type
+    if pa.types.is_dictionary(kind):
+        return f"{kind.value_type}, dictionary-encoded"
+    return f"list of {kind.value_type}s" if pa.types.is_list(kind) else f"{kind}"
 
 
 if __name__ == "__main__":

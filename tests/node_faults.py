@@ -25,7 +25,7 @@ from actors.cluster.pool import Finished, Limits, Pool, Reservation, is_lost_obj
 from actors.run import Reporter, run
 from balancer.config.schema import Config
 from balancer.errors import StalledError
-from balancer.manifest.query import open_manifest
+from balancer.run_manifest import open_manifest
 
 GENERATORS = 2
 LIMITS = Limits(start_timeout_s=60, call_timeout_s=60, max_restarts=1)

@@ -28,6 +28,7 @@ from pydantic import (
 
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.dotted import join_keys
+from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
 from balancer.text.names import near
@@ -58,14 +59,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Split = Literal["train", "validation", "test"]
 
-# Columns of the manifest and keys of a plan: forbidden as facet names.
-RESERVED_FACET_NAMES = frozenset(
-    "id file_name class cell slot attempt source status reason score scores threshold fallback review "
-    "prompt negative_prompt seed model model_revision verifier verifier_revision steps guidance width "
-    "height sha256 num_bytes phash nearest_id nearest_similarity embedding parent_id split device "
-    "batch_size generated_at run_id quota priority probabilities second_scores unjudged wording changes "
-    "brightness deviation nonfinite unsafe pixel_sha256 nearest_distance".split()
-)
+RESERVED_FACET_NAMES = frozenset({*names_where(lambda column: column.name != FACET), "quota", "priority"})
+"""Columns of the manifest and keys of a plan, which a facet must not be named after."""
 
 LEAST_GPU_SHARE = 0.0001
 

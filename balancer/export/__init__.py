@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from balancer.errors import UsageError
 from balancer.export.job import Job, Options, option_name
 from balancer.export.metadata import LAYOUT
+from balancer.training.choice import Choice
 from balancer.training.selection import select
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import Filter
+    from balancer.run_manifest import Manifest
 
 __all__ = ["FORMATS", "Exported", "Options", "export"]
 
@@ -85,13 +87,9 @@ def export(
     options = options or Options()
     module = _module(form)
     _check_options(form, module.OPTIONS, options)
-    selection = select(
-        manifest,
-        module.columns(options, manifest.run.schema()),
-        None,
-        filter,
-        allow_synthetic_eval=options.allow_synthetic_eval,
-    )
+    columns = module.columns(options, manifest.run.schema())
+    choice = Choice(filter=filter, allow_synthetic_eval=options.allow_synthetic_eval)
+    selection = select(manifest.rows, columns, choice)
     begin(selection.rows.num_rows)
     identity = _identity(manifest, form, filter, module.OPTIONS, options)
     job = Job.of(manifest, selection, os.fspath(destination), identity, options, progress)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from balancer.export.folder import Folder
-    from balancer.manifest.query import Manifest
+    from balancer.run_manifest import Manifest
 
 AT_ONCE = 256
 """Rows as Python objects at one time."""

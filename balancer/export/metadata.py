@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.columns import exported_names
 from balancer.manifest.formats import arrow_bytes, exact
 from balancer.text.names import free_names
 from balancer.training.labels import plain
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
 LAYOUT = 2
 """Version of the files that exports write. An export of another version is a different export."""
 
-SINGLE = (
-    "source", "split", "cell", "score", "threshold", "fallback", "review", "prompt", "negative_prompt",
-    "seed", "attempt", "model", "model_revision", "verifier", "verifier_revision", "steps", "guidance",
-    "width", "height", "sha256", "parent_id", "generated_at", "run_id",
-)  # fmt: skip
-
+SINGLE = exported_names()
 NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores", "unjudged")
 """Columns of the manifest that every export needs."""
 

@@ -13,8 +13,8 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.export.job import Job, Options
 from balancer.export.metadata import class_label, hugging_face_types
 from balancer.export.names import image_name
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.formats import exact
-from balancer.manifest.schema import EMBEDDING
 from balancer.storage.regular_files import open_regular
 from balancer.text.names import free_names
 from balancer.training.labels import plain

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from balancer.manifest.log.writer import LogView, ManifestLog, read_log
     from balancer.manifest.maintenance.fsck import Findings, Problem, check_run, fsck
-    from balancer.manifest.query import Manifest, open_manifest
     from balancer.manifest.runfile import RunInfo, create_run, read_run
     from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
     from balancer.manifest.status import status_of
@@ -21,8 +20,6 @@ _HOMES = {
     "LogView": "log.writer",
     "ManifestLog": "log.writer",
     "read_log": "log.writer",
-    "Manifest": "query",
-    "open_manifest": "query",
     "RunInfo": "runfile",
     "create_run": "runfile",
     "read_run": "runfile",
@@ -35,7 +32,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "Findings",
     "LogView",
-    "Manifest",
     "ManifestLog",
     "Problem",
     "RunInfo",
@@ -43,7 +39,6 @@ __all__ = [
     "create_run",
     "fsck",
     "manifest_schema",
-    "open_manifest",
     "read_log",
     "read_run",
     "status_of",

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.columns import COLUMNS, names_where
 from balancer.manifest.log.fragment import BrokenFragmentError
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
 from balancer.manifest.runfile import RunInfo
@@ -25,33 +26,22 @@ PLANNED = "cells are planned"
 HAS_IMAGE = "accepted rows have an image"
 
 RANGES: Mapping[str, tuple[int, int]] = {
-    "attempt": (1, 10**6),
-    "wording": (0, 10**6),
-    "steps": (1, 10**6),
-    "width": (1, 10**9),
-    "height": (1, 10**9),
-    "num_bytes": (0, 10**12),
-    "nonfinite": (0, 2**31 - 1),
-    "nearest_distance": (0, 64),
-    "batch_size": (1, 10**6),
+    column.name: column.limits for column in COLUMNS if column.limits is not None
 }
-"""Wider than any config allows, or ever did."""
 
 YEARS = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """Microseconds since 1970 of the years 1 to 9999, outside of which Python has no dates."""
 
 FORMS: Mapping[str, tuple[str, str]] = {
-    "sha256": (r"^[0-9a-f]{64}$", "64 hexadecimal digits"),
-    "phash": (r"^[0-9a-f]{16}$", "16 hexadecimal digits"),
-    "slot": (r"/[0-9]{1,12}$", "a cell and a number"),
+    column.name: column.form for column in COLUMNS if column.form is not None
 }
 
 MAX_PATH_BYTES = 4096
 """Of a file name: what Linux opens, and four times as long as a key of S3."""
 
-OF_ALL = (CLASS_PROPERTY, "source", "status")
-OF_CANDIDATES = ("cell", "slot", "attempt", "scores", "brightness", "deviation", "nonfinite")
-OF_FILES = ("sha256", "num_bytes")
+OF_ALL = names_where(lambda column: column.required == "all")
+OF_CANDIDATES = names_where(lambda column: column.required == "synthetic")
+OF_FILES = names_where(lambda column: column.required == "files")
 """Columns without which a row, that of a candidate, and one that names a file are nothing."""
 
 WORDS: Mapping[str, Collection[str]] = {

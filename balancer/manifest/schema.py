@@ -1,4 +1,4 @@
-"""The columns of the manifest, and rows as Arrow tables.
+"""The Arrow schema of the manifest, and rows as Arrow tables.
 
 A row is a dict keyed by column; columns it lacks are null. `id`, `slot` and `cell` hold the keys of
 `balancer.cells`.
@@ -15,70 +15,12 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
+from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, Type
 
 SCHEMA_VERSION = 2
 VERSION_KEY = b"balancer.schema_version"
-EMBEDDING = "embedding"
 
 Row = Mapping[str, Any]
-
-MEANINGS = {
-    "id": "Its name in the run: `SLOT-ATTEMPT` of a candidate, `real/FILE` of a real image.",
-    "file_name": "Its file, relative to the run folder; of a real image under `output.real_images: reference`"
-    " the absolute path. Null for a candidate that was never accepted.",
-    "class": "The class; of a candidate, the one it was asked to show.",
-    "FACET": "A column for each facet of the config. Null where it does not apply, or is not known of a real "
-    "image.",
-    "cell": "The class and its facet values, joined by `/`.",
-    "slot": "The cell and the number of the image wanted in it. A slot has at most one accepted image.",
-    "attempt": "The number of this attempt at the slot, from 1.",
-    "source": "`synthetic` or `real`.",
-    "status": "`accepted`, `rejected` or `void`. A void candidate passes by now, but its image was not kept: "
-    "it is made again.",
-    "reason": "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
-    "`duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
-    "review": "Marked for a person to look at (`review.fraction`).",
-    "score": "The lowest score of the properties that were judged. Null if none was.",
-    "scores": "For each property, how likely the image shows what was asked: the verifier's probability, or "
-    "the second judge's if that is lower.",
-    "probabilities": "For each property, the verifier's probability of every value, in the config's order.",
-    "second_scores": "For each property, the second judge's probability. Null without one.",
-    "unjudged": "The entries of `verification.unjudged` that concern its cell.",
-    "threshold": "The score it had to reach.",
-    "fallback": "Whether a rung or `attempts.fallback` lowered its threshold.",
-    "prompt": "What the generator was asked for.",
-    "negative_prompt": "What the generator was asked to avoid.",
-    "wording": "Which of the class's wordings was used, from 0: `prompts` first, then `fallback_prompts`.",
-    "changes": "What this attempt changed against a plain one, in words.",
-    "seed": "The seed of its noise: 64 bits, unsigned.",
-    "model": "The generator: a hub name, a folder, `embedded` or `simulated`.",
-    "model_revision": "The commit of the generator on the hub.",
-    "verifier": "The verifier, named likewise.",
-    "verifier_revision": "The commit of the verifier on the hub.",
-    "steps": "Denoising steps.",
-    "guidance": "Guidance scale.",
-    "width": "Width in pixels.",
-    "height": "Height in pixels.",
-    "sha256": "Hash of the file.",
-    "num_bytes": "Size of the file.",
-    "brightness": "Mean luminance, 0 to 1.",
-    "deviation": "Standard deviation of luminance; close to 0 in a blank image.",
-    "nonfinite": "How many values of its latents or pixels were NaN or infinite.",
-    "unsafe": "How sure the safety checker objects, 0 to 1. Null without one.",
-    "pixel_sha256": "Hash of the decoded pixels; two files of one picture share it.",
-    "phash": "Perceptual hash.",
-    "nearest_id": "The known image most like it. Null if it was not compared.",
-    "nearest_distance": "Bits in which the two perceptual hashes differ, 0 to 64.",
-    "nearest_similarity": "Cosine of the two embeddings.",
-    "embedding": "The verifier's embedding of the image.",
-    "parent_id": "The image it was generated from, if there is one.",
-    "split": "`train`, `validation` or `test`. Generated images are `train`.",
-    "device": "The device it was generated on.",
-    "batch_size": "How many images went through the generator together.",
-    "generated_at": "When its row was made.",
-    "run_id": "The run.",
-}
-"""What each column says; `FACET` stands for those of the facets."""
 
 
 def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Schema:
@@ -88,65 +30,32 @@ def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Sch
     The numbers a verdict follows from are kept as they were judged, in 64 bits: judging a row again
     under the same rules gives the same verdict.
     """
-    text = pa.string()
-    name = pa.dictionary(pa.int32(), text)
-    scores = pa.struct([(property_, pa.float64()) for property_ in properties])
-    probabilities = pa.struct(
-        [(property_, pa.list_(pa.float32(), values)) for property_, values in properties.items()]
-    )
+    types = _arrow_types(properties, embedding_dim)
     facets = [property_ for property_ in properties if property_ != CLASS_PROPERTY]
-    columns = [
-        ("id", text),
-        ("file_name", text),
-        ("class", name),
-        *((facet, name) for facet in facets),
-        ("cell", text),
-        ("slot", text),
-        ("attempt", pa.int32()),
-        ("source", text),
-        ("status", text),
-        ("reason", text),
-        ("review", pa.bool_()),
-        ("score", pa.float64()),
-        ("scores", scores),
-        ("probabilities", probabilities),
-        ("second_scores", scores),
-        ("unjudged", pa.list_(text)),
-        ("threshold", pa.float64()),
-        ("fallback", pa.bool_()),
-        ("prompt", text),
-        ("negative_prompt", text),
-        ("wording", pa.int32()),
-        ("changes", pa.list_(text)),
-        ("seed", pa.uint64()),
-        ("model", text),
-        ("model_revision", text),
-        ("verifier", text),
-        ("verifier_revision", text),
-        ("steps", pa.int32()),
-        ("guidance", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", text),
-        ("num_bytes", pa.int64()),
-        ("brightness", pa.float64()),
-        ("deviation", pa.float64()),
-        ("nonfinite", pa.int32()),
-        ("unsafe", pa.float64()),
-        ("pixel_sha256", text),
-        ("phash", text),
-        ("nearest_id", text),
-        ("nearest_distance", pa.int32()),
-        ("nearest_similarity", pa.float64()),
-        (EMBEDDING, pa.list_(pa.float16(), embedding_dim)),
-        ("parent_id", text),
-        ("split", text),
-        ("device", text),
-        ("batch_size", pa.int32()),
-        ("generated_at", pa.timestamp("us", tz="UTC")),
-        ("run_id", text),
+    fields = [
+        (name, types[column.type])
+        for column in COLUMNS
+        for name in (facets if column.name == FACET else [column.name])
     ]
-    return pa.schema(columns, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
+
+
+def _arrow_types(properties: Mapping[str, int], embedding_dim: int) -> dict[Type, pa.DataType]:
+    probabilities = [(property_, pa.list_(pa.float32(), values)) for property_, values in properties.items()]
+    return {
+        "text": pa.string(),
+        "texts": pa.list_(pa.string()),
+        "name": pa.dictionary(pa.int32(), pa.string()),
+        "bool": pa.bool_(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "uint64": pa.uint64(),
+        "double": pa.float64(),
+        "time": pa.timestamp("us", tz="UTC"),
+        "scores": pa.struct([(property_, pa.float64()) for property_ in properties]),
+        "probabilities": pa.struct(probabilities),
+        "embedding": pa.list_(pa.float16(), embedding_dim),
+    }
 
 
 def check_version(schema: pa.Schema, path: str) -> None:

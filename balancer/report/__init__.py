@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from balancer.manifest.image_check import ImageCheck
-from balancer.manifest.query import manifest_in
+from balancer.manifest.query.rows import open_rows
 from balancer.manifest.status import held_back_of, status_of
 from balancer.manifest.unjudged import unjudged_text
 from balancer.report.criteria import check_criteria
@@ -52,7 +52,7 @@ def _address(storage: Storage) -> str:
 
 
 def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
-    manifest = manifest_in(storage)
+    manifest = open_rows(storage)
     made_at = now or dt.datetime.now(dt.UTC)
     facts = gather_facts(manifest, status_of(storage, made_at))
     rejected, given_up = rejected_sheets(facts, manifest, storage)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from balancer.manifest.columns import names_where
 from balancer.manifest.unjudged import lacks_a_score
 from balancer.report.facts import Facts
 from balancer.text.quantities import counted, percent
@@ -14,16 +15,10 @@ from balancer.text.quantities import counted, percent
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
-REQUIRED_OF_ALL = (
-    "id", "file_name", "class", "source", "status", "width", "height", "sha256", "num_bytes", "phash",
-    "run_id",
-)  # fmt: skip
-REQUIRED_OF_SYNTHETIC = (
-    "cell", "slot", "attempt", "score", "scores", "threshold", "prompt", "seed", "model", "verifier",
-    "steps", "guidance", "device", "generated_at",
-)  # fmt: skip
+REQUIRED_OF_ALL = names_where(lambda column: column.complete == "all")
+REQUIRED_OF_SYNTHETIC = names_where(lambda column: column.complete == "synthetic")
 
 SHOWN_VALUES = 8
 ENDED = ("complete", "short", "budget")
@@ -37,7 +32,7 @@ class Criterion:
     detail: str = ""
 
 
-def check_criteria(facts: Facts, manifest: Manifest) -> tuple[Criterion, ...]:
+def check_criteria(facts: Facts, manifest: ManifestRows) -> tuple[Criterion, ...]:
     return (
         classes_filled(facts),
         slots_succeed(facts),
@@ -101,7 +96,7 @@ def _count_by_value(facts: Facts, facet: str) -> tuple[Counter[str], Counter[str
     return planned, made
 
 
-def metadata_complete(facts: Facts, manifest: Manifest) -> Criterion:
+def metadata_complete(facts: Facts, manifest: ManifestRows) -> Criterion:
     columns = dict.fromkeys((*REQUIRED_OF_ALL, *REQUIRED_OF_SYNTHETIC, *facts.run.facets, "unjudged"))
     rows = manifest.to_table(list(columns))
     missing = {column: count for column, count in _missing_values(facts, rows) if count}

@@ -16,7 +16,7 @@ from balancer.scheduling.adaptive import Tally
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
     from balancer.manifest.runfile import RunInfo
 
 MAX_ACROSS = 12
@@ -146,13 +146,14 @@ class Facts:
         return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
-def _left_out(manifest: Manifest) -> Mapping[str, str]:
+def _left_out(manifest: ManifestRows) -> Mapping[str, str]:
+    from balancer.training.choice import Choice
     from balancer.training.selection import select
 
-    return select(manifest, ["id"], None, allow_synthetic_eval=True, may_be_empty=True).left_out
+    return select(manifest, ["id"], Choice(allow_synthetic_eval=True), may_be_empty=True).left_out
 
 
-def gather_facts(manifest: Manifest, status: Mapping[str, Any]) -> Facts:
+def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     import pyarrow as pa
     import pyarrow.compute as pc
 

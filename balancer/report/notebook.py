@@ -13,13 +13,13 @@ from balancer.text.quantities import counted
 from balancer.text.safetext import printable
 
 if TYPE_CHECKING:
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
 ROWS = 10
 """Each row reads and decodes an image while the user waits for the cell."""
 
 
-def manifest_html(manifest: Manifest) -> str:
+def manifest_html(manifest: ManifestRows) -> str:
     """A table of accepted images from all over the run, with thumbnails; text from rows is escaped.
 
     ManifestError if the manifest cannot be read. A row whose image cannot be read says so.
@@ -37,7 +37,7 @@ def manifest_html(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _counts(manifest: Manifest) -> str:
+def _counts(manifest: ManifestRows) -> str:
     by_source = {row["source"]: row["count"] for row in manifest.count_by("source").to_pylist()}
     listed = ", ".join(f"{count} {_text(source)}" for source, count in by_source.items())
     return f"{counted(sum(by_source.values()), 'image')} ({listed})" if by_source else "no images"

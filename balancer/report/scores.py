@@ -11,7 +11,7 @@ from balancer.report.facts import Facts
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
 BINS = 25
 FULL_HEIGHT = 78.0
@@ -62,7 +62,7 @@ class Histogram:
         return sum(self.accepted) + sum(self.rejected)
 
 
-def score_histograms(facts: Facts, manifest: Manifest) -> tuple[Histogram, ...]:
+def score_histograms(facts: Facts, manifest: ManifestRows) -> tuple[Histogram, ...]:
     """One for each property that any candidate was scored on."""
     import pyarrow.compute as pc
 

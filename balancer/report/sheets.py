@@ -17,7 +17,7 @@ from balancer.report.facts import Facts
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
     from balancer.storage import Storage
 
 SIZE = ("width", "height")
@@ -52,7 +52,7 @@ class Sheet:
     thumbnails: tuple[Thumbnail, ...]
 
 
-def contact_sheets(facts: Facts, manifest: Manifest, storage: Storage) -> tuple[Sheet, ...]:
+def contact_sheets(facts: Facts, manifest: ManifestRows, storage: Storage) -> tuple[Sheet, ...]:
     import pyarrow.compute as pc
 
     columns = ["id", "class", "source", "cell", "file_name", "score", *SIZE]
@@ -83,7 +83,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def rejected_sheets(
-    facts: Facts, manifest: Manifest, storage: Storage
+    facts: Facts, manifest: ManifestRows, storage: Storage
 ) -> tuple[tuple[Sheet, ...], tuple[Sheet, ...]]:
     """Sheets of kept rejected images: by reason, the most frequent first, and by cell given up."""
     kept = list(_find_kept(manifest, storage))
@@ -110,7 +110,7 @@ def _shows(sheet: Sheet) -> bool:
     return bool(sheet.thumbnails)
 
 
-def _find_kept(manifest: Manifest, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+def _find_kept(manifest: ManifestRows, storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
     """The file and the row of each rejected image that was kept, in the folder of its first reason."""
     files: dict[str, list[str]] = {}
     for path in storage.list(REJECTED_DIR):

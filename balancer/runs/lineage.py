@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
+from balancer.manifest.columns import names_where
 from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
-_COLUMNS = (
-    "id", "source", "class", "split", "file_name", "sha256", "status", "reason", "score", "scores",
-    "unjudged", "threshold", "attempt", "prompt", "negative_prompt", "changes", "seed", "steps", "guidance",
-    "width", "height", "model", "model_revision", "verifier", "verifier_revision", "device", "batch_size",
-    "generated_at", "nearest_id", "nearest_distance", "nearest_similarity", "run_id", "parent_id",
-)  # fmt: skip
-
+_COLUMNS = names_where(lambda column: column.lineage)
 _NOT_AS_JSON = ("generated_at", "parent")
 
 
@@ -87,7 +82,7 @@ class Lineage:
         )
 
 
-def lineage_of(manifest: Manifest, image_id: str) -> Lineage:
+def read_lineage(manifest: ManifestRows, image_id: str) -> Lineage:
     """UsageError if the run has no such image, ManifestError if parents go in a circle or are missing."""
     row = _row(manifest, image_id)
     if row is None:
@@ -112,13 +107,13 @@ def lineage_of(manifest: Manifest, image_id: str) -> Lineage:
     return found
 
 
-def _row(manifest: Manifest, image_id: str) -> dict[str, Any] | None:
+def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
     columns = [*_COLUMNS, *manifest.run.facets]
     rows = manifest.to_table(columns, pc.field("id") == image_id, status="all").to_pylist()
     return rows[0] if rows else None
 
 
-def _lineage(row: dict[str, Any], manifest: Manifest, parent: Lineage | None) -> Lineage:
+def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None) -> Lineage:
     own = ("class", "parent_id", "scores", "unjudged", "changes")
     told = {name: row[name] for name in _COLUMNS if name not in own}
     return Lineage(

@@ -27,6 +27,7 @@ from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, find_near_duplicates, known_images
 from balancer.errors import UsageError
+from balancer.manifest.columns import names_where
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
@@ -107,7 +108,7 @@ class Change:
             "review": accepted and facts.is_for_review(self.candidate.slot),
             **_judged_by(self.candidate.slot.cell, self.rung, self.score, facts.config),
             **(nearest_columns(self.nearest) if self.nearest else {}),
-            **(dict.fromkeys(("file_name", "sha256", "num_bytes")) if self.status == VOID else {}),
+            **(dict.fromkeys(names_where(lambda column: column.of_file)) if self.status == VOID else {}),
         }
 
 

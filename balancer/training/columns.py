@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.manifest.columns import exported_names, names_where
 from balancer.manifest.formats import exact
 from balancer.training.labels import plain
 
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
 
-PROVENANCE = ("id", "source", "split", "cell", "score", "prompt", "model", "model_revision", "sha256")
+_PROVENANCE = {*names_where(lambda column: column.provenance)}
+PROVENANCE = ("id", *(name for name in exported_names() if name in _PROVENANCE))
 
 
 def usual_columns(run: RunInfo, asked: Sequence[str] | None) -> list[str]:

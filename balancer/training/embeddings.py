@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.schema import EMBEDDING
+from balancer.manifest.columns import EMBEDDING
 from balancer.training.labels import Labels
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
+    from balancer.training.choice import Choice
 
 
-def embeddings_of(
-    manifest: Manifest, split: str | None, filter: Filter | None, *, allow_synthetic_eval: bool
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    columns = [CLASS_PROPERTY, EMBEDDING]
-    selection = select(manifest, columns, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+def read_embeddings(manifest: ManifestRows, choice: Choice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    selection = select(manifest, [CLASS_PROPERTY, EMBEDDING], choice)
     warn_of_left_out(selection)
     rows = selection.rows.filter(selection.rows[EMBEDDING].is_valid())
     column = rows[EMBEDDING].combine_chunks()

@@ -18,23 +18,18 @@ from balancer.training.selection import select, warn_of_left_out
 if TYPE_CHECKING:
     import datasets
 
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
+    from balancer.training.choice import Choice
 
 IMAGE, LABEL = "image", "label"
 
 
 def hugging_face_dataset(
-    manifest: Manifest,
-    split: str | None,
-    filter: Filter | None,
-    columns: Sequence[str] | None,
-    *,
-    allow_synthetic_eval: bool,
+    manifest: ManifestRows, choice: Choice, columns: Sequence[str] | None
 ) -> datasets.Dataset:
     library = need("datasets", "hf")
     names = usual_columns(manifest.run, columns)
-    wanted = [*names, "file_name", "source"]
-    selection = select(manifest, wanted, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    selection = select(manifest, [*names, "file_name", "source"], choice)
     warn_of_left_out(selection)
     rows, files = selection.rows, ImageFiles.of(manifest.uri, manifest.run)
     labels = Labels.of(manifest.run)
@@ -50,9 +45,8 @@ def hugging_face_dataset(
     )
     schema = features.arrow_schema
     with_images = pa.table([image, *table.columns], names=[IMAGE, *table.column_names]).cast(schema)
-    return library.Dataset(
-        library.table.InMemoryTable(with_images), split=split and library.NamedSplit(split)
-    )
+    split = choice.split and library.NamedSplit(choice.split)
+    return library.Dataset(library.table.InMemoryTable(with_images), split=split)
 
 
 def labelled_table(rows: pa.Table, names: Sequence[str], labels: Labels) -> pa.Table:

@@ -11,16 +11,17 @@ import numpy as np
 
 from balancer.errors import ManifestError, UsageError
 from balancer.images import Pixels, UnreadableImage, decode_image
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.image_files import ImageFiles, max_image_pixels
-from balancer.manifest.schema import EMBEDDING
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from PIL.Image import Image
 
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
     from balancer.manifest.runfile import RunInfo
+    from balancer.training.choice import Choice
 
 
 MAX_SIZE = 16_384
@@ -121,12 +122,8 @@ def check_size(size: int | None) -> None:
         raise UsageError(f"size={size}: images have a size from 1 to {MAX_SIZE}")
 
 
-def images_of(
-    manifest: Manifest, filter: Filter | None, split: str | None, *, allow_synthetic_eval: bool
-) -> ManifestImages:
+def find_images(manifest: ManifestRows, choice: Choice) -> ManifestImages:
     columns = [name for name in manifest.run.schema().names if name != EMBEDDING]
-    selection = select(
-        manifest, columns, split, filter, allow_synthetic_eval=allow_synthetic_eval, may_be_empty=True
-    )
+    selection = select(manifest, columns, choice, may_be_empty=True)
     warn_of_left_out(selection)
     return ManifestImages(selection.rows, Decoder.of(manifest.uri, manifest.run))

@@ -27,26 +27,20 @@ if TYPE_CHECKING:
     import ray.data
 
     from balancer.images import Pixels
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
+    from balancer.training.choice import Choice
 
 BLOCK_BYTES = 64_000_000
 """Pixels of one block, which a worker holds at once."""
 
 
 def ray_dataset(
-    manifest: Manifest,
-    split: str | None,
-    filter: Filter | None,
-    columns: Sequence[str] | None,
-    *,
-    size: int | None,
-    allow_synthetic_eval: bool,
+    manifest: ManifestRows, choice: Choice, columns: Sequence[str] | None, size: int | None
 ) -> ray.data.Dataset:
     check_size(size)
     library = need("ray.data", "ray-data")
     names = usual_columns(manifest.run, columns)
-    wanted = [*names, "file_name", "source", "width", "height"]
-    selection = select(manifest, wanted, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    selection = select(manifest, [*names, "file_name", "source", "width", "height"], choice)
     warn_of_left_out(selection)
     rows = selection.rows
     table = plain_table(rows, list(dict.fromkeys([*names, "file_name", "source"])))

@@ -25,7 +25,8 @@ from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
+    from balancer.training.choice import Choice
 
 _NEEDED = ("id", "source", "split", "parent_id", "nearest_id")
 
@@ -51,26 +52,21 @@ class Selection:
 
 
 def select(
-    manifest: Manifest,
-    columns: Sequence[str],
-    split: str | None,
-    filter: Filter | None = None,
-    *,
-    allow_synthetic_eval: bool = False,
-    may_be_empty: bool = False,
+    manifest: ManifestRows, columns: Sequence[str], choice: Choice, *, may_be_empty: bool = False
 ) -> Selection:
-    """The accepted rows of a split, or of all, that meet `filter`, with these columns and a few more.
+    """The rows that are asked for with these columns and a few more.
 
     Raises UsageError for a split that is none, for a filter that cannot be read, if generated images would be
     in validation or test, and unless `may_be_empty` if there are no rows.
     """
+    split = choice.split
     _check_split(split)
     held_out = manifest.to_table(list(LOOKS), _is_held_out())
     looks = ("phash",) if held_out.num_rows else ()
-    rows = manifest.to_table(list(dict.fromkeys([*columns, *_NEEDED, *looks])), filter)
+    rows = manifest.to_table(list(dict.fromkeys([*columns, *_NEEDED, *looks])), choice.filter)
     rows = _followed(rows, manifest)
     rows = rows.filter(pc.field("split").is_valid() if split is None else pc.field("split") == split)
-    if not allow_synthetic_eval:
+    if not choice.allow_synthetic_eval:
         _refuse_generated(rows)
     left_out = _copies_of_holdout(rows)
     if held_out.num_rows:
@@ -78,7 +74,7 @@ def select(
     if left_out:
         rows = rows.filter(~pc.field("id").isin(list(left_out)))
     if not rows.num_rows and not may_be_empty:
-        raise _nothing(manifest, split, filter)
+        raise _nothing(manifest, choice)
     return Selection(rows, left_out)
 
 
@@ -99,7 +95,7 @@ def _is_held_out() -> pc.Expression:
     return (pc.field("source") == REAL) & pc.field("split").isin(list(EVALUATION))
 
 
-def _followed(rows: pa.Table, manifest: Manifest) -> pa.Table:
+def _followed(rows: pa.Table, manifest: ManifestRows) -> pa.Table:
     """Rows with the split they belong to; null where a parent is not to be found."""
     has_parent = rows["parent_id"].is_valid()
     if not pc.any(has_parent).as_py():
@@ -112,7 +108,7 @@ def _followed(rows: pa.Table, manifest: Manifest) -> pa.Table:
     return rows.set_column(rows.column_names.index("split"), "split", pa.array(splits, pa.string()))
 
 
-def _ancestry(rows: pa.Table, manifest: Manifest) -> dict[str, tuple[str | None, str | None]]:
+def _ancestry(rows: pa.Table, manifest: ManifestRows) -> dict[str, tuple[str | None, str | None]]:
     """Own split and parent of these rows and of all that they were made from."""
     known: dict[str, tuple[str | None, str | None]] = {}
     while rows.num_rows:
@@ -142,7 +138,7 @@ def _copies_of_holdout(rows: pa.Table) -> dict[str, str]:
     return dict(zip(found["id"].to_pylist(), found["nearest_id"].to_pylist(), strict=True))
 
 
-def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: Manifest) -> dict[str, str]:
+def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: ManifestRows) -> dict[str, str]:
     limits = manifest.run.config_as(CopiesConfig, "verification", "copies")
 
     def load(ids: Sequence[str]) -> list[KnownImage]:
@@ -153,7 +149,8 @@ def _copies_of_later_splits(rows: pa.Table, held_out: pa.Table, manifest: Manife
     return {row_id: nearest.id for row_id, nearest in found.items()}
 
 
-def _nothing(manifest: Manifest, split: str | None, filter: Filter | None) -> UsageError:
+def _nothing(manifest: ManifestRows, choice: Choice) -> UsageError:
+    split, filter = choice.split, choice.filter
     counts = {row["split"]: row["count"] for row in manifest.count_by("split").to_pylist()}
     there = ", ".join(f"{name} ({count})" for name, count in counts.items())
     wanted = " and ".join(

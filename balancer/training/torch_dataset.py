@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset, WeightedRandomSampler
 
     from balancer.images import Pixels
-    from balancer.manifest.query import Filter, Manifest
+    from balancer.manifest.query.rows import ManifestRows
+    from balancer.training.choice import Choice
 
     _Dataset = Dataset[tuple[Any, ...]]
 else:
@@ -88,39 +89,28 @@ class ImageDataset(_Dataset):
         return str(self._ids[int(index)].as_py())
 
 
-def dataset_of(
-    manifest: Manifest,
-    split: str | None,
+def make_dataset(
+    manifest: ManifestRows,
+    choice: Choice,
     transform: Transform | None,
     facets: Sequence[str],
-    filter: Filter | None,
-    *,
     size: int | None,
-    allow_synthetic_eval: bool,
 ) -> ImageDataset:
     check_size(size)
     labels = Labels.of(manifest.run)
     labels.check(facets)
-    columns = ["id", "file_name", "source", CLASS_PROPERTY, *facets]
-    selection = select(manifest, columns, split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    selection = select(manifest, ["id", "file_name", "source", CLASS_PROPERTY, *facets], choice)
     warn_of_left_out(selection)
     decoder = Decoder.of(manifest.uri, manifest.run)
     return _dataset_class()(selection.rows, labels, decoder, transform, facets, size)
 
 
-def sampler_of(
-    manifest: Manifest,
-    by: Sequence[str],
-    real_weight: float,
-    split: str | None,
-    filter: Filter | None,
-    seed: int | None,
-    *,
-    allow_synthetic_eval: bool,
+def make_sampler(
+    manifest: ManifestRows, choice: Choice, by: Sequence[str], real_weight: float, seed: int | None
 ) -> WeightedRandomSampler:
     import torch
 
-    selection = select(manifest, [*by], split, filter, allow_synthetic_eval=allow_synthetic_eval)
+    selection = select(manifest, [*by], choice)
     weights = torch.from_numpy(sample_weights(selection.rows, by, real_weight))
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return _sampler_class()(weights, len(weights), generator=generator)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from actors.specs import generator_spec
 from balancer.cells import Candidate, Slot, enumerate_cells
 from balancer.config.load import load_config
 from balancer.config.schema import Config
-from balancer.manifest.query import open_manifest
+from balancer.run_manifest import open_manifest
 from balancer.scheduling.prompts import Request, ladder, request_for
 from benchmarking.record import save
 from benchmarking.watch import earliest_end, watched

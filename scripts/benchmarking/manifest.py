@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.dataset.splits import EVALUATION
-from balancer.manifest import ManifestLog, open_manifest, read_run
+from balancer.manifest import ManifestLog, read_run
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.layout import DATA_DIR, LOG_DIR
 from balancer.manifest.log.writer import KEPT
-from balancer.manifest.query import Filter, Manifest, Status
-from balancer.manifest.schema import EMBEDDING
+from balancer.manifest.query.rows import Filter, Status
 from balancer.manifest.snapshot.build import compact
+from balancer.run_manifest import Manifest, open_manifest
 from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from benchmarking.record import save

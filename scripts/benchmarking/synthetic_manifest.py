@@ -24,11 +24,11 @@ from balancer.cells import Cell
 from balancer.config.schema import Config
 from balancer.dataset.splits import TEST, TRAIN, VALIDATION
 from balancer.manifest import ManifestLog, RunInfo, create_run
+from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.layout import DOES_NOT_APPLY, IMAGES_DIR, fragment_path
 from balancer.manifest.log.fragment import encode
 from balancer.manifest.log.reader import load_fragment
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
-from balancer.manifest.schema import EMBEDDING
 from balancer.planning.plan import make_plan
 from balancer.runs.resume import cells_of_plan, describe_run
 from balancer.storage import open_storage

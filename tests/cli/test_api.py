@@ -14,7 +14,7 @@ from PIL import Image
 
 import balancer
 from balancer.errors import UsageError
-from balancer.manifest import Manifest
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import real, row, start
 

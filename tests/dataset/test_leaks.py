@@ -24,8 +24,9 @@ from balancer import open_manifest, run_status
 from balancer.cli import main
 from balancer.errors import UsageError
 from balancer.export import FORMATS, Options, export
-from balancer.manifest import Manifest, check_run
+from balancer.manifest import check_run
 from balancer.report.facts import gather_facts
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import image_bytes, real, row, start
 

@@ -34,9 +34,9 @@ from balancer.export.folder import CLAIM, JOURNAL
 from balancer.export.formats.folders import facet_folder
 from balancer.export.names import folder_names, image_name
 from balancer.images import is_marked_synthetic
-from balancer.manifest import Manifest
 from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, image_bytes, real, rejected, row, start
 

@@ -27,7 +27,7 @@ from balancer.export.formats.fiftyone import _TAKEN, _field_name
 from balancer.export.formats.webdataset import END, _cuts
 from balancer.export.metadata import SINGLE
 from balancer.export.names import folder_names
-from balancer.manifest import Manifest
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, planned, real, row, start
 

@@ -19,7 +19,6 @@ from balancer.config.schema import Config
 from balancer.errors import UsageError
 from balancer.manifest.layout import rejected_path
 from balancer.manifest.log.writer import ManifestLog
-from balancer.manifest.query import open_manifest
 from balancer.manifest.runfile import RunInfo, create_run
 from balancer.manifest.status import status_of
 from balancer.report import render_report
@@ -27,6 +26,7 @@ from balancer.report.criteria import Criterion, check_criteria
 from balancer.report.facts import CellCount, Facts, cell_table, gather_facts
 from balancer.report.scores import BINS, score_histograms
 from balancer.report.sheets import Sheet, _generated_pixels, evenly_spaced, rejected_sheets, thumbnail_uri
+from balancer.run_manifest import open_manifest
 from balancer.storage import Storage, open_storage
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
@@ -107,13 +107,13 @@ class Run:
         return row
 
     def facts(self) -> Facts:
-        return gather_facts(open_manifest(self.uri), status_of(self.storage, NOW))
+        return gather_facts(open_manifest(self.uri).rows, status_of(self.storage, NOW))
 
     def criteria(self) -> list[Criterion]:
-        return list(check_criteria(self.facts(), open_manifest(self.uri)))
+        return list(check_criteria(self.facts(), open_manifest(self.uri).rows))
 
     def rejected_sheets(self) -> tuple[tuple[Sheet, ...], tuple[Sheet, ...]]:
-        return rejected_sheets(self.facts(), open_manifest(self.uri), self.storage)
+        return rejected_sheets(self.facts(), open_manifest(self.uri).rows, self.storage)
 
     def _real_row(self, class_name: str, index: int) -> dict[str, Any]:
         return {

@@ -18,9 +18,9 @@ from balancer.manifest.layout import DATA_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance import gc
 from balancer.manifest.maintenance.gc import delete_leftovers, find_leftovers
-from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot.build import compact
+from balancer.run_manifest import manifest_in
 from balancer.storage import open_storage
 from tests.manifest_samples import NOON, MemoryStorage, at, image_bytes, rejected, row, run_info, start, void
 

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from actors.run import run
 from balancer.cli import main
 from balancer.errors import ManifestError, StorageError, UsageError
-from balancer.manifest import check_run, open_manifest, read_log
+from balancer.manifest import check_run, read_log
 from balancer.manifest.layout import DAMAGED_DIR, INDEX_FILE, fragment_path
 from balancer.manifest.maintenance.repair import apply, look
-from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot.build import compact
+from balancer.run_manifest import manifest_in, open_manifest
 from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from tests.manifest_samples import (

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 
 from balancer import open_manifest
 from balancer.errors import ManifestError, UsageError
-from balancer.manifest import Manifest, create_run, read_log
+from balancer.manifest import create_run, read_log
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, fragment_path
 from balancer.manifest.maintenance.gc import COMPACTED, find_leftovers
-from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot import build as compaction
 from balancer.manifest.snapshot import index as compacted
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.index import DamagedCopyError, read_index
+from balancer.run_manifest import Manifest, manifest_in
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, MemoryStorage, at, real, rejected, row, run_info, start, void
 

@@ -21,11 +21,11 @@ from balancer.manifest.layout import CURRENT_FILE, HEAD_FILE, fragment_path
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance import repair
 from balancer.manifest.maintenance.gc import delete_leftovers
-from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.current import METADATA, renew_current
 from balancer.manifest.status import status_of
+from balancer.run_manifest import manifest_in
 from balancer.runs import rejudge
 from balancer.storage import Storage, open_storage
 from tests.manifest_samples import MemoryStorage, at, image_bytes, real, rejected, row, run_info, start, void

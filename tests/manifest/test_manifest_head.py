@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from balancer.cli import main
 from balancer.errors import BalancerError, ManifestError, StorageError
-from balancer.manifest import ManifestLog, check_run, create_run, open_manifest, read_log
+from balancer.manifest import ManifestLog, check_run, create_run, read_log
 from balancer.manifest.layout import HEAD_FILE, INDEX_FILE, LOG_DIR, fragment_path
 from balancer.manifest.log.head import read_head, write_head
 from balancer.manifest.maintenance.repair import apply, look
 from balancer.manifest.snapshot.build import compact
+from balancer.run_manifest import open_manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import (
     MemoryStorage,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from balancer.config.schema import RESERVED_FACET_NAMES
 from balancer.errors import ManifestError
+from balancer.manifest.columns import COLUMNS as TABLE
 from balancer.manifest.schema import check_version, difference, manifest_schema, rows_to_table
+from balancer.runs.lineage import Lineage
 
 COLUMNS = (
     "id file_name class lighting burn_level cell slot attempt source status reason review score scores "
@@ -32,6 +35,17 @@ def test_the_columns_are_those_of_the_design():
 def test_no_facet_may_be_named_after_a_column_or_a_key_of_the_plan():
     columns = set(COLUMNS) - {"lighting", "burn_level"}
     assert columns | {"quota", "priority"} == RESERVED_FACET_NAMES
+
+
+def test_exported_columns_have_one_place_each():
+    places = [column.exported for column in TABLE if column.exported is not None]
+    assert sorted(places) == list(range(1, len(places) + 1))
+
+
+def test_lineage_has_a_field_for_every_column_it_reads():
+    fields = {field.name for field in dataclasses.fields(Lineage)}
+    renamed = {"class": "class_name", "parent_id": "parent"}
+    assert {renamed.get(column.name, column.name) for column in TABLE if column.lineage} <= fields
 
 
 def test_classes_and_facets_are_dictionaries():

@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from balancer.cli import main
 from balancer.errors import UsageError
-from balancer.manifest import Manifest, open_manifest
 from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
+from balancer.run_manifest import Manifest, open_manifest
 from balancer.storage import open_storage
 from tests.fake_terminal import use_terminal
 from tests.manifest_samples import real, rejected, row, start, void

@@ -13,14 +13,13 @@ import pyarrow.dataset as ds
 import pytest
 
 from balancer import open_manifest
-from balancer.manifest import Manifest
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.log.fragment import BrokenFragmentError
-from balancer.manifest.query import manifest_in
 from balancer.manifest.snapshot import ending, shares
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.ending import Gate, well_ended
 from balancer.manifest.snapshot.index import DamagedCopyError
+from balancer.run_manifest import Manifest, manifest_in
 from balancer.storage import open_storage
 from tests.manifest_samples import MemoryStorage, row, start
 
@@ -115,7 +114,7 @@ def test_what_changed_since_the_manifest_was_opened_is_refused_by_name(storage, 
     damage = (DamagedCopyError, BrokenFragmentError)
     with pytest.raises(Exception if ask is by_duckdb else damage):  # DuckDB has its own words for it
         ask(manifest)
-    assert isinstance(manifest._source.files.problem, damage)
+    assert isinstance(manifest.rows._source.files.problem, damage)
 
 
 def test_a_scan_reads_nothing_before_it_begins(storage, manifest):

@@ -44,10 +44,10 @@ from balancer.manifest.layout import INDEX_FILE, RUN_FILE, fragment_path, fragme
 from balancer.manifest.log.head import write_head
 from balancer.manifest.maintenance.fsck import check_run
 from balancer.manifest.maintenance.gc import IMAGE, Leftover, delete_leftovers, find_leftovers
-from balancer.manifest.query import manifest_in
 from balancer.manifest.rows import ImageFile
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.index import encode_index, read_index
+from balancer.run_manifest import manifest_in
 from balancer.runs.resume import restore_schedule
 from balancer.scheduling.ledger import Outcome
 from balancer.storage import DiskFullError, LocalStorage

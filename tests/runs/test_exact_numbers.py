@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from balancer.cli import main
 from balancer.export import FORMATS, export
 from balancer.manifest.formats import exact
-from balancer.manifest.query import Manifest, open_manifest
+from balancer.run_manifest import Manifest, open_manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import image_bytes, real, row, start
 

@@ -25,7 +25,7 @@ from balancer.cli import main
 from balancer.config.schema import Config
 from balancer.errors import ManifestError, UsageError
 from balancer.images import encode_image, pixel_sha256
-from balancer.manifest import Manifest
+from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
 from balancer.scheduling.prompts import Request
 from balancer.storage import open_storage

@@ -10,9 +10,9 @@ import pytest
 from balancer import open_manifest
 from balancer.errors import StorageError
 from balancer.export import Options, export
-from balancer.manifest import Manifest
 from balancer.manifest.image_files import MAX_IMAGE_BYTES, ImageFiles, max_image_bytes, max_image_pixels
 from balancer.manifest.maintenance.fsck import check_run
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, image_bytes, real, row, run_info, start
 

@@ -29,10 +29,11 @@ from balancer.cli import main
 from balancer.config.schema import INTERNAL_PREFIX, RESERVED_FACET_NAMES, Config
 from balancer.errors import UsageError
 from balancer.export import FORMATS, Options, export
-from balancer.manifest import Manifest, ManifestLog, create_run
-from balancer.manifest.query import manifest_in, quoted
+from balancer.manifest import ManifestLog, create_run
+from balancer.manifest.query.sql_text import quoted
 from balancer.manifest.snapshot.build import _sorted, compact
 from balancer.manifest.snapshot.superseded import PLACE
+from balancer.run_manifest import Manifest, manifest_in
 from balancer.storage import Storage, open_storage
 from balancer.text.names import composed
 from balancer.training.sampling import sample_weights

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from balancer import open_manifest
 from balancer.errors import ManifestError, StorageError, UnavailableError, UsageError
 from balancer.images import is_marked_synthetic, read_image
-from balancer.manifest import Manifest
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from balancer.training import extras, torch_dataset
+from balancer.training.choice import Choice
 from balancer.training.sampling import sample_weights
 from balancer.training.selection import Selection
 from tests.manifest_samples import real, row, start
@@ -355,7 +356,7 @@ def test_a_sampler_draws_from_more_rows_than_torch_does(monkeypatch):
     count = 2**24 + 2
     half = pa.array(np.arange(count) % 2 == 0)
     made_up(monkeypatch, pa.table({"source": pc.if_else(half, "real", "synthetic"), "class": half}))
-    sampler = torch_dataset.sampler_of(None, ["class"], 1.0, "train", None, 1, allow_synthetic_eval=False)
+    sampler = torch_dataset.make_sampler(None, Choice("train"), ["class"], 1.0, 1)
     drawn = list(itertools.islice(sampler, 1000))
     assert len(sampler) == count
     assert max(drawn) > 2**23
@@ -370,7 +371,7 @@ def test_a_sampler_of_many_rows_keeps_to_the_weights_and_can_be_repeated(monkeyp
     made_up(monkeypatch, pa.table({"source": sources, "class": names}))
 
     def draws():
-        made = torch_dataset.sampler_of(None, ["class"], 0.0, "train", None, 1, allow_synthetic_eval=False)
+        made = torch_dataset.make_sampler(None, Choice("train"), ["class"], 0.0, 1)
         return list(pickle.loads(pickle.dumps(made)))
 
     drawn = Counter(names[index] for index in draws())

@@ -14,7 +14,7 @@ from balancer import open_manifest
 from balancer.errors import StorageError, UsageError
 from balancer.export import FORMATS, Options, export
 from balancer.images import encode_image
-from balancer.manifest import Manifest
+from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from tests.manifest_samples import row, start
 

@@ -16,9 +16,9 @@ from balancer.cli import main
 from balancer.config.schema import Config
 from balancer.export import FORMATS, export
 from balancer.manifest.maintenance.fsck import fsck
-from balancer.manifest.query import Manifest, open_manifest
 from balancer.manifest.status import status_of
 from balancer.report import render_report
+from balancer.run_manifest import Manifest, open_manifest
 from balancer.runs.rejudge import apply
 from balancer.storage import Storage, open_storage
 from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start

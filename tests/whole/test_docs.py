@@ -15,7 +15,8 @@ import balancer
 import columns_page
 from balancer import errors
 from balancer.cli import COMMANDS, main
-from balancer.manifest.schema import MEANINGS, manifest_schema
+from balancer.manifest.columns import COLUMNS
+from balancer.manifest.schema import manifest_schema
 from docs.conf import DOCS, PAGES_OF, ROOT, for_the_site
 
 LACKING = [name for name in ("sphinx", "myst_parser", "sphinx_click", "furo") if find_spec(name) is None]
@@ -129,7 +130,7 @@ def test_the_page_of_columns_shows_the_schema_as_it_is():
 
 def test_every_column_is_explained_and_no_other():
     names = manifest_schema({"class": 2, columns_page.FACET: 2}, embedding_dim=1).names
-    assert list(MEANINGS) == names
+    assert [column.name for column in COLUMNS if column.meaning] == names
 
 
 def test_the_page_of_exit_codes_names_every_error_with_its_code():

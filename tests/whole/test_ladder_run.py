@@ -10,8 +10,9 @@ from actors.cluster.pool import Pool
 from actors.loop.examples import EXAMPLES_OF_A_CELL
 from actors.run import Reporter, run
 from balancer.config.schema import Config
-from balancer.manifest import open_manifest, status_of
+from balancer.manifest import status_of
 from balancer.manifest.rows import utc_now
+from balancer.run_manifest import open_manifest
 from balancer.storage import open_storage
 
 WANTED = 40

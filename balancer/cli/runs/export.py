@@ -50,7 +50,7 @@ def command(
     """
     from balancer.export import Options, export
     from balancer.manifest.image_check import check_images
-    from balancer.manifest.query import open_manifest
+    from balancer.run_manifest import open_manifest
     from balancer.storage import open_storage
 
     options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval)

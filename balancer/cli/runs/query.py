@@ -14,7 +14,7 @@ from balancer.text.quantities import counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from balancer.manifest.query import Manifest
+    from balancer.manifest.query.rows import ManifestRows
 
 FORMATS = ("table", "json", "csv", "parquet", "arrow")
 BINARY = ("parquet", "arrow")
@@ -46,16 +46,17 @@ def command(
     would run as a formula (it begins with = + - @ or a tab) gets a leading apostrophe; JSON, Parquet and
     Arrow keep it unchanged.
     """
-    from balancer.manifest.query import open_manifest
+    from balancer.manifest.query.rows import open_rows
+    from balancer.storage import open_storage
 
     form = form or _guess_format(output)
     _check_destination(form, output)
-    manifest = open_manifest(run)
-    by = _names("--count-by", count_by, manifest.schema.names)
-    shown = _names("--columns", columns, manifest.schema.names)
-    table = _select(manifest, condition, by, shown, everything)
+    rows = open_rows(open_storage(run, create=False))
+    by = _names("--count-by", count_by, rows.schema.names)
+    shown = _names("--columns", columns, rows.schema.names)
+    table = _select(rows, condition, by, shown, everything)
     if form == "table":
-        _print_table(table, by is None and shown is None, manifest.run.facets, exact=by is not None)
+        _print_table(table, by is None and shown is None, rows.run.facets, exact=by is not None)
     else:
         _emit(_rendered(table, form, keep_embedding=columns is not None), output)
     if not table.num_rows and "status" in condition and not everything:
@@ -63,7 +64,7 @@ def command(
 
 
 def _select(
-    manifest: Manifest,
+    rows: ManifestRows,
     condition: str,
     count_by: list[str] | None,
     columns: list[str] | None,
@@ -71,10 +72,10 @@ def _select(
 ) -> pa.Table:
     status: Any = "all" if everything else "accepted"
     if count_by is None:
-        return manifest.to_table(columns, condition, status)
+        return rows.to_table(columns, condition, status)
     if columns is not None:
         raise UsageError("--columns and --count-by cannot be combined", hint="give one of them")
-    return manifest.count_by(*count_by, filter=condition, status=status)
+    return rows.count_by(*count_by, filter=condition, status=status)
 
 
 def _names(option: str, listed: str | None, known: list[str]) -> list[str] | None:
@@ -151,7 +152,7 @@ def _cell(value: object, exact: bool = False) -> str | int | float | None:
 
 def _rendered(table: pa.Table, form: str, keep_embedding: bool) -> bytes:
     from balancer.manifest import formats
-    from balancer.manifest.schema import EMBEDDING
+    from balancer.manifest.columns import EMBEDDING
 
     if form == "parquet":
         return formats.parquet_bytes(table)

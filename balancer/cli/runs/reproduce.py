@@ -33,7 +33,7 @@ def command(ctx: click.Context, run: str, ids: tuple[str, ...], everything: bool
     if bool(ids) == everything:
         raise UsageError("give the ids of images, or --all", hint="`balancer query RUN` lists ids")
     from actors.reproduce import reproduce, rows_to_reproduce
-    from balancer.manifest.query import open_manifest
+    from balancer.run_manifest import open_manifest
 
     manifest = open_manifest(run)
     rows = rows_to_reproduce(manifest, None if everything else ids)

@@ -21,6 +21,7 @@ from balancer.config.schema import Config, CopiesConfig
 from balancer.dataset.leakage import Leak, find_leaks
 from balancer.dataset.near_duplicates import COMPARED, KnownImage, known_images
 from balancer.errors import BalancerError, ManifestError, StorageError
+from balancer.manifest.columns import names_where
 from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.layout import (
     CURRENT_FILE,
@@ -62,13 +63,13 @@ _COLUMNS = (
     "threshold", "seed", "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
 )  # fmt: skip
 
-_FILE_COLUMNS = ("file_name", "sha256", "num_bytes")
+_FILE_COLUMNS = names_where(lambda column: column.of_file)
 
 _OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
 """Of values, that are looked at row by row."""
 
 # What a verdict may not touch; the file, too, unless the row becomes void.
-_LASTING = ("cell", "slot", "attempt", "source", "seed", "run_id")
+_LASTING = names_where(lambda column: column.lasting)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from balancer.manifest.columns import EMBEDDING, names_where
 from balancer.manifest.layout import INDEX_FILE, fragment_path
 from balancer.manifest.log.fragment import MAX_FRAGMENT_BYTES, Fragment
 from balancer.manifest.log.reader import Chain, Entry, joined, last_seq, read_again, read_chain
 from balancer.manifest.row_values import Known
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.schema import EMBEDDING
 from balancer.manifest.snapshot.index import (
     DamagedCopyError,
     DataFile,
@@ -48,8 +48,7 @@ ROW_GROUP_ROWS = 16_384
 MAGIC_BYTES = 8
 """Of Parquet: the footer's length, and "PAR1"."""
 
-UNLIKELY_TWICE = ("id", "file_name", "slot", "seed", "sha256", "pixel_sha256", "phash", PLACE)
-"""Columns in which hardly any value occurs twice, so that a dictionary is of no use."""
+DISTINCT = (*names_where(lambda column: column.distinct), PLACE)
 
 LONG_LOG = 512
 """Fragments beyond the compacted copy from which on it is renewed when a run ends: about 0.2 s of reading for
@@ -269,7 +268,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Embeddings are plain numbers that nothing makes smaller. Every page has its checksum."""
     leaves = {column.name: list(_leaves(column.name, column.type)) for column in schema}
     every = [leaf for of_column in leaves.values() for leaf in of_column]
-    without_dictionary = {leaf for name in (EMBEDDING, *UNLIKELY_TWICE) for leaf in leaves[name]}
+    without_dictionary = {leaf for name in (EMBEDDING, *DISTINCT) for leaf in leaves[name]}
     return {
         "row_group_size": ROW_GROUP_ROWS,
         "compression": {leaf: "none" if leaf in leaves[EMBEDDING] else "zstd" for leaf in every},

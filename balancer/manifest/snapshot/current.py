@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balancer.errors import ManifestError
+from balancer.manifest.columns import names_where
 from balancer.manifest.layout import CURRENT_FILE
 from balancer.manifest.log.fragment import Link
 from balancer.manifest.log.head import Head, read_head
@@ -22,7 +23,6 @@ from balancer.manifest.log.reader import ID, last_seq
 from balancer.manifest.maintenance.snapshot_check import same_rows
 from balancer.manifest.rows import ACCEPTED
 from balancer.manifest.runfile import read_run
-from balancer.manifest.schema import EMBEDDING
 from balancer.manifest.snapshot.dataset import Source
 from balancer.manifest.snapshot.files import arrow_buffer
 from balancer.manifest.snapshot.index import MAX_FILE_BYTES, STATUS
@@ -31,8 +31,8 @@ from balancer.storage import MissingFileError, Storage
 METADATA = b"balancer.current"
 """Key of the file's metadata: JSON with `run_id`, and `seq` and `sha256` of the last fragment it covers."""
 
-LEFT_OUT = (EMBEDDING, "probabilities")
-"""By far the largest columns; they are in the log."""
+LEFT_OUT = names_where(lambda column: column.large)
+"""They are in the log."""
 
 ROW_GROUP_ROWS = 65_536
 

@@ -1,0 +1,422 @@
+"""Every column of the manifest and all that depends on the column alone.
+
+The Arrow schema, the names that no facet may have, the rules a row must keep, the report's criterion of
+completeness, lineage, exports and docs/columns.md derive from COLUMNS. It needs no Arrow, so a config can be
+checked without loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Type = Literal[
+    "text", "texts", "name", "bool", "int32", "int64", "uint64", "double", "time",
+    "scores", "probabilities", "embedding",
+]  # fmt: skip
+"""`balancer.manifest.schema` has the Arrow type of each; `name` is text as a dictionary."""
+
+FACET = "FACET"
+"""Stands for the columns of the facets."""
+
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; the fields after `meaning` say who else needs it, and how."""
+
+    name: str
+    type: Type
+    meaning: str
+
+    required: Literal["all", "synthetic", "files"] | None = None
+    """Readers refuse rows without it: any row, a candidate's, or one that names a file."""
+    complete: Literal["all", "synthetic"] | None = None
+    """The report expects it in accepted rows: in all of them, or in those of generated images."""
+    limits: tuple[int, int] | None = None
+    """Readers refuse values outside. Wider than any config allows, or ever did."""
+    form: tuple[str, str] | None = None
+    """Readers refuse other text: a regular expression, and the same in words."""
+    lasting: bool = False
+    """A new verdict on a row leaves it as it is."""
+    of_file: bool = False
+    """It describes the image file, and goes when the file does."""
+    lineage: bool = False
+    """`Manifest.lineage` reads it."""
+    exported: int | None = None
+    """Exports have it under its own name, at this place among such columns."""
+    provenance: bool = False
+    """`to_hf` and `to_ray` give it unless other columns are named."""
+    distinct: bool = False
+    """Hardly any value occurs twice, so a dictionary in Parquet is of no use."""
+    large: bool = False
+    """By far the largest ones: `current.parquet` goes without."""
+
+
+COLUMNS = (
+    Column(
+        "id",
+        "text",
+        "Its name in the run: `SLOT-ATTEMPT` of a candidate, `real/FILE` of a real image.",
+        complete="all",
+        lineage=True,
+        provenance=True,
+        distinct=True,
+    ),
+    Column(
+        "file_name",
+        "text",
+        "Its file, relative to the run folder; of a real image under `output.real_images: reference` the "
+        "absolute path. Null for a candidate that was never accepted.",
+        complete="all",
+        of_file=True,
+        lineage=True,
+        distinct=True,
+    ),
+    Column(
+        "class",
+        "name",
+        "The class; of a candidate, the one it was asked to show.",
+        required="all",
+        complete="all",
+        lineage=True,
+    ),
+    Column(
+        FACET,
+        "name",
+        "A column for each facet of the config. Null where it does not apply, or is not known of a real "
+        "image.",
+    ),
+    Column(
+        "cell",
+        "text",
+        "The class and its facet values, joined by `/`.",
+        required="synthetic",
+        complete="synthetic",
+        lasting=True,
+        exported=3,
+        provenance=True,
+    ),
+    Column(
+        "slot",
+        "text",
+        "The cell and the number of the image wanted in it. A slot has at most one accepted image.",
+        required="synthetic",
+        complete="synthetic",
+        form=(r"/[0-9]{1,12}$", "a cell and a number"),
+        lasting=True,
+        distinct=True,
+    ),
+    Column(
+        "attempt",
+        "int32",
+        "The number of this attempt at the slot, from 1.",
+        required="synthetic",
+        complete="synthetic",
+        limits=(1, 10**6),
+        lasting=True,
+        lineage=True,
+        exported=11,
+    ),
+    Column(
+        "source",
+        "text",
+        "`synthetic` or `real`.",
+        required="all",
+        complete="all",
+        lasting=True,
+        lineage=True,
+        exported=1,
+        provenance=True,
+    ),
+    Column(
+        "status",
+        "text",
+        "`accepted`, `rejected` or `void`. A void candidate passes by now, but its image was not kept: it is "
+        "made again.",
+        required="all",
+        complete="all",
+        lineage=True,
+    ),
+    Column(
+        "reason",
+        "text",
+        "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
+        "`duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
+        lineage=True,
+    ),
+    Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
+    Column(
+        "score",
+        "double",
+        "The lowest score of the properties that were judged. Null if none was.",
+        complete="synthetic",
+        lineage=True,
+        exported=4,
+        provenance=True,
+    ),
+    Column(
+        "scores",
+        "scores",
+        "For each property, how likely the image shows what was asked: the verifier's probability, or the "
+        "second judge's if that is lower.",
+        required="synthetic",
+        complete="synthetic",
+        lineage=True,
+    ),
+    Column(
+        "probabilities",
+        "probabilities",
+        "For each property, the verifier's probability of every value, in the config's order.",
+        large=True,
+    ),
+    Column(
+        "second_scores",
+        "scores",
+        "For each property, the second judge's probability. Null without one.",
+    ),
+    Column(
+        "unjudged",
+        "texts",
+        "The entries of `verification.unjudged` that concern its cell.",
+        lineage=True,
+    ),
+    Column(
+        "threshold",
+        "double",
+        "The score it had to reach.",
+        complete="synthetic",
+        lineage=True,
+        exported=5,
+    ),
+    Column(
+        "fallback",
+        "bool",
+        "Whether a rung or `attempts.fallback` lowered its threshold.",
+        exported=6,
+    ),
+    Column(
+        "prompt",
+        "text",
+        "What the generator was asked for.",
+        complete="synthetic",
+        lineage=True,
+        exported=8,
+        provenance=True,
+    ),
+    Column(
+        "negative_prompt",
+        "text",
+        "What the generator was asked to avoid.",
+        lineage=True,
+        exported=9,
+    ),
+    Column(
+        "wording",
+        "int32",
+        "Which of the class's wordings was used, from 0: `prompts` first, then `fallback_prompts`.",
+        limits=(0, 10**6),
+    ),
+    Column(
+        "changes",
+        "texts",
+        "What this attempt changed against a plain one, in words.",
+        lineage=True,
+    ),
+    Column(
+        "seed",
+        "uint64",
+        "The seed of its noise: 64 bits, unsigned.",
+        complete="synthetic",
+        lasting=True,
+        lineage=True,
+        exported=10,
+        distinct=True,
+    ),
+    Column(
+        "model",
+        "text",
+        "The generator: a hub name, a folder, `embedded` or `simulated`.",
+        complete="synthetic",
+        lineage=True,
+        exported=12,
+        provenance=True,
+    ),
+    Column(
+        "model_revision",
+        "text",
+        "The commit of the generator on the hub.",
+        lineage=True,
+        exported=13,
+        provenance=True,
+    ),
+    Column(
+        "verifier",
+        "text",
+        "The verifier, named likewise.",
+        complete="synthetic",
+        lineage=True,
+        exported=14,
+    ),
+    Column(
+        "verifier_revision",
+        "text",
+        "The commit of the verifier on the hub.",
+        lineage=True,
+        exported=15,
+    ),
+    Column(
+        "steps",
+        "int32",
+        "Denoising steps.",
+        complete="synthetic",
+        limits=(1, 10**6),
+        lineage=True,
+        exported=16,
+    ),
+    Column(
+        "guidance",
+        "double",
+        "Guidance scale.",
+        complete="synthetic",
+        lineage=True,
+        exported=17,
+    ),
+    Column(
+        "width",
+        "int32",
+        "Width in pixels.",
+        complete="all",
+        limits=(1, 10**9),
+        lineage=True,
+        exported=18,
+    ),
+    Column(
+        "height",
+        "int32",
+        "Height in pixels.",
+        complete="all",
+        limits=(1, 10**9),
+        lineage=True,
+        exported=19,
+    ),
+    Column(
+        "sha256",
+        "text",
+        "Hash of the file.",
+        required="files",
+        complete="all",
+        form=(r"^[0-9a-f]{64}$", "64 hexadecimal digits"),
+        of_file=True,
+        lineage=True,
+        exported=20,
+        provenance=True,
+        distinct=True,
+    ),
+    Column(
+        "num_bytes",
+        "int64",
+        "Size of the file.",
+        required="files",
+        complete="all",
+        limits=(0, 10**12),
+        of_file=True,
+    ),
+    Column("brightness", "double", "Mean luminance, 0 to 1.", required="synthetic"),
+    Column(
+        "deviation",
+        "double",
+        "Standard deviation of luminance; close to 0 in a blank image.",
+        required="synthetic",
+    ),
+    Column(
+        "nonfinite",
+        "int32",
+        "How many values of its latents or pixels were NaN or infinite.",
+        required="synthetic",
+        limits=(0, 2**31 - 1),
+    ),
+    Column("unsafe", "double", "How sure the safety checker objects, 0 to 1. Null without one."),
+    Column(
+        "pixel_sha256",
+        "text",
+        "Hash of the decoded pixels; two files of one picture share it.",
+        distinct=True,
+    ),
+    Column(
+        "phash",
+        "text",
+        "Perceptual hash.",
+        complete="all",
+        form=(r"^[0-9a-f]{16}$", "16 hexadecimal digits"),
+        distinct=True,
+    ),
+    Column(
+        "nearest_id",
+        "text",
+        "The known image most like it. Null if it was not compared.",
+        lineage=True,
+    ),
+    Column(
+        "nearest_distance",
+        "int32",
+        "Bits in which the two perceptual hashes differ, 0 to 64.",
+        limits=(0, 64),
+        lineage=True,
+    ),
+    Column("nearest_similarity", "double", "Cosine of the two embeddings.", lineage=True),
+    Column(EMBEDDING, "embedding", "The verifier's embedding of the image.", large=True),
+    Column(
+        "parent_id",
+        "text",
+        "The image it was generated from, if there is one.",
+        lineage=True,
+        exported=21,
+    ),
+    Column(
+        "split",
+        "text",
+        "`train`, `validation` or `test`. Generated images are `train`.",
+        lineage=True,
+        exported=2,
+        provenance=True,
+    ),
+    Column("device", "text", "The device it was generated on.", complete="synthetic", lineage=True),
+    Column(
+        "batch_size",
+        "int32",
+        "How many images went through the generator together.",
+        limits=(1, 10**6),
+        lineage=True,
+    ),
+    Column(
+        "generated_at",
+        "time",
+        "When its row was made.",
+        complete="synthetic",
+        lineage=True,
+        exported=22,
+    ),
+    Column(
+        "run_id",
+        "text",
+        "The run.",
+        complete="all",
+        lasting=True,
+        lineage=True,
+        exported=23,
+    ),
+)
+
+
+def names_where(meets: Callable[[Column], object]) -> tuple[str, ...]:
+    """The columns that meet a condition, in the order of the manifest."""
+    return tuple(column.name for column in COLUMNS if meets(column))
+
+
+def exported_names() -> tuple[str, ...]:
+    """The columns that exports have under their own names, in the order of exports."""
+    places = {column.exported: column.name for column in COLUMNS if column.exported is not None}
+    return tuple(places[place] for place in sorted(places))

@@ -1,0 +1,1 @@
+"""Queries: rows by a condition, counts by columns, SQL."""
