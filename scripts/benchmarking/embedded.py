@@ -128,10 +128,10 @@ def _phases(batches: int = 5) -> dict[str, float]:
 def _timed(spent: dict[str, float], name: str, part: Any, method: str) -> Iterator[None]:
     plain = getattr(part, method)
 
-    def timed(*told: Any, **more: Any) -> Any:
+    def timed(*arguments: Any, **more: Any) -> Any:
         began = time.perf_counter()
         try:
-            return plain(*told, **more)
+            return plain(*arguments, **more)
         finally:
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
 
