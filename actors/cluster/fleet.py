@@ -26,11 +26,13 @@ def make_pools(
     change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> Pools:
     """Pools that are not started yet."""
-    on_gpu = {
-        "generators_on_gpu": fleet.gpus_per_generator > 0,
-        "verifiers_on_gpu": fleet.gpus_per_verifier > 0,
-    }
-    workers = change_workers(workers_for(config, storage.uri, **on_gpu))
+    usual = workers_for(
+        config,
+        storage.uri,
+        generators_on_gpu=fleet.gpus_per_generator > 0,
+        verifiers_on_gpu=fleet.gpus_per_verifier > 0,
+    )
+    workers = change_workers(usual)
     wanted = config.actors
     limits = Limits(wanted.start_timeout_s, wanted.call_timeout_s, wanted.max_restarts)
     generators = Reservation(num_cpus=fleet.cpus_per_generator, num_gpus=fleet.gpus_per_generator)

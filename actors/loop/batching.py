@@ -9,7 +9,7 @@ from actors.loop.batch import Batch, Judged
 from balancer.cells import Candidate
 from balancer.config.schema import Config
 from balancer.scheduling.adaptive import WordingCounts
-from balancer.scheduling.prompts import Request, Rung, ladder, request_for, wordings_of
+from balancer.scheduling.prompts import Request, Rung, allowed_wordings, ladder, request_for
 from balancer.scheduling.schedule import Schedule
 
 
@@ -32,7 +32,7 @@ class Batching:
         cell, wording = candidate.slot.cell, None
         if self.wording_counts is not None:
             seed = candidate.seed(self.config.seed)
-            wording = self.wording_counts.choose(cell.key, wordings_of(cell, rung, self.config), seed)
+            wording = self.wording_counts.choose(cell.key, allowed_wordings(cell, rung, self.config), seed)
         weakest = self.schedule.reason_before(candidate)
         return request_for(candidate, rung, self.config, weakest=weakest, wording=wording)
 

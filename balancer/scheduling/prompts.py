@@ -66,7 +66,7 @@ def ladder(config: Config) -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
-def wordings_of(cell: Cell, rung: Rung, config: Config) -> range:
+def allowed_wordings(cell: Cell, rung: Rung, config: Config) -> range:
     """The numbers of the class wordings that a rung may use."""
     wanted = config.classes[cell.class_name]
     usual = len(wanted.prompts)
@@ -86,11 +86,11 @@ def request_for(
     """The words and the seed of a candidate: each slot, and each rung that says so, takes the next wording.
 
     `weakest` is the reason for which the attempt before was rejected, which may be no property; `wording` is
-    one of `wordings_of`, instead of the one whose turn it is.
+    one of `allowed_wordings`, instead of the one whose turn it is.
     """
     cell = candidate.slot.cell
     turn = candidate.slot.index + rung.turn
-    allowed = wordings_of(cell, rung, config)
+    allowed = allowed_wordings(cell, rung, config)
     in_turn = allowed[turn % len(allowed)]
     number = in_turn if wording is None else wording
     phrases = _phrases(cell, turn, number, allowed, config)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
-from balancer.scheduling.prompts import Request, Rung, ladder, request_for, wordings_of
+from balancer.scheduling.prompts import Request, Rung, allowed_wordings, ladder, request_for
 
 BASIC = Cell("basic", (("lighting", "dim"),))
 USUAL = Rung(threshold=0.6, guidance=7.5)
@@ -201,5 +201,5 @@ def test_a_wording_that_was_chosen_is_taken_and_counts_as_a_change():
 @pytest.mark.parametrize(("fallback_prompts", "wordings"), [((), range(3)), (("x", "y"), range(3, 5))])
 def test_a_fallback_may_use_its_own_wordings_only(fallback_prompts: tuple[str, ...], wordings: range):
     job = config(fallback_prompts=fallback_prompts)
-    assert wordings_of(BASIC, USUAL, job) == range(3)
-    assert wordings_of(BASIC, FALLBACK, job) == wordings
+    assert allowed_wordings(BASIC, USUAL, job) == range(3)
+    assert allowed_wordings(BASIC, FALLBACK, job) == wordings
