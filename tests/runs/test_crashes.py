@@ -51,7 +51,7 @@ from balancer.run_manifest import manifest_in
 from balancer.runs.resume import schedule_of
 from balancer.scheduling.schedule import Outcome
 from balancer.storage import DiskFullError, LocalStorage
-from balancer.storage.local import _translated
+from balancer.storage.system_calls import translated
 from tests.file_system_model import Disk, Event, Folder, Killed, PowerLost, Process
 from tests.manifest_samples import FACETS, NOON, MemoryStorage, planned, rejected, row, run_info
 
@@ -126,7 +126,7 @@ class Driver:
     @property
     def had_a_failed_sync(self) -> bool:
         """That of the log's head may fail in a commit that succeeds: what comes after is refused."""
-        return self.storage._broken is not None
+        return self.storage._durability.broken is not None
 
     def open(self) -> None:
         self.storage = self.variant.storage.make(ROOT, self.process)
@@ -666,7 +666,7 @@ class InPlace(LocalStorage):
 
     def create(self, path, data):
         target = self._target(path)
-        with _translated("create", target):
+        with translated("create", target):
             try:
                 self._write_synced(target, data, target)
             except FileExistsError:
