@@ -35,7 +35,8 @@ from balancer.dataset.splits import splits_of, training_part
 from balancer.errors import BalancerError, ClusterError, ConfigError, FencedError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.fragment import Stamp, State
-from balancer.manifest.log.writer import KEPT, LogView, ManifestLog, read_log
+from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run
 from balancer.manifest.snapshot.build import compact_if_long

@@ -16,7 +16,7 @@ import yaml
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import EMBEDDED_MODEL, SIMULATED, Config
 from balancer.dataset.splits import EVALUATION
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
 from balancer.manifest.status import COLUMNS as OF_STATUS

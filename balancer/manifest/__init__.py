@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from balancer.manifest.log.writer import LogView, ManifestLog, read_log
+    from balancer.manifest.log.view import LogView, read_log
+    from balancer.manifest.log.writer import ManifestLog
     from balancer.manifest.maintenance.fsck import Findings, Problem, check_run, fsck
     from balancer.manifest.runfile import RunInfo, create_run, read_run
     from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
@@ -17,9 +18,9 @@ _HOMES = {
     "Problem": "maintenance.fsck",
     "check_run": "maintenance.fsck",
     "fsck": "maintenance.fsck",
-    "LogView": "log.writer",
+    "LogView": "log.view",
     "ManifestLog": "log.writer",
-    "read_log": "log.writer",
+    "read_log": "log.view",
     "RunInfo": "runfile",
     "create_run": "runfile",
     "read_run": "runfile",

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.manifest.log.fragment import Stamp
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
 from balancer.planning.plan import Measured
 from balancer.scheduling.adaptive import Tally

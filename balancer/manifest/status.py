@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from balancer.config.schema import AttemptsConfig, PlanningConfig, TargetConfig
 from balancer.errors import ManifestError
 from balancer.manifest.image_check import look_at_images
-from balancer.manifest.log.writer import LogView, read_log
+from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import judged_rows, measured_of, tallies_by
 from balancer.manifest.rows import VOID

@@ -30,7 +30,8 @@ from balancer.dataset.near_duplicates import COMPARED, copies_among, known_image
 from balancer.errors import BalancerError, FencedError, UsageError
 from balancer.manifest.columns import names_where
 from balancer.manifest.log.fragment import State
-from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
+from balancer.manifest.log.view import LogView, read_log, read_rows
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import (
     ACCEPTED,
     REJECTED,
@@ -225,7 +226,7 @@ def _copies_among_accepted(
 ) -> dict[str, Nearest]:
     """In the plan's order, as at the end of a run."""
     accepted = accepted_in_order(after, facts_of(info, config))
-    images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
+    images = known_images(read_rows(storage, [candidate.id for candidate in accepted], COMPARED))
     return copies_among(images, config.verification.copies)
 
 

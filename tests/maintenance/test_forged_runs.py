@@ -21,7 +21,7 @@ from balancer.manifest.log.fragment import (
     encode,
 )
 from balancer.manifest.log.head import _checksum, read_head
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import MISSING_TOLD, check_run
 from balancer.manifest.maintenance.repair import look
 from balancer.manifest.row_values import FORMS, RANGES, Known, wrong_values

@@ -37,7 +37,7 @@ from balancer.manifest.layout import (
 from balancer.manifest.log.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.log.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
 from balancer.manifest.log.reader import Entry, last_seq, load_fragment
-from balancer.manifest.log.writer import rows_in
+from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
@@ -398,7 +398,7 @@ def _leaks(
 
     def load(ids: Sequence[str]) -> list[KnownImage]:
         entries = [Entry.of(fragment) for fragment in fragments]
-        return known_images(rows_in(entries, storage, info.schema(), ids, COMPARED))
+        return known_images(reread_rows(entries, storage, info.schema(), ids, COMPARED))
 
     by_id = {row["id"]: row for row in rows}
     for leak in find_leaks(rows, load, limits):

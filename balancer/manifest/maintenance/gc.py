@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from balancer.errors import BalancerError, FencedError, ManifestError, StorageError, UsageError
 from balancer.manifest.layout import DATA_DIR, HEAD_FILE, IMAGES_DIR, INDEX_FILE
 from balancer.manifest.log.head import read_head
-from balancer.manifest.log.writer import LogView, ManifestLog, read_log
+from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.snapshot.build import make_durable

@@ -43,7 +43,8 @@ from balancer.manifest.log.fragment import (
 )
 from balancer.manifest.log.head import Head, lost_log, read_head
 from balancer.manifest.log.reader import ID, Entry, joined, last_seq, read_again, read_chain, read_fragment
-from balancer.manifest.log.writer import ManifestLog, latest
+from balancer.manifest.log.view import latest
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance.salvage import Remains, remains_of
 from balancer.manifest.maintenance.snapshot_check import check_files
 from balancer.manifest.rows import utc_now
