@@ -20,7 +20,7 @@ from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
 from balancer.manifest.status import COLUMNS as OF_STATUS
-from balancer.manifest.status import held_back_of, missing_of
+from balancer.manifest.status import count_missing, list_held_back
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
 from balancer.scheduling.prompts import ladder
 from balancer.storage import open_storage
@@ -215,7 +215,7 @@ def _card(job: Job) -> Card:
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     here = _counts(rows, CLASS_PROPERTY, "source")
     view = read_log(open_storage(manifest.uri, create=False), OF_STATUS)
-    short, still_open = missing_of(view, manifest.run)
+    short, still_open = count_missing(view, manifest.run)
     tried = _tried(job)
     accepted = Counter({name: tried[name, ACCEPTED] for name in job.labels.classes})
     return Card(
@@ -242,7 +242,7 @@ def _card(job: Job) -> Card:
         wanted=manifest.run.wanted,
         short=short,
         open=still_open,
-        held_back=tuple(held_back_of(manifest.run)),
+        held_back=tuple(list_held_back(manifest.run)),
         licence=job.options.licence,
         generated_from=tuple(_models(generated)),
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from balancer.manifest.maintenance.fsck import Findings, Problem, check_run, fsck
     from balancer.manifest.runfile import RunInfo, create_run, read_run
     from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
-    from balancer.manifest.status import status_of
+    from balancer.manifest.status import read_status
 
 _HOMES = {
     "Findings": "maintenance.fsck",
@@ -26,7 +26,7 @@ _HOMES = {
     "read_run": "runfile",
     "SCHEMA_VERSION": "schema",
     "manifest_schema": "schema",
-    "status_of": "status",
+    "read_status": "status",
 }
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "manifest_schema",
     "read_log",
     "read_run",
-    "status_of",
+    "read_status",
 ]
 
 

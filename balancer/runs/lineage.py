@@ -70,10 +70,10 @@ class Lineage:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, but for the time, which is a datetime: seeds are text, because most readers of JSON round
         whole numbers beyond 2^53."""
-        told = {name: getattr(self, name) for name in self.__slots__}
-        plain = {name: json_value(value) for name, value in told.items() if name not in _NOT_AS_JSON}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: json_value(value) for name, value in values.items() if name not in _NOT_AS_JSON}
         return (
-            told
+            values
             | plain
             | {
                 "seed": None if self.seed is None else str(self.seed),
@@ -115,9 +115,9 @@ def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
 
 def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None) -> Lineage:
     own = ("class", "parent_id", "scores", "unjudged", "changes")
-    told = {name: row[name] for name in _COLUMNS if name not in own}
+    columns = {name: row[name] for name in _COLUMNS if name not in own}
     return Lineage(
-        **told,
+        **columns,
         class_name=row["class"],
         facets={name: row[name] for name in manifest.run.facets},
         scores=row["scores"] or {},

@@ -46,7 +46,7 @@ from balancer.manifest.rows import (
 from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.manifest.status import SILENT_AFTER_S, find_state
 from balancer.runs.resume import (
     accepted_in_order,
     candidate_of,
@@ -394,7 +394,7 @@ def apply(
     Stopped half way, it is completed by the same call. Raises UsageError while a driver seems to be at work.
     """
     info, view = read_run(storage), read_log(storage, _COLUMNS)
-    if state_of(view, now()) == "running":
+    if find_state(view, now()) == "running":
         raise UsageError(
             f"{storage.uri}: the run is going on; its verdicts can be changed when it has ended",
             hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.reader import ID, Entry, joined, read_again, read_chain, with_id
 from balancer.manifest.row_values import Known
-from balancer.manifest.rules import Rules, rules_of
+from balancer.manifest.rules import Rules, collect_rules
 from balancer.manifest.runfile import read_run
 from balancer.manifest.schema import rows_with_ids
 from balancer.storage import Storage
@@ -68,7 +68,7 @@ def build_view(stamps: Sequence[Stamp], table: pa.Table) -> LogView:
         fragments=len(stamps),
         last=stamps[-1] if stamps else None,
         opened=tuple(stamp for stamp in stamps if stamp.event == "open"),
-        rules=rules_of(stamps),
+        rules=collect_rules(stamps),
     )
 
 

@@ -53,7 +53,7 @@ READERS = 8
 """Images hashed at once."""
 
 MISSING_TOLD = 1000
-"""Missing fragments in a row that are told one by one."""
+"""Missing fragments in a row that are listed one by one."""
 
 _THERE = "images are there"
 _READABLE = "images can be read"

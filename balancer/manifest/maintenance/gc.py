@@ -27,7 +27,7 @@ from balancer.manifest.runfile import read_run
 from balancer.manifest.snapshot.build import make_durable
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.snapshot.index import read_index
-from balancer.manifest.status import SILENT_AFTER_S, state_of
+from balancer.manifest.status import SILENT_AFTER_S, find_state
 from balancer.storage import MissingFileError, Paths, Storage, is_temporary
 from balancer.text.quantities import are, counted
 
@@ -77,7 +77,7 @@ def delete_leftovers(
     nothing is deleted then. FencedError if a driver takes the run over meanwhile: the rest stays.
     """
     info, view = read_run(storage), read_log(storage, NAMES)
-    if state_of(view, now()) == "running":
+    if find_state(view, now()) == "running":
         raise UsageError(
             f"{storage.uri}: the run is going on; files can be deleted when it has ended",
             hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
@@ -109,8 +109,8 @@ def delete_leftovers(
     return [*others, *images]
 
 
-def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
-    images = sum(leftover.kind == IMAGE for leftover in found)
+def _refuse_unconfirmed(storage: Storage, leftovers: Sequence[Leftover]) -> None:
+    images = sum(leftover.kind == IMAGE for leftover in leftovers)
     if not images:
         return
     hint = "look at what `balancer gc RUN` lists; if all of it may go, `--delete --yes` deletes it"
