@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by
 from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
     from balancer.manifest.query.rows import ManifestRows
 
-_COLUMNS = names_where(lambda column: column.lineage)
+_COLUMNS = names_read_by("lineage")
 _NOT_AS_JSON = ("generated_at", "parent")
 
 

@@ -28,7 +28,7 @@ from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, copies_among, known_images
 from balancer.errors import BalancerError, FencedError, UsageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by, names_where
 from balancer.manifest.log.fragment import State
 from balancer.manifest.log.view import LogView, read_log, read_rows
 from balancer.manifest.log.writer import ManifestLog
@@ -69,11 +69,7 @@ COMMIT_ROWS = 1024
 PARTS_AT_ONCE = 32
 """Whole rows of so many commits are in memory at once; for each lot the log is gone through again."""
 
-_COLUMNS = (
-    "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
-    "deviation", "nonfinite", "unsafe", "pixel_sha256", "nearest_id", "nearest_distance",
-    "nearest_similarity", "unjudged", "score", "threshold", "fallback",
-)  # fmt: skip
+_COLUMNS = names_read_by("rejudge")
 
 _HISTORY = pa.schema(
     [(name, pa.string()) for name in ("source", "cell", "slot", "status", "reason")]

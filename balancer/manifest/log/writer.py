@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from balancer.errors import BalancerError
+from balancer.manifest.columns import names_read_by
 from balancer.manifest.log.appender import Appender
 from balancer.manifest.log.fragment import Fragment, Stamp, State
 from balancer.manifest.log.reader import joined, read_again, read_chain, with_id
@@ -37,7 +38,7 @@ from balancer.storage import Storage
 if TYPE_CHECKING:
     from balancer.manifest.log.appender import Clock
 
-KEPT = ("id", "source", "cell", "slot", "attempt", "status", "reason", "wording", "split")
+KEPT = names_read_by("resume")
 """What a driver goes on from."""
 
 

@@ -21,7 +21,7 @@ from balancer.config.schema import Config, CopiesConfig
 from balancer.dataset.leakage import Leak, find_leaks
 from balancer.dataset.near_duplicates import COMPARED, KnownImage, known_images
 from balancer.errors import BalancerError, ManifestError, StorageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by, names_where
 from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.layout import (
     CURRENT_FILE,
@@ -58,11 +58,7 @@ MISSING_TOLD = 1000
 _THERE = "images are there"
 _READABLE = "images can be read"
 
-_COLUMNS = (
-    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "scores", "unjudged",
-    "threshold", "seed", "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
-)  # fmt: skip
-
+_COLUMNS = names_read_by("fsck")
 _FILE_COLUMNS = names_where(lambda column: column.of_file)
 
 _OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
