@@ -19,6 +19,7 @@ from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
+from balancer.manifest.columns import names_read_by
 from balancer.manifest.rows import SYNTHETIC
 from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
@@ -39,10 +40,7 @@ MAX_PROMPT = 100_000
 
 _SETTINGS = ("guidance", "steps", "width", "height", "batch_size")
 
-_COLUMNS = (
-    "id", "source", "status", "file_name", "pixel_sha256", "prompt", "negative_prompt", "seed", "wording",
-    "changes", "guidance", "steps", "width", "height", "batch_size", "device", "model", "model_revision",
-)  # fmt: skip
+_COLUMNS = names_read_by("reproduce")
 
 
 @dataclass(frozen=True, slots=True)

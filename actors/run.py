@@ -37,12 +37,13 @@ from balancer.errors import BalancerError, ClusterError, ConfigError, Interrupte
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
-from balancer.manifest.log.writer import KEPT, LogView, ManifestLog, read_log
+from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, held_back_of
+from balancer.manifest.status import SILENT_AFTER_S, list_held_back
 from balancer.planning.plan import held_back, make_plan
 from balancer.process.signals import StopSignal, caught
 from balancer.runs.import_real import commit_real_images
@@ -455,7 +456,7 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
         rejected_by_reason=dict(schedule.rejected_by_reason.most_common()),
         open_cells=missing,
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
-        held_back=tuple(held_back_of(info)),
+        held_back=tuple(list_held_back(info)),
     )
 
 

@@ -125,10 +125,10 @@ def _on_stderr(title: str) -> Iterator[Reporter]:
 def run_status(run_folder: str | os.PathLike[str]) -> dict[str, Any]:
     """How far a run is, from its files alone: what `balancer status --json` prints."""
     from balancer.manifest.rows import utc_now
-    from balancer.manifest.status import status_of
+    from balancer.manifest.status import read_status
     from balancer.storage import open_storage
 
-    return status_of(open_storage(run_folder, create=False), utc_now())
+    return read_status(open_storage(run_folder, create=False), utc_now())
 
 
 def write_report(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> str:

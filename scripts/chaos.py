@@ -33,7 +33,7 @@ import click
 
 from balancer.errors import BalancerError
 from balancer.manifest.layout import LOG_DIR
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import Problem, check_run
 from balancer.storage import open_storage
 from benchmarking.record import save

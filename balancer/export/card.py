@@ -16,11 +16,11 @@ import yaml
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import EMBEDDED_MODEL, SIMULATED, Config
 from balancer.dataset.splits import EVALUATION
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.manifest.rules import config_under
 from balancer.manifest.status import COLUMNS as STATUS_COLUMNS
-from balancer.manifest.status import held_back_of, missing_of
+from balancer.manifest.status import count_missing, list_held_back
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
 from balancer.scheduling.prompts import ladder
 from balancer.storage import open_storage
@@ -220,7 +220,7 @@ def _card(job: Job) -> Card:
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     exported = _counts(rows, CLASS_PROPERTY, "source")
     view = read_log(open_storage(manifest.uri, create=False), (*STATUS_COLUMNS, CLASS_PROPERTY))
-    short, still_open = missing_of(view, manifest.run)
+    short, still_open = count_missing(view, manifest.run)
     tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
@@ -246,7 +246,7 @@ def _card(job: Job) -> Card:
         wanted=manifest.run.wanted,
         short=short,
         open=still_open,
-        held_back=tuple(held_back_of(manifest.run)),
+        held_back=tuple(list_held_back(manifest.run)),
         licence=job.options.licence,
         generated_from=tuple(_models(generated)),
     )

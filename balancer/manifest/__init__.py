@@ -6,26 +6,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from balancer.manifest.log.writer import LogView, ManifestLog, read_log
+    from balancer.manifest.log.view import LogView, read_log
+    from balancer.manifest.log.writer import ManifestLog
     from balancer.manifest.maintenance.fsck import Findings, Problem, check_run, fsck
     from balancer.manifest.runfile import RunInfo, create_run, read_run
     from balancer.manifest.schema import SCHEMA_VERSION, manifest_schema
-    from balancer.manifest.status import status_of
+    from balancer.manifest.status import read_status
 
 _HOMES = {
     "Findings": "maintenance.fsck",
     "Problem": "maintenance.fsck",
     "check_run": "maintenance.fsck",
     "fsck": "maintenance.fsck",
-    "LogView": "log.writer",
+    "LogView": "log.view",
     "ManifestLog": "log.writer",
-    "read_log": "log.writer",
+    "read_log": "log.view",
     "RunInfo": "runfile",
     "create_run": "runfile",
     "read_run": "runfile",
     "SCHEMA_VERSION": "schema",
     "manifest_schema": "schema",
-    "status_of": "status",
+    "read_status": "status",
 }
 
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
     "manifest_schema",
     "read_log",
     "read_run",
-    "status_of",
+    "read_status",
 ]
 
 

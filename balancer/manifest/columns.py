@@ -17,6 +17,9 @@ Type = Literal[
 ]  # fmt: skip
 """`balancer.manifest.schema` has the Arrow type of each; `name` is text as a dictionary."""
 
+Reader = Literal["resume", "fsck", "rejudge", "reproduce", "lineage", "training"]
+"""Who reads a fixed set of columns; `training` stands for `to_hf` and `to_ray` where no columns are named."""
+
 FACET = "FACET"
 """Stands for the columns of the facets."""
 
@@ -43,16 +46,13 @@ class Column:
     """A new verdict on a row leaves it as it is."""
     of_file: bool = False
     """It describes the image file, and goes when the file does."""
-    lineage: bool = False
-    """`Manifest.lineage` reads it."""
     exported: int | None = None
     """Exports have it under its own name, at this place among such columns."""
-    provenance: bool = False
-    """`to_hf` and `to_ray` give it unless other columns are named."""
     distinct: bool = False
     """Hardly any value occurs twice, so a dictionary in Parquet is of no use."""
     large: bool = False
     """By far the largest ones: `current.parquet` goes without."""
+    read_by: tuple[Reader, ...] = ()
 
 
 COLUMNS = (
@@ -61,9 +61,8 @@ COLUMNS = (
         "text",
         "Its name in the run: `SLOT-ATTEMPT` of a candidate, `real/FILE` of a real image.",
         complete="all",
-        lineage=True,
-        provenance=True,
         distinct=True,
+        read_by=("resume", "fsck", "rejudge", "reproduce", "lineage", "training"),
     ),
     Column(
         "file_name",
@@ -72,8 +71,8 @@ COLUMNS = (
         "absolute path. Null for a candidate that was never accepted.",
         complete="all",
         of_file=True,
-        lineage=True,
         distinct=True,
+        read_by=("fsck", "rejudge", "reproduce", "lineage"),
     ),
     Column(
         "class",
@@ -81,7 +80,7 @@ COLUMNS = (
         "The class; of a candidate, the one it was asked to show.",
         required="all",
         complete="all",
-        lineage=True,
+        read_by=("lineage",),
     ),
     Column(
         FACET,
@@ -97,7 +96,7 @@ COLUMNS = (
         complete="synthetic",
         lasting=True,
         exported=3,
-        provenance=True,
+        read_by=("resume", "fsck", "rejudge", "training"),
     ),
     Column(
         "slot",
@@ -108,6 +107,7 @@ COLUMNS = (
         form=(r"/[0-9]{1,12}$", "a cell and a number"),
         lasting=True,
         distinct=True,
+        read_by=("resume", "fsck", "rejudge"),
     ),
     Column(
         "attempt",
@@ -117,8 +117,8 @@ COLUMNS = (
         complete="synthetic",
         limits=(1, 10**6),
         lasting=True,
-        lineage=True,
         exported=11,
+        read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column(
         "source",
@@ -127,9 +127,8 @@ COLUMNS = (
         required="all",
         complete="all",
         lasting=True,
-        lineage=True,
         exported=1,
-        provenance=True,
+        read_by=("resume", "fsck", "rejudge", "reproduce", "lineage", "training"),
     ),
     Column(
         "status",
@@ -138,14 +137,14 @@ COLUMNS = (
         "made again.",
         required="all",
         complete="all",
-        lineage=True,
+        read_by=("resume", "fsck", "rejudge", "reproduce", "lineage"),
     ),
     Column(
         "reason",
         "text",
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
         "`duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
-        lineage=True,
+        read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
     Column(
@@ -153,9 +152,8 @@ COLUMNS = (
         "double",
         "The lowest score of the properties that were judged. Null if none was.",
         complete="synthetic",
-        lineage=True,
         exported=4,
-        provenance=True,
+        read_by=("fsck", "rejudge", "lineage", "training"),
     ),
     Column(
         "scores",
@@ -164,7 +162,7 @@ COLUMNS = (
         "second judge's if that is lower.",
         required="synthetic",
         complete="synthetic",
-        lineage=True,
+        read_by=("fsck", "rejudge", "lineage"),
     ),
     Column(
         "probabilities",
@@ -181,49 +179,50 @@ COLUMNS = (
         "unjudged",
         "texts",
         "The entries of `verification.unjudged` that concern its cell.",
-        lineage=True,
+        read_by=("fsck", "rejudge", "lineage"),
     ),
     Column(
         "threshold",
         "double",
         "The score it had to reach.",
         complete="synthetic",
-        lineage=True,
         exported=5,
+        read_by=("fsck", "rejudge", "lineage"),
     ),
     Column(
         "fallback",
         "bool",
         "Whether a rung or `attempts.fallback` lowered its threshold.",
         exported=6,
+        read_by=("rejudge",),
     ),
     Column(
         "prompt",
         "text",
         "What the generator was asked for.",
         complete="synthetic",
-        lineage=True,
         exported=8,
-        provenance=True,
+        read_by=("reproduce", "lineage", "training"),
     ),
     Column(
         "negative_prompt",
         "text",
         "What the generator was asked to avoid.",
-        lineage=True,
         exported=9,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "wording",
         "int32",
         "Which of the class's wordings was used, from 0: `prompts` first, then `fallback_prompts`.",
         limits=(0, 10**6),
+        read_by=("resume", "reproduce"),
     ),
     Column(
         "changes",
         "texts",
         "What this attempt changed against a plain one, in words.",
-        lineage=True,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "seed",
@@ -231,41 +230,39 @@ COLUMNS = (
         "The seed of its noise: 64 bits, unsigned.",
         complete="synthetic",
         lasting=True,
-        lineage=True,
         exported=10,
         distinct=True,
+        read_by=("fsck", "reproduce", "lineage"),
     ),
     Column(
         "model",
         "text",
         "The generator: a hub name, a folder, `embedded` or `simulated`.",
         complete="synthetic",
-        lineage=True,
         exported=12,
-        provenance=True,
+        read_by=("reproduce", "lineage", "training"),
     ),
     Column(
         "model_revision",
         "text",
         "The commit of the generator on the hub.",
-        lineage=True,
         exported=13,
-        provenance=True,
+        read_by=("reproduce", "lineage", "training"),
     ),
     Column(
         "verifier",
         "text",
         "The verifier, named likewise.",
         complete="synthetic",
-        lineage=True,
         exported=14,
+        read_by=("lineage",),
     ),
     Column(
         "verifier_revision",
         "text",
         "The commit of the verifier on the hub.",
-        lineage=True,
         exported=15,
+        read_by=("lineage",),
     ),
     Column(
         "steps",
@@ -273,16 +270,16 @@ COLUMNS = (
         "Denoising steps.",
         complete="synthetic",
         limits=(1, 10**6),
-        lineage=True,
         exported=16,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "guidance",
         "double",
         "Guidance scale.",
         complete="synthetic",
-        lineage=True,
         exported=17,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "width",
@@ -290,8 +287,8 @@ COLUMNS = (
         "Width in pixels.",
         complete="all",
         limits=(1, 10**9),
-        lineage=True,
         exported=18,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "height",
@@ -299,8 +296,8 @@ COLUMNS = (
         "Height in pixels.",
         complete="all",
         limits=(1, 10**9),
-        lineage=True,
         exported=19,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "sha256",
@@ -310,10 +307,9 @@ COLUMNS = (
         complete="all",
         form=(r"^[0-9a-f]{64}$", "64 hexadecimal digits"),
         of_file=True,
-        lineage=True,
         exported=20,
-        provenance=True,
         distinct=True,
+        read_by=("fsck", "lineage", "training"),
     ),
     Column(
         "num_bytes",
@@ -323,13 +319,15 @@ COLUMNS = (
         complete="all",
         limits=(0, 10**12),
         of_file=True,
+        read_by=("fsck",),
     ),
-    Column("brightness", "double", "Mean luminance, 0 to 1.", required="synthetic"),
+    Column("brightness", "double", "Mean luminance, 0 to 1.", required="synthetic", read_by=("rejudge",)),
     Column(
         "deviation",
         "double",
         "Standard deviation of luminance; close to 0 in a blank image.",
         required="synthetic",
+        read_by=("rejudge",),
     ),
     Column(
         "nonfinite",
@@ -337,13 +335,20 @@ COLUMNS = (
         "How many values of its latents or pixels were NaN or infinite.",
         required="synthetic",
         limits=(0, 2**31 - 1),
+        read_by=("rejudge",),
     ),
-    Column("unsafe", "double", "How sure the safety checker objects, 0 to 1. Null without one."),
+    Column(
+        "unsafe",
+        "double",
+        "How sure the safety checker objects, 0 to 1. Null without one.",
+        read_by=("rejudge",),
+    ),
     Column(
         "pixel_sha256",
         "text",
         "Hash of the decoded pixels; two files of one picture share it.",
         distinct=True,
+        read_by=("rejudge", "reproduce"),
     ),
     Column(
         "phash",
@@ -352,52 +357,58 @@ COLUMNS = (
         complete="all",
         form=(r"^[0-9a-f]{16}$", "16 hexadecimal digits"),
         distinct=True,
+        read_by=("fsck",),
     ),
     Column(
         "nearest_id",
         "text",
         "The known image most like it. Null if it was not compared.",
-        lineage=True,
+        read_by=("rejudge", "lineage"),
     ),
     Column(
         "nearest_distance",
         "int32",
         "Bits in which the two perceptual hashes differ, 0 to 64.",
         limits=(0, 64),
-        lineage=True,
+        read_by=("rejudge", "lineage"),
     ),
-    Column("nearest_similarity", "double", "Cosine of the two embeddings.", lineage=True),
+    Column("nearest_similarity", "double", "Cosine of the two embeddings.", read_by=("rejudge", "lineage")),
     Column(EMBEDDING, "embedding", "The verifier's embedding of the image.", large=True),
     Column(
         "parent_id",
         "text",
         "The image it was generated from, if there is one.",
-        lineage=True,
         exported=21,
+        read_by=("fsck", "lineage"),
     ),
     Column(
         "split",
         "text",
         "`train`, `validation` or `test`. Generated images are `train`.",
-        lineage=True,
         exported=2,
-        provenance=True,
+        read_by=("resume", "fsck", "lineage", "training"),
     ),
-    Column("device", "text", "The device it was generated on.", complete="synthetic", lineage=True),
+    Column(
+        "device",
+        "text",
+        "The device it was generated on.",
+        complete="synthetic",
+        read_by=("reproduce", "lineage"),
+    ),
     Column(
         "batch_size",
         "int32",
         "How many images went through the generator together.",
         limits=(1, 10**6),
-        lineage=True,
+        read_by=("reproduce", "lineage"),
     ),
     Column(
         "generated_at",
         "time",
         "When its row was made.",
         complete="synthetic",
-        lineage=True,
         exported=22,
+        read_by=("lineage",),
     ),
     Column(
         "run_id",
@@ -405,8 +416,8 @@ COLUMNS = (
         "The run.",
         complete="all",
         lasting=True,
-        lineage=True,
         exported=23,
+        read_by=("fsck", "lineage"),
     ),
 )
 
@@ -414,6 +425,10 @@ COLUMNS = (
 def names_where(meets: Callable[[Column], object]) -> tuple[str, ...]:
     """The columns that meet a condition, in the order of the manifest."""
     return tuple(column.name for column in COLUMNS if meets(column))
+
+
+def names_read_by(reader: Reader) -> tuple[str, ...]:
+    return names_where(lambda column: reader in column.read_by)
 
 
 def exported_names() -> tuple[str, ...]:

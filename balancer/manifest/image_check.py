@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import StorageError
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REAL
 from balancer.manifest.runfile import read_run
 from balancer.text.quantities import are, counted

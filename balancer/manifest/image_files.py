@@ -48,7 +48,7 @@ class ImageFiles:
 
     def read(self, file_name: str, source: str) -> bytes:
         """The bytes of the image that a row of this `source` names; MissingFileError, StorageError."""
-        return self.read_from(_storage_of(self.uri, os.getpid()), file_name, source)
+        return self.read_from(_open_run(self.uri, os.getpid()), file_name, source)
 
     def read_from(self, storage: Storage, file_name: str, source: str) -> bytes:
         """As `read`, of a run folder that is open already."""
@@ -63,7 +63,7 @@ class ImageFiles:
         StorageError if one is no regular file or can be reached only by a link, MissingFileError if it is
         not there.
         """
-        storage = _storage_of(self.uri, os.getpid())
+        storage = _open_run(self.uri, os.getpid())
         if not isinstance(storage, LocalStorage):
             return None
         folders: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _is_reference(file_name: str, source: str, by_reference: bool) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _storage_of(uri: str, process: int) -> Storage:
+def _open_run(uri: str, process: int) -> Storage:
     """One a process. An object store's client does not survive a fork: its threads are gone, and it waits for
     them."""
     if "://" in uri and process != _IMPORTED_IN:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.manifest.log.fragment import Stamp
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
 from balancer.planning.plan import Measured
 from balancer.scheduling.adaptive import Tally
@@ -22,7 +22,7 @@ COLUMNS = ("source", "status", "attempt", "num_bytes", "generated_at", "batch_si
 def measure_run(storage: Storage) -> Measured:
     """UsageError if the folder holds no run, ManifestError if its manifest is damaged."""
     view = read_log(storage, COLUMNS)
-    return measured_of(judged_rows(view.table), view.opened, storage.uri)
+    return compute_measured(judged_rows(view.table), view.opened, storage.uri)
 
 
 def judged_rows(rows: pa.Table) -> pa.Table:
@@ -31,7 +31,7 @@ def judged_rows(rows: pa.Table) -> pa.Table:
     return rows.filter((pc.field("source") == SYNTHETIC) & has_verdict)
 
 
-def measured_of(judged: pa.Table, opened: Sequence[Stamp], source: str) -> Measured:
+def compute_measured(judged: pa.Table, opened: Sequence[Stamp], source: str) -> Measured:
     """`opened` are the stamps with which drivers opened the log; `source` names the run in estimates."""
     if not judged.num_rows:
         return Measured(source)

@@ -217,8 +217,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _row(rows: pa.Table, where: pa.ChunkedArray) -> str:
     at = where.index(True).as_py()
-    told = rows["id"][at].as_py() if at >= 0 and "id" in rows.column_names else None
-    return "a row" if told is None else f"row {shortened(repr(told))}"
+    row_id = rows["id"][at].as_py() if at >= 0 and "id" in rows.column_names else None
+    return "a row" if row_id is None else f"row {shortened(repr(row_id))}"
 
 
 def _value(rows: pa.Table, name: str, where: pa.ChunkedArray) -> str:

@@ -133,8 +133,8 @@ def candidate_row(
 
 def revoked(row: Row, reason: str, nearest: Nearest | None = None) -> Row:
     """The row of an accepted candidate that is accepted no more; it goes on naming its image."""
-    told = nearest_columns(nearest) if nearest else {}
-    return {**row, "status": REJECTED, "reason": reason, "review": False, **told}
+    comparison = nearest_columns(nearest) if nearest else {}
+    return {**row, "status": REJECTED, "reason": reason, "review": False, **comparison}
 
 
 def real_id(image: RealImage) -> str:

@@ -60,7 +60,7 @@ class Rules:
         return {"overrides": self.overrides, "complete": self.complete}
 
 
-def rules_of(stamps: Iterable[Stamp]) -> Rules:
+def collect_rules(stamps: Iterable[Stamp]) -> Rules:
     """Of every change of the rules; verdicts that change for another reason tell of none."""
     rules = Rules()
     for stamp in stamps:

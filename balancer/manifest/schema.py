@@ -60,37 +60,38 @@ def _arrow_types(properties: Mapping[str, int], embedding_dim: int) -> dict[Type
 
 def check_version(schema: pa.Schema, path: str) -> None:
     """Raise ManifestError if `path` was written under another schema, or under none."""
-    found = (schema.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
-    if not found.isdigit():
+    version = (schema.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
+    if not version.isdigit():
         raise ManifestError(f"{path}: it has no schema version, so it is no part of a manifest")
-    if int(found) > SCHEMA_VERSION:
+    if int(version) > SCHEMA_VERSION:
         raise ManifestError(
-            f"{path}: manifest schema {found} is newer than {SCHEMA_VERSION}, the newest this version reads",
+            f"{path}: manifest schema {version} is newer than {SCHEMA_VERSION}, "
+            "the newest this version reads",
             hint="upgrade balancer",
         )
-    if int(found) < SCHEMA_VERSION:
+    if int(version) < SCHEMA_VERSION:
         raise ManifestError(
-            f"{path}: manifest schema {found} is older than {SCHEMA_VERSION}, which this version reads",
+            f"{path}: manifest schema {version} is older than {SCHEMA_VERSION}, which this version reads",
             hint="begin the run anew in another folder",
         )
 
 
-def difference(found: pa.Schema, expected: pa.Schema) -> str:
-    """What is wrong with the columns of `found`, in words; "" if nothing is. Metadata is not compared."""
-    if found.equals(expected):
+def difference(actual: pa.Schema, expected: pa.Schema) -> str:
+    """What is wrong with the columns of `actual`, in words; "" if nothing is. Metadata is not compared."""
+    if actual.equals(expected):
         return ""
-    for field in found:
+    for field in actual:
         if _is_extension(field):
             return f"column {field.name!r} has an extension type, which a manifest never has"
-    if missing := [name for name in expected.names if name not in found.names]:
+    if missing := [name for name in expected.names if name not in actual.names]:
         return f"no column {', '.join(map(repr, missing))}"
-    if unknown := [name for name in found.names if name not in expected.names]:
+    if unknown := [name for name in actual.names if name not in expected.names]:
         return f"unknown column {', '.join(map(repr, unknown))}"
-    if found.names != expected.names:
+    if actual.names != expected.names:
         return "the columns stand in another order"
     for name in expected.names:
-        if found.field(name).type != expected.field(name).type:
-            return f"column {name!r} is {found.field(name).type}, not {expected.field(name).type}"
+        if actual.field(name).type != expected.field(name).type:
+            return f"column {name!r} is {actual.field(name).type}, not {expected.field(name).type}"
     return ""
 
 

@@ -15,9 +15,9 @@ from balancer.config.schema import AttemptsConfig, PlanningConfig, TargetConfig
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest.image_check import look_at_images
 from balancer.manifest.log.fragment import Stamp
-from balancer.manifest.log.writer import LogView, read_log
+from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
-from balancer.manifest.measured import judged_rows, measured_of, tallies_by
+from balancer.manifest.measured import compute_measured, judged_rows, tallies_by
 from balancer.manifest.rows import VOID
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
@@ -49,7 +49,7 @@ class _Counts:
     given_up: Mapping[str, Tally]
 
 
-def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
+def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
     only, which says of how many image files were looked at how many are there. `unjudged` counts accepted
     images that were not judged on a property, `unproven` those of a value for which labelled images do not
@@ -62,7 +62,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     judged = judged_rows(view.table)
     counts = _counts(view, info)
     settled = counts.accepted + counts.short
-    state = state_of(view, now)
+    state = find_state(view, now)
     return {
         "run_id": info.run_id,
         "state": state,
@@ -76,7 +76,7 @@ def status_of(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "acceptance": counts.accepted / counts.candidates if counts.candidates else None,
         "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
-        **asdict(per_image(_planning(info), measured_of(judged, view.opened, "this run"))),
+        **asdict(per_image(_planning(info), compute_measured(judged, view.opened, "this run"))),
         "unjudged": dict(counts.unjudged),
         "unproven": dict(counts.unproven),
         "overrides": dict(view.rules.overrides),
@@ -98,13 +98,13 @@ def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] |
     return {"fragments": reach.seq, "behind": max(view.fragments - reach.seq, 0)}
 
 
-def missing_of(view: LogView, info: RunInfo) -> tuple[int, int]:
-    """The images that are `short` and those that are `open`, as `status_of` has them. `view` has COLUMNS."""
+def count_missing(view: LogView, info: RunInfo) -> tuple[int, int]:
+    """How many images are `short` and `open`, as in `read_status`. `view` has COLUMNS."""
     counts = _counts(view, info)
     return counts.short, counts.open
 
 
-def held_back_of(info: RunInfo) -> list[str]:
+def list_held_back(info: RunInfo) -> list[str]:
     """A line for each class that the plan leaves below its target (`target.max_synthetic_share`)."""
     if info.config_as(TargetConfig, "target").max_synthetic_share is None:
         return []
@@ -123,7 +123,7 @@ def _planning(info: RunInfo) -> PlanningConfig:
     return info.config_as(PlanningConfig, "planning")
 
 
-def state_of(view: LogView, now: datetime.datetime) -> str:
+def find_state(view: LogView, now: datetime.datetime) -> str:
     """What the last driver said when it ended; if it did not, whether it still seems to be there."""
     if view.state is not None:
         return view.state

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query.rows import open_rows
-from balancer.manifest.status import held_back_of, status_of
+from balancer.manifest.status import list_held_back, read_status
 from balancer.manifest.unjudged import unjudged_text
 from balancer.report.criteria import check_criteria
 from balancer.report.facts import Facts, gather_facts
@@ -54,7 +54,7 @@ def _address(storage: Storage) -> str:
 def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
     manifest = open_rows(storage)
     made_at = now or dt.datetime.now(dt.UTC)
-    facts = gather_facts(manifest, status_of(storage, made_at))
+    facts = gather_facts(manifest, read_status(storage, made_at))
     rejected, given_up = rejected_sheets(facts, manifest, storage)
     return _page(
         base=base,
@@ -67,7 +67,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         state=facts.status["state"],
         images=ImageCheck(**facts.status["images"]),
         table=facts.table,
-        held_back=held_back_of(manifest.run),
+        held_back=list_held_back(manifest.run),
         budget=_budget(facts),
         made_at=made_at,
     )

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from balancer.errors import ManifestError, UsageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by
 from balancer.manifest.formats import json_value
 
 if TYPE_CHECKING:
     from balancer.manifest.query.rows import ManifestRows
 
-_COLUMNS = names_where(lambda column: column.lineage)
+_COLUMNS = names_read_by("lineage")
 _NOT_AS_JSON = ("generated_at", "parent")
 
 
@@ -70,10 +70,10 @@ class Lineage:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, but for the time, which is a datetime: seeds are text, because most readers of JSON round
         whole numbers beyond 2^53."""
-        told = {name: getattr(self, name) for name in self.__slots__}
-        plain = {name: json_value(value) for name, value in told.items() if name not in _NOT_AS_JSON}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: json_value(value) for name, value in values.items() if name not in _NOT_AS_JSON}
         return (
-            told
+            values
             | plain
             | {
                 "seed": None if self.seed is None else str(self.seed),
@@ -115,9 +115,9 @@ def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
 
 def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None) -> Lineage:
     own = ("class", "parent_id", "scores", "unjudged", "changes")
-    told = {name: row[name] for name in _COLUMNS if name not in own}
+    columns = {name: row[name] for name in _COLUMNS if name not in own}
     return Lineage(
-        **told,
+        **columns,
         class_name=row["class"],
         facets={name: row[name] for name in manifest.run.facets},
         scores=row["scores"] or {},

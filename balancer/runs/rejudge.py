@@ -27,10 +27,11 @@ from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
 from balancer.dataset.near_duplicates import COMPARED, find_near_duplicates, known_images
 from balancer.errors import UsageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by, names_where
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import State
-from balancer.manifest.log.writer import LogView, ManifestLog, read_log, rows_of
+from balancer.manifest.log.view import LogView, read_log, read_rows
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import (
     ACCEPTED,
     REJECTED,
@@ -68,11 +69,7 @@ COMMIT_ROWS = 1024
 PARTS_AT_ONCE = 32
 """Commits whose whole rows are in memory at once; each lot reads the log again."""
 
-_COLUMNS = (
-    "id", "cell", "slot", "attempt", "source", "status", "reason", "file_name", "scores", "brightness",
-    "deviation", "nonfinite", "unsafe", "pixel_sha256", "nearest_id", "nearest_distance",
-    "nearest_similarity", "unjudged", "score", "threshold", "fallback",
-)  # fmt: skip
+_COLUMNS = names_read_by("rejudge")
 
 _HISTORY = pa.schema(
     [(name, pa.string()) for name in ("source", "cell", "slot", "status", "reason")]
@@ -224,7 +221,7 @@ def _copies_among_accepted(
 ) -> dict[str, Nearest]:
     """Compared in the plan's order, as at the end of a run."""
     accepted = accepted_in_order(after, run_facts(info, config))
-    images = known_images(rows_of(storage, [candidate.id for candidate in accepted], COMPARED))
+    images = known_images(read_rows(storage, [candidate.id for candidate in accepted], COMPARED))
     return find_near_duplicates(images, config.verification.copies)
 
 

@@ -22,8 +22,9 @@ from balancer.storage.contract import (
     Storage,
     is_temporary,
 )
-from balancer.storage.local import LocalStorage, System
+from balancer.storage.local import LocalStorage
 from balancer.storage.probe import refuse_without_create_only
+from balancer.storage.system_calls import System
 from balancer.storage.user_paths import expanded
 
 __all__ = [

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from balancer.errors import StorageError
 from balancer.storage.address import STORES, Address
-from balancer.storage.failures import failure_of
+from balancer.storage.failures import explain_failure
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -45,7 +45,7 @@ def open_bucket(address: Address) -> ObjectStorage:
             hint=f"pip install 'balancer[{address.scheme}]', on every machine of a cluster",
         ) from error
     except obstore.exceptions.BaseError as error:
-        raise StorageError(f"{address.uri} cannot be opened: {failure_of(error).cause}") from None
+        raise StorageError(f"{address.uri} cannot be opened: {explain_failure(error).cause}") from None
     return ObjectStorage(address.uri, store)
 
 

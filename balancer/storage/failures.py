@@ -70,7 +70,7 @@ class Conflict(Exception):
     """A create that the store refused although there is nothing of that name: another is under way."""
 
 
-def failure_of(error: Exception) -> Failure:
+def explain_failure(error: Exception) -> Failure:
     """What an error of the library means."""
     if isinstance(error, Conflict):
         return Failure("409 Conflict (another request for the same name is under way)", passing=True)
@@ -90,8 +90,8 @@ def failure_of(error: Exception) -> Failure:
 def _answered(status: int, phrase: str, text: str) -> Failure:
     code = next(iter(_CODE.findall(text)), "")
     message = next(iter(_MESSAGE.findall(text)), "")
-    told = ": ".join(filter(None, (code, redacted(" ".join(message.split())))))
-    cause = f"{status} {phrase}".strip() + (f" ({told})" if told else "")
+    detail = ": ".join(filter(None, (code, redacted(" ".join(message.split())))))
+    cause = f"{status} {phrase}".strip() + (f" ({detail})" if detail else "")
     hint = _HINTS.get(code) or (_CREDENTIALS if status in (401, 403) else "")
     passing = status in _PASSING or (status >= 500 and status != 501) or code == "RequestTimeout"
     return Failure(cause, passing, hint, missing=status == 404 and code not in _HINTS)

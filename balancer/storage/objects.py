@@ -38,7 +38,7 @@ from balancer.storage.contract import (
     check_size,
     publish_by_creating,
 )
-from balancer.storage.failures import BadAnswerError, Conflict, Failure, failure_of
+from balancer.storage.failures import BadAnswerError, Conflict, Failure, explain_failure
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ListStream, ObjectMeta
@@ -239,7 +239,7 @@ class ObjectStorage:
                 if self._clock() - began_s > self._patience.listing_s:
                     raise BadAnswerError(f"it took longer than {self._patience.listing_s:g} seconds")
         except BadAnswerError as error:
-            raise self._error("list", folder, failure_of(error), 1, 0.0) from None
+            raise self._error("list", folder, explain_failure(error), 1, 0.0) from None
         return listing
 
     def _pages(self, folder: str) -> Iterator[Paths]:
@@ -276,7 +276,7 @@ class ObjectStorage:
                 self._reached, self._given_up = True, False
                 return answer
             except _FAILURES as error:
-                failure = failure_of(error)
+                failure = explain_failure(error)
             failures += 1
             self._reached |= failure.reached
             pause_s = self._patience.pause_s(failures, self._chance())

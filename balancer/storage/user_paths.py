@@ -14,9 +14,9 @@ def expanded(path: str | os.PathLike[str], what: str = "") -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        told = f"{what}: " if what else ""
+        prefix = f"{what}: " if what else ""
         name = os.fspath(path).split(os.sep)[0]
         raise UsageError(
-            f"{told}{os.fspath(path)}: the home folder {name} is not known",
+            f"{prefix}{os.fspath(path)}: the home folder {name} is not known",
             hint="set HOME, or write the path in full (./~name for a folder of that name)",
         ) from error

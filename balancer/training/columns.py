@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.manifest.columns import exported_names, names_where
+from balancer.manifest.columns import exported_names, names_read_by
 from balancer.manifest.formats import exact
 from balancer.training.labels import plain
 
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
 
-_PROVENANCE = {*names_where(lambda column: column.provenance)}
-PROVENANCE = ("id", *(name for name in exported_names() if name in _PROVENANCE))
+_READ = {*names_read_by("training")}
+PROVENANCE = ("id", *(name for name in exported_names() if name in _READ))
 
 
 def usual_columns(run: RunInfo, asked: Sequence[str] | None) -> list[str]:

@@ -34,7 +34,7 @@ def hugging_face_dataset(
     rows, files = selection.rows, ImageFiles.of(manifest.uri, manifest.run)
     labels = Labels.of(manifest.run)
     table = labelled_table(rows, names, labels)
-    features = features_of(library, table.schema, labels)
+    features = make_features(library, table.schema, labels)
     paths = files.local_paths(zip(rows["file_name"].to_pylist(), rows["source"].to_pylist(), strict=True))
     if paths is None:  # an object store: what `datasets` would open by path is read here
         return library.Dataset.from_generator(
@@ -64,19 +64,19 @@ def labelled_table(rows: pa.Table, names: Sequence[str], labels: Labels) -> pa.T
     return pa.table(columns)
 
 
-def features_of(library: Any, schema: pa.Schema, labels: Labels) -> Any:
+def make_features(library: Any, schema: pa.Schema, labels: Labels) -> Any:
     """The types that `datasets` has for a labelled table, with an image before its columns."""
-    told = library.Features.from_arrow_schema(schema)
-    told[LABEL] = library.ClassLabel(names=list(labels.classes))
+    features = library.Features.from_arrow_schema(schema)
+    features[LABEL] = library.ClassLabel(names=list(labels.classes))
     for name, column in free_names(list(labels.facets), (IMAGE, LABEL)).items():
-        if column in told:
-            told[column] = library.ClassLabel(names=list(labels.facets[name]))
-    return library.Features({IMAGE: library.Image(), **told})
+        if column in features:
+            features[column] = library.ClassLabel(names=list(labels.facets[name]))
+    return library.Features({IMAGE: library.Image(), **features})
 
 
 def _examples(rows: pa.Table, table: pa.Table, files: ImageFiles) -> Iterator[Mapping[str, Any]]:
-    told = rows.select(["file_name", "source"]).to_pylist()
-    for place, row in enumerate(told):
+    named = rows.select(["file_name", "source"]).to_pylist()
+    for place, row in enumerate(named):
         data = files.read(row["file_name"], row["source"])
         example: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
         yield {IMAGE: {"bytes": data, "path": None}, **example}

@@ -112,8 +112,8 @@ def _ancestry(rows: pa.Table, manifest: ManifestRows) -> dict[str, tuple[str | N
     """Own split and parent of these rows and of all that they were made from."""
     known: dict[str, tuple[str | None, str | None]] = {}
     while rows.num_rows:
-        told = (rows[name].to_pylist() for name in ("id", "split", "parent_id"))
-        known |= {row_id: (split, parent) for row_id, split, parent in zip(*told, strict=True)}
+        columns = (rows[name].to_pylist() for name in ("id", "split", "parent_id"))
+        known |= {row_id: (split, parent) for row_id, split, parent in zip(*columns, strict=True)}
         parents = {parent for _, parent in known.values() if parent is not None and parent not in known}
         is_parent = pc.field("id").isin(pa.array(sorted(parents), pa.string()))
         rows = manifest.to_table(["id", "split", "parent_id"], is_parent, status="all")

@@ -20,7 +20,7 @@ from balancer.errors import UsageError
 from balancer.manifest.layout import rejected_path
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.runfile import RunInfo, create_run
-from balancer.manifest.status import status_of
+from balancer.manifest.status import read_status
 from balancer.report import render_report
 from balancer.report.criteria import Criterion, check_criteria
 from balancer.report.facts import CellCount, Facts, cell_table, gather_facts
@@ -107,7 +107,7 @@ class Run:
         return row
 
     def facts(self) -> Facts:
-        return gather_facts(open_manifest(self.uri).rows, status_of(self.storage, NOW))
+        return gather_facts(open_manifest(self.uri).rows, read_status(self.storage, NOW))
 
     def criteria(self) -> list[Criterion]:
         return list(check_criteria(self.facts(), open_manifest(self.uri).rows))

@@ -21,14 +21,14 @@ from balancer.manifest.log.fragment import (
     encode,
 )
 from balancer.manifest.log.head import _checksum, read_head
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import MISSING_TOLD, check_run
 from balancer.manifest.maintenance.repair import look
 from balancer.manifest.row_values import FORMS, RANGES, Known, wrong_values
 from balancer.manifest.runfile import _Cell
 from balancer.manifest.schema import rows_to_table
 from balancer.manifest.snapshot.build import compact
-from balancer.manifest.snapshot.dataset import Source
+from balancer.manifest.snapshot.dataset import RowSource
 from balancer.manifest.snapshot.index import DamagedCopyError, encode_index, read_index
 from balancer.planning.plan import Priority
 from tests.manifest_samples import MemoryStorage, real, rejected, row, run_info, start, void
@@ -106,7 +106,7 @@ FORGED = [{"attempt": 2**31 - 1}, {"class": "evil"}, {"phash": "evil"}, {"cell":
 def test_every_reader_names_the_fragment_of_an_impossible_row(changes):
     storage = forged(**changes)
     columns = ["id", "class", "source", "cell", "attempt", "phash", "num_bytes", "file_name"]
-    source = Source(storage, read_run(storage)) if "attempt" not in changes else None
+    source = RowSource(storage, read_run(storage)) if "attempt" not in changes else None
     readers = [lambda: read_log(storage, columns), lambda: compact(storage)]
     if source is not None:
         readers.append(lambda: source.rows(columns))
@@ -223,7 +223,7 @@ def test_an_index_of_impossible_numbers_is_named(changes):
         index = dataclasses.replace(index, files=(first, *index.files[1:]))
     storage.files[INDEX_FILE] = encode_index(index)
     with pytest.raises(DamagedCopyError) as error:
-        Source(storage, read_run(storage))
+        RowSource(storage, read_run(storage))
     assert error.value.path == INDEX_FILE
     assert INDEX_FILE in {problem.path for problem in check_run(storage).problems}
 

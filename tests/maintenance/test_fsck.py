@@ -108,7 +108,7 @@ def verdicts(*changed: dict[str, Any]) -> Fault:
 
     def plant(run: Path) -> None:
         log = start(open_storage(run, create=False))
-        log._ids.update(row["id"] for row in changed)
+        log._ids.ids.update(row["id"] for row in changed)
         log.commit_verdicts(changed)
 
     return plant

@@ -24,7 +24,7 @@ from balancer.manifest.maintenance.gc import delete_leftovers
 from balancer.manifest.rows import revoked
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.current import METADATA, renew_current
-from balancer.manifest.status import status_of
+from balancer.manifest.status import read_status
 from balancer.run_manifest import manifest_in
 from balancer.runs import rejudge
 from balancer.storage import Storage, open_storage
@@ -156,10 +156,10 @@ def test_many_small_commits_are_one_row_group():
 def test_while_a_run_goes_on_status_says_how_far_it_is_behind():
     storage = MemoryStorage()
     closed(storage, row(DIM))
-    assert status_of(storage, at(0))["current"] == {"fragments": 3, "behind": 0}
+    assert read_status(storage, at(0))["current"] == {"fragments": 3, "behind": 0}
     log = start(storage)
     log.commit([row(SEVERE)])
-    assert status_of(storage, at(0))["current"] == {"fragments": 3, "behind": 2}
+    assert read_status(storage, at(0))["current"] == {"fragments": 3, "behind": 2}
     assert {one.rule for one in check_run(storage).problems} == {"images are there"}
 
 
@@ -216,8 +216,8 @@ def test_a_log_is_closed_although_the_file_cannot_be_written():
 
     storage.replace = refused
     log.close("complete")
-    assert status_of(storage, at(0))["state"] == "complete"
-    assert status_of(storage, at(0))["current"] is None
+    assert read_status(storage, at(0))["state"] == "complete"
+    assert read_status(storage, at(0))["current"] is None
 
 
 def with_rows(storage: MemoryStorage) -> None:

@@ -70,7 +70,7 @@ def test_the_head_names_the_last_fragment_after_every_commit(run):
         head, last = read_head(storage, "run-1"), read_log(storage).last
         assert head is not None
         assert last is not None
-        assert (head.seq, head.sha256) == (last.seq, log._entries[-1].known_as)
+        assert (head.seq, head.sha256) == (last.seq, log._appender.last.known_as)
 
 
 def test_a_run_begins_with_a_head_that_names_nothing():

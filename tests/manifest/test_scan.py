@@ -15,7 +15,7 @@ import pytest
 from balancer import open_manifest
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.log.fragment import BrokenFragmentError
-from balancer.manifest.snapshot import ending, shares
+from balancer.manifest.snapshot import ending, scan
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.ending import Gate, well_ended
 from balancer.manifest.snapshot.index import DamagedCopyError
@@ -139,9 +139,9 @@ def test_the_first_rows_do_not_wait_for_the_whole_log():
 @pytest.mark.parametrize(("share_bytes", "share_files"), [(1, 32), (1 << 30, 1), (1 << 30, 5)])
 def test_however_files_are_shared_out_the_rows_are_the_same(manifest, monkeypatch, share_bytes, share_files):
     wanted = manifest.to_table(status="all")
-    monkeypatch.setattr(shares, "SHARE_BYTES", share_bytes)
-    monkeypatch.setattr(shares, "SHARE_FILES", share_files)
-    monkeypatch.setattr(shares, "AT_ONCE_BYTES", share_bytes)
+    monkeypatch.setattr(scan, "SHARE_BYTES", share_bytes)
+    monkeypatch.setattr(scan, "SHARE_FILES", share_files)
+    monkeypatch.setattr(scan, "AT_ONCE_BYTES", share_bytes)
     assert manifest.to_table(status="all").equals(wanted)
 
 
@@ -151,8 +151,8 @@ def test_a_scan_has_a_few_shares_in_memory(monkeypatch):
     storage.forget()
     filled(storage, compacted=False)
     manifest = manifest_in(storage)
-    monkeypatch.setattr(shares, "SHARE_FILES", 2)
-    monkeypatch.setattr(shares, "REQUESTS", 1)
+    monkeypatch.setattr(scan, "SHARE_FILES", 2)
+    monkeypatch.setattr(scan, "REQUESTS", 1)
     storage.forget()
     for number, _ in enumerate(manifest.dataset().to_batches()):
         assert len(storage.asked) - number <= 6
@@ -232,7 +232,7 @@ NAMES = pa.schema([(name, pa.int64()) for name in ("id", "is", "class", "we ird.
     ],
 )
 def test_a_scan_looks_at_the_columns_that_it_mentions(options, columns):
-    assert shares._columns_of(NAMES, options).names == columns
+    assert scan._columns_looked_at(NAMES, options).names == columns
 
 
 # ---- daemon threads ------------------------------------------------------------------------------
@@ -328,14 +328,14 @@ def test_a_scan_that_is_left_has_finished_what_arrow_began(manifest, monkeypatch
     started: list[Iterator[Any]] = []
     start = ds.Scanner.to_batches
 
-    def to_batches(scan: shares.Scan) -> Iterator[pa.RecordBatch]:
+    def to_batches(one: scan.Scan) -> Iterator[pa.RecordBatch]:
         def noted(scanner: ds.Scanner) -> Iterator[pa.RecordBatch]:
             started.append(start(scanner))
             return started[-1]
 
-        return well_ended(scan._pipelined(noted))
+        return well_ended(one._pipelined(noted))
 
-    monkeypatch.setattr(shares.Scan, "to_batches", to_batches)
+    monkeypatch.setattr(scan.Scan, "to_batches", to_batches)
     batches = manifest.dataset().to_batches()
     next(batches)
     next(batches)

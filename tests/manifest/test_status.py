@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
-from balancer.manifest import image_check, status_of
+from balancer.manifest import image_check, read_status
 from balancer.manifest.rows import revoked
 from balancer.report import render_report
 from balancer.storage import open_storage
@@ -38,7 +38,7 @@ def status_after(*rows: dict[str, Any], minutes: float = 1, **changes: Any) -> d
     """The status of a run that was opened at noon and committed these rows then, some minutes later."""
     storage = MemoryStorage()
     start(storage, **changes).commit(rows)
-    return status_of(storage, at(minutes))
+    return read_status(storage, at(minutes))
 
 
 def test_the_keys_are_those_of_the_contract():
@@ -91,7 +91,7 @@ def test_verdicts_that_changed_count_as_they_are_now():
     log = start(storage)
     log.commit([row(ONE), row(TWO), *(rejected(THREE, attempt) for attempt in (1, 2, 3, 4))])
     log.commit_verdicts([revoked(row(ONE), "near_copy"), void(THREE, 2)])
-    status = status_of(storage, at(1))
+    status = read_status(storage, at(1))
     assert (status["accepted"], status["short"], status["candidates"]) == (1, 0, 5)
     assert status["rejected_by_reason"] == {"lighting": 3, "near_copy": 1}
 
@@ -106,8 +106,8 @@ def test_the_success_rate_is_over_settled_slots():
 def test_the_state_is_what_the_last_driver_said(state):
     storage = MemoryStorage()
     start(storage).close(state)
-    assert status_of(storage, at(0))["state"] == state
-    assert status_of(storage, at(10_000))["eta_s"] is None
+    assert read_status(storage, at(0))["state"] == state
+    assert read_status(storage, at(10_000))["eta_s"] is None
 
 
 def test_a_driver_that_is_silent_for_two_minutes_has_stopped():
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_is_running_again():
     storage = MemoryStorage()
     start(storage).close("budget")
     start(storage, now=lambda: at(60))
-    assert status_of(storage, at(61))["state"] == "running"
+    assert read_status(storage, at(61))["state"] == "running"
 
 
 def test_the_time_left_follows_from_the_last_minutes():
@@ -128,7 +128,7 @@ def test_the_time_left_follows_from_the_last_minutes():
     storage = MemoryStorage()
     times = iter([at(0), at(2)])
     start(storage, now=lambda: next(times), plan=[planned("basic/dim", 10)]).commit(made)
-    assert status_of(storage, at(2))["eta_s"] == pytest.approx(180)
+    assert read_status(storage, at(2))["eta_s"] == pytest.approx(180)
 
 
 def test_what_was_made_long_ago_or_by_an_earlier_driver_says_nothing_of_the_pace():
@@ -136,7 +136,7 @@ def test_what_was_made_long_ago_or_by_an_earlier_driver_says_nothing_of_the_pace
     start(storage).commit([row(ONE), row(TWO)])
     times = iter([at(100), at(110)])
     start(storage, now=lambda: next(times)).commit([row(THREE, generated_at=at(108))])
-    assert status_of(storage, at(110))["eta_s"] == pytest.approx(2 * 300)  # one in five minutes, two to go
+    assert read_status(storage, at(110))["eta_s"] == pytest.approx(2 * 300)  # one in five minutes, two to go
 
 
 def test_a_stopped_run_has_no_time_left():
@@ -235,7 +235,7 @@ def stored(*slots: str) -> MemoryStorage:
 
 
 def images_of(storage: MemoryStorage) -> dict[str, Any]:
-    found: dict[str, Any] = status_of(storage, at(1))["images"]
+    found: dict[str, Any] = read_status(storage, at(1))["images"]
     return found
 
 

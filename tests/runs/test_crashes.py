@@ -51,7 +51,7 @@ from balancer.run_manifest import manifest_in
 from balancer.runs.resume import restore_schedule
 from balancer.scheduling.ledger import Outcome
 from balancer.storage import DiskFullError, LocalStorage
-from balancer.storage.local import _translated
+from balancer.storage.system_calls import translated
 from tests.file_system_model import Disk, Event, Folder, Killed, PowerLost, Process
 from tests.manifest_samples import FACETS, NOON, MemoryStorage, planned, rejected, row, run_info
 
@@ -126,7 +126,7 @@ class Driver:
     @property
     def had_a_failed_sync(self) -> bool:
         """That of the log's head may fail in a commit that succeeds: what comes after is refused."""
-        return self.storage._broken is not None
+        return self.storage._durability.broken is not None
 
     def open(self) -> None:
         self.storage = self.variant.storage.make(ROOT, self.process)
@@ -200,9 +200,8 @@ class Violation(Exception):
     """A promise was broken."""
 
 
-class Schedules(RuleBasedStateMachine):
-    """Work goes on between faults. A fault is set to happen a number of system calls from now, whoever
-    makes them: while a driver opens, a writer publishes, or a commit is half done."""
+class World(RuleBasedStateMachine):
+    """Drivers on a disk that fails, others who look after their run, and the promises that must hold."""
 
     def __init__(self, variant: Variant, happened: Counter[str]) -> None:
         super().__init__()
@@ -218,130 +217,6 @@ class Schedules(RuleBasedStateMachine):
     def has(self, name: str) -> bool:
         return name not in self.variant.without
 
-    # ---- work --------------------------------------------------------------------------------
-
-    @precondition(lambda self: self.disk.works)
-    @rule(older=st.booleans(), look=st.integers(0, 1))
-    def accept(self, older, look):
-        if driver := self.some_driver(older):
-            self.perform(driver, lambda: driver.accept(look))
-
-    @precondition(lambda self: self.disk.works and self.has("reject"))
-    @rule(older=st.booleans())
-    def reject(self, older):
-        if driver := self.some_driver(older):
-            self.perform(driver, driver.reject)
-
-    @precondition(lambda self: self.disk.works and self.has("commit"))
-    @rule(older=st.booleans())
-    def commit(self, older):
-        if driver := self.some_driver(older):
-            self.commit_of(driver)
-
-    @precondition(lambda self: self.disk.works and self.drivers and self.has("close"))
-    @rule(older=st.booleans())
-    def close(self, older):
-        driver = self.drivers[0 if older else -1]
-        self.perform(driver, lambda: self.close_driver(driver))
-
-    @precondition(lambda self: self.disk.works and 0 < len(self.drivers) < 3)
-    @rule()
-    def open_another(self):
-        self.start_driver()
-
-    @precondition(lambda self: self.disk.has_power and self.has("collect"))
-    @rule()
-    def day_passes(self):
-        """What lies about is old by now, and drivers that say nothing seem to be gone."""
-        self.disk.now_s += 25 * 3600
-
-    # ---- others who look after the run --------------------------------------------------------
-
-    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("compact"))
-    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "power loss", "drivers commit"]))
-    def compact(self, calls, meanwhile):
-        self.interrupt(calls, meanwhile)
-        self.perform_as_another(lambda storage: self.variant.compact(storage), "compacted")
-
-    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("collect"))
-    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "drivers commit", "a driver works"]))
-    def collect(self, calls, meanwhile):
-        self.interrupt(calls, meanwhile)
-
-        def collected(storage: LocalStorage) -> None:
-            found = self.variant.collect(storage, DAY, now=lambda: time_on(self.disk))
-            self.happened["leftovers deleted"] += len(found)
-            self.happened["images deleted"] += sum(leftover.kind == IMAGE for leftover in found)
-
-        self.perform_as_another(collected, "collected")
-
-    def interrupt(self, calls: tuple[str | None, int], meanwhile: str | None) -> None:
-        if meanwhile == "kill":
-            self.after(calls, meanwhile, Process.kill)
-        elif meanwhile == "power loss":
-            self.after(calls, meanwhile, self.disk.lose_power)
-        elif meanwhile == "drivers commit":
-            self.after(calls, meanwhile, lambda process: self.commit_of_idle_drivers())
-        elif meanwhile == "a driver works":
-            self.after(calls, meanwhile, lambda process: self.work_as_a_new_driver())
-
-    def work_as_a_new_driver(self) -> None:
-        before = list(self.drivers)
-        if self.depth <= 2:
-            self.start_driver()
-        for driver in list(self.drivers):
-            if driver not in before:
-                self.perform(driver, functools.partial(driver.accept, 0))
-                if driver in self.drivers:
-                    self.commit_of(driver)
-
-    def perform_as_another(self, action: Callable[[LocalStorage], object], what: str) -> None:
-        """Do something in a process of its own, which ends with it."""
-        refused = self.disk.refused
-        self.depth += 1
-        try:
-            action(self.variant.storage(ROOT, self.variant.process(self.disk)))
-            self.happened[what] += 1
-        except (Killed, PowerLost):
-            pass
-        except FencedError:
-            self.happened["fenced"] += 1
-        except UsageError as error:
-            # Full disks may have kept a head from being written; without one gc asks for more.
-            if not any(part in error.message for part in ("the run is going on", "nothing proves")):
-                raise self.violation(str(error)) from error
-        except StorageError as error:
-            if self.disk.refused == refused:
-                raise self.violation("an error without a cause") from error
-        except Exception as error:
-            raise self.violation(str(error)) from error
-        finally:
-            self.depth -= 1
-        if self.disk.has_power:
-            last = read_log(self.observed()).last
-            self.newest_epoch = max(self.newest_epoch, last.epoch if last else 0)
-            self.check()
-
-    # ---- faults ------------------------------------------------------------------------------
-
-    @precondition(lambda self: self.disk.works and self.has("crash"))
-    @rule(calls=CALLS, fault=st.sampled_from(["kill", "power loss"]))
-    def crash(self, calls, fault):
-        self.after(calls, fault, Process.kill if fault == "kill" else self.disk.lose_power)
-
-    @precondition(lambda self: self.disk.works and self.has("sync_error"))
-    @rule(calls=CALLS)
-    def sync_error(self, calls):
-        self.after(calls, "sync error", lambda process: self.disk.fail_next_sync())
-
-    @precondition(lambda self: self.disk.works and self.has("another_driver_acts"))
-    @rule(calls=CALLS, opens=st.booleans())
-    def another_driver_acts(self, calls, opens):
-        if opens:
-            self.after(calls, "another driver opens", lambda process: self.depth > 2 or self.start_driver())
-        else:
-            self.after(calls, "other drivers commit", lambda process: self.commit_of_idle_drivers())
-
     def after(self, calls: tuple[str | None, int], fault: str, happen: Callable[[Process], object]) -> None:
         def noted(process: Process) -> None:
             self.happened[fault] += 1
@@ -349,32 +224,6 @@ class Schedules(RuleBasedStateMachine):
 
         name, number = calls
         self.disk.events.append(Event(number, noted, name))
-
-    @precondition(lambda self: self.disk.read_only and self.disk.has_power)
-    @rule()
-    def machine_is_switched_off(self):
-        self.disk.has_power = False
-
-    @precondition(lambda self: not self.disk.has_power)
-    @rule(data=st.data())
-    def power_returns(self, data):
-        def choose(what, options):
-            self.happened[what] += 1
-            return data.draw(st.sampled_from(options), label=what)
-
-        self.disk.restart(choose)
-        self.drivers.clear()
-        self.check()
-
-    @precondition(lambda self: self.disk.works and not self.disk.is_full and self.has("disk_fills"))
-    @rule(
-        room=st.sampled_from([None, 0, 100, 5000]),
-        calls=st.frozensets(st.sampled_from(["open", "mkdir", "link", "rename", "fsync"]), max_size=2),
-        until=st.integers(0, 40),
-    )
-    def disk_fills(self, room, calls, until):
-        self.disk.room, self.disk.full_for = room, calls
-        self.disk.events.append(Event(until, lambda process: self.disk.make_room()))
 
     # ---- what drivers do, and what may come of it --------------------------------------------
 
@@ -448,6 +297,43 @@ class Schedules(RuleBasedStateMachine):
         if driver in self.drivers:
             self.drivers.remove(driver)
 
+    def work_as_a_new_driver(self) -> None:
+        before = list(self.drivers)
+        if self.depth <= 2:
+            self.start_driver()
+        for driver in list(self.drivers):
+            if driver not in before:
+                self.perform(driver, functools.partial(driver.accept, 0))
+                if driver in self.drivers:
+                    self.commit_of(driver)
+
+    def perform_as_another(self, action: Callable[[LocalStorage], object], what: str) -> None:
+        """Do something in a process of its own, which ends with it."""
+        refused = self.disk.refused
+        self.depth += 1
+        try:
+            action(self.variant.storage(ROOT, self.variant.process(self.disk)))
+            self.happened[what] += 1
+        except (Killed, PowerLost):
+            pass
+        except FencedError:
+            self.happened["fenced"] += 1
+        except UsageError as error:
+            # Full disks may have kept a head from being written; without one gc asks for more.
+            if not any(part in error.message for part in ("the run is going on", "nothing proves")):
+                raise self.violation(str(error)) from error
+        except StorageError as error:
+            if self.disk.refused == refused:
+                raise self.violation("an error without a cause") from error
+        except Exception as error:
+            raise self.violation(str(error)) from error
+        finally:
+            self.depth -= 1
+        if self.disk.has_power:
+            last = read_log(self.observed()).last
+            self.newest_epoch = max(self.newest_epoch, last.epoch if last else 0)
+            self.check()
+
     # ---- the promises ------------------------------------------------------------------------
 
     def observed(self) -> LocalStorage:
@@ -509,6 +395,124 @@ class Schedules(RuleBasedStateMachine):
         assert driver.schedule.done
         assert driver.schedule.open == 0
         self.happened["rows"] += len(self.ledger.acknowledged)
+
+
+class Schedules(World):
+    """Work goes on between faults. A fault is set to happen a number of system calls from now, whoever
+    makes them: while a driver opens, a writer publishes, or a commit is half done."""
+
+    # ---- work --------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.disk.works)
+    @rule(older=st.booleans(), look=st.integers(0, 1))
+    def accept(self, older, look):
+        if driver := self.some_driver(older):
+            self.perform(driver, lambda: driver.accept(look))
+
+    @precondition(lambda self: self.disk.works and self.has("reject"))
+    @rule(older=st.booleans())
+    def reject(self, older):
+        if driver := self.some_driver(older):
+            self.perform(driver, driver.reject)
+
+    @precondition(lambda self: self.disk.works and self.has("commit"))
+    @rule(older=st.booleans())
+    def commit(self, older):
+        if driver := self.some_driver(older):
+            self.commit_of(driver)
+
+    @precondition(lambda self: self.disk.works and self.drivers and self.has("close"))
+    @rule(older=st.booleans())
+    def close(self, older):
+        driver = self.drivers[0 if older else -1]
+        self.perform(driver, lambda: self.close_driver(driver))
+
+    @precondition(lambda self: self.disk.works and 0 < len(self.drivers) < 3)
+    @rule()
+    def open_another(self):
+        self.start_driver()
+
+    @precondition(lambda self: self.disk.has_power and self.has("collect"))
+    @rule()
+    def day_passes(self):
+        """What lies about is old by now, and drivers that say nothing seem to be gone."""
+        self.disk.now_s += 25 * 3600
+
+    # ---- others who look after the run --------------------------------------------------------
+
+    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("compact"))
+    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "power loss", "drivers commit"]))
+    def compact(self, calls, meanwhile):
+        self.interrupt(calls, meanwhile)
+        self.perform_as_another(lambda storage: self.variant.compact(storage), "compacted")
+
+    @precondition(lambda self: self.disk.works and self.newest_epoch and self.has("collect"))
+    @rule(calls=CALLS, meanwhile=st.sampled_from([None, "kill", "drivers commit", "a driver works"]))
+    def collect(self, calls, meanwhile):
+        self.interrupt(calls, meanwhile)
+
+        def collected(storage: LocalStorage) -> None:
+            found = self.variant.collect(storage, DAY, now=lambda: time_on(self.disk))
+            self.happened["leftovers deleted"] += len(found)
+            self.happened["images deleted"] += sum(leftover.kind == IMAGE for leftover in found)
+
+        self.perform_as_another(collected, "collected")
+
+    def interrupt(self, calls: tuple[str | None, int], meanwhile: str | None) -> None:
+        if meanwhile == "kill":
+            self.after(calls, meanwhile, Process.kill)
+        elif meanwhile == "power loss":
+            self.after(calls, meanwhile, self.disk.lose_power)
+        elif meanwhile == "drivers commit":
+            self.after(calls, meanwhile, lambda process: self.commit_of_idle_drivers())
+        elif meanwhile == "a driver works":
+            self.after(calls, meanwhile, lambda process: self.work_as_a_new_driver())
+
+    # ---- faults ------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.disk.works and self.has("crash"))
+    @rule(calls=CALLS, fault=st.sampled_from(["kill", "power loss"]))
+    def crash(self, calls, fault):
+        self.after(calls, fault, Process.kill if fault == "kill" else self.disk.lose_power)
+
+    @precondition(lambda self: self.disk.works and self.has("sync_error"))
+    @rule(calls=CALLS)
+    def sync_error(self, calls):
+        self.after(calls, "sync error", lambda process: self.disk.fail_next_sync())
+
+    @precondition(lambda self: self.disk.works and self.has("another_driver_acts"))
+    @rule(calls=CALLS, opens=st.booleans())
+    def another_driver_acts(self, calls, opens):
+        if opens:
+            self.after(calls, "another driver opens", lambda process: self.depth > 2 or self.start_driver())
+        else:
+            self.after(calls, "other drivers commit", lambda process: self.commit_of_idle_drivers())
+
+    @precondition(lambda self: self.disk.read_only and self.disk.has_power)
+    @rule()
+    def machine_is_switched_off(self):
+        self.disk.has_power = False
+
+    @precondition(lambda self: not self.disk.has_power)
+    @rule(data=st.data())
+    def power_returns(self, data):
+        def choose(what, options):
+            self.happened[what] += 1
+            return data.draw(st.sampled_from(options), label=what)
+
+        self.disk.restart(choose)
+        self.drivers.clear()
+        self.check()
+
+    @precondition(lambda self: self.disk.works and not self.disk.is_full and self.has("disk_fills"))
+    @rule(
+        room=st.sampled_from([None, 0, 100, 5000]),
+        calls=st.frozensets(st.sampled_from(["open", "mkdir", "link", "rename", "fsync"]), max_size=2),
+        until=st.integers(0, 40),
+    )
+    def disk_fills(self, room, calls, until):
+        self.disk.room, self.disk.full_for = room, calls
+        self.disk.events.append(Event(until, lambda process: self.disk.make_room()))
 
 
 def search(variant: Variant, schedules: int, **options: Any) -> Counter[str]:
@@ -666,7 +670,7 @@ class InPlace(LocalStorage):
 
     def create(self, path, data):
         target = self._target(path)
-        with _translated("create", target):
+        with translated("create", target):
             try:
                 self._write_synced(target, data, target)
             except FileExistsError:

@@ -16,7 +16,7 @@ from balancer.cli import main
 from balancer.config.schema import Config
 from balancer.export import FORMATS, export
 from balancer.manifest.maintenance.fsck import fsck
-from balancer.manifest.status import status_of
+from balancer.manifest.status import read_status
 from balancer.report import render_report
 from balancer.run_manifest import Manifest, open_manifest
 from balancer.runs.rejudge import apply
@@ -114,7 +114,7 @@ def test_rows_of_an_earlier_version_that_score_1_for_nothing_go_on_as_they_are(t
 
 
 def test_status_counts_images_by_the_properties_that_were_not_judged(run):
-    assert status_of(stored(run), NOON)["unjudged"] == {"class": 2, "lighting": 1}
+    assert read_status(stored(run), NOON)["unjudged"] == {"class": 2, "lighting": 1}
     shown = CliRunner().invoke(main, ["status", run.uri]).stdout
     assert "accepted, class not judged" in shown
 
@@ -197,7 +197,7 @@ def test_card_report_and_status_tell_the_rules_a_run_was_last_judged_by(tmp_path
     run = open_manifest(run.uri)
     assert "had to reach a probability of 0.7" in card(run, tmp_path)
     assert "<dd>0.7 for each property" in render_report(run.uri, now=NOON)
-    assert status_of(stored(run), NOON)["overrides"] == {"verification": {"threshold": 0.7}}
+    assert read_status(stored(run), NOON)["overrides"] == {"verification": {"threshold": 0.7}}
 
 
 # ---- every export ----------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_no_export_gives_a_confidence_for_a_property_that_was_not_judged(run, tm
 
 def test_status_and_report_name_a_value_that_was_not_proven(tmp_path):
     run = commit(tmp_path / "run", row(ONE, unjudged=["class=basic"]), unjudged=("class=basic",))
-    status = status_of(stored(run), NOON)
+    status = read_status(stored(run), NOON)
     assert (status["unjudged"], status["unproven"]) == ({}, {"class=basic": 1})
     assert "accepted, class=basic not proven" in CliRunner().invoke(main, ["status", run.uri]).stdout
     assert "class=basic in 1 of 1 generated image" in render_report(run.uri, now=NOON)

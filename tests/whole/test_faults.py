@@ -21,7 +21,7 @@ from PIL import Image
 
 from actors.loop.stopping import DRAIN_S
 from balancer.errors import BalancerError
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import check_run
 from balancer.storage import open_storage
 from chaos import Session

@@ -10,7 +10,7 @@ from actors.cluster.pool import Pool
 from actors.loop.examples import EXAMPLES_OF_A_CELL
 from actors.run import Reporter, run
 from balancer.config.schema import Config
-from balancer.manifest import status_of
+from balancer.manifest import read_status
 from balancer.manifest.rows import utc_now
 from balancer.run_manifest import open_manifest
 from balancer.storage import open_storage
@@ -122,7 +122,7 @@ def test_a_cell_of_which_nothing_passes_is_given_up_and_the_run_ends_short(make_
     assert sum("cat/day is given up: 0 of" in note for note in notes) == 1
     listed = f"cat/day: 90, given up: 0 of {result.candidates} candidates passed"
     assert sum(listed in note for note in notes) == 1
-    status = status_of(open_storage(out, create=False), utc_now())
+    status = read_status(open_storage(out, create=False), utc_now())
     assert (status["state"], status["short"]) == ("short", 90)
     assert status["given_up"] == {"cat/day": {"accepted": 0, "candidates": result.candidates}}
     assert run(config, out) == result

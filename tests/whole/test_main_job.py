@@ -19,7 +19,7 @@ from balancer import open_manifest
 from balancer.config.load import load_config
 from balancer.dataset.sample import write_dataset
 from balancer.errors import BalancerError
-from balancer.manifest.log.writer import read_log
+from balancer.manifest.log.view import read_log
 from balancer.storage import open_storage
 from tests.fault_proxy import CONFLICT, LATE, LOST, RESET, SLOW, STALL, UNAVAILABLE
 

@@ -21,7 +21,8 @@ from actors.run import Reporter, run
 from balancer import open_manifest
 from balancer.config.schema import Config
 from balancer.errors import FencedError, InterruptedRun, StalledError, StorageError, UsageError
-from balancer.manifest.log.writer import ManifestLog, read_log
+from balancer.manifest.log.view import read_log
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.runfile import create_run, read_run
 from balancer.storage import open_storage

@@ -26,10 +26,10 @@ def command(run: str, as_json: bool) -> None:
     """
     from balancer.manifest.image_check import ImageCheck
     from balancer.manifest.rows import utc_now
-    from balancer.manifest.status import status_of
+    from balancer.manifest.status import read_status
     from balancer.storage import open_storage
 
-    status = status_of(open_storage(run, create=False), utc_now())
+    status = read_status(open_storage(run, create=False), utc_now())
     if as_json:
         console.print_json(status)
     else:

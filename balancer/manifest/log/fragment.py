@@ -243,13 +243,13 @@ def _to_metadata(stamp: Stamp) -> dict[str, str]:
 def _numbered(metadata: Mapping[bytes, bytes], seq: int) -> Stamp:
     """What the metadata of fragment `seq` says of it."""
     path = fragment_path(seq)
-    stamp = stamp_of(metadata, path)
+    stamp = parse_stamp(metadata, path)
     if stamp.seq != seq:
         raise BrokenFragmentError(path, "fragment is the one its name says", f"it is number {stamp.seq}")
     return stamp
 
 
-def stamp_of(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
+def parse_stamp(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
     """What the metadata of a fragment say; BrokenFragmentError if they make no sense."""
     try:
         text = {key.decode().removeprefix(_KEY): value.decode() for key, value in metadata.items()}

@@ -219,7 +219,7 @@ def _backwards(
 
 
 def _name_the_first_problem(storage: Storage, schema: pa.Schema, run_id: str, first: int, last: int) -> None:
-    """Of several that are damaged, people are told of the first one, whichever was met."""
+    """Raise the error of the first damaged fragment, whichever was met first."""
     previous: Fragment | None = None
     for seq in range(first, last + 1):
         fragment = load_fragment(storage, seq, schema, [ID])

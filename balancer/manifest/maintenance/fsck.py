@@ -21,7 +21,7 @@ from balancer.config.schema import Config, CopiesConfig
 from balancer.dataset.leakage import Leak, find_leaks
 from balancer.dataset.near_duplicates import COMPARED, KnownImage, known_images
 from balancer.errors import BalancerError, ManifestError, StorageError
-from balancer.manifest.columns import names_where
+from balancer.manifest.columns import names_read_by, names_where
 from balancer.manifest.image_files import ImageFiles
 from balancer.manifest.layout import (
     CURRENT_FILE,
@@ -37,7 +37,7 @@ from balancer.manifest.layout import (
 from balancer.manifest.log.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.log.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
 from balancer.manifest.log.reader import Entry, last_seq, load_fragment
-from balancer.manifest.log.writer import rows_in
+from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
@@ -53,16 +53,12 @@ READERS = 8
 """Images hashed at once."""
 
 MISSING_TOLD = 1000
-"""Missing fragments in a row that are told one by one."""
+"""Missing fragments in a row that are listed one by one."""
 
 _THERE = "images are there"
 _READABLE = "images can be read"
 
-_COLUMNS = (
-    "id", "file_name", "cell", "slot", "attempt", "source", "status", "reason", "score", "scores", "unjudged",
-    "threshold", "seed", "sha256", "num_bytes", "run_id", "split", "parent_id", "phash",
-)  # fmt: skip
-
+_COLUMNS = names_read_by("fsck")
 _FILE_COLUMNS = names_where(lambda column: column.of_file)
 
 _OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
@@ -398,7 +394,7 @@ def _leaks(
 
     def load(ids: Sequence[str]) -> list[KnownImage]:
         entries = [Entry.of(fragment) for fragment in fragments]
-        return known_images(rows_in(entries, storage, info.schema(), ids, COMPARED))
+        return known_images(reread_rows(entries, storage, info.schema(), ids, COMPARED))
 
     by_id = {row["id"]: row for row in rows}
     for leak in find_leaks(rows, load, limits):

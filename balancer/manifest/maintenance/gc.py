@@ -20,7 +20,8 @@ from balancer.errors import ManifestError, StorageError, UsageError
 from balancer.manifest.layout import DATA_DIR, HEAD_FILE, IMAGES_DIR, INDEX_FILE
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.head import read_head
-from balancer.manifest.log.writer import LogView, ManifestLog, read_log
+from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
 from balancer.manifest.snapshot.build import make_durable
@@ -98,8 +99,8 @@ def delete_leftovers(
     return [*others, *images]
 
 
-def _refuse_unconfirmed(storage: Storage, found: Sequence[Leftover]) -> None:
-    images = sum(leftover.kind == IMAGE for leftover in found)
+def _refuse_unconfirmed(storage: Storage, leftovers: Sequence[Leftover]) -> None:
+    images = sum(leftover.kind == IMAGE for leftover in leftovers)
     if not images:
         return
     hint = "look at what `balancer gc RUN` lists; if all of it may go, `--delete --yes` deletes it"

@@ -1,4 +1,4 @@
-"""A log with damaged or missing fragments made whole again, with what can be saved, and told what was lost.
+"""Repair of a log with damaged or missing fragments: saves what it can and lists what was lost.
 
     1  A fragment whose bytes can be made again from what is left of them is what it was (`salvage`).
     2  Of the others, rows that the compacted copy has are saved, if that is sound.
@@ -43,8 +43,9 @@ from balancer.manifest.log.fragment import (
 )
 from balancer.manifest.log.head import Head, lost_log, read_head
 from balancer.manifest.log.reader import ID, Entry, joined, last_seq, read_again, read_chain, read_fragment
-from balancer.manifest.log.writer import ManifestLog, latest
-from balancer.manifest.maintenance.salvage import Remains, remains_of
+from balancer.manifest.log.view import latest
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.maintenance.salvage import Remains, find_remains
 from balancer.manifest.maintenance.snapshot_check import check_files
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, read_run
@@ -283,7 +284,7 @@ def _examine(storage: Storage, info: RunInfo, seq: int, known_as: str | None) ->
             detail = f"it is of run {fragment.stamp.run_id!r}"
             raise BrokenFragmentError(fragment_path(seq), "fragment belongs to the run", detail)
     except BrokenFragmentError as error:
-        remains = Remains() if data is None else remains_of(data, seq, schema, known_as)
+        remains = Remains() if data is None else find_remains(data, seq, schema, known_as)
         return Damage(seq, error.rule, error.detail, data, known_as, remains)
     return fragment
 
@@ -294,7 +295,7 @@ def _plan(storage: Storage, log: _Log, index: Index | None) -> Repair:
     compacted = [seq for seq in log.lost if index is not None and seq <= index.covers]
     if index is not None and compacted:
         is_whole = next(check_files(storage, index), None) is None
-        ids = _lost_ids(storage, log, index) if is_whole and _is_of(log, index) else None
+        ids = _lost_ids(storage, log, index) if is_whole and _has_end_of(log, index) else None
         drops_copy = ids is None
         if ids is not None:
             rows = compacted_dataset(storage, schema, index).scanner(
@@ -312,7 +313,7 @@ def _plan(storage: Storage, log: _Log, index: Index | None) -> Repair:
     )
 
 
-def _is_of(log: _Log, index: Index) -> bool:
+def _has_end_of(log: _Log, index: Index) -> bool:
     """Whether the last fragment that was compacted is the one that is there, or was."""
     there = {seq: entry.known_as for seq, entry in log.sound.items()}
     was = {damage.seq: damage.known_as for damage in log.damages}
@@ -368,11 +369,11 @@ def _check_nobody_is_at_work(storage: Storage, log: _Log, now: dt.datetime) -> N
     refuse_running(storage, last, now, "it can be repaired")
 
 
-def _replace(storage: Storage, log: _Log, found: Repair, now: dt.datetime) -> None:
+def _replace(storage: Storage, log: _Log, repair: Repair, now: dt.datetime) -> None:
     """Each fragment in one step, so that it is damaged or repaired, and the others as they were."""
     schema = log.info.schema()
     previous: Entry | None = None
-    damages = {damage.seq: damage for damage in found.damages}
+    damages = {damage.seq: damage for damage in repair.damages}
     for seq in range(1, log.last + 1):
         damage = damages.get(seq)
         if damage is None:
@@ -383,7 +384,7 @@ def _replace(storage: Storage, log: _Log, found: Repair, now: dt.datetime) -> No
             storage.publish(f"{DAMAGED_DIR}/{name}", damage.data)
         data = damage.remains.whole
         if data is None:
-            rows = found.saved if seq == found.saved_in else schema.empty_table()
+            rows = repair.saved if seq == repair.saved_in else schema.empty_table()
             data = encode(rows, _stand_in(log, damage, previous, rows.num_rows, now))
         storage.replace(damage.path, data)
         previous = Entry.of(decode(data, seq, schema, [ID]))
@@ -412,13 +413,13 @@ def _stand_in(log: _Log, damage: Damage, previous: Entry | None, rows: int, now:
     )
 
 
-def _say(storage: Storage, info: RunInfo, found: Repair, now: Callable[[], dt.datetime]) -> None:
+def _say(storage: Storage, info: RunInfo, repair: Repair, now: Callable[[], dt.datetime]) -> None:
     """Into the log, as a driver does, which also proves that it can be read again."""
     detail = {
         "reason": REASON,
-        "restored": [damage.seq for damage in found.damages if not damage.is_lost],
-        "lost": [damage.seq for damage in found.lost],
-        "saved": found.saved.num_rows,
+        "restored": [damage.seq for damage in repair.damages if not damage.is_lost],
+        "lost": [damage.seq for damage in repair.lost],
+        "saved": repair.saved.num_rows,
     }
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now, detail=detail)
     if twice := _ids_twice(storage, info):

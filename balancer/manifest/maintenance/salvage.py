@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.log.arrow_blocks import is_compressed
-from balancer.manifest.log.fragment import CHECKSUM_KEY, BrokenFragmentError, encode, stamp_of
+from balancer.manifest.log.fragment import CHECKSUM_KEY, BrokenFragmentError, encode, parse_stamp
 
 STREAM_START = 8
 """An Arrow file is a stream after so many bytes, and an index after that."""
@@ -31,7 +31,7 @@ class Remains:
     rows: int | None = None
 
 
-def remains_of(data: bytes, seq: int, schema: pa.Schema, sha256: str | None) -> Remains:
+def find_remains(data: bytes, seq: int, schema: pa.Schema, sha256: str | None) -> Remains:
     """`sha256` is the hash that the next fragment was written with; None if there is none."""
     # An extension type may run code when Arrow meets it, and no manifest has any.
     stream = data[STREAM_START:]
@@ -39,7 +39,7 @@ def remains_of(data: bytes, seq: int, schema: pa.Schema, sha256: str | None) -> 
     if found is None:
         return Remains()
     try:
-        stamp = stamp_of(found.metadata or {}, fragment_path(seq))
+        stamp = parse_stamp(found.metadata or {}, fragment_path(seq))
     except BrokenFragmentError:
         return Remains()
     remains = Remains(None, stamp.event, sum(batch.num_rows for batch in batches))

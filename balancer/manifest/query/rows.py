@@ -21,7 +21,7 @@ from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.log.reader import ID
 from balancer.manifest.query.sql_text import as_spelled, explained, no_column, quoted
 from balancer.manifest.runfile import RunInfo, read_run
-from balancer.manifest.snapshot.dataset import Source
+from balancer.manifest.snapshot.dataset import RowSource
 from balancer.manifest.snapshot.index import STATUS
 from balancer.manifest.snapshot.superseded import FILE, PLACE
 from balancer.storage import Storage
@@ -44,7 +44,7 @@ class ManifestRows:
 
     run: RunInfo
     uri: str
-    _source: Source
+    _source: RowSource
 
     @property
     def schema(self) -> pa.Schema:
@@ -190,7 +190,7 @@ class ManifestRows:
 def open_rows(storage: Storage) -> ManifestRows:
     """UsageError if the folder holds no run, ManifestError if it is damaged."""
     info = read_run(storage)
-    return ManifestRows(info, storage.uri, Source(storage, info))
+    return ManifestRows(info, storage.uri, RowSource(storage, info))
 
 
 def as_list(names: Sequence[str]) -> list[str]:

@@ -30,9 +30,9 @@ from balancer.manifest.snapshot.index import (
     DataFile,
     Index,
     Layout,
+    choose_layout,
     data_path,
     encode_index,
-    layout_of,
     read_index,
 )
 from balancer.manifest.snapshot.places import Places, ids_judged_anew
@@ -78,7 +78,7 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
         return None
     entries, last = chain.entries, chain.last
     del chain  # it has the ids of all rows, which may be as large as what is held back below
-    layout = layout_of(info, sum(entry.rows for entry in entries))
+    layout = choose_layout(info, sum(entry.rows for entry in entries))
     rows = RowsInOrder(storage, entries, schema, Known.of(info))
     files = Files(storage, schema)
     dealt = deal(rows.blocks(layout.rows_in_block), layout, info)

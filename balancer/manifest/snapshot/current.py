@@ -23,7 +23,7 @@ from balancer.manifest.log.reader import ID, last_seq
 from balancer.manifest.maintenance.snapshot_check import same_rows
 from balancer.manifest.rows import ACCEPTED
 from balancer.manifest.runfile import read_run
-from balancer.manifest.snapshot.dataset import Source
+from balancer.manifest.snapshot.dataset import RowSource
 from balancer.manifest.snapshot.files import arrow_buffer
 from balancer.manifest.snapshot.index import MAX_FILE_BYTES, STATUS
 from balancer.storage import MissingFileError, Storage
@@ -51,7 +51,7 @@ REWRITE = "no row is lost: `balancer compact RUN --rebuild` writes it anew"
 def write_current(storage: Storage) -> None:
     """Write the file from the log as it is now, and again if somebody else commits meanwhile."""
     for _ in range(ROUNDS):
-        source = Source(storage, read_run(storage))
+        source = RowSource(storage, read_run(storage))
         storage.replace(CURRENT_FILE, _encoded(source))
         if last_seq(storage) <= source.reach[0]:
             return
@@ -104,7 +104,7 @@ def problem_of_current(storage: Storage, run_id: str, last: Link) -> str:
         return ""
     if (reach.seq, reach.sha256) != (last.stamp.seq, last.known_as):
         return "it was made of another log"
-    source = Source(storage, read_run(storage))
+    source = RowSource(storage, read_run(storage))
     rows = pa.Table.from_batches(_accepted(source), _schema(source))
     data = arrow_buffer(storage.read(CURRENT_FILE, MAX_FILE_BYTES))
     try:
@@ -117,7 +117,7 @@ def problem_of_current(storage: Storage, run_id: str, last: Link) -> str:
     return "" if is_same else "it has other rows than the log"
 
 
-def _encoded(source: Source) -> bytes:
+def _encoded(source: RowSource) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, _schema(source), compression="zstd") as writer:
         for table in _row_groups(_accepted(source), _schema(source)):
@@ -125,7 +125,7 @@ def _encoded(source: Source) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _schema(source: Source) -> pa.Schema:
+def _schema(source: RowSource) -> pa.Schema:
     """Types that every reader knows: no dictionaries, and text for seeds, whose 64 bits become a float
     wherever a column has nulls."""
     fields = [
@@ -142,7 +142,7 @@ def _plain(column: pa.Field) -> pa.DataType:
     return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
 
 
-def _accepted(source: Source) -> Iterator[pa.RecordBatch]:
+def _accepted(source: RowSource) -> Iterator[pa.RecordBatch]:
     schema = _schema(source)
     rows = source.dataset().scanner(columns=schema.names, filter=pc.field(STATUS) == ACCEPTED)
     for batch in rows.to_batches():
@@ -162,5 +162,5 @@ def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterato
 
 
 def _reach_in(schema: pa.Schema) -> Head:
-    told = json.loads((schema.metadata or {})[METADATA])
-    return Head(str(told["run_id"]), int(told["seq"]), str(told["sha256"]))
+    reach = json.loads((schema.metadata or {})[METADATA])
+    return Head(str(reach["run_id"]), int(reach["seq"]), str(reach["sha256"]))

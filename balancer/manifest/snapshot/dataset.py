@@ -25,7 +25,7 @@ from balancer.manifest.snapshot.build import LIGHT
 from balancer.manifest.snapshot.files import LOG, PARQUET, ManifestFiles
 from balancer.manifest.snapshot.index import STATUS, DataFile, Index, check_folders, read_index
 from balancer.manifest.snapshot.places import ids_judged_anew
-from balancer.manifest.snapshot.shares import Scan
+from balancer.manifest.snapshot.scan import Scan
 from balancer.manifest.snapshot.superseded import FILE, PLACE, has_its_place, survey
 from balancer.storage import Storage
 
@@ -100,7 +100,7 @@ class ManifestDataset(_Rows):
         return found
 
 
-class Source:
+class RowSource:
     """All rows of a manifest as they were when it was opened, to be read as often as one likes."""
 
     def __init__(self, storage: Storage, info: RunInfo) -> None:
@@ -126,38 +126,40 @@ class Source:
         compacted = self._compacted if len(ids) else []
         before = self._rows_in(compacted, pc.field(ID).isin(ids), [ID, *HIDDEN])
         self._survey = survey(storage, entries, self.schema, ids, before, index.rows if index else 0)
+        self._counts = self._survey.condition
+        """Whether a row counts; false of superseded ones."""
 
     def dataset(self, schema: pa.Schema | None = None) -> ds.Dataset:
         """Every row that counts, in no order. `schema` has the columns to show, in types that those of the
         manifest can be cast to."""
-        return self._of(self._compacted, self._newest, schema or self.schema, self._survey.condition)
+        return self._of(self._compacted, self._newest, schema or self.schema, self._counts)
 
     def numbered(self, schema: pa.Schema) -> ds.Dataset:
         """As `dataset`, with FILE and PLACE for everyone to see."""
         children = self.dataset(schema).children
-        return _Rows.made(_full(schema), children, self.files, self._survey.condition, {})
+        return _Rows.made(_full(schema), children, self.files, self._counts, {})
 
     def rows(self, columns: Sequence[str], condition: pc.Expression | None = None) -> pa.Table:
         """In the order of commits. Raises what Arrow raises for a condition that makes no sense."""
         return self._in_order(self.dataset(), columns, condition)
 
-    def rows_at(self, found: pa.Table, columns: Sequence[str]) -> pa.Table:
+    def rows_at(self, matches: pa.Table, columns: Sequence[str]) -> pa.Table:
         """Rows by their FILE, PLACE and ID, in the order of commits; files that hold none are left alone."""
-        numbers = found[FILE].to_numpy()
+        numbers = matches[FILE].to_numpy()
         compacted, narrowed = [], {}
         for number in np.unique(numbers[numbers < 0]).tolist():
-            ends = pc.min_max(found[PLACE].filter(pa.array(numbers == number))).as_py()
+            ends = pc.min_max(matches[PLACE].filter(pa.array(numbers == number))).as_py()
             between = (pc.field(PLACE) >= ends["min"]) & (pc.field(PLACE) <= ends["max"])
             compacted.append(self._compacted[-number - 1])
             narrowed[compacted[-1].path] = between
         positions = np.searchsorted(self._survey.sequences, np.unique(numbers[numbers > 0]))
         newest = [self._newest[position] for position in positions.tolist()]
-        places = found[PLACE].drop_null().combine_chunks()
-        ids = found[ID].filter(pa.array(numbers > 0)).combine_chunks()
+        places = matches[PLACE].drop_null().combine_chunks()
+        ids = matches[ID].filter(pa.array(numbers > 0)).combine_chunks()
         wanted = ((pc.field(FILE) < 0) & pc.field(PLACE).isin(places)) | (
             (pc.field(FILE) > 0) & pc.field(ID).isin(ids)
         )
-        dataset = self._of(compacted, newest, self.schema, self._survey.condition, narrowed)
+        dataset = self._of(compacted, newest, self.schema, self._counts, narrowed)
         return self._in_order(dataset, columns, wanted)
 
     def _in_order(
@@ -168,7 +170,7 @@ class Source:
             return dataset.scanner(columns=names, filter=condition).to_table()
         hidden = [*HIDDEN, ID] if self._survey.moves_rows else HIDDEN
         table = dataset.scanner(columns=list(dict.fromkeys([*names, *hidden])), filter=condition).to_table()
-        order = np.argsort(self._survey.places_of(table), kind="stable")
+        order = np.argsort(self._survey.find_places(table), kind="stable")
         return table.select(names).take(pa.array(order))
 
     def _ids_that_may_be_twice(

@@ -63,7 +63,7 @@ class Loaded:
 
 
 class ManifestFiles:
-    """Loads what it was told of, and nothing else. It can be pickled, for workers that read by themselves."""
+    """Loads the files it was made for, and no others. It can be pickled, so that workers can read."""
 
     def __init__(
         self,
@@ -107,9 +107,9 @@ class ManifestFiles:
 
     def damage(self) -> DamagedCopyError | None:
         """The first compacted file that is not what it was, found by reading all of them."""
-        for told in self._compacted.values():
-            if (detail := difference(self.storage, told)) is not None:
-                return DamagedCopyError(told.path, *detail)
+        for file in self._compacted.values():
+            if (detail := difference(self.storage, file)) is not None:
+                return DamagedCopyError(file.path, *detail)
         return None
 
     def _fragment(self, path: str, holds: pc.Expression, wanted: Wanted) -> Loaded:
@@ -122,23 +122,23 @@ class ManifestFiles:
         buffer, rows = _narrowed(data, wanted.schema.names)
         return Loaded(LOG.make_fragment(buffer, partition_expression=holds), buffer.size, path, rows)
 
-    def _data_file(self, told: DataFile, holds: pc.Expression, wanted: Wanted) -> Loaded:
+    def _data_file(self, file: DataFile, holds: pc.Expression, wanted: Wanted) -> Loaded:
         try:
-            with _opened(self.storage, told.path) as read_range:
-                return _loaded(told, read_range, holds, wanted, self.storage)
+            with _opened(self.storage, file.path) as read_range:
+                return _loaded(file, read_range, holds, wanted, self.storage)
         except MissingFileError:
-            raise DamagedCopyError(told.path, "compacted files are there", GONE) from None
+            raise DamagedCopyError(file.path, "compacted files are there", GONE) from None
 
 
-def difference(storage: Storage, told: DataFile) -> tuple[str, str] | None:
+def difference(storage: Storage, file: DataFile) -> tuple[str, str] | None:
     """The rule that a compacted file breaks, and how; None if it is what was written."""
     try:
-        data = storage.read(told.path, MAX_FILE_BYTES)
+        data = storage.read(file.path, MAX_FILE_BYTES)
     except MissingFileError:
         return "compacted files are there", GONE
-    if len(data) != told.num_bytes:
-        return "compacted files have their size", f"it has {len(data)} bytes, the index says {told.num_bytes}"
-    if hashlib.sha256(data).hexdigest() != told.sha256:
+    if len(data) != file.num_bytes:
+        return "compacted files have their size", f"it has {len(data)} bytes, the index says {file.num_bytes}"
+    if hashlib.sha256(data).hexdigest() != file.sha256:
         return "compacted files have their sha256", "its bytes are not those that were written"
     return None
 
@@ -175,35 +175,35 @@ def _narrowed(data: bytes, columns: Sequence[str]) -> tuple[pa.Buffer, pa.Table]
 
 
 def _loaded(
-    told: DataFile, read_range: ReadRange, holds: pc.Expression, wanted: Wanted, storage: Storage
+    file: DataFile, read_range: ReadRange, holds: pc.Expression, wanted: Wanted, storage: Storage
 ) -> Loaded:
     """The file as a buffer of its size, of which only what the scan looks at is filled in."""
-    image = pa.allocate_buffer(told.num_bytes, memory_pool=SPARSE)
+    image = pa.allocate_buffer(file.num_bytes, memory_pool=SPARSE)
     view = memoryview(image).cast("B")
-    start = told.num_bytes - told.footer_bytes
-    footer = read_range(start, told.footer_bytes + 1)  # one more, to see that the file ends there
-    if len(footer) != told.footer_bytes:
-        raise _of_another_size(told, storage)
-    if hashlib.sha256(footer).hexdigest() != told.footer_sha256:
-        raise DamagedCopyError(told.path, "compacted files have their sha256", "its footer was changed")
+    start = file.num_bytes - file.footer_bytes
+    footer = read_range(start, file.footer_bytes + 1)  # one more, to see that the file ends there
+    if len(footer) != file.footer_bytes:
+        raise _wrong_size(file, storage)
+    if hashlib.sha256(footer).hexdigest() != file.footer_sha256:
+        raise DamagedCopyError(file.path, "compacted files have their sha256", "its footer was changed")
     view[start:] = footer
     fragment = PARQUET.make_fragment(image, partition_expression=holds)
     if wanted.condition is not None:
         fragment = fragment.subset(filter=wanted.condition, schema=wanted.schema)
     groups = [group.id for group in fragment.row_groups]
-    num_bytes = told.footer_bytes
+    num_bytes = file.footer_bytes
     for begin, end in _joined(_column_chunks(fragment.metadata, groups, set(wanted.schema.names))):
         part = read_range(begin, end - begin)
         if len(part) != end - begin:
-            raise _of_another_size(told, storage)
+            raise _wrong_size(file, storage)
         view[begin:end] = part
         num_bytes += len(part)
     return Loaded(fragment if groups else None, num_bytes)
 
 
-def _of_another_size(told: DataFile, storage: Storage) -> DamagedCopyError:
-    detail = f"it has {storage.info(told.path).num_bytes} bytes, the index says {told.num_bytes}"
-    return DamagedCopyError(told.path, "compacted files have their size", detail)
+def _wrong_size(file: DataFile, storage: Storage) -> DamagedCopyError:
+    detail = f"it has {storage.info(file.path).num_bytes} bytes, the index says {file.num_bytes}"
+    return DamagedCopyError(file.path, "compacted files have their size", detail)
 
 
 def _column_chunks(

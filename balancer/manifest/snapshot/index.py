@@ -115,7 +115,7 @@ class Index:
 _INDEX = TypeAdapter(Index)
 
 
-def layout_of(info: RunInfo, rows: int) -> Layout:
+def choose_layout(info: RunInfo, rows: int) -> Layout:
     """Parts by class and facets as long as these have enough rows each; files are sorted by the others."""
     names = (CLASS_PROPERTY, *info.facets)
     depth, most = 0, max(LEAST_PARTS, rows // ROWS_IN_PART)

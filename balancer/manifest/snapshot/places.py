@@ -36,7 +36,7 @@ def ids_judged_anew(storage: Storage, entries: Sequence[Entry], schema: pa.Schem
     return pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
 
 
-def occurrences_of(
+def find_occurrences(
     ids: pa.Array, storage: Storage, entries: Iterable[Entry], schema: pa.Schema
 ) -> Iterator[Occurrence]:
     """Every row that has one of `ids`, in the order of the log."""
@@ -71,7 +71,7 @@ class Places:
         start: int = 0,
     ) -> None:
         self._ids = ids
-        self._last = {one.id: one for one in occurrences_of(ids, storage, entries, schema)}
+        self._last = {one.id: one for one in find_occurrences(ids, storage, entries, schema)}
         self._first = dict(known or {})
         self._next = start
 

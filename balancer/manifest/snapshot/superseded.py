@@ -62,7 +62,7 @@ class Survey:
     def moves_rows(self) -> bool:
         return len(self.ids) > 0
 
-    def places_of(self, table: pa.Table) -> NDArray[np.int64]:
+    def find_places(self, table: pa.Table) -> NDArray[np.int64]:
         """Where rows stand, by their FILE and PLACE, and their ID if any row moves. Those of a fragment must
         be in its order; which of its rows they are cannot be seen, and need not be."""
         numbers = table[FILE].to_numpy()

@@ -58,7 +58,7 @@ class Scan:
         self._files = files
         self._narrowed = narrowed
         self._options = dict(options)
-        self._schema = _columns_of(schema, self._options)
+        self._schema = _columns_looked_at(schema, self._options)
         try:
             self.projected_schema = self._scanner([]).projected_schema
         except pa.ArrowInvalid:
@@ -179,7 +179,7 @@ def _finish(started: Iterator[object]) -> None:
         deque(started, maxlen=0)
 
 
-def _columns_of(schema: pa.Schema, options: Mapping[str, Any]) -> pa.Schema:
+def _columns_looked_at(schema: pa.Schema, options: Mapping[str, Any]) -> pa.Schema:
     """The columns that a scan looks at, perhaps some more: all whose names occur in its expressions."""
     columns = options.get("columns")
     if columns is None:
@@ -206,9 +206,9 @@ def _columns_it_misses(schema: pa.Schema, names: set[str], options: Mapping[str,
         try:
             ds.Scanner.from_dataset(nothing, **options)
         except pa.ArrowInvalid as error:
-            told = str(error)
+            message = str(error)
             missing = [
-                name for name in schema.names if f"FieldRef.Name({name}) " in told and name not in found
+                name for name in schema.names if f"FieldRef.Name({name}) " in message and name not in found
             ]
             if not missing:
                 return schema
