@@ -20,12 +20,12 @@ from actors.real_images import (
     Call,
     Measured,
     RealImages,
-    calibration_of,
-    copies_of_holdout,
+    find_holdout_duplicates,
+    list_references,
+    load_calibration,
     measure_real_images,
-    preflight_of,
     real_facets,
-    references_of,
+    run_preflight,
 )
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
@@ -219,15 +219,17 @@ def _run(
             facts = facts_of(info, config)
             schedule = schedule_of(info, config, log.table(KEPT), limit)
             learned = wording_counts_of(log.table(KEPT)) if config.attempts.adaptive else None
-            copied = copies_of_holdout(measured, config)
-            commit_real_images(found, config.classes, log, storage, facts, measured.embedding_of(), copied)
+            copied = find_holdout_duplicates(measured, config)
+            commit_real_images(
+                found, config.classes, log, storage, facts, measured.embeddings_by_id(), copied
+            )
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
                     f"hold-out images show the same as {counted(len(copied), 'real image')}, such as"
                     f" {next(iter(copied))}; neither training nor validation and test get them"
                 )
-            references = NearDuplicateIndex(references_of(measured), config.verification.copies)
+            references = NearDuplicateIndex(list_references(measured), config.verification.copies)
             feed = Feed(config, schedule, learned)
             driver = Driver(config, facts, feed, log, *pools, stop, references=references)
             driver.on_progress, driver.note = reporter.progress, reporter.note
@@ -292,7 +294,7 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
     models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
-    calibration = calibration_of(config)
+    calibration = load_calibration(config)
     return models | {
         "verifier": models["verifier"] | {CALIBRATION: None if calibration is None else calibration.sha256()}
     }
@@ -325,7 +327,7 @@ def _measure(
     if config.actors.kind == "simulated":
         reporter.note("no pre-flight: simulated actors judge nothing")
         return measured
-    result = preflight_of(measured, config)
+    result = run_preflight(measured, config)
     refuse_unproven(result)
     reporter.note(summary(result))
     return measured
