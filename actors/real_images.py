@@ -64,12 +64,12 @@ _DAMAGE = (
 LEAST_PROBABILITY = 1e-300
 """Smaller doubles have no logarithm."""
 
-Call = tuple[list[bytes], int]
+MeasureCall = tuple[list[bytes], int]
 """Arguments of `measure_files`."""
 
-Measured = list["Measurement | str"]
+Measurements = list["Measurement | str"]
 
-MeasureAll = Callable[[Iterable[Call]], Iterable[tuple[int, Measured]]]
+MeasureAll = Callable[[Iterable[MeasureCall]], Iterable[tuple[int, Measurements]]]
 """Calls `measure_files` for each of many arguments; yields the number and the result of each call, in any
 order."""
 
@@ -133,7 +133,7 @@ def measure_real_images(
 def measure_here(config: Config, audit: Audit, holdout: Audit | None) -> RealImages:
     """Measure in this process, on its GPU if it has one. Loads the verifier only if it is needed."""
 
-    def measure(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def measure(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         from actors.models.verifier import Verifier
 
         judged = config.verification
@@ -150,7 +150,7 @@ def _measure_missing(
     """The hash and the measurement of each image file."""
     sent: list[list[str]] = []  # filled as `measure` consumes the calls
 
-    def calls() -> Iterator[Call]:
+    def calls() -> Iterator[MeasureCall]:
         for batch in _batches(paths, round(config.dataset.max_image_megabytes * 1e6)):
             sent.append([sha256 for sha256, _ in batch])
             yield [data for _, data in batch], round(config.dataset.max_image_megapixels * 1e6)

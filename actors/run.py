@@ -17,8 +17,8 @@ from actors.loop.driver import Driver
 from actors.loop.feed import Feed
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
-    Call,
-    Measured,
+    MeasureCall,
+    Measurements,
     RealImages,
     find_holdout_duplicates,
     list_references,
@@ -319,7 +319,7 @@ def _measure(
                 hint="the same command goes on from here",
             )
 
-    def measure(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
+    def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
         reporter.step("the verifier measures the real images, as soon as it has loaded")
         return call_all(verifiers, "measure_files", calls, notice_stop)
 

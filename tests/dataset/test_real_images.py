@@ -14,8 +14,8 @@ from PIL import Image
 
 from actors.real_images import (
     BATCH_IMAGES,
-    Call,
-    Measured,
+    MeasureCall,
+    Measurements,
     RealImages,
     collect_examples,
     find_holdout_duplicates,
@@ -85,7 +85,7 @@ class Eye:
         self.see = see
         self.calls: list[int] = []
 
-    def __call__(self, calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def __call__(self, calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         for number, (files, max_pixels) in enumerate(calls):
             self.calls.append(len(files))
             yield number, [self.one(decode_image(data, max_pixels=max_pixels)) for data in files]
@@ -105,7 +105,9 @@ class Eye:
         )
 
 
-def measured(config: Config, eye: Callable[[Iterable[Call]], Iterable[tuple[int, Measured]]]) -> RealImages:
+def measured(
+    config: Config, eye: Callable[[Iterable[MeasureCall]], Iterable[tuple[int, Measurements]]]
+) -> RealImages:
     return measure_real_images(config, audit_dataset(config), audit_holdout(config), eye)
 
 
@@ -119,7 +121,7 @@ def same(one: RealImages, other: RealImages) -> bool:
     )
 
 
-def never(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
+def never(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
     raise AssertionError("an image that was measured before was measured again")
 
 
@@ -203,7 +205,7 @@ def test_other_wordings_are_measured_anew_and_other_thresholds_are_not(config):
 def test_what_was_seen_before_an_interruption_is_kept(config, monkeypatch):
     monkeypatch.setattr("actors.real_images.BATCH_IMAGES", 2)
 
-    def interrupted(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def interrupted(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         results = Eye()(calls)
         yield next(results)
         raise KeyboardInterrupt
@@ -296,7 +298,7 @@ def test_an_image_that_went_since_the_audit_is_named(config, tmp_path):
 
 
 def test_an_image_that_the_verifier_cannot_read_is_named(config):
-    def blind(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def blind(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         for number, (files, _) in enumerate(calls):
             yield number, ["out of memory while decoding it"] * len(files)
 
