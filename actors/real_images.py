@@ -1,7 +1,7 @@
-"""The real images as the verifier sees them: for calibration, the pre-flight, and the search for copies.
+"""Measure the real images with the verifier, for calibration, the pre-flight and near-duplicates.
 
-An image is measured once: what was seen is kept in the cache folder, in one file for each verifier and its
-wordings. Such a file can always be made again, so one that is damaged counts as missing.
+Each image is measured once. Measurements are kept in the cache folder, in one file per verifier and wordings.
+A damaged file counts as missing, since it can be made again.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ REAL, HOLDOUT = "real", "holdout"
 CACHE_FORMAT = 1
 BATCH_IMAGES = 16
 BATCH_BYTES = 32_000_000
-"""A batch travels to a verifier whole."""
+"""A batch is sent to a verifier at once."""
 
-# What numpy raises for files that are not, or no longer, what it wrote.
+# Errors that numpy raises for damaged or foreign files.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -62,49 +62,50 @@ _DAMAGE = (
 )
 
 LEAST_PROBABILITY = 1e-300
-"""Below this a double has no logarithm."""
+"""Smaller doubles have no logarithm."""
 
-Call = tuple[list[bytes], int]
+MeasureCall = tuple[list[bytes], int]
 """Arguments of `measure_files`."""
 
-Measured = list["Measurement | str"]
+Measurements = list["Measurement | str"]
 
-MeasureAll = Callable[[Iterable[Call]], Iterable[tuple[int, Measured]]]
-"""Calls `measure_files` with each of many arguments; gives number and result of each call, in any order."""
+MeasureAll = Callable[[Iterable[MeasureCall]], Iterable[tuple[int, Measurements]]]
+"""Calls `measure_files` for each of many arguments; yields the number and the result of each call, in any
+order."""
 
 
 @dataclass(frozen=True, slots=True)
 class RealImages:
-    """Row i of every array is of `images[i]`. `ids` begin with `real/` or `holdout/`. `embeddings` are
-    (images, dim) little-endian float16; `log_probabilities[property]` are (images, values), natural,
-    before calibration."""
+    """Row i of every array belongs to `images[i]`. `ids` begin with `real/` or `holdout/`. `embeddings` are
+    (images, dim) little-endian float16; `log_probabilities[property]` are (images, values), natural
+    logarithms before calibration."""
 
     ids: tuple[str, ...]
     images: tuple[RealImage, ...]
     embeddings: NDArray[np.float16]
     log_probabilities: Mapping[str, NDArray[np.float64]]
 
-    def embedding_of(self) -> dict[str, bytes]:
-        """The embedding of each id."""
+    def embeddings_by_id(self) -> dict[str, bytes]:
+        """Embeddings as bytes, by id."""
         return {name: row.tobytes() for name, row in zip(self.ids, self.embeddings, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What is kept of one image: `logs` has the values of all properties, one after the other."""
+class _Cached:
+    """The cached measurement of one image. `logs` has the values of all properties, one after the other."""
 
     embedding: NDArray[np.float16]
     logs: NDArray[np.float64]
 
 
 def measure_real_images(
-    config: Config, found: Audit, holdout: Audit | None, measure: MeasureAll
+    config: Config, audit: Audit, holdout: Audit | None, measure: MeasureAll
 ) -> RealImages:
-    """Have `measure` see every image that is not in the cache; it is not called if all are.
+    """Measure every image that is not in the cache. `measure` is not called if all are.
 
-    Raises DatasetError if an image is not what the audit read.
+    Raises DatasetError if an image has changed since the audit.
     """
-    files = [(f"{REAL}/{image.file_name}", image, found.path) for image in found.images]
+    files = [(f"{REAL}/{image.file_name}", image, audit.path) for image in audit.images]
     if holdout is not None:
         files += [(f"{HOLDOUT}/{image.file_name}", image, holdout.path) for image in holdout.images]
     cache = None if config.actors.kind == "simulated" else _cache_file(config)
@@ -113,10 +114,10 @@ def measure_real_images(
     missing = {image.sha256: path / image.file_name for _, image, path in files if image.sha256 not in seen}
     if missing:
         try:
-            for sha256, measurement in _measured(missing, config, measure):
-                seen[sha256] = _kept(measurement, sizes)
+            for sha256, measurement in _measure_missing(missing, config, measure):
+                seen[sha256] = _to_cached(measurement, sizes)
         finally:
-            if cache is not None:  # also of a measurement that was interrupted
+            if cache is not None:  # also after an interruption
                 _save(cache, seen)
     wanted = [seen[image.sha256] for _, image, _ in files]
     logs = np.stack([each.logs for each in wanted]) if wanted else np.empty((0, sum(sizes.values())))
@@ -129,10 +130,10 @@ def measure_real_images(
     )
 
 
-def measure_here(config: Config, found: Audit, holdout: Audit | None) -> RealImages:
-    """Measured in this process, on its GPU if it has one; the verifier is loaded only if it is needed."""
+def measure_here(config: Config, audit: Audit, holdout: Audit | None) -> RealImages:
+    """Measure in this process, on its GPU if it has one. Loads the verifier only if it is needed."""
 
-    def measure(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def measure(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         from actors.models.verifier import Verifier
 
         judged = config.verification
@@ -140,16 +141,16 @@ def measure_here(config: Config, found: Audit, holdout: Audit | None) -> RealIma
         for number, arguments in enumerate(calls):
             yield number, verifier.measure_files_here(*arguments)
 
-    return measure_real_images(config, found, holdout, measure)
+    return measure_real_images(config, audit, holdout, measure)
 
 
-def _measured(
+def _measure_missing(
     paths: Mapping[str, Path], config: Config, measure: MeasureAll
 ) -> Iterator[tuple[str, Measurement]]:
-    """The hash of each image file, and what was seen in it."""
-    sent: list[list[str]] = []  # filled as the calls are taken
+    """The hash and the measurement of each image file."""
+    sent: list[list[str]] = []  # filled as `measure` consumes the calls
 
-    def calls() -> Iterator[Call]:
+    def calls() -> Iterator[MeasureCall]:
         for batch in _batches(paths, round(config.dataset.max_image_megabytes * 1e6)):
             sent.append([sha256 for sha256, _ in batch])
             yield [data for _, data in batch], round(config.dataset.max_image_megapixels * 1e6)
@@ -185,13 +186,13 @@ def _read_unchanged(path: Path, sha256: str, max_bytes: int) -> bytes:
     return data
 
 
-def _kept(measurement: Measurement, sizes: Mapping[str, int]) -> _Seen:
+def _to_cached(measurement: Measurement, sizes: Mapping[str, int]) -> _Cached:
     logs = [_logs([*measurement.probabilities[name].values()]) for name in sizes]
-    return _Seen(np.frombuffer(measurement.embedding, "<f2"), np.concatenate(logs))
+    return _Cached(np.frombuffer(measurement.embedding, "<f2"), np.concatenate(logs))
 
 
 def _logs(probabilities: Sequence[float]) -> NDArray[np.float64]:
-    """A verifier that gives no numbers knows nothing: every value is as likely as the others."""
+    """Logarithms. If the verifier gives NaN or infinity, all values count as equally likely."""
     given = np.array(probabilities, np.float64)
     if not np.isfinite(given).all():
         given = np.full(len(given), 1 / len(given))
@@ -212,8 +213,8 @@ def _cache_file(config: Config) -> Path:
     return cache_folder() / "measured" / f"{digest[:24]}.npz"
 
 
-def _load(path: Path, values: int) -> dict[str, _Seen]:
-    """What the file holds, by hash of the image file; nothing if it is not there or not as it was written."""
+def _load(path: Path, values: int) -> dict[str, _Cached]:
+    """Read the cached measurements by hash of the image file; empty if the file is missing or damaged."""
     try:
         with open_regular(path, follow_links=True) as file, np.load(file, allow_pickle=False) as stored:
             hashes, embeddings, logs = stored["sha256"], stored["embeddings"], stored["log_probabilities"]
@@ -229,10 +230,10 @@ def _load(path: Path, values: int) -> dict[str, _Seen]:
     if not whole:
         return {}
     names = [name.decode("ascii", "replace") for name in hashes.tolist()]
-    return {name: _Seen(*rows) for name, *rows in zip(names, embeddings, logs, strict=True)}
+    return {name: _Cached(*rows) for name, *rows in zip(names, embeddings, logs, strict=True)}
 
 
-def _save(path: Path, seen: Mapping[str, _Seen]) -> None:
+def _save(path: Path, seen: Mapping[str, _Cached]) -> None:
     if not seen:
         return
 
@@ -247,52 +248,53 @@ def _save(path: Path, seen: Mapping[str, _Seen]) -> None:
     keep(path, write)
 
 
-# ---- what is made of them ----------------------------------------------------------------------
+# ---- uses --------------------------------------------------------------------------------------
 
 
-def examples_of(measured: RealImages, config: Config) -> dict[str, Examples]:
-    """The labelled images of each property: a class by the folder, a facet value by the metadata, where the
-    facet applies to the class."""
+def collect_examples(measured: RealImages, config: Config) -> dict[str, Examples]:
+    """The labelled images of each property. The folder labels the class, the metadata labels facet values
+    that apply to it."""
     applies = {facet.name: facet.classes for facet in config.facet_axes()}
-    found = {}
+    examples = {}
     for name, values in config.properties().items():
         position = {value: index for index, value in enumerate(values)}
         labels = np.array(
             [position.get(_label(image, name, applies), -1) for image in measured.images], np.intp
         )
         known = labels >= 0
-        found[name] = Examples(tuple(values), measured.log_probabilities[name][known], labels[known])
-    return found
+        examples[name] = Examples(tuple(values), measured.log_probabilities[name][known], labels[known])
+    return examples
 
 
 def _label(image: RealImage, name: str, applies: Mapping[str, frozenset[str]]) -> str:
-    """Empty where there is none; no value has an empty name."""
+    """The label of an image; empty if it has none, because no value has an empty name."""
     if name == CLASS_PROPERTY:
         return image.class_name
     return image.facets.get(name, "") if image.class_name in applies[name] else ""
 
 
-def preflight_of(measured: RealImages, config: Config) -> Preflight:
-    """The pre-flight at the temperatures of the config's calibration."""
-    return preflight(examples_of(measured, config), load_temperatures(config), len(measured.images), config)
+def run_preflight(measured: RealImages, config: Config) -> Preflight:
+    """Run the pre-flight with the temperatures of the config's calibration."""
+    examples = collect_examples(measured, config)
+    return preflight(examples, load_temperatures(config), len(measured.images), config)
 
 
 def real_facets(
     measured: RealImages, config: Config, splits: Mapping[str, str] | None = None
 ) -> dict[str, list[dict[str, str]]]:
-    """For each class the facet values of its training images: those that are known, and of the others the
-    likeliest if it reaches `verification.threshold`, unless the facet is in `verification.unjudged`.
+    """The facet values of the training images of each class: known values, and for other facets the likeliest
+    value if it reaches `verification.threshold` and the facet is not in `verification.unjudged`.
 
-    `splits` are by file name; an image that has none is a training image."""
+    `splits` are by file name; an image without one is a training image."""
     facets, temperatures = config.facet_axes(), load_temperatures(config)
     judged = [facet for facet in facets if facet.name not in config.verification.unjudged]
     likely = {
         facet.name: calibrated(measured.log_probabilities[facet.name], temperatures.get(facet.name, 1.0))
         for facet in judged
     }
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
+    by_class: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
     for row, (name, image) in enumerate(zip(measured.ids, measured.images, strict=True)):
-        if not name.startswith(f"{REAL}/") or image.class_name not in found:
+        if not name.startswith(f"{REAL}/") or image.class_name not in by_class:
             continue
         if splits is not None and splits.get(image.file_name, TRAIN) != TRAIN:
             continue
@@ -304,33 +306,33 @@ def real_facets(
             best = int(probabilities.argmax())
             if probabilities[best] >= config.verification.threshold:
                 values[facet.name] = facet.values[best]
-        found[image.class_name].append(values)
-    return found
+        by_class[image.class_name].append(values)
+    return by_class
 
 
-def references_of(measured: RealImages) -> list[KnownImage]:
-    """The images that no candidate may copy."""
+def list_references(measured: RealImages) -> list[KnownImage]:
+    """The images that no candidate may duplicate."""
     return [
         KnownImage(name, image.phash, image.pixel_sha256, row.tobytes())
         for name, image, row in zip(measured.ids, measured.images, measured.embeddings, strict=True)
     ]
 
 
-def copies_of_holdout(measured: RealImages, config: Config) -> dict[str, Nearest]:
-    """The real images that show what a hold-out image shows: id -> that image. What is trained on them has
-    seen the hold-out."""
-    known = references_of(measured)
+def find_holdout_duplicates(measured: RealImages, config: Config) -> dict[str, Nearest]:
+    """Real images that duplicate a hold-out image: id -> that image. Training on them leaks the hold-out."""
+    known = list_references(measured)
     held_out = [image for image in known if image.id.startswith(f"{HOLDOUT}/")]
     real = [image for image in known if image.id.startswith(f"{REAL}/")]
     return find_near_duplicates_across(real, held_out, config.verification.copies)
 
 
-def calibration_of(config: Config) -> Calibration | None:
-    """The config's calibration; UsageError if it is not for its verifier, its values and its wordings."""
+def load_calibration(config: Config) -> Calibration | None:
+    """Read the config's calibration. Raises UsageError if it is for another verifier, other values or other
+    wordings."""
     judged, path = config.verification, calibration_file(config)
     if path is None:
         return None
-    found = read_calibration(path)
+    calibration = read_calibration(path)
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
-    check_calibration(found, path, judged.model, fingerprint, config.properties())
-    return found
+    check_calibration(calibration, path, judged.model, fingerprint, config.properties())
+    return calibration

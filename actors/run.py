@@ -17,15 +17,15 @@ from actors.cluster.sizing import Fleet, fit
 from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
-    Call,
-    Measured,
+    MeasureCall,
+    Measurements,
     RealImages,
-    calibration_of,
-    copies_of_holdout,
+    find_holdout_duplicates,
+    list_references,
+    load_calibration,
     measure_real_images,
-    preflight_of,
     real_facets,
-    references_of,
+    run_preflight,
 )
 from actors.specs import Workers
 from actors.weights import resolve as weights
@@ -224,8 +224,9 @@ def _run(
             check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
             facts = run_facts(info, config)
             schedule = restore_schedule(info, config, log.table(KEPT), limit)
-            copied = copies_of_holdout(measured, config)
-            commit_real_images(audit, config.classes, log, storage, facts, measured.embedding_of(), copied)
+            copied = find_holdout_duplicates(measured, config)
+            embeddings = measured.embeddings_by_id()
+            commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -238,7 +239,7 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=NearDuplicateIndex(references_of(measured), config.verification.copies),
+                references=NearDuplicateIndex(list_references(measured), config.verification.copies),
                 stop=stop,
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
@@ -305,7 +306,7 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
     models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
-    calibration = calibration_of(config)
+    calibration = load_calibration(config)
     return models | {
         "verifier": models["verifier"] | {CALIBRATION: None if calibration is None else calibration.sha256()}
     }
@@ -330,7 +331,7 @@ def _measure(
                 hint="the same command goes on from here",
             )
 
-    def measure(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
+    def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
         reporter.step("the verifier measures the real images, as soon as it has loaded")
         return call_all(verifiers, "measure_files", calls, notice_stop)
 
@@ -338,7 +339,7 @@ def _measure(
     if config.actors.kind == "simulated":
         reporter.note("no pre-flight: simulated actors judge nothing")
         return measured
-    result = preflight_of(measured, config)
+    result = run_preflight(measured, config)
     refuse_unproven(result)
     reporter.note(summary(result))
     return measured

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from actors.models.verifier import Verifier
-from actors.real_images import examples_of, measure_here
+from actors.real_images import collect_examples, measure_here
 from actors.specs import verifier_spec
 from balancer.cells import Cell
 from balancer.config.load import load_config
@@ -46,7 +46,7 @@ def main(config_path: Path, threads: int) -> None:
     """Expected calibration error per property on more than 2,000 fresh renders each."""
     torch.set_num_threads(threads)
     config = load_config(config_path)
-    labelled = examples_of(measure_here(config, audit_dataset(config), audit_holdout(config)), config)
+    labelled = collect_examples(measure_here(config, audit_dataset(config), audit_holdout(config)), config)
     every = data.render_set(data.MEASUREMENT_SEEDS, RENDERS_PER_CELL * len(CELLS))
     burnt = data.render_set(
         data.MEASUREMENT_SEEDS + len(every.pictures), BURNT_RENDERS_PER_CELL * len(BURNT_CELLS), BURNT_CELLS

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from actors.weights import resolve as weights
-from actors.weights.file_rules import Kind
+from actors.weights.file_rules import ModelKind
 from balancer.errors import WeightsError
 
 
@@ -18,7 +18,7 @@ def load_pretrained(
     processor_class: Any,
     folder: Path,
     model: str,
-    kind: Kind,
+    kind: ModelKind,
     wanted: str,
     device: torch.device,
     dtype: torch.dtype,

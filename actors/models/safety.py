@@ -12,7 +12,7 @@ from PIL import Image
 from actors.models.device import pick_device
 from actors.models.pretrained import load_pretrained
 from actors.weights import resolve as weights
-from actors.weights.view import failures_told
+from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
@@ -39,7 +39,7 @@ class SafetyChecker:
             self.device,
             torch.float32,
         )
-        with failures_told(folder, model, _HINT):
+        with wrap_model_errors(folder, model, _HINT):
             known = {str(label): int(index) for index, label in self._model.config.id2label.items()}
             kind = self._model.config.problem_type
         if unknown := [label for label in labels if label not in known]:

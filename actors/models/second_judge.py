@@ -20,7 +20,7 @@ from actors.models.device import pick_device, pick_dtype
 from actors.models.pretrained import load_pretrained
 from actors.weights import chat_template
 from actors.weights import resolve as weights
-from actors.weights.view import failures_told
+from actors.weights.view import wrap_model_errors
 from balancer.cells import Cell
 from balancer.errors import WeightsError
 
@@ -61,7 +61,7 @@ class SecondJudge:
             self.device,
             self.dtype,
         )
-        with failures_told(folder, model, _HINT):
+        with wrap_model_errors(folder, model, _HINT):
             self._prepare(question, properties)
 
     def _prepare(self, question: str, properties: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

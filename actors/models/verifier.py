@@ -23,7 +23,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 from actors.models.device import device_name, pick_device, use_threads
 from actors.specs import SafetySpec, SecondJudgeSpec
 from actors.weights import resolve as weights
-from actors.weights.view import failures_told
+from actors.weights.view import wrap_model_errors
 from balancer.cells import Cell
 from balancer.images import (
     Pixels,
@@ -68,7 +68,7 @@ class Verifier:
         self._folder = folder = weights.resolve(model, revision, None, "verifier")
         self.revision = weights.identity(model, revision, folder)
         self._model, self._tokenize, transform = _load(folder, model, self.device)
-        with failures_told(folder, model, _HINT), torch.inference_mode():
+        with wrap_model_errors(folder, model, _HINT), torch.inference_mode():
             self._preprocess = batched(transform)
             self._scale = self._model.logit_scale.exp()
             self._texts = {
@@ -118,7 +118,7 @@ class Verifier:
 
     def measure_files_here(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:
         """Like `measure_files`, but any failure is a WeightsError, because nothing retries the call."""
-        with failures_told(self._folder, self.model, _HINT, what="cannot be used"):
+        with wrap_model_errors(self._folder, self.model, _HINT, problem="cannot be used"):
             return self.measure_files(files, max_pixels)
 
     def _measure_some_files(self, files: Sequence[bytes], max_pixels: int) -> list[Measurement | str]:

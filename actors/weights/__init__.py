@@ -1,1 +1,1 @@
-"""Which files a model is loaded from, and which models are refused. No Ray."""
+"""Find, check and download the files of models; refuse unsafe models. No Ray."""

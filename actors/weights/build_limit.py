@@ -1,7 +1,7 @@
-"""A model that is being built gets no larger than its weight files.
+"""Limit the size of a model under construction by the size of its weight files.
 
-Libraries build whatever a config asks for and look at the weights afterwards. So every tensor that is made
-meanwhile is counted before it takes memory, whichever numbers of a config ask for it.
+Libraries build what a config asks for before they look at the weights. So every new tensor is counted before
+it takes memory.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from actors.weights.headers import Weights
+from actors.weights.headers import WeightsSize
 from balancer.errors import WeightsError
 
 TIMES_THE_WEIGHTS = 3
-"""For each number in the files. A part may be built, and built again in another precision."""
+"""Allowed elements per element in the files. A part may be built twice, in different precisions."""
 
-ROOM_NUMBERS = 64_000_000
-"""Beside the weights: masks, tables of positions, schedules of noise."""
+EXTRA_ELEMENTS = 64_000_000
+"""Allowed besides the weights: masks, position tables, noise schedules."""
 
-ROOM_TENSORS = 20_000
+EXTRA_TENSORS = 20_000
 
 _FROM_SIZES = (
     "empty zeros ones full rand randn randint randperm arange range linspace logspace eye empty_strided"
@@ -46,21 +46,21 @@ def _makers() -> frozenset[Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def no_larger_than(weights: Weights, model: str, hint: str) -> Iterator[None]:
-    """WeightsError if what is built in this block has several times the numbers or tensors of `weights`."""
-    count = _Count(weights, model, hint)
+def limit_build_size(weights: WeightsSize, model: str, hint: str) -> Iterator[None]:
+    """Raise WeightsError if this block builds several times the elements or tensors of `weights`."""
+    count = _BuildCounter(weights, model, hint)
     with count:
         yield
-    if count.refusal:  # a library may have gone on
+    if count.refusal:  # the library may have swallowed the error
         raise count.refusal
 
 
-class _Count(TorchFunctionMode):
-    def __init__(self, weights: Weights, model: str, hint: str) -> None:
+class _BuildCounter(TorchFunctionMode):
+    def __init__(self, weights: WeightsSize, model: str, hint: str) -> None:
         super().__init__()
         self.weights, self.model, self.hint = weights, model, hint
         self.refusal: WeightsError | None = None
-        self._numbers = self._tensors = 0
+        self._elements = self._tensors = 0
 
     def __torch_function__(
         self,
@@ -71,25 +71,25 @@ class _Count(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _makers():
-            self._take(_numel(func, args, kwargs))
+            self._add(_numel(func, args, kwargs))
         return func(*args, **kwargs)
 
-    def _take(self, numbers: int) -> None:
-        self._numbers += numbers
+    def _add(self, elements: int) -> None:
+        self._elements += elements
         self._tensors += 1
-        self._check("numbers", self._numbers, self.weights.numbers, ROOM_NUMBERS)
-        self._check("tensors", self._tensors, self.weights.tensors, ROOM_TENSORS)
+        self._check("numbers", self._elements, self.weights.elements, EXTRA_ELEMENTS)
+        self._check("tensors", self._tensors, self.weights.tensors, EXTRA_TENSORS)
 
-    def _check(self, what: str, wanted: int, there: int, room: int) -> None:
-        most = TIMES_THE_WEIGHTS * there + room
-        if wanted > most:
-            told = f"its configs ask for over {most:,} {what}, and its weight files have {there:,}"
-            self.refusal = WeightsError(f"{self.model}: {told}", hint=self.hint)
+    def _check(self, noun: str, built: int, in_files: int, extra: int) -> None:
+        limit = TIMES_THE_WEIGHTS * in_files + extra
+        if built > limit:
+            reason = f"its configs ask for more than {limit:,} {noun}, its weight files have {in_files:,}"
+            self.refusal = WeightsError(f"{self.model}: {reason}", hint=self.hint)
             raise self.refusal
 
 
 def _numel(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """How many numbers the result has, found where none takes memory."""
+    """The number of elements of the result, computed on the meta device without memory."""
     options = {name: _on_meta(value) for name, value in kwargs.items() if name not in _NOT_ON_META}
     if func in _from_sizes():
         options["device"] = "meta"
@@ -97,7 +97,7 @@ def _numel(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         options.pop("device", None)
     try:
         return int(func(*map(_on_meta, args), **options).numel())
-    except Exception:  # noqa: BLE001 - what depends on values; the call itself says what is wrong
+    except Exception:  # noqa: BLE001 - the shape depends on values; the real call reports any error
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Chat templates are programs, and may never end. They are rendered in a process with limits."""
+"""Render chat templates in a process with limits: they are programs and may never end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_SECONDS = 3
 MEMORY_BYTES = 300_000_000
 MAX_CHARACTERS = 100_000
 WAIT_S = 120.0
-"""The CPU limit ends a template long before; this is for a machine that gives the process no time at all."""
+"""The CPU limit ends a template long before; this is for a machine that gives the process no CPU time."""
 
 _LONGEST_REASON = 200
 
@@ -31,10 +31,10 @@ _TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {MEMORY_BYTES / 1e6:g} MB or {
 def render(
     template: str, conversations: Sequence[Any], variables: Mapping[str, Any], model: str, hint: str
 ) -> list[str]:
-    """The text of each conversation, as transformers renders it. WeightsError if the template fails."""
+    """Render each conversation as transformers does. Raises WeightsError if the template fails."""
     try:
         done = subprocess.run(
-            # The same packages as here, wherever they come from, and no secrets.
+            # The same packages as this process, and no secrets.
             [
                 sys.executable,
                 "-c",
@@ -48,16 +48,16 @@ def render(
     except subprocess.TimeoutExpired as error:
         raise WeightsError(f"{model}: its chat template did not end in {WAIT_S:g} s", hint=hint) from error
     if done.returncode:
-        raise WeightsError(f"{model}: its chat template cannot be used: {_why(done)}", hint=hint)
+        raise WeightsError(f"{model}: its chat template cannot be used: {_describe_failure(done)}", hint=hint)
     prompts: list[str] = json.loads(done.stdout)
     return prompts
 
 
-def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+def _describe_failure(done: subprocess.CompletedProcess[bytes]) -> str:
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) or done.stderr.startswith(b"MemoryError"):
         return _TOO_MUCH
-    told = " ".join(done.stderr.decode(errors="replace").split())
-    return told[-_LONGEST_REASON:] or f"its process ended with {done.returncode}"
+    message = " ".join(done.stderr.decode(errors="replace").split())
+    return message[-_LONGEST_REASON:] or f"its process ended with {done.returncode}"
 
 
 def child_environment() -> dict[str, str]:
@@ -70,7 +70,7 @@ def serve() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template, conversations, variables = json.load(sys.stdin)
-    limit(CPU_SECONDS, MEMORY_BYTES)
+    limit_process(CPU_SECONDS, MEMORY_BYTES)
     try:
         prompts, _ = render_jinja_template(
             conversations=conversations, chat_template=template, add_generation_prompt=True, **variables
@@ -82,8 +82,8 @@ def serve() -> None:
     json.dump(prompts, sys.stdout)
 
 
-def limit(cpu_seconds: int, memory_bytes: int) -> None:
-    """So much more for this process, and no files written."""
+def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
+    """Allow this process this much more CPU time and memory, and no file writes."""
     spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     limits = {
         resource.RLIMIT_CPU: spent + cpu_seconds,

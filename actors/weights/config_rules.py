@@ -1,8 +1,8 @@
-"""Which configs of a model are refused: those that name code, another repository, path or kernel.
+"""Refuse model configs that name code, another repository, a path or a kernel.
 
-Model libraries look for these in many places, which change with their versions. So the rules do not follow
-the libraries: they cover every key and every string at any depth. open_clip has a closed set of keys, and
-all others are refused.
+Model libraries look for these in many places that change with their versions. So the rules do not follow the
+libraries but check every key and every string at any depth. open_clip has a closed set of keys; all others
+are refused.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _CODE = frozenset(
 )
 
 _ORIGINS = frozenset("_name_or_path name_or_path special_tokens_map_file origin_url _ignore_files".split())
-"""Where the publisher had it. Most published configs have some of these; no loader is shown them."""
+"""The publisher's own paths. Most published configs have some; they are hidden from loaders."""
 
 _DEEPEST = 50
 
 _MOST_VALUES = 200_000
-"""Of one config. Published ones have up to 45,000, two for each of 21,843 labels; one takes 0.04 ms."""
+"""Values per config. Published ones have up to 45,000: two per label of 21,843. Each takes 0.04 ms."""
 
 _LONGEST_KEY = 200
-"""Those of model libraries are words; every rule looks at each of them."""
+"""Keys of model libraries are words; every rule checks every key."""
 
 _ELSEWHERE_KEY = re.compile(
     r"(.*_)?(files?|paths?|dirs?|directory|folder|subfolder|revision|repo|repo_id|repository|url|uri|hub_id)"
@@ -48,7 +48,7 @@ _TEXT = re.compile(
     r"id2label|label2id|label_names|label_descriptions|chat_template|.*_tokens?|added_tokens_decoder"
     r"|task_specific_params|license|description|hf_tokenizer_name"
 )
-"""Keys of free text. `hf_tokenizer_name` is free, too: the tokenizer is always the one in the folder."""
+"""Keys of free text. `hf_tokenizer_name` is one: the tokenizer always comes from the folder."""
 
 _SLUG = re.compile(r"[\w.-]+")
 _CLASS_NAME = re.compile(r"\w+")
@@ -56,19 +56,18 @@ _CLASS_NAME = re.compile(r"\w+")
 _ATTENTION = re.compile(r"_?attn_implementation(_internal)?|_?experts_implementation")
 _BUILT_IN_ATTENTION = frozenset({"eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm"})
 _FLASH_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""Where the package is missing, transformers takes such a kernel from the hub."""
+"""If the package is missing, transformers downloads the kernel from the hub."""
 
 _COUNT = re.compile(r"(.*_)?(layers?|blocks?|depths?|heads?|experts?|repeats?)(_per_block)?")
 _MOST_COUNTED = 10_000
-"""Published models have up to 130 layers, and 512 experts. What all numbers together ask for, `build_limit`
-bounds while it is built."""
+"""Published models have up to 130 layers and 512 experts. `build_limit` limits the product of all sizes."""
 
 _IMAGE_SIDE = re.compile(r"height|width|size|crop_size|image_size|(shortest|longest)_edge")
 _LARGEST_SIDE = 8_192
-"""Every image is made so large before the model sees it. Published ones have up to 2,048."""
+"""Every image is resized to this before the model sees it. Published models have up to 2,048."""
 
 _IN_PIXELS = re.compile(r"Qwen|Glm|Ernie|Paddle|Keye|Video")
-"""Processors whose edges are numbers of pixels, between which an image is kept."""
+"""Processors whose edges are limits on the number of pixels of an image."""
 
 _PROCESSORS = ("image_processor_type", "video_processor_type")
 
@@ -79,11 +78,11 @@ _LARGEST_FACTOR = 64
 """Published autoencoders have up to 32."""
 
 _SCHEDULER = {"num_train_timesteps": (1, 100_000), "original_inference_steps": (1, 100_000)}
-"""Published: 1,000 and 50. Lists of so many numbers are made, some in loops."""
+"""Published models have 1,000 and 50. Loaders build lists of this length, some in loops."""
 
 _ORDER = re.compile(r"(.*_)?order")
 _HIGHEST_ORDER = 10
-"""Of a solver; published: 3."""
+"""Order of a solver; published models have 3."""
 
 _PREDICTIONS = frozenset("epsilon sample v_prediction flow_prediction flow trigflow".split())
 
@@ -92,16 +91,16 @@ _LARGEST_SIZE = 2**26
 """Vocabularies have up to 300,000 words, contexts up to 10 million."""
 
 _NO_LIMIT_BELOW = 10**29
-"""As `model_max_length`, transformers writes 10**30 where there is none."""
+"""transformers writes 10**30 as `model_max_length` if there is no limit."""
 
 _LISTED = re.compile(r"num_.*|extra_ids|offset")
 _MOST_LISTED = 300_000
-"""Labels and tokens that a loader makes one by one, in Python, before there is a tensor: as many as the
-largest vocabularies have."""
+"""Labels and tokens that a loader creates one by one in Python, before any tensor: as many as the largest
+vocabularies have."""
 
 _PLAIN = re.compile(r".*(theta|base|scale|pixels|factor|max_period).*")
 _LARGEST_WHOLE = 2**27
-"""Of a whole number that is none of these: no published config has one."""
+"""Limit of all other integers; no published config exceeds it."""
 
 _LIMITS = (
     (_COUNT, _MOST_COUNTED),
@@ -113,13 +112,13 @@ _LIMITS = (
 _OF_IMAGES = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 
 _QUANTISED = frozenset({"awq", "bitsandbytes", "compressed-tensors", "gptq"})
-"""Others fetch kernels from the hub, or name classes."""
+"""Other methods download kernels from the hub, or name classes."""
 
 _Keys = tuple[str, ...]
 
 
 def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str, Any]:
-    """What a loader may see of the content of the file `name`. WeightsError names model, file and key."""
+    """The part of the file `name` that a loader may see. Raises WeightsError with model, file and key."""
     for number, (keys, value) in enumerate(_walk(config, ()), start=1):
         if number > _MOST_VALUES:
             _refuse(f"{name} has more than {_MOST_VALUES:,} values", model)
@@ -136,7 +135,7 @@ def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str
 
 
 def _walk(value: Any, keys: _Keys) -> Iterator[tuple[_Keys, Any]]:
-    """Every value below a key, at any depth; those in lists under the key of the list."""
+    """Every value below a key, at any depth; list items have the key of their list."""
     if len(keys) > _DEEPEST:
         raise RecursionError
     if isinstance(value, Mapping):
@@ -154,7 +153,7 @@ def _without_origins(value: Any) -> Any:
         return {
             key: _without_origins(part)
             for key, part in value.items()
-            if key not in _ORIGINS and not key.endswith("_file")  # loaders find these by themselves
+            if key not in _ORIGINS and not key.endswith("_file")  # loaders find these files themselves
         }
     return [_without_origins(part) for part in value] if isinstance(value, list) else value
 
@@ -162,7 +161,7 @@ def _without_origins(value: Any) -> Any:
 def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
     key = keys[-1]
     if len(key) > _LONGEST_KEY:
-        _refuse(f"{name}: {key[:40]!r} is the beginning of a key of {len(key):,} characters", model)
+        _refuse(f"{name}: a key has {len(key):,} characters, it begins with {key[:40]!r}", model)
     if key in _ORIGINS or not value:
         return
     if key in _CODE:
@@ -173,11 +172,11 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
     elif isinstance(value, int | float):
         _refuse_number(keys, value, name, model)
     elif key == "_class_name":
-        _refuse(f"{name}: {_dotted(keys)} is no class name", model)
+        _refuse(f"{name}: {_dotted(keys)} is not a class name", model)
     elif key == "quantization_config" and isinstance(value, Mapping):
         method = str(value.get("quant_method"))
         if method not in _QUANTISED:
-            _refuse(f"{name}: {_dotted(keys)} is of method {method!r}, which may fetch kernels", model)
+            _refuse(f"{name}: {_dotted(keys)} is of method {method!r}, which may download kernels", model)
 
 
 def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
@@ -191,7 +190,7 @@ def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
 
 
 def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str, model: str) -> None:
-    """Numbers that images are prepared with."""
+    """Check the numbers of image preprocessing."""
     key = keys[-1]
     if _matches(_MEAN_OR_STD, key) and value is not None and not _is_level(value, key.endswith("std")):
         least = ", above 0" if key.endswith("std") else ""
@@ -208,7 +207,7 @@ def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str,
 
 
 def _counts_pixels(config: Mapping[str, Any]) -> bool:
-    """Whether edges mean numbers of pixels, as the classes of all processors say."""
+    """Whether all processors read edges as numbers of pixels."""
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     kinds = {str(part[key]) for part in parts for key in _PROCESSORS if part.get(key)}
     return bool(kinds) and all(map(_IN_PIXELS.match, kinds))
@@ -226,13 +225,13 @@ def _refuse_schedule(keys: _Keys, value: Any, name: str, model: str) -> None:
     bounds = (0, _HIGHEST_ORDER) if _matches(_ORDER, key) else _SCHEDULER.get(key)
     if bounds and value is not None and not (isinstance(value, int) and bounds[0] <= value <= bounds[1]):
         _refuse(
-            f"{name}: {_dotted(keys)} is {_quoted(value)}; the limit is {bounds[1]:,}, and {bounds[0]} the"
-            " least",
+            f"{name}: {_dotted(keys)} is {_quoted(value)}; it must be from {bounds[0]} to {bounds[1]:,}",
             model,
         )
     if key == "prediction_type" and value is not None and not _is_prediction(value):
         _refuse(
-            f"{name}: {_dotted(keys)} is {_quoted(value)}, none of {', '.join(sorted(_PREDICTIONS))}", model
+            f"{name}: {_dotted(keys)} is {_quoted(value)}, not one of {', '.join(sorted(_PREDICTIONS))}",
+            model,
         )
 
 
@@ -254,9 +253,9 @@ def _refuse_string(keys: _Keys, value: str, name: str, model: str) -> None:
     if any(_matches(_ATTENTION, part) for part in keys) and not _is_built_in_attention(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, a kernel that is not built in", model)
     if key == "model_type" and not _SLUG.fullmatch(value):
-        _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no type of transformers", model)
+        _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is not a model type of transformers", model)
     if key == "_class_name" and not _CLASS_NAME.fullmatch(value):
-        _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is no class name", model)
+        _refuse(f"{name}: {_dotted(keys)} {value[:80]!r} is not a class name", model)
     if any(_matches(_TEXT, part) for part in keys) or (key.endswith("_file") and value in TOKENIZER):
         return
     if _ELSEWHERE_KEY.fullmatch(key) or _ELSEWHERE.fullmatch(value):
@@ -269,20 +268,20 @@ def _is_built_in_attention(value: str) -> bool:
     return value in _BUILT_IN_ATTENTION
 
 
-def _refuse(what: str, model: str) -> NoReturn:
-    raise WeightsError(f"{model}: {what}", hint=NO_CODE_HINT)
+def _refuse(reason: str, model: str) -> NoReturn:
+    raise WeightsError(f"{model}: {reason}", hint=NO_CODE_HINT)
 
 
 def _dotted(keys: _Keys) -> str:
-    """A key's place in one line, however long the names on the way are."""
+    """The path of a key, shortened to one line."""
     text = ".".join(keys)
     return text if text.isprintable() and len(text) <= 100 else repr(text[:100])
 
 
 _LONGEST_LIST = 100
-"""Of numbers in a verifier's config; published: four stages, three colours."""
+"""Numbers per list in a verifier's config. Published ones: four stages, three colours."""
 
-# open_clip. Its own defaults stand for what is missing.
+# open_clip; it has defaults for missing keys.
 
 _TOWER = (
     "act_kwargs norm_kwargs width layers heads mlp_ratio ls_init_value pool_type final_ln_after_pool"
@@ -322,20 +321,20 @@ def _open_clip_config(config: Mapping[str, Any], name: str, model: str) -> dict[
 
 def _refuse_unknown(part_name: str, part: Any, name: str, model: str) -> None:
     if not isinstance(part, Mapping):
-        _refuse(f"{name}: {part_name} is no table", model)
+        _refuse(f"{name}: {part_name} is not an object", model)
     for key, value in part.items():
         if key not in _PARTS[part_name]:
-            _refuse(f"{name}: {part_name}.{key} is unknown to open_clip, or not passed on", model)
+            _refuse(f"{name}: {part_name}.{key} is not a supported key of open_clip", model)
         if key == "hf_model_name" and value:
             _refuse(f"{name}: {part_name}.{key} names {value[:80]!r}, another repository", model)
         if key in _PARTS and value is not None:
             _refuse_unknown(key, value, name, model)
         elif not _is_plain(value):
-            _refuse(f"{name}: {part_name}.{key} is neither a number nor a word, nor a few numbers", model)
+            _refuse(f"{name}: {part_name}.{key} is not a number, a word or a short list of numbers", model)
 
 
 def _is_plain(value: Any) -> bool:
-    """A number, a word, or a few numbers."""
+    """Whether the value is a number, a word or a short list of numbers."""
     if isinstance(value, list):
         return len(value) <= _LONGEST_LIST and all(isinstance(one, bool | int | float) for one in value)
     return value is None or isinstance(value, bool | int | float | str)

@@ -1,6 +1,6 @@
-"""Which files of a model are loaded, and which models are refused: rules over names and configs, no I/O.
+"""Choose the files of a model to load, and refuse unsafe models: rules over names and configs, no I/O.
 
-A loader is shown the files that are named here and no others (`model_view`), whatever else a folder holds.
+A loader sees only the files chosen here (`view`), whatever else the folder holds.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 from balancer.errors import WeightsError
 
-Kind = Literal["generator", "verifier", "second judge", "safety checker"]
-MARKER: Mapping[Kind, str] = {
+ModelKind = Literal["generator", "verifier", "second judge", "safety checker"]
+MARKER: Mapping[ModelKind, str] = {
     "generator": "model_index.json",
     "verifier": "open_clip_config.json",
     "second judge": "config.json",
     "safety checker": "config.json",
 }
-"""The file that tells a model's layout: that of diffusers, of open_clip, or of transformers."""
+"""The file that identifies a model's layout: diffusers, open_clip or transformers."""
 
-INCOMPLETE_HINT = "copy or download the model again, whole"
-NO_CODE_HINT = "code and files from elsewhere are never loaded; name a model that its library has built in"
+INCOMPLETE_HINT = "copy or download the whole model again"
+NO_CODE_HINT = (
+    "code and files from elsewhere are never loaded; name a model whose class its library has built in"
+)
 
 _LIBRARIES = frozenset({"diffusers", "transformers"})
 _OTHER_COMPONENTS = frozenset({("stable_diffusion", "StableDiffusionSafetyChecker")})
@@ -37,7 +39,7 @@ _PROCESSOR = frozenset(
     "preprocessor_config.json processor_config.json video_preprocessor_config.json chat_template.json"
     " chat_template.jinja".split()
 )
-_SMALL_FILES: Mapping[Kind, frozenset[str]] = {
+_SMALL_FILES: Mapping[ModelKind, frozenset[str]] = {
     "generator": TOKENIZER | _ARCHITECTURE | _PROCESSOR | {"scheduler_config.json"},
     "verifier": TOKENIZER | {"config.json"},
     "second judge": TOKENIZER | _ARCHITECTURE | _PROCESSOR,
@@ -52,7 +54,7 @@ _WEIGHTS = re.compile(
 _INDEX = re.compile(r"(model|diffusion_pytorch_model)\.safetensors\.index(\.(?P<variant>[a-zA-Z]\w*))?\.json")
 _CLASS_NAME = re.compile(r"[A-Za-z_]\w*")
 _WHOLE = "the model"
-# In the order in which open_clip prefers them.
+# In open_clip's order of preference.
 _VERIFIER_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -65,11 +67,12 @@ class IncompleteError(WeightsError):
 
 
 def needed_files(
-    names: Iterable[str], config: Mapping[str, Any], variant: str | None, kind: Kind, model: str
+    names: Iterable[str], config: Mapping[str, Any], variant: str | None, kind: ModelKind, model: str
 ) -> list[str]:
-    """Those of a model's files that loading it takes, given the content of its main config file.
+    """The files needed to load a model, given its main config.
 
-    Names are relative posix paths. Raises WeightsError for what is missing, pickled, or foreign code.
+    Names are relative posix paths. Raises WeightsError if files are missing or pickled, or if the model
+    brings code.
     """
     names = sorted(names)
     small = small_files(names, config, kind, model)
@@ -80,7 +83,7 @@ def needed_files(
         _refuse_adapter("", here, model)
         return small + _weights(_WHOLE, "", here, None, model)
     weights = []
-    for component in components_of(config, model):
+    for component in list_components(config, model):
         here = [name for name in names if name.startswith(f"{component}/")]
         weights += _component_weights(component, here, variant, model)
     if variant and variant not in map(_variant, weights):
@@ -90,11 +93,11 @@ def needed_files(
     return small + weights
 
 
-def small_files(names: Iterable[str], config: Mapping[str, Any], kind: Kind, model: str) -> list[str]:
-    """The configs, vocabularies and templates that loading a model takes."""
+def small_files(names: Iterable[str], config: Mapping[str, Any], kind: ModelKind, model: str) -> list[str]:
+    """The configs, vocabularies and templates needed to load a model."""
     folders = [""]
     if kind == "generator":
-        folders = [f"{component}/" for component in components_of(config, model)]
+        folders = [f"{component}/" for component in list_components(config, model)]
     elif kind == "verifier" and not _has_own_tokenizer(config):
         folders = []
     known = {f"{folder}{name}" for folder in folders for name in _SMALL_FILES[kind]} | {MARKER[kind]}
@@ -102,14 +105,14 @@ def small_files(names: Iterable[str], config: Mapping[str, Any], kind: Kind, mod
 
 
 def _has_own_tokenizer(open_clip_config: Mapping[str, Any]) -> bool:
-    """Other open_clip models share one that is part of open_clip."""
+    """Other open_clip models use the tokenizer that is part of open_clip."""
     parts = open_clip_config.get("model_cfg")
     text = parts.get("text_cfg") if isinstance(parts, dict) else None
     return isinstance(text, dict) and bool(text.get("hf_tokenizer_name"))
 
 
-def components_of(index: Mapping[str, Any], model: str) -> list[str]:
-    """The components of a pipeline; every one must come from a library that is known not to run code."""
+def list_components(index: Mapping[str, Any], model: str) -> list[str]:
+    """The components of a pipeline. Each must come from a library that does not run the model's code."""
     if not _names_class(index.get("_class_name")):
         raise WeightsError(f"{model}: model_index.json names no pipeline class", hint=NO_CODE_HINT)
     components = []
@@ -126,12 +129,12 @@ def _refuse_foreign_component(name: str, value: Any, model: str) -> None:
     library, class_name = value if named else (None, None)
     if library not in _LIBRARIES and (library, class_name) not in _OTHER_COMPONENTS:
         raise WeightsError(
-            f"{model}: component {name} is of library {library!r}; only diffusers and transformers"
+            f"{model}: component {name} is from library {library!r}; only diffusers and transformers"
             " components are loaded",
             hint=NO_CODE_HINT,
         )
     if not _names_class(class_name) or str(class_name).endswith(("Pipeline", "OnnxRuntimeModel")):
-        raise WeightsError(f"{model}: component {name} is no model: {class_name!r}", hint=NO_CODE_HINT)
+        raise WeightsError(f"{model}: component {name} is not a model: {class_name!r}", hint=NO_CODE_HINT)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise WeightsError(f"{model}: component {name!r} is not a folder name", hint=NO_CODE_HINT)
 
@@ -150,17 +153,17 @@ def _component_weights(component: str, names: Sequence[str], variant: str | None
 
 
 def _refuse_adapter(folder: str, names: Sequence[str], model: str) -> None:
-    """transformers would load the adapter instead, and the base model that it names from wherever that is."""
+    """Refuse an adapter: transformers would load it, and download the base model that it names."""
     if f"{folder}adapter_config.json" in names:
         raise WeightsError(
-            f"{model}: {folder}adapter_config.json names a base model, which is not loaded from elsewhere",
+            f"{model}: {folder}adapter_config.json names a base model elsewhere, which is not loaded",
             hint="merge the adapter into the model, or remove the file",
         )
 
 
 def _weights(part: str, folder: str, names: Sequence[str], variant: str | None, model: str) -> list[str]:
-    """The weight files of one part of a model, of the wanted variant if it has that, and their index where
-    they are several; `folder` ends in /."""
+    """The weight files of one part of a model, in the wanted variant if it exists, and the index if they are
+    sharded. `folder` ends in /."""
     by_variant: dict[str | None, list[str]] = {}
     shards: dict[str | None, int] = {}
     for name in names:
@@ -171,14 +174,14 @@ def _weights(part: str, folder: str, names: Sequence[str], variant: str | None, 
     chosen = variant if variant in by_variant else None
     if chosen not in by_variant:
         raise _no_safetensors(model, part, names, sorted(v for v in by_variant if v))
-    found = by_variant[chosen]
-    if len(found) < shards[chosen]:
+    files = by_variant[chosen]
+    if len(files) < shards[chosen]:
         raise IncompleteError(
-            f"{model}: {part} has {len(found)} of {shards[chosen]} weight files", hint=INCOMPLETE_HINT
+            f"{model}: {part} has {len(files)} of {shards[chosen]} weight files", hint=INCOMPLETE_HINT
         )
-    if any("-of-" in name for name in found):
-        found = [*_indexes(folder, names, chosen), *found]
-    return found
+    if any("-of-" in name for name in files):
+        files = [*_indexes(folder, names, chosen), *files]
+    return files
 
 
 def _indexes(folder: str, names: Sequence[str], variant: str | None) -> list[str]:
@@ -193,10 +196,10 @@ def _variant(name: str) -> str | None:
 
 def _verifier_weights(names: Sequence[str], model: str) -> str:
     others = (name for name in names if name.endswith(".safetensors"))
-    found = next((name for name in (*_VERIFIER_WEIGHTS, *others) if name in names), None)
-    if found is None:
+    chosen = next((name for name in (*_VERIFIER_WEIGHTS, *others) if name in names), None)
+    if chosen is None:
         raise _no_safetensors(model, _WHOLE, names, ())
-    return found
+    return chosen
 
 
 def is_config(name: str) -> bool:
@@ -214,14 +217,14 @@ def is_weights(name: str) -> bool:
 def _no_safetensors(model: str, part: str, names: Iterable[str], variants: Sequence[str]) -> WeightsError:
     if variants:
         return WeightsError(
-            f"{model}: {part} has weights of variant {', '.join(variants)} only",
+            f"{model}: {part} has only weights of variant {', '.join(variants)}",
             hint="name a model with plain weights" if part == _WHOLE else "name it in generation.variant",
         )
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         return WeightsError(
-            f"{model}: {part} has its weights in pickle form only ({pickles[0]}), which can run code"
-            " when it is loaded",
-            hint="convert it to .safetensors where you trust its origin, or name a model that has them",
+            f"{model}: {part} has only pickled weights ({pickles[0]}), which can run code when they are"
+            " loaded",
+            hint="convert them to .safetensors if you trust their origin, or name a model that has them",
         )
     return IncompleteError(f"{model}: {part} has no .safetensors weights", hint=INCOMPLETE_HINT)

@@ -1,7 +1,7 @@
-"""The sha256 of a model's weights: what a run records, so that it notices when they are others next time.
+"""Compute the sha256 of a model's weights. A run records it, to detect other weights later.
 
-A commit on the hub names what was published there; the hash names what is on this disk. Large files are
-hashed once: what was found is kept in the cache folder for as long as the file stays as it is.
+A commit identifies the files on the hub; the hash identifies the files on this disk. Hashes of large files
+are cached until the file changes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _READ_BYTES = 1 << 22
 
 
 def weights_sha256(folder: Path, names: Iterable[str]) -> str:
-    """One hash over the weight files among `names`, which are relative to `folder`. WeightsError."""
+    """One hash over the weight files among `names`, relative to `folder`. Raises WeightsError."""
     try:
-        return combined({name: _file_sha256(folder / name) for name in weight_files(names)})
+        return combine_hashes({name: _file_sha256(folder / name) for name in weight_files(names)})
     except OSError as error:
         raise WeightsError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
@@ -34,18 +34,18 @@ def weight_files(names: Iterable[str]) -> list[str]:
     return list(filter(is_weights, names))
 
 
-def combined(hashes: Mapping[str, str]) -> str:
-    """One hash for those of several files, by name."""
+def combine_hashes(hashes: Mapping[str, str]) -> str:
+    """Combine the hashes of several files, by name, into one."""
     lines = (f"{name}\0{sha256}\n" for name, sha256 in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _file_sha256(path: Path) -> str:
-    found = path.stat()
-    if found.st_size < REMEMBERED_FROM_BYTES:
+    stat = path.stat()
+    if stat.st_size < REMEMBERED_FROM_BYTES:
         return _read_sha256(path)
-    # The time of the last change of any kind cannot be set, as that of the last writing can.
-    state = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    # Programs can set mtime, but not ctime.
+    state = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     note = cache_folder() / "weights" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -53,8 +53,8 @@ def _file_sha256(path: Path) -> str:
         if known["state"] == state:
             return str(known["sha256"])
     sha256 = _read_sha256(path)
-    told = json.dumps({"state": state, "sha256": sha256}).encode()
-    keep(note, lambda file: file.write(told))
+    content = json.dumps({"state": state, "sha256": sha256}).encode()
+    keep(note, lambda file: file.write(content))
     return sha256
 
 

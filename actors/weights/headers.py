@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says: how many numbers the weights are. Nothing is loaded."""
+"""Read the size of weights from the header of a safetensors file, without loading them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from balancer.errors import first_line
 from balancer.storage.regular_files import open_regular
 
 MAX_HEADER_BYTES = 20_000_000
-"""Published shards of thousands of tensors have 1 MB."""
+"""Published shards with thousands of tensors have headers of 1 MB."""
 
 _LENGTH_BYTES = 8
 _BITS = {
@@ -22,27 +22,27 @@ _BITS = {
     "I64": 64, "U64": 64, "C64": 64, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
 }  # fmt: skip
 _PACKED_BITS = 4
-"""Of one weight in the integers of a quantised model, at least."""
+"""Least bits of a weight that is packed into integers, in quantised models."""
 
 
 class HeaderError(ValueError):
-    """No header of safetensors, or one of another file; the message says why."""
+    """An invalid header, or one that does not fit the file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """How many tensors there are, and how many numbers in all of them."""
+class WeightsSize:
+    """Number of tensors, and of elements in all of them."""
 
     tensors: int
-    numbers: int
+    elements: int
 
 
-def together(files: Sequence[Weights]) -> Weights:
-    return Weights(sum(one.tensors for one in files), sum(one.numbers for one in files))
+def sum_sizes(files: Sequence[WeightsSize]) -> WeightsSize:
+    return WeightsSize(sum(one.tensors for one in files), sum(one.elements for one in files))
 
 
-def read_header(path: Path) -> Weights:
-    """HeaderError unless the tensors are as long as the file, OSError if it cannot be read."""
+def read_header(path: Path) -> WeightsSize:
+    """Read the header. Raises HeaderError unless the tensors fill the file, OSError if it is unreadable."""
     with open_regular(path, follow_links=True) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -54,27 +54,25 @@ def read_header(path: Path) -> Weights:
         return _parse(file.read(length), data_bytes)
 
 
-def _parse(header: bytes, data_bytes: int) -> Weights:
+def _parse(header: bytes, data_bytes: int) -> WeightsSize:
     try:
         entries = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise HeaderError(f"its header is no JSON: {first_line(error)}") from error
+        raise HeaderError(f"its header is not JSON: {first_line(error)}") from error
     if not isinstance(entries, dict):
-        raise HeaderError("its header is no JSON object")
+        raise HeaderError("its header is not a JSON object")
     entries.pop("__metadata__", None)
     sizes = [_size(name, entry) for name, entry in entries.items()]
     if (claimed := sum(num_bytes for num_bytes, _ in sizes)) != data_bytes:
-        raise HeaderError(
-            f"its header tells of {claimed:,} bytes of tensors, and the file has {data_bytes:,}"
-        )
-    return Weights(len(sizes), sum(numbers for _, numbers in sizes))
+        raise HeaderError(f"its header declares {claimed:,} bytes of tensors, the file has {data_bytes:,}")
+    return WeightsSize(len(sizes), sum(elements for _, elements in sizes))
 
 
 def _size(name: str, entry: Any) -> tuple[int, int]:
-    """Bytes and numbers of one tensor. Where in the file it is, safetensors itself checks."""
+    """Bytes and elements of one tensor. safetensors itself checks its place in the file."""
     match entry:
         case {"dtype": str(dtype), "data_offsets": [int(begin), int(end)]} if dtype in _BITS:
             if 0 <= begin <= end:
                 bits = _BITS[dtype] if "F" in dtype or dtype == "C64" else _PACKED_BITS
                 return end - begin, (end - begin) * 8 // bits
-    raise HeaderError(f"its header makes no sense at {name[:80]!r}")
+    raise HeaderError(f"its header is invalid at {name[:80]!r}")

@@ -1,8 +1,8 @@
-"""Where a model's files are: shipped with the package, in a folder, or on the hub at one commit.
+"""Find a model's files: in the package, in a folder, or on the hub at one commit.
 
-A model is data: safetensors, vocabularies, and configs that name no code and nothing that is elsewhere. Hub
-models are loaded only at a full commit hash. `check` says whether a model is at hand without downloading it;
-`resolve` gives its folder and downloads what is missing; `shown_to_loader` is the only way to load it.
+A model is data: safetensors, vocabularies, and configs that name neither code nor files elsewhere. Hub models
+need a full commit hash. `check` finds a model without downloading it; `resolve` downloads missing files and
+returns the folder; `shown_to_loader` is the only way to load it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from actors.weights import view as model_view
 from actors.weights.file_rules import (
     MARKER,
     IncompleteError,
-    Kind,
+    ModelKind,
     is_config,
     is_weights,
     needed_files,
     small_files,
 )
-from actors.weights.hashes import combined, weight_files, weights_sha256
+from actors.weights.hashes import combine_hashes, weight_files, weights_sha256
 from actors.weights.view import check_files, list_files, read_checked_config, read_config
 from balancer.config.schema import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
 from balancer.errors import ConfigError, WeightsError, first_line
@@ -43,19 +43,19 @@ HUB_PREFIX = "hf-hub:"
 METADATA_TIMEOUT_S = 5.0
 _READ_BYTES = 1 << 22
 
-_SECTION: Mapping[Kind, str] = {
+_SECTION: Mapping[ModelKind, str] = {
     "generator": "generation",
     "verifier": "verification",
     "second judge": "verification.second_judge",
     "safety checker": "verification.safety",
 }
-_LAYOUT: Mapping[Kind, str] = {
+_LAYOUT: Mapping[ModelKind, str] = {
     "generator": "diffusers",
     "verifier": "open_clip",
     "second judge": "transformers",
     "safety checker": "transformers",
 }
-_EMBEDDED: frozenset[Kind] = frozenset({"generator", "verifier"})
+_EMBEDDED: frozenset[ModelKind] = frozenset({"generator", "verifier"})
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,7 +63,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """`folder` is None only on the `hub`, from where `missing_bytes` would be downloaded."""
+    """`folder` is None only if `place` is `hub`; then `missing_bytes` must be downloaded."""
 
     place: Literal["embedded", "folder", "cache", "hub"]
     folder: Path | None
@@ -72,16 +72,16 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """`sha256` is what the hub says of large files."""
+    """`sha256` comes from the hub, for large files only."""
 
     num_bytes: int
     sha256: str | None
 
 
-def wanted_models(config: Config) -> dict[Kind, tuple[str, str | None, str | None]]:
-    """Model, revision and variant of every model that a config names, as `check` and the others take them."""
+def wanted_models(config: Config) -> dict[ModelKind, tuple[str, str | None, str | None]]:
+    """Model, revision and variant of every model in a config: the arguments of `check` and `resolve`."""
     made, judged = config.generation, config.verification
-    wanted: dict[Kind, tuple[str, str | None, str | None]] = {
+    wanted: dict[ModelKind, tuple[str, str | None, str | None]] = {
         "generator": (made.model, made.revision, made.variant),
         "verifier": (judged.model, judged.revision, None),
     }
@@ -92,8 +92,8 @@ def wanted_models(config: Config) -> dict[Kind, tuple[str, str | None, str | Non
     return wanted
 
 
-def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> Availability:
-    """Find a model without downloading it; raises, within seconds, whatever `resolve` would raise."""
+def check(model: str, revision: str | None, variant: str | None, kind: ModelKind) -> Availability:
+    """Find a model without downloading it. Raises within seconds what `resolve` would raise."""
     if model == EMBEDDED_MODEL and kind in _EMBEDDED:
         folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
         return Availability("embedded", _checked_folder(folder, model, variant, kind))
@@ -108,8 +108,8 @@ def check(model: str, revision: str | None, variant: str | None, kind: Kind) -> 
 
 
 def refuse_faulty(config: Config) -> None:
-    """Raise what `check` raises of the models that are on this machine. The hub is not asked, and what is not
-    here, or not all of it, is nothing to complain of yet."""
+    """Raise what `check` raises for the models on this machine. Does not ask the hub, and ignores missing and
+    incomplete models."""
     for kind, (model, revision, variant) in wanted_models(config).items():
         if model == EMBEDDED_MODEL and kind in _EMBEDDED:
             continue
@@ -120,11 +120,11 @@ def refuse_faulty(config: Config) -> None:
                 _checked_folder(expanded(model), model, variant, kind)
 
 
-def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -> Path:
-    """The folder with the model's files, downloaded if need be; WeightsError says what is missing."""
-    found = check(model, revision, variant, kind)
-    if found.folder is not None:
-        return found.folder
+def resolve(model: str, revision: str | None, variant: str | None, kind: ModelKind) -> Path:
+    """The folder with the model's files, downloaded if necessary. Raises WeightsError."""
+    available = check(model, revision, variant, kind)
+    if available.folder is not None:
+        return available.folder
     commit = _commit(model, revision, kind)
     files = _files_on_hub(model, commit, variant, kind)
     log.info("downloading %s, %.1f GB", model, sum(file.num_bytes for file in files.values()) / 1e9)
@@ -132,16 +132,18 @@ def resolve(model: str, revision: str | None, variant: str | None, kind: Kind) -
 
 
 @contextlib.contextmanager
-def shown_to_loader(folder: Path, model: str, variant: str | None, kind: Kind, hint: str) -> Iterator[Path]:
-    """A private folder from which a resolved model is loaded; see `model_view.shown_to_loader`."""
+def shown_to_loader(
+    folder: Path, model: str, variant: str | None, kind: ModelKind, hint: str
+) -> Iterator[Path]:
+    """A private folder to load a resolved model from; see `view.shown_to_loader`."""
     with model_view.shown_to_loader(folder, _needed(folder, model, variant, kind), model, hint) as view:
         yield view
 
 
-def describe(model: str, revision: str | None, variant: str | None, kind: Kind) -> dict[str, Any]:
-    """What a run records of a model before any is loaded: `model`, `revision` (None for a folder without
-    one), the `sha256` of its weights, by what the hub says where they are not here yet (None if it does not)
-    and, of a verifier, `embedding_dim`. Raises what `check` raises."""
+def describe(model: str, revision: str | None, variant: str | None, kind: ModelKind) -> dict[str, Any]:
+    """The facts about a model that a run records before loading it: `model`, `revision` (None for a folder),
+    the `sha256` of its weights (from the hub if they are not here yet; None if the hub has none) and, for a
+    verifier, `embedding_dim`. Raises what `check` raises."""
     folder = check(model, revision, variant, kind).folder
     if folder is None:
         commit = _commit(model, revision, kind)
@@ -162,7 +164,7 @@ def describe(model: str, revision: str | None, variant: str | None, kind: Kind) 
 def _sha256_on_hub(files: Mapping[str, HubFile]) -> str | None:
     hashes = {name: files[name].sha256 for name in weight_files(files)}
     known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
-    return combined(known) if len(known) == len(hashes) else None
+    return combine_hashes(known) if len(known) == len(hashes) else None
 
 
 def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
@@ -176,18 +178,18 @@ def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
 
 
 def identity(model: str, revision: str | None, folder: Path) -> str:
-    """What tells these weights from others of the same name: the commit; for the embedded models, which
-    change with the package, 40 hex digits over their content; empty for a folder."""
+    """The version of these weights: the commit; 40 hex digits over the content for the embedded models, which
+    change with the package; empty for a folder."""
     return _content_digest(folder) if model == EMBEDDED_MODEL else revision or ""
 
 
-def fingerprint(model: str, revision: str | None, kind: Kind) -> str:
-    """What tells these weights from all others, for what is measured once and used again: the commit, or
-    40 hex digits over a folder's content. Raises what `check` raises."""
-    found = check(model, revision, None, kind)
-    if found.folder is None or found.place in ("cache", "hub"):
+def fingerprint(model: str, revision: str | None, kind: ModelKind) -> str:
+    """A key for cached measurements of these weights: the commit, or 40 hex digits over a folder's content.
+    Raises what `check` raises."""
+    available = check(model, revision, None, kind)
+    if available.folder is None or available.place in ("cache", "hub"):
         return _commit(model, revision, kind)
-    return _content_digest(found.folder)
+    return _content_digest(available.folder)
 
 
 def _content_digest(folder: Path) -> str:
@@ -202,11 +204,11 @@ def _content_digest(folder: Path) -> str:
 
 
 def pipeline_class(folder: Path) -> str:
-    """The pipeline class a diffusers folder asks for."""
+    """The pipeline class that a diffusers folder names."""
     return str(read_config(folder, MARKER["generator"], str(folder))["_class_name"])
 
 
-def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -> Path:
+def _checked_folder(folder: Path, model: str, variant: str | None, kind: ModelKind) -> Path:
     marker = folder / MARKER[kind]
     if not marker.is_file():
         missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
@@ -215,16 +217,16 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: Kind) -
     return folder.absolute()
 
 
-def _needed(folder: Path, model: str, variant: str | None, kind: Kind) -> list[str]:
+def _needed(folder: Path, model: str, variant: str | None, kind: ModelKind) -> list[str]:
     names = list_files(folder)
     marker = read_config(folder, MARKER[kind], model)
-    # What is refused is refused, whether all of it is there or not.
+    # Refuse bad configs even if files are missing.
     for name in filter(is_config, small_files(names, marker, kind, model)):
         read_checked_config(folder, name, model)
     return needed_files(names, marker, variant, kind, model)
 
 
-def _names_hub(model: str, kind: Kind) -> bool:
+def _names_hub(model: str, kind: ModelKind) -> bool:
     if model.startswith(HUB_PREFIX):
         return True
     path = expanded(model)
@@ -233,17 +235,17 @@ def _names_hub(model: str, kind: Kind) -> bool:
     return kind != "verifier" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
 
 
-def _commit(model: str, revision: str | None, kind: Kind) -> str:
+def _commit(model: str, revision: str | None, kind: ModelKind) -> str:
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     given = "is missing" if revision is None else f"{revision!r} is not a commit"
     raise ConfigError(
         [f"{_SECTION[kind]}.revision: {given}; the hub model {model} needs the 40 hex digits of one"],
-        hint="names and branches move; the commit is on the model's page under Files, History",
+        hint="tags and branches can move; the commit is on the model's page under Files, History",
     )
 
 
-def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | None:
+def _cached(model: str, commit: str, variant: str | None, kind: ModelKind) -> Path | None:
     import huggingface_hub as hub
 
     marker = hub.try_to_load_from_cache(_hub_id(model), MARKER[kind], revision=commit)
@@ -255,7 +257,7 @@ def _cached(model: str, commit: str, variant: str | None, kind: Kind) -> Path | 
         return None  # an interrupted download
 
 
-def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> dict[str, HubFile]:
+def _files_on_hub(model: str, commit: str, variant: str | None, kind: ModelKind) -> dict[str, HubFile]:
     """The files to download, from one metadata request and the configs."""
     import huggingface_hub as hub
 
@@ -285,12 +287,12 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: Kind) -> d
     return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}
 
 
-def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path:
+def _download(model: str, commit: str, kind: ModelKind, files: Sequence[str]) -> Path:
     import huggingface_hub as hub
 
     hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # public, but not re-exported
     folder = ""
-    # Small files first: a folder that has its weights is then complete, whenever a download was cut off.
+    # Small files first: then a folder with weights is complete, even after an interrupted download.
     for part in ([name for name in files if not is_weights(name)], list(filter(is_weights, files))):
         if part:
             fetch = functools.partial(
@@ -303,8 +305,8 @@ def _download(model: str, commit: str, kind: Kind, files: Sequence[str]) -> Path
     return Path(folder)
 
 
-def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) -> _T:
-    """Whatever goes wrong at the hub, as one line; its client raises a dozen unrelated classes."""
+def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: ModelKind) -> _T:
+    """Turn the dozen unrelated errors of the hub client into one-line WeightsErrors."""
     from huggingface_hub import errors
 
     at = f"{model} at revision {commit}"
@@ -322,7 +324,7 @@ def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: Kind) ->
     except Exception as error:
         raise WeightsError(
             f"{at} is not on this machine and cannot be downloaded: {first_line(error)}",
-            hint=f"start once where the hub can be reached, or set {_SECTION[kind]}.model to a folder with"
+            hint=f"run once with access to the hub, or set {_SECTION[kind]}.model to a folder with"
             f" the model in {_LAYOUT[kind]} layout"
             + (f", or to {EMBEDDED_MODEL!r}" if kind in _EMBEDDED else ""),
         ) from error
@@ -332,7 +334,7 @@ def _hub_id(model: str) -> str:
     return model.removeprefix(HUB_PREFIX)
 
 
-def _place_hint(kind: Kind) -> str:
+def _place_hint(kind: ModelKind) -> str:
     prefix = HUB_PREFIX if kind == "verifier" else ""
     embedded = f"{EMBEDDED_MODEL!r}, to " if kind in _EMBEDDED else ""
     return (

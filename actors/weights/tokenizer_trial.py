@@ -1,7 +1,7 @@
-"""Tokenizers are programs, too: rules that rewrite text, and regular expressions that may backtrack without
-end. Each is tried on some text in a process with limits before it is used.
+"""Try each tokenizer in a process with limits before it is used.
 
-One that is harmless here can still be slow with other text; the deadlines of calls are for that.
+Tokenizers are programs: their rewriting rules and regular expressions may never end. A tokenizer that passes
+can still be slow on other text; the deadlines of calls cover that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.weights.chat_template import child_environment, limit
+from actors.weights.chat_template import child_environment, limit_process
 from balancer.errors import WeightsError
 
 CPU_SECONDS = 30
@@ -34,15 +34,15 @@ _TEXTS = (
 
 
 def check_tokenizer(path: Path, name: str, model: str, hint: str) -> None:
-    """WeightsError if the `tokenizer.json` at `path` cannot be loaded and used within the limits."""
-    found = path.stat()
-    if reason := _trial(path, (found.st_ino, found.st_size, found.st_mtime_ns)):
+    """Raise WeightsError if the `tokenizer.json` at `path` cannot be loaded and used within the limits."""
+    stat = path.stat()
+    if reason := _trial(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
         raise WeightsError(f"{model}: {name}: the tokenizer cannot be used: {reason}", hint=hint)
 
 
 @functools.lru_cache(maxsize=64)
 def _trial(path: Path, state: tuple[int, int, int]) -> str:
-    """Why the tokenizer is refused; empty if it is not. Once for each `state` of its file."""
+    """Why the tokenizer is refused; empty if it is not. Cached by the `state` of its file."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
     try:
         done = subprocess.run(
@@ -57,10 +57,10 @@ def _trial(path: Path, state: tuple[int, int, int]) -> str:
     if not done.returncode:
         return ""
     ended = done.returncode in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT)
-    told = " ".join(done.stderr.decode(errors="replace").rpartition("refused: ")[2].split())
-    if ended or told.startswith("MemoryError"):
+    message = " ".join(done.stderr.decode(errors="replace").rpartition("refused: ")[2].split())
+    if ended or message.startswith("MemoryError"):
         return _TOO_MUCH
-    return told[:_LONGEST_REASON] or f"its process ended with {done.returncode}"
+    return message[:_LONGEST_REASON] or f"its process ended with {done.returncode}"
 
 
 def serve() -> None:
@@ -68,11 +68,11 @@ def serve() -> None:
     from tokenizers import Tokenizer
 
     path = os.fsdecode(sys.stdin.buffer.read())
-    limit(CPU_SECONDS, MEMORY_BYTES)
+    limit_process(CPU_SECONDS, MEMORY_BYTES)
     try:
         tokenizer = Tokenizer.from_file(path)
         for text in _TEXTS:
             if len(tokenizer.encode(text).ids) > MAX_TOKENS:
                 raise MemoryError
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         raise SystemExit(f"refused: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from error

@@ -1,7 +1,7 @@
-"""What a loader sees of a model: a private folder with exactly the files that were checked and hashed.
+"""Show a loader a private folder with exactly the files that were checked and hashed.
 
-Model libraries look for many files, prefer some over others, and follow what configs say. In the private
-folder there is nothing else to find.
+Model libraries look for many files, prefer some over others, and follow configs. The private folder holds
+nothing else to find.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any
 
 from actors.weights.config_rules import checked_config
 from actors.weights.file_rules import INCOMPLETE_HINT, IncompleteError, is_config, is_index, is_weights
-from actors.weights.headers import HeaderError, Weights, read_header, together
+from actors.weights.headers import HeaderError, WeightsSize, read_header, sum_sizes
 from actors.weights.tokenizer_trial import check_tokenizer
 from balancer.errors import BalancerError, WeightsError, first_line
 from balancer.storage.regular_files import NotRegularError, open_regular, read_regular
 from balancer.text.safetext import printable
 
 MAX_CONFIG_BYTES = 20_000_000
-"""Of a chat template, say, 100 kB; of the index of a thousand shards 10 MB."""
+"""A chat template takes 100 kB, the index of a thousand shards 10 MB."""
 
 MAX_VOCABULARY_BYTES = 200_000_000
-"""The largest published ones have 70 MB."""
+"""The largest published vocabularies take 70 MB."""
 
 _LONGEST_REASON = 300
 
 
 def list_files(folder: Path) -> list[str]:
-    """Relative names of what is in a folder and its folders. These need not be files: nothing is opened."""
+    """Relative names of the entries of a folder and its subfolders, which need not be files."""
     try:
-        inside, names = _listed(folder)
+        inside, names = _scan_folder(folder)
         for name in inside:
-            names += [f"{name}/{inner}" for inner in _listed(folder / name)[1]]
+            names += [f"{name}/{inner}" for inner in _scan_folder(folder / name)[1]]
     except OSError as error:
         raise WeightsError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return names
 
 
-def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of folders, and of whatever else there is."""
+def _scan_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of folders, and of all other entries."""
     by_kind: tuple[list[str], list[str]] = ([], [])
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -52,12 +52,12 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_config(folder: Path, name: str, model: str) -> dict[str, Any]:
-    """The content of a JSON file as it is. WeightsError if it is none, or is not a file of this model."""
+    """Read a JSON object. Raises WeightsError if it is not one, or lies outside the model's folder."""
     return _parsed(read_file(folder, name, model), name, model)
 
 
 def read_checked_config(folder: Path, name: str, model: str) -> dict[str, Any]:
-    """As `read_config`, without what no loader is shown; also WeightsError for what is refused."""
+    """Read a config without the keys hidden from loaders. Raises WeightsError if it is refused."""
     config = read_config(folder, name, model)
     try:
         return checked_config(config, name, model)
@@ -80,14 +80,14 @@ def _damaged(name: str, why: str, model: str) -> WeightsError:
 
 
 def read_file(folder: Path, name: str, model: str) -> bytes:
-    """A small file of a model."""
+    """Read a small file of a model."""
     limit = MAX_CONFIG_BYTES if is_config(name) or is_index(name) else MAX_VOCABULARY_BYTES
-    with _refusals(name, model):
+    with _wrap_file_errors(name, model):
         return read_regular(own_path(folder, name, model), max_bytes=limit, follow_links=False)
 
 
 def own_path(folder: Path, name: str, model: str) -> Path:
-    """Where a file of a model is, links followed: in its folder, or in the hub's cache beside it."""
+    """The real path of a model's file. It must be in the model's folder, or in the hub's cache beside it."""
     path, here = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
     if not path.is_relative_to(here) and not path.is_relative_to(_blobs(here)):
         raise WeightsError(
@@ -98,25 +98,25 @@ def own_path(folder: Path, name: str, model: str) -> Path:
 
 
 def _blobs(snapshot: Path) -> Path:
-    """The hub's cache keeps contents in blobs/, and in snapshots/COMMIT/ links to them."""
+    """The folder of contents: the hub's cache keeps them in blobs/ and links to them in snapshots/COMMIT/."""
     return snapshot.parent.with_name("blobs") if snapshot.parent.name == "snapshots" else snapshot
 
 
 @contextlib.contextmanager
-def _refusals(name: str, model: str) -> Iterator[None]:
+def _wrap_file_errors(name: str, model: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise IncompleteError(f"{model}: {name} is missing", hint=INCOMPLETE_HINT) from error
     except OSError as error:
-        hint = "a model is made of regular files" if isinstance(error, NotRegularError) else ""
+        hint = "a model consists of regular files" if isinstance(error, NotRegularError) else ""
         raise WeightsError(f"{model}: {name}: {error.strerror}", hint=hint) from error
 
 
 def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
-    """WeightsError if a file of a model is missing, is not regular, leads elsewhere, or is refused."""
+    """Raise WeightsError if a file of a model is missing, is not regular, leads elsewhere, or is refused."""
     for name in needed:
-        with _refusals(name, model):
+        with _wrap_file_errors(name, model):
             open_regular(own_path(folder, name, model), follow_links=False).close()
         if is_weights(name):
             _weights(folder, [name], model)
@@ -125,19 +125,19 @@ def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
         elif is_index(name):
             _check_index(read_config(folder, name, model), name, needed, model)
         elif name.rpartition("/")[2] == "tokenizer.json":
-            read_file(folder, name, model)  # for its size
+            read_file(folder, name, model)  # checks its size
             check_tokenizer(own_path(folder, name, model), name, model, INCOMPLETE_HINT)
 
 
-def _weights(folder: Path, names: Iterable[str], model: str) -> Weights:
-    found = []
+def _weights(folder: Path, names: Iterable[str], model: str) -> WeightsSize:
+    sizes = []
     for name in names:
-        with _refusals(name, model):
+        with _wrap_file_errors(name, model):
             try:
-                found.append(read_header(own_path(folder, name, model)))
+                sizes.append(read_header(own_path(folder, name, model)))
             except HeaderError as error:
                 raise _damaged(name, str(error), model) from error
-    return together(found)
+    return sum_sizes(sizes)
 
 
 def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], model: str) -> None:
@@ -149,7 +149,7 @@ def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], mod
     for tensor, shard in shards.items():
         if not isinstance(shard, str) or (f"{beside}/{shard}" if beside else shard) not in own:
             raise WeightsError(
-                f"{model}: {name} says that {tensor[:80]!r} is in {str(shard)[:80]!r}, which is none of its"
+                f"{model}: {name} puts {tensor[:80]!r} into {str(shard)[:80]!r}, which is not one of its"
                 " weight files",
                 hint=INCOMPLETE_HINT,
             )
@@ -157,41 +157,43 @@ def _check_index(index: Mapping[str, Any], name: str, needed: Sequence[str], mod
 
 @contextlib.contextmanager
 def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) -> Iterator[Path]:
-    """A private folder with the model's files, while it is loaded. Whatever the loader raises becomes a
-    WeightsError, and so does anything that is built larger than the weights.
+    """A private folder with the model's files, to load it from. Errors of the loader become WeightsErrors,
+    and so does a model that is built larger than its weights.
 
-    Weights are links to the files; everything else is a copy of what was checked.
+    Weights are links to the files; all other files are copies of the checked content.
     """
     check_files(folder, needed, model)
     temporary = tempfile.TemporaryDirectory(prefix="balancer-model-", ignore_cleanup_errors=True)
-    with temporary as view, failures_told(folder, model, hint, shown_as=view):
+    with temporary as view, wrap_model_errors(folder, model, hint, shown_as=view):
         for name in needed:
-            _show(folder, name, Path(view), model)
-        from actors.weights.build_limit import no_larger_than  # torch, which a check of files does without
+            _link_or_copy(folder, name, Path(view), model)
+        from actors.weights.build_limit import (
+            limit_build_size,  # imports torch, which file checks do not need
+        )
 
-        with no_larger_than(_weights(folder, filter(is_weights, needed), model), model, hint):
+        with limit_build_size(_weights(folder, filter(is_weights, needed), model), model, hint):
             yield Path(view)
 
 
 @contextlib.contextmanager
-def failures_told(
-    folder: Path, model: str, hint: str, shown_as: str = "", what: str = "does not load"
+def wrap_model_errors(
+    folder: Path, model: str, hint: str, shown_as: str = "", problem: str = "does not load"
 ) -> Iterator[None]:
-    """Whatever a model's loader, or what it has loaded, raises is a WeightsError that names the model."""
+    """Turn every error of a model or its loader into a WeightsError that names the model."""
     try:
         yield
     except BalancerError:
         raise
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # whatever they, their parsers and kernels do; a panic is no Exception
+    except BaseException as error:  # a panic in a parser or kernel is not an Exception
         reason = printable(first_line(error)[:_LONGEST_REASON])
         if shown_as:
             reason = reason.replace(shown_as, str(folder))
-        raise WeightsError(f"{model}: the model in {folder} {what}: {reason}", hint=hint) from error
+        raise WeightsError(f"{model}: the model in {folder} {problem}: {reason}", hint=hint) from error
 
 
-def _show(folder: Path, name: str, view: Path, model: str) -> None:
+def _link_or_copy(folder: Path, name: str, view: Path, model: str) -> None:
     shown = view / name
     shown.parent.mkdir(exist_ok=True)
     if is_weights(name):

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from balancer.config.dotted import join_keys, resolve_keys, split_setting
 from balancer.config.schema import Config
-from balancer.config.yaml_reading import Document, KeyPath, Problem
+from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath
 from balancer.text.names import near
 
 
@@ -31,12 +31,12 @@ class _Fault:
         return self.error["type"]
 
 
-def format_problem(problem: Problem) -> str:
+def format_problem(problem: ConfigProblem) -> str:
     """`file:line: dotted.path: problem`"""
     return ": ".join(part for part in (problem.place, join_keys(problem.path), problem.text) if part)
 
 
-def explain_errors(errors: Iterable[ErrorDetails], document: Document) -> list[Problem]:
+def explain_errors(errors: Iterable[ErrorDetails], document: Document) -> list[ConfigProblem]:
     """One problem per path: a misspelt key is not reported as missing too, and a union is reported once, not
     once per branch."""
     faults = [_locate_fault(error, document.value) for error in errors]
@@ -48,7 +48,7 @@ def explain_errors(errors: Iterable[ErrorDetails], document: Document) -> list[P
         if fault.path not in meant or fault.kind != "missing":
             by_path.setdefault(fault.path, []).append(fault)
     return [
-        Problem(path, _find_place(document, path), _describe(group))
+        ConfigProblem(path, _find_place(document, path), _describe(group))
         for path, group in _drop_union_branches(by_path).items()
     ]
 

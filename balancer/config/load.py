@@ -15,7 +15,7 @@ from balancer.config import legacy
 from balancer.config.dotted import resolve_keys, split_setting
 from balancer.config.explain import explain_errors, format_problem, is_section
 from balancer.config.schema import Config, PathBases
-from balancer.config.yaml_reading import Document, KeyPath, Problem, read_document
+from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath, read_document
 from balancer.errors import ConfigError
 from balancer.storage.address import refuse_credentials
 from balancer.storage.regular_files import NotRegularError, TooLargeError, read_regular
@@ -120,8 +120,10 @@ def validate_document(document: Document, overrides: Sequence[str] = ()) -> Conf
 
 
 def _blame_override(
-    problem: Problem, overrides: Sequence[str], stages: Sequence[tuple[Config | None, list[Problem]]]
-) -> Problem:
+    problem: ConfigProblem,
+    overrides: Sequence[str],
+    stages: Sequence[tuple[Config | None, list[ConfigProblem]]],
+) -> ConfigProblem:
     """Place a problem at the override that caused it: the first one after which it appears.
 
     The problem stays at its line if the file was invalid before and the override is in another section: the
@@ -152,7 +154,7 @@ def _find_path_bases(document: Document) -> PathBases:
     return PathBases(folders)
 
 
-def examine(document: Document) -> tuple[Config | None, list[Problem]]:
+def examine(document: Document) -> tuple[Config | None, list[ConfigProblem]]:
     """Validate a document: the config, None if it is invalid, and every problem."""
     problems = [*document.problems]
     _compose_names(document.value)
@@ -182,7 +184,7 @@ def _find_name_lists(value: object) -> Iterator[list[object]]:
                         yield names
 
 
-def config_error(problems: Iterable[Problem]) -> ConfigError:
+def config_error(problems: Iterable[ConfigProblem]) -> ConfigError:
     return ConfigError([format_problem(problem) for problem in sorted(problems, key=_file_order)])
 
 
@@ -231,9 +233,9 @@ def apply_override(document: Document, override: str) -> None:
     for depth in range(1, len(keys)):
         document.places.setdefault(keys[:depth], place)
     document.places.update({(*keys, *path): place for path in given.places} | {keys: place})
-    document.problems += [Problem((*keys, *p.path), place, p.text) for p in given.problems]
+    document.problems += [ConfigProblem((*keys, *p.path), place, p.text) for p in given.problems]
 
 
-def _file_order(problem: Problem) -> tuple[str, int]:
+def _file_order(problem: ConfigProblem) -> tuple[str, int]:
     file, _, line = problem.place.rpartition(":")
     return (file, int(line)) if line.isdigit() else (problem.place, 0)

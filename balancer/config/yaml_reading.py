@@ -28,7 +28,7 @@ KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ConfigProblem:
     """`place` is where the user wrote it: `file:line`, or the override."""
 
     path: KeyPath
@@ -42,7 +42,7 @@ class Document:
 
     value: object = None
     places: dict[KeyPath, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ConfigProblem] = field(default_factory=list)
 
 
 def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | None:
@@ -154,7 +154,7 @@ class _Reader:
         return ConfigError([f"{self._place(node)}: {text}"])
 
     def _problem(self, node: yaml.Node, path: KeyPath, text: str) -> None:
-        self.document.problems.append(Problem(path, self._place(node), text))
+        self.document.problems.append(ConfigProblem(path, self._place(node), text))
 
     def _place(self, node: yaml.Node) -> str:
         return self._place_of_line(node.start_mark.line + 1)

@@ -22,7 +22,7 @@ from balancer.dataset.facet_table import (
     is_missing,
     read_tables,
 )
-from balancer.dataset.facet_values import FacetValues
+from balancer.dataset.facet_values import FacetMatcher
 from balancer.dataset.joining import join
 from balancer.dataset.listing import list_dataset
 from balancer.dataset.location import dataset_folder, find_dataset, holdout_folder
@@ -152,7 +152,7 @@ def _run_audit(
     every_row = (row for table in tables for row in table.rows.values())
     names = find_facet_columns(every_row) if facets is None else tuple(facets)
     passed_over = find_ignored_columns(columns, names) if facets is None else ()
-    values = FacetValues.match(columns, names, axes)
+    values = FacetMatcher.match(columns, names, axes)
     spelling = {composed(name): name for name in classes}
     classes_by_folder = {
         folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes
@@ -346,7 +346,7 @@ def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
     )
 
 
-def _with_facets(image: RealImage, row: TableRow, values: FacetValues) -> RealImage:
+def _with_facets(image: RealImage, row: TableRow, values: FacetMatcher) -> RealImage:
     split = row.get("split", "")
     facets = values.read(row, image.class_name)
     return replace(image, facets=facets, split="" if is_missing(split) else split)

@@ -20,7 +20,7 @@ MAX_VALUES = 5
 
 
 @dataclass(slots=True)
-class FacetValues:
+class FacetMatcher:
     """Reads facets from rows. `axes` come from a config; without them values stay as written."""
 
     names: Sequence[str]
@@ -30,7 +30,7 @@ class FacetValues:
     unmatched: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def match(cls, columns: Sequence[str], names: Sequence[str], axes: Iterable[Facet] = ()) -> FacetValues:
+    def match(cls, columns: Sequence[str], names: Sequence[str], axes: Iterable[Facet] = ()) -> FacetMatcher:
         """Match facets to the `columns` of the tables."""
         matched = {name: column for name in names if (column := pick(name, columns)) is not None}
         return cls(names, {facet.name: facet for facet in axes}, matched)

@@ -19,7 +19,7 @@ from balancer.dataset.table_reader import table_key
 from balancer.text.names import without_case
 from balancer.text.quantities import counted
 
-Index = Mapping[str, Sequence[str]]
+NameIndex = Mapping[str, Sequence[str]]
 """Files by a normalised form of their names."""
 
 _OTHER_FORMS = {
@@ -48,7 +48,7 @@ def join(tables: Iterable[Table], root: Path, files: Iterable[str]) -> Joined:
     return joined
 
 
-def _join(table: Table, root: Path, exact: Index, loose: Index, joined: Joined) -> None:
+def _join(table: Table, root: Path, exact: NameIndex, loose: NameIndex, joined: Joined) -> None:
     joined.remarks += table.remarks
     joined.warnings += table.warnings
     forms: defaultdict[str, int] = defaultdict(int)
@@ -72,7 +72,7 @@ def _join(table: Table, root: Path, exact: Index, loose: Index, joined: Joined) 
     _assign_rows(table, matched, joined)
 
 
-def _indexes(files: Iterable[str]) -> tuple[Index, Index]:
+def _indexes(files: Iterable[str]) -> tuple[NameIndex, NameIndex]:
     """Files by the `table_key` of their names, and these keys by their form without case."""
     exact: defaultdict[str, list[str]] = defaultdict(list)
     for name in files:
@@ -99,7 +99,7 @@ def _forms(key: str, folder: str, root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _match_behind_prefix(
-    table: Table, root: Path, keys: Sequence[str], exact: Index, joined: Joined
+    table: Table, root: Path, keys: Sequence[str], exact: NameIndex, joined: Joined
 ) -> dict[str, Sequence[str]]:
     """Match file names that the table writes behind a folder, such as the dataset's former place.
 

@@ -23,7 +23,7 @@ _NOT_UTF8 = "its name is not valid UTF-8"
 
 
 @dataclass(slots=True)
-class Listing:
+class DatasetListing:
     """Names are relative to the dataset, with slashes. `outside` are images beside the class folders,
     `tables` metadata tables in the folders, `faults` (name, reason) pairs. `ignored_files` counts the other
     files in class folders."""
@@ -36,10 +36,10 @@ class Listing:
     ignored_files: int = 0
 
 
-def list_dataset(root: Path) -> Listing:
+def list_dataset(root: Path) -> DatasetListing:
     """List everything below `root`, in no particular order. Raises DatasetError if it is not a dataset."""
     pending = [(entry, "") for entry in _top_entries(root)]
-    listing = Listing()
+    listing = DatasetListing()
     while pending:
         entry, parent = pending.pop()
         name = parent + entry.name
@@ -69,7 +69,7 @@ def _top_entries(root: Path) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _list_folder(path: str, name: str, listing: Listing) -> list[os.DirEntry[str]]:
+def _list_folder(path: str, name: str, listing: DatasetListing) -> list[os.DirEntry[str]]:
     try:
         return _visible(path)
     except OSError as error:
@@ -77,7 +77,7 @@ def _list_folder(path: str, name: str, listing: Listing) -> list[os.DirEntry[str
         return []
 
 
-def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
+def _list_file(entry: os.DirEntry[str], name: str, listing: DatasetListing) -> None:
     suffix = posixpath.splitext(entry.name)[1].lower()
     is_picture = suffix in IMAGE_SUFFIXES or suffix in OTHER_PICTURE_SUFFIXES
     if entry.is_symlink() and (is_picture or _leads_to_folder(entry)):
@@ -94,7 +94,7 @@ def _list_file(entry: os.DirEntry[str], name: str, listing: Listing) -> None:
         listing.ignored_files += 1
 
 
-def _check_classes(root: Path, listing: Listing) -> None:
+def _check_classes(root: Path, listing: DatasetListing) -> None:
     if not listing.classes:
         direct = f"; {counted(len(listing.outside), 'image')} directly in it" if listing.outside else ""
         hint = "put the images of each class into a folder named after the class"

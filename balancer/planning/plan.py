@@ -50,7 +50,7 @@ class CellQuota:
         return {"class": self.cell.class_name, **values, "quota": self.quota, "priority": priority}
 
 
-FacetValues = Mapping[str, Sequence[Mapping[str, str]]]
+RealFacets = Mapping[str, Sequence[Mapping[str, str]]]
 """For each class, the known facet values of its real images."""
 
 
@@ -70,7 +70,7 @@ class Plan:
         return sum(wanted.quota for wanted in self.cells)
 
 
-def make_plan(config: Config, counts: Mapping[str, int], real_facets: FacetValues | None = None) -> Plan:
+def make_plan(config: Config, counts: Mapping[str, int], real_facets: RealFacets | None = None) -> Plan:
     """Plan from the images per class in `counts`; a missing class has none.
 
     `real_facets` credits the facet values of real images (`target.count_real_facets`).
@@ -112,7 +112,7 @@ def _allowed(lacking: int, count: int, config: Config) -> int:
 
 
 def _shares_lacking(
-    deficits: Mapping[str, int], facets: Sequence[Facet], real_facets: FacetValues
+    deficits: Mapping[str, int], facets: Sequence[Facet], real_facets: RealFacets
 ) -> dict[tuple[str, str], tuple[Fraction, ...]]:
     """Shares of the images to generate, by class and facet, after crediting the values of real images."""
     shares = {}

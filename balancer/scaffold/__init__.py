@@ -74,7 +74,7 @@ def starter_config(dataset: str) -> str:
         limit = size(MAX_FILE_BYTES)
         raise DatasetError(f"{dataset}: {len(names)} classes need more than {limit}, the limit of a config")
     document = read_document(text, lambda line: f"config for {dataset}, line {line}")
-    validate_document(document or Document())  # so that nobody gets a config that does not load
+    validate_document(document or Document())  # never return a config that does not load
     return text
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.real_images import RealImages, preflight_of
+from actors.real_images import RealImages, run_preflight
 from balancer.cells import CLASS_PROPERTY
 from balancer.cli import main
 from balancer.config.defaults import in_words
@@ -367,7 +367,7 @@ def checked_by_a_perfect_verifier(config: Config) -> Preflight:
         shown = np.array([[label == value for value in values] for label in labels], bool)
         logs[name] = np.where(shown.reshape(len(images), len(values)), 0.0, -9.0)
     ids = tuple(str(number) for number in range(len(images)))
-    return preflight_of(RealImages(ids, tuple(images), np.zeros((len(ids), 2), np.float16), logs), config)
+    return run_preflight(RealImages(ids, tuple(images), np.zeros((len(ids), 2), np.float16), logs), config)
 
 
 WEATHER = ["rainy"] * 6 + ["sunny"] * 2

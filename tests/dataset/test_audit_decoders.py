@@ -19,7 +19,7 @@ from PIL import Image
 
 from balancer.dataset.audit import audit
 from balancer.dataset.decoding import decoders
-from balancer.dataset.decoding.decoders import Decoder, read_all_images
+from balancer.dataset.decoding.decoders import DecoderProcess, read_all_images
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer, read_image_info
 
 LIMITS = DecodeLimits(1_000_000, 1_000_000)
@@ -78,7 +78,7 @@ def harmful(monkeypatch):
         )
         return decoder._process
 
-    monkeypatch.setattr(Decoder, "_start", start)
+    monkeypatch.setattr(DecoderProcess, "_start", start)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_decoder_is_told_no_secrets(folder, harmful, monkeypatch):
 
 def test_no_process_is_left_when_the_images_are_read(folder, harmful):
     (folder / "1b.png").write_bytes(b"wait:")
-    decoder = Decoder()
+    decoder = DecoderProcess()
     decoder.read(folder / "0.png", LIMITS)
     group = decoder._process.pid
     decoder.close()

@@ -14,16 +14,16 @@ from PIL import Image
 
 from actors.real_images import (
     BATCH_IMAGES,
-    Call,
-    Measured,
+    MeasureCall,
+    Measurements,
     RealImages,
-    calibration_of,
-    copies_of_holdout,
-    examples_of,
+    collect_examples,
+    find_holdout_duplicates,
+    list_references,
+    load_calibration,
     measure_here,
     measure_real_images,
     real_facets,
-    references_of,
 )
 from balancer.config.schema import Config
 from balancer.dataset.audit import audit_dataset, audit_holdout
@@ -85,7 +85,7 @@ class Eye:
         self.see = see
         self.calls: list[int] = []
 
-    def __call__(self, calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def __call__(self, calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         for number, (files, max_pixels) in enumerate(calls):
             self.calls.append(len(files))
             yield number, [self.one(decode_image(data, max_pixels=max_pixels)) for data in files]
@@ -105,7 +105,9 @@ class Eye:
         )
 
 
-def measured(config: Config, eye: Callable[[Iterable[Call]], Iterable[tuple[int, Measured]]]) -> RealImages:
+def measured(
+    config: Config, eye: Callable[[Iterable[MeasureCall]], Iterable[tuple[int, Measurements]]]
+) -> RealImages:
     return measure_real_images(config, audit_dataset(config), audit_holdout(config), eye)
 
 
@@ -119,7 +121,7 @@ def same(one: RealImages, other: RealImages) -> bool:
     )
 
 
-def never(calls: Iterable[Call]) -> Iterable[tuple[int, Measured]]:
+def never(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
     raise AssertionError("an image that was measured before was measured again")
 
 
@@ -203,7 +205,7 @@ def test_other_wordings_are_measured_anew_and_other_thresholds_are_not(config):
 def test_what_was_seen_before_an_interruption_is_kept(config, monkeypatch):
     monkeypatch.setattr("actors.real_images.BATCH_IMAGES", 2)
 
-    def interrupted(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def interrupted(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         results = Eye()(calls)
         yield next(results)
         raise KeyboardInterrupt
@@ -296,7 +298,7 @@ def test_an_image_that_went_since_the_audit_is_named(config, tmp_path):
 
 
 def test_an_image_that_the_verifier_cannot_read_is_named(config):
-    def blind(calls: Iterable[Call]) -> Iterator[tuple[int, Measured]]:
+    def blind(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         for number, (files, _) in enumerate(calls):
             yield number, ["out of memory while decoding it"] * len(files)
 
@@ -327,7 +329,7 @@ def test_a_dataset_without_images_needs_no_verifier(config, tmp_path):
     )
     found = measured(empty, never)
     assert (found.ids, found.log_probabilities["light"].shape) == ((), (0, 2))
-    assert examples_of(found, empty)["class"].counts == (0, 0)
+    assert collect_examples(found, empty)["class"].counts == (0, 0)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -340,7 +342,7 @@ def test_a_verifier_that_gives_no_number_is_taken_to_know_nothing(config, wrong)
 
 
 def test_examples_are_labelled_by_folder_and_metadata(config):
-    examples = examples_of(measured(config, Eye()), config)
+    examples = collect_examples(measured(config, Eye()), config)
     assert examples["class"].counts == (4, 3)
     # A facet counts where it applies, and where its value is one of the config's.
     assert examples["light"].counts == (2, 0)
@@ -365,7 +367,7 @@ def test_facets_of_validation_and_test_images_are_not_counted(config):
 
 def test_real_images_that_the_hold_out_shows_are_found_with_what_they_copy(config, tmp_path):
     shutil.copy(tmp_path / "holdout" / "dog" / "0.png", tmp_path / "train" / "cat" / "7.png")
-    found = copies_of_holdout(measured(config, Eye()), config)
+    found = find_holdout_duplicates(measured(config, Eye()), config)
     assert {name: (near.id, near.same_pixels) for name, near in found.items()} == {
         "real/cat/7.png": ("holdout/dog/0.png", True)
     }
@@ -389,13 +391,13 @@ def test_measured_facets_are_taken_at_their_calibrated_probability(config, tmp_p
 
 def test_references_carry_what_copies_are_found_by(config):
     found = measured(config, Eye())
-    references = references_of(found)
+    references = list_references(found)
     assert [reference.id for reference in references] == list(found.ids)
     for reference, image, embedding in zip(references, found.images, found.embeddings, strict=True):
         assert (reference.phash, reference.pixel_sha256) == (image.phash, image.pixel_sha256)
         assert reference.embedding == embedding.tobytes()
         assert len(reference.phash) == 16
-    assert references[0].embedding == found.embedding_of()["real/cat/0.png"]
+    assert references[0].embedding == found.embeddings_by_id()["real/cat/0.png"]
 
 
 # ---- the hold-out ------------------------------------------------------------------------------
@@ -455,7 +457,7 @@ def pizzas(project, tmp_path, monkeypatch):
 def test_the_embedded_verifier_is_loaded_once_and_then_not_needed(pizzas, monkeypatch):
     config = pizzas()
     first = measure_here(config, audit_dataset(config), audit_holdout(config))
-    examples = examples_of(first, config)["class"]
+    examples = collect_examples(first, config)["class"]
     assert (examples.log_probabilities.argmax(axis=1) == examples.labels).all()
     monkeypatch.setattr("actors.models.verifier.Verifier", never)
     assert same(measure_here(config, audit_dataset(config), audit_holdout(config)), first)
@@ -466,15 +468,15 @@ def test_a_calibration_for_other_weights_is_refused_before_anything_is_loaded(pi
 
     config = pizzas()
     found = measure_here(config, audit_dataset(config), audit_holdout(config))
-    fitted = {name: fit_property(of, 1) for name, of in examples_of(found, config).items()}
+    fitted = {name: fit_property(of, 1) for name, of in collect_examples(found, config).items()}
     for weights in ("other", "same"):
         identity = "0" * 40 if weights == "other" else _embedded_weights()
         document = calibration_document("embedded", identity, config.properties(), fitted)
         write_calibration(tmp_path / f"{weights}.json", document)
     with pytest.raises(UsageError, match="made for the verifier"):
-        calibration_of(pizzas(f"verification.calibration={tmp_path / 'other.json'}"))
-    assert calibration_of(pizzas(f"verification.calibration={tmp_path / 'same.json'}")) is not None
-    assert calibration_of(config) is None
+        load_calibration(pizzas(f"verification.calibration={tmp_path / 'other.json'}"))
+    assert load_calibration(pizzas(f"verification.calibration={tmp_path / 'same.json'}")) is not None
+    assert load_calibration(config) is None
 
 
 def _embedded_weights() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.weights.tokenizer_trial import check_tokenizer
-from actors.weights.view import failures_told
+from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
 from tests import small_process
 
@@ -86,8 +86,8 @@ class Panic(BaseException):
 
 
 def test_a_panic_of_a_loader_is_one_line_and_an_interrupt_stays_one(tmp_path):
-    with pytest.raises(WeightsError, match="does not load: "), failures_told(tmp_path, "m", ""):
+    with pytest.raises(WeightsError, match="does not load: "), wrap_model_errors(tmp_path, "m", ""):
         raise Panic("index out of range")
     for kind in (KeyboardInterrupt, SystemExit):
-        with pytest.raises(kind), failures_told(tmp_path, "m", ""):
+        with pytest.raises(kind), wrap_model_errors(tmp_path, "m", ""):
             raise kind

@@ -16,8 +16,8 @@ import pytest
 
 from actors.weights import hashes as weight_hashes
 from actors.weights import resolve as weights
-from actors.weights.file_rules import Kind, needed_files
-from actors.weights.hashes import combined
+from actors.weights.file_rules import ModelKind, needed_files
+from actors.weights.hashes import combine_hashes
 from balancer.config.schema import Config
 from balancer.errors import ConfigError, WeightsError
 
@@ -75,7 +75,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def refusal(model: str | Path, kind: Kind = "generator", variant: str | None = None) -> str:
+def refusal(model: str | Path, kind: ModelKind = "generator", variant: str | None = None) -> str:
     with pytest.raises(WeightsError) as caught:
         weights.check(str(model), None, variant, kind)
     assert caught.value.exit_code == 4
@@ -121,12 +121,12 @@ def test_a_single_file_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt", "model.pt", "model.pth"])
 def test_generator_weights_in_pickle_form_only_are_refused_by_name(tmp_path, name):
     message = refusal(write(tmp_path, pipeline_files(name)))
-    assert f"pickle form only (unet/{name})" in message
+    assert f"only pickled weights (unet/{name})" in message
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.pt"])
 def test_verifier_weights_in_pickle_form_only_are_refused_by_name(tmp_path, name):
-    assert f"pickle form only ({name})" in refusal(write(tmp_path, verifier_files(name)), "verifier")
+    assert f"only pickled weights ({name})" in refusal(write(tmp_path, verifier_files(name)), "verifier")
 
 
 def test_pickles_beside_safetensors_are_ignored(tmp_path):
@@ -137,7 +137,7 @@ def test_pickles_beside_safetensors_are_ignored(tmp_path):
 @pytest.mark.parametrize("library", ["my_module", "pipeline.py", "os", "torch"])
 def test_components_of_other_libraries_are_refused(tmp_path, library):
     files = pipeline_files() | {"model_index.json": json.dumps(index(unet=[library, "Unet"])).encode()}
-    assert f"component unet is of library {library!r}" in refusal(write(tmp_path, files))
+    assert f"component unet is from library {library!r}" in refusal(write(tmp_path, files))
 
 
 def test_a_pipeline_class_from_a_file_is_refused(tmp_path):
@@ -174,7 +174,7 @@ def test_an_unreadable_index_is_named(tmp_path):
 )
 def test_a_variant_must_be_asked_for_by_name(tmp_path, name):
     write(tmp_path, pipeline_files(name))
-    assert refusal(tmp_path).endswith("has weights of variant fp16 only")
+    assert refusal(tmp_path).endswith("has only weights of variant fp16")
     assert weights.check(str(tmp_path), None, "fp16", "generator").place == "folder"
 
 
@@ -207,7 +207,7 @@ def test_towers_from_a_second_repository_are_refused(tmp_path, towers):
     assert "another repository" in refusal(write(tmp_path, files), "verifier")
 
 
-TRANSFORMERS_KINDS: tuple[Kind, ...] = ("second judge", "safety checker")
+TRANSFORMERS_KINDS: tuple[ModelKind, ...] = ("second judge", "safety checker")
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
@@ -223,7 +223,7 @@ def test_a_transformers_folder_with_safetensors_is_accepted_as_it_is(tmp_path, k
 @pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
 def test_transformers_weights_in_pickle_form_only_are_refused_by_name(tmp_path, kind):
     message = refusal(write(tmp_path, transformers_files("pytorch_model.bin")), kind)
-    assert "the model has its weights in pickle form only (pytorch_model.bin)" in message
+    assert "the model has only pickled weights (pytorch_model.bin)" in message
 
 
 def test_missing_shards_of_a_transformers_model_are_counted(tmp_path):
@@ -293,7 +293,7 @@ def test_a_description_tells_what_a_run_must_know_before_loading(tmp_path):
     assert weights.describe(folder, None, None, "verifier") == {
         "model": folder,
         "revision": None,
-        "sha256": combined({"open_clip_model.safetensors": hashlib.sha256(WEIGHTS).hexdigest()}),
+        "sha256": combine_hashes({"open_clip_model.safetensors": hashlib.sha256(WEIGHTS).hexdigest()}),
         "embedding_dim": 8,
     }
 
@@ -443,7 +443,7 @@ def test_an_index_on_the_hub_that_leads_elsewhere_is_refused_once_it_is_there(hu
     index = json.dumps({"weight_map": {"a": "../../x.safetensors"}}).encode()
     hub.files = transformers_files(shard) | {"model.safetensors.index.json": index}
     for find in (weights.resolve, weights.check, weights.describe):
-        with pytest.raises(WeightsError, match="none of its weight files"):
+        with pytest.raises(WeightsError, match="not one of its weight files"):
             find("org/model", COMMIT, None, "safety checker")
 
 
@@ -486,7 +486,7 @@ def test_an_interrupted_download_is_completed(hub):
 
 def test_pickles_on_the_hub_are_refused_before_anything_large_is_downloaded(hub):
     hub.files = pipeline_files("diffusion_pytorch_model.bin")
-    assert "pickle form only" in hub_refusal()
+    assert "only pickled weights" in hub_refusal()
     assert not [path for path in hub.requests if path.endswith(".bin")]
 
 
@@ -512,7 +512,7 @@ def test_a_hub_that_cannot_be_reached_gives_one_helpful_line(monkeypatch, tmp_pa
     assert message.startswith(f"org/model at revision {COMMIT} is not on this machine")
 
 
-def hub_refusal(kind: Kind = "generator") -> str:
+def hub_refusal(kind: ModelKind = "generator") -> str:
     with pytest.raises(WeightsError) as caught:
         weights.check("org/model", COMMIT, None, kind)
     assert caught.value.hint

@@ -35,7 +35,7 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     loaded = load_config(config, overrides)
     if loaded.actors.kind == "simulated":
         raise UsageError(f"{config}: simulated actors have no probabilities to calibrate")
-    from actors.real_images import examples_of, measure_here
+    from actors.real_images import collect_examples, measure_here
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_dataset, audit_holdout, match_classes
     from balancer.verification.calibration import calibration_document, fit_property, write_calibration
@@ -46,7 +46,7 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     measured = measure_here(loaded, audit, audit_holdout(loaded))
     fitted = {
         name: fit_property(examples, judged.min_examples)
-        for name, examples in examples_of(measured, loaded).items()
+        for name, examples in collect_examples(measured, loaded).items()
     }
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
     document = calibration_document(judged.model, fingerprint, loaded.properties(), fitted)

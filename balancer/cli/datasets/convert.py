@@ -13,7 +13,7 @@ from balancer.errors import UsageError
 
 if TYPE_CHECKING:
     from balancer.config.legacy import Converted
-    from balancer.config.yaml_reading import KeyPath, Problem
+    from balancer.config.yaml_reading import ConfigProblem, KeyPath
 
 _CLASSES = """\
 prompts: prompts for the generator; each attempt at an image uses the next wording
@@ -110,7 +110,7 @@ def _tell(converted: Converted, *, has_dataset: bool) -> None:
         console.warn("dataset.path is empty, because the file does not say where the images are: fill it in")
 
 
-def _lines(problems: Iterable[Problem]) -> list[str]:
+def _lines(problems: Iterable[ConfigProblem]) -> list[str]:
     from balancer.config.explain import format_problem
 
     return [format_problem(problem) for problem in problems]

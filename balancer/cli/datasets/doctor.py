@@ -23,7 +23,7 @@ from balancer.storage.user_paths import expanded
 from balancer.text.quantities import counted, size
 
 if TYPE_CHECKING:
-    from actors.weights.file_rules import Kind
+    from actors.weights.file_rules import ModelKind
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Plan
@@ -201,10 +201,10 @@ def _actors(config: Config) -> str:
 
 
 def _calibration(config: Config) -> str:
-    from actors.real_images import calibration_of
+    from actors.real_images import load_calibration
     from balancer.verification.calibration import calibration_file
 
-    calibration_of(config)
+    load_calibration(config)
     return f"{calibration_file(config)}, made for this verifier and these wordings"
 
 
@@ -268,7 +268,7 @@ def _disk(expected: Estimate) -> Check:
 def _weights(config: Config) -> Iterator[Check]:
     from actors.weights import resolve as weights
 
-    def look(kind: Kind, model: str, revision: str | None, variant: str | None) -> str:
+    def look(kind: ModelKind, model: str, revision: str | None, variant: str | None) -> str:
         files = weights.check(model, revision, variant, kind)
         if files.folder is None:
             return f"{size(files.missing_bytes)} to download from the hub at the first start"

@@ -101,7 +101,7 @@ def _measure(config: Config, audit: Audit) -> RealImages | None:
             missing = size(at.missing_bytes)
             console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
             return None
-        real_images.calibration_of(config)
+        real_images.load_calibration(config)
         return real_images.measure_here(config, audit, audit_holdout(config))
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
@@ -109,9 +109,9 @@ def _measure(config: Config, audit: Audit) -> RealImages | None:
 
 
 def _preflight(images: RealImages, config: Config) -> Preflight:
-    from actors.real_images import preflight_of
+    from actors.real_images import run_preflight
 
-    return preflight_of(images, config)
+    return run_preflight(images, config)
 
 
 def _print_preflight(checked: Preflight) -> None:

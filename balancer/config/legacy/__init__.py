@@ -32,7 +32,7 @@ from balancer.config.legacy.fields import (
     LegacyFacet,
 )
 from balancer.config.schema import EMBEDDED_MODEL
-from balancer.config.yaml_reading import Document, KeyPath, Problem
+from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath
 
 __all__ = ["BLOCK", "Converted", "convert", "is_legacy"]
 
@@ -46,8 +46,8 @@ class Converted:
     """
 
     document: Document
-    unused: tuple[Problem, ...]
-    assumed: tuple[Problem, ...]
+    unused: tuple[ConfigProblem, ...]
+    assumed: tuple[ConfigProblem, ...]
 
 
 def is_legacy(document: Document) -> bool:
@@ -273,7 +273,7 @@ def _convert_wordings(
         conversion.assume(new, [words], at, "the file has no prompts for this value; say what it looks like")
     elif len(in_classes) > 1:
         why = f"joined from {len(in_classes)} classes: a value has the same prompts in every class"
-        conversion.assumed.append(Problem(new, conversion.place(in_classes[0]), why))
+        conversion.assumed.append(ConfigProblem(new, conversion.place(in_classes[0]), why))
 
 
 def _convert_models(conversion: Conversion) -> None:

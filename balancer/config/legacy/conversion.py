@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from balancer.config.legacy.fields import BLOCK, NO_SETTING, PROMPTS, REASONS, SECTIONS, TARGETS
-from balancer.config.yaml_reading import Document, KeyPath, Problem
+from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath
 from balancer.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class Conversion:
         if not isinstance(cast("dict[str, object]", source.value)[BLOCK], dict):
             raise ConfigError([f"{place}: {BLOCK}: should be a mapping of settings"])
         self.document = Document({}, {(): place}, [*source.problems])
-        self.assumed: list[Problem] = []
+        self.assumed: list[ConfigProblem] = []
         self.reasons: dict[KeyPath, str] = {}
         self._source = source
         self._used: set[KeyPath] = set()
@@ -47,7 +47,7 @@ class Conversion:
         return {}
 
     def problem(self, new: KeyPath, text: str, at: KeyPath) -> None:
-        self.document.problems.append(Problem(new, self.place(at), text))
+        self.document.problems.append(ConfigProblem(new, self.place(at), text))
 
     def use(self, path: KeyPath) -> None:
         self._used.add(path)
@@ -78,12 +78,12 @@ class Conversion:
 
     def assume(self, new: KeyPath, value: object, at: KeyPath, why: str) -> None:
         self.put(new, value, at)
-        self.assumed.append(Problem(new, self.place(at), why))
+        self.assumed.append(ConfigProblem(new, self.place(at), why))
 
     def has(self, new: KeyPath) -> bool:
         return new in self.document.places
 
-    def unused(self) -> tuple[Problem, ...]:
+    def unused(self) -> tuple[ConfigProblem, ...]:
         """Unused fields; a field that recurs in every class is listed once."""
         groups: dict[tuple[KeyPath, str], list[KeyPath]] = {}
         for path in self._unused_below((), self._source.value):
@@ -91,7 +91,7 @@ class Conversion:
             pattern = (*path[:2], "*", *path[3:]) if is_of_class else path
             groups.setdefault((pattern, self._reason(path)), []).append(path)
         return tuple(
-            Problem(within_block(pattern if len(paths) > 1 else paths[0]), self.place(paths[0]), reason)
+            ConfigProblem(within_block(pattern if len(paths) > 1 else paths[0]), self.place(paths[0]), reason)
             for (pattern, reason), paths in groups.items()
         )
 

@@ -45,8 +45,8 @@ def read_all_images(root: Path, names: Sequence[str], limits: DecodeLimits) -> l
     if not names:
         return []
     count = min(MAX_DECODERS, os.cpu_count() or 1, -(-len(names) // IMAGES_PER_DECODER))
-    decoders = [Decoder() for _ in range(count)]
-    free: SimpleQueue[Decoder] = SimpleQueue()
+    decoders = [DecoderProcess() for _ in range(count)]
+    free: SimpleQueue[DecoderProcess] = SimpleQueue()
     for decoder in decoders:
         free.put(decoder)
 
@@ -66,7 +66,7 @@ def read_all_images(root: Path, names: Sequence[str], limits: DecodeLimits) -> l
 
 
 @dataclass(slots=True)
-class Decoder:
+class DecoderProcess:
     """A process that decodes one image after another; it starts with the first one."""
 
     _process: subprocess.Popen[bytes] | None = field(default=None)

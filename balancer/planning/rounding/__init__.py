@@ -35,7 +35,7 @@ def as_written(decimal: float) -> Fraction:
 def round_quotas(
     deficits: Mapping[str, int], facets: Sequence[Facet], shares: Shares | None = None
 ) -> dict[Cell, int]:
-    """Ints quotas for every cell of every class in `deficits`.
+    """Integer quotas for every cell of every class in `deficits`.
 
     The exact quota of a cell is its class's deficit times the shares of its values: those in `shares` for
     its class and facet, else the facet's own.
