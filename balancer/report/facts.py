@@ -146,23 +146,18 @@ class Facts:
         return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
-def _left_out(manifest: ManifestRows) -> Mapping[str, str]:
-    from balancer.training.choice import Choice
-    from balancer.training.selection import select
-
-    return select(manifest, ["id"], Choice(allow_synthetic_eval=True), may_be_empty=True).left_out
-
-
 def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from balancer.training.selection import LEFT_OUT_COLUMNS, find_left_out
+
     run = manifest.run
     config = config_under(run, status["overrides"])
-    columns = [
-        "cell", "class", "status", "reason", "source", "attempt", "fallback", "review", "generated_at",
-        "device", "split",
-    ]  # fmt: skip
+    columns = (
+        "cell", "class", "status", "reason", "attempt", "fallback", "review", "generated_at", "device",
+        *LEFT_OUT_COLUMNS,
+    )  # fmt: skip
     rows = manifest.to_table(columns, status="all")
     tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
@@ -177,7 +172,7 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
             run, config, _count(accepted, "class"), _count(real.filter(pc.invert(apart)), "class")
         ),
         kept_apart=dict(sorted(_count(real.filter(apart), "split").items(), reverse=True)),
-        left_out=len(_left_out(manifest)),
+        left_out=len(find_left_out(rows.filter(pc.field("status") == "accepted"), manifest)),
         cells=cells,
         given_up=_given_up(status, cells, tried),
         by_attempt=tuple(sorted(_count(accepted, "attempt").items())),

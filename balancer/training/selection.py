@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _NEEDED = ("id", "source", "split", "parent_id", "nearest_id")
 
+LEFT_OUT_COLUMNS = (*_NEEDED, "phash")
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -68,9 +70,7 @@ def select(
     rows = rows.filter(pc.field("split").is_valid() if split is None else pc.field("split") == split)
     if not choice.allow_synthetic_eval:
         _refuse_generated(rows)
-    left_out = _copies_of_holdout(rows)
-    if held_out.num_rows:
-        left_out |= _copies_of_later_splits(rows, held_out, manifest)
+    left_out = _copies(rows, held_out, manifest)
     if left_out:
         rows = rows.filter(~pc.field("id").isin(list(left_out)))
     if not rows.num_rows and not may_be_empty:
@@ -82,6 +82,20 @@ def warn_of_left_out(selection: Selection) -> None:
     """For those who call from Python."""
     if selection.remark:
         warnings.warn(selection.remark, stacklevel=4)
+
+
+def find_left_out(accepted: pa.Table, manifest: Manifest) -> dict[str, str]:
+    """The `left_out` of selecting every accepted row, from rows that were read already: all of them, with
+    LEFT_OUT_COLUMNS."""
+    rows = _followed(accepted, manifest)
+    return _copies(rows.filter(pc.field("split").is_valid()), accepted.filter(_is_held_out()), manifest)
+
+
+def _copies(rows: pa.Table, held_out: pa.Table, manifest: Manifest) -> dict[str, str]:
+    copies = _copies_of_holdout(rows)
+    if held_out.num_rows:
+        copies |= _copies_of_later_splits(rows, held_out.select(list(LOOKS)), manifest)
+    return copies
 
 
 def _check_split(split: str | None) -> None:
