@@ -84,14 +84,14 @@ def warn_of_left_out(selection: Selection) -> None:
         warnings.warn(selection.remark, stacklevel=4)
 
 
-def find_left_out(accepted: pa.Table, manifest: Manifest) -> dict[str, str]:
+def find_left_out(accepted: pa.Table, manifest: ManifestRows) -> dict[str, str]:
     """The `left_out` of selecting every accepted row, from rows that were read already: all of them, with
     LEFT_OUT_COLUMNS."""
     rows = _followed(accepted, manifest)
     return _copies(rows.filter(pc.field("split").is_valid()), accepted.filter(_is_held_out()), manifest)
 
 
-def _copies(rows: pa.Table, held_out: pa.Table, manifest: Manifest) -> dict[str, str]:
+def _copies(rows: pa.Table, held_out: pa.Table, manifest: ManifestRows) -> dict[str, str]:
     copies = _copies_of_holdout(rows)
     if held_out.num_rows:
         copies |= _copies_of_later_splits(rows, held_out.select(list(LOOKS)), manifest)
