@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,13 @@ from balancer.text.names import composed
 from balancer.text.safetext import has_credentials
 
 MAX_NODES = 200_000
-"""Values in one document, with aliases expanded. A megabyte without aliases has fewer; an alias bomb more."""
+"""Keys and values in one document, with aliases expanded."""
+
+MAX_CHARACTERS = 10_000_000
+"""In all keys and values of one document, with aliases expanded. A file has a tenth of that at most."""
+
+MAX_PROBLEMS = 100
+"""Problems listed for one document; nobody reads more."""
 
 MAX_DEPTH = 30
 
@@ -55,6 +62,8 @@ def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | 
         # JSON allows tabs between tokens, YAML does not. JSON strings contain no raw tabs.
         json_like = text.lstrip().startswith(("{", "["))
         root = yaml.compose(text.replace("\t", " ") if json_like else text, Loader=_Loader)
+    except _TooManyNodesError as error:
+        raise ConfigError([f"{place_of_line(error.line)}: {_TOO_MANY_NODES}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([_syntax_problem(error, place_of_line)]) from error
     except RecursionError as error:
@@ -66,10 +75,27 @@ def read_document(text: str, place_of_line: Callable[[int], str]) -> Document | 
     return reader.document
 
 
+_TOO_MANY_NODES = f"more than {MAX_NODES} keys and values once aliases are expanded"
+
+
+class _TooManyNodesError(Exception):
+    def __init__(self, line: int) -> None:
+        self.line = line
+
+
 class _Loader(yaml.SafeLoader):
     """Resolves plain words by YAML 1.2's core schema; PyYAML itself follows 1.1."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the name and type PyYAML expects
+    _composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Counts while composing: a megabyte of short values would take half a minute."""
+        self._composed += 1
+        if self._composed > MAX_NODES:
+            raise _TooManyNodesError(self.line + 1)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 def _resolve(tag: str, pattern: str, first: Sequence[str]) -> None:
@@ -89,12 +115,10 @@ class _Reader:
     def __init__(self, place_of_line: Callable[[int], str]) -> None:
         self.document = Document()
         self._place_of_line = place_of_line
-        self._nodes = 0
+        self._nodes = self._characters = 0
 
     def read(self, node: yaml.Node, path: KeyPath) -> object:
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise self._refusal(node, f"more than {MAX_NODES} values once aliases are expanded")
+        self._count(node)
         if len(path) > MAX_DEPTH:
             raise self._refusal(node, f"nested deeper than {MAX_DEPTH} levels")
         self.document.places.setdefault(path, self._place(node))
@@ -103,6 +127,16 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
+
+    def _count(self, node: yaml.Node) -> None:
+        """Before a key or value is looked at: an alias costs what it stands for."""
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise self._refusal(node, _TOO_MANY_NODES)
+        if isinstance(node, yaml.ScalarNode):
+            self._characters += len(node.value)
+            if self._characters > MAX_CHARACTERS:
+                raise self._refusal(node, f"more than {MAX_CHARACTERS} characters once aliases are expanded")
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
@@ -120,6 +154,7 @@ class _Reader:
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
         """The text of a key. If it is not text: None, and a problem is recorded."""
+        self._count(node)
         if not isinstance(node, yaml.ScalarNode):
             self._problem(node, path, "a key must be plain text")
             return None
@@ -154,6 +189,11 @@ class _Reader:
         return ConfigError([f"{self._place(node)}: {text}"])
 
     def _problem(self, node: yaml.Node, path: KeyPath, text: str) -> None:
+        if len(self.document.problems) == MAX_PROBLEMS:
+            first = self.document.problems[0]
+            raise self._refusal(
+                node, f"{text}; more than {MAX_PROBLEMS} such problems, the first at {first.place}"
+            )
         self.document.problems.append(ConfigProblem(path, self._place(node), text))
 
     def _place(self, node: yaml.Node) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from balancer.config.load import MAX_FILE_BYTES, load_config
 from balancer.config.schema import Config
-from balancer.config.yaml_reading import MAX_DEPTH, MAX_NODES, read_document
+from balancer.config.yaml_reading import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, read_document
 from balancer.dataset.audit import dataset_folder, holdout_folder
 from balancer.errors import ConfigError, DatasetError
 from balancer.verification.calibration import calibration_file
@@ -262,12 +263,33 @@ def test_a_config_that_is_not_a_mapping(text: str, given: str):
     assert problem.startswith(f"job.yaml:1: should be a mapping of settings, not {given}")
 
 
+TOO_MANY_NODES = f"job.yaml:1: more than {MAX_NODES} keys and values once aliases are expanded"
+
+
 def test_aliases_that_multiply_are_refused_at_once():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    assert problems("\n".join(lines)) == [
-        f"job.yaml:1: more than {MAX_NODES} values once aliases are expanded"
-    ]
+    assert problems("\n".join(lines)) == [TOO_MANY_NODES]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"[{'a,' * (MAX_NODES + 1)}]", TOO_MANY_NODES),
+        (f"a: &m {{{'k,' * 10_000}}}\nb: [{'*m,' * 10_000}]", "more than 100 such problems, the first at"),
+        (f"a: &m {{{'? [],' * 10_000}}}\nb: [{'*m,' * 10_000}]", "more than 100 such problems, the first at"),
+        (f"a: &m {{{','.join(f'k{n}' for n in range(10_000))}}}\nb: [{'*m,' * 10_000}]", TOO_MANY_NODES),
+        (f"a: &m {'x' * 300_000}\nb: [{'*m,' * 150_000}]", f"more than {MAX_CHARACTERS} characters"),
+        (f"a: &m {'x' * 300_000}\nb: [{'{? *m : 1},' * 50_000}]", f"more than {MAX_CHARACTERS} characters"),
+    ],
+    ids=["plain", "repeated keys", "keys that are lists", "keys", "long text", "long key"],
+)
+def test_a_document_that_would_take_minutes_is_refused_in_seconds(text: str, problem: str):
+    assert len(text) < MAX_FILE_BYTES
+    began = time.process_time()
+    (line,) = problems(text)
+    assert problem in line
+    assert time.process_time() - began < 60
 
 
 def test_an_alias_of_itself_is_refused():
