@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors.specs import GeneratorSpec, WorkerSpec, generator_for
+from actors.specs import WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
@@ -24,6 +25,7 @@ from balancer.manifest.rows import SYNTHETIC
 from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
 from balancer.scheduling.prompts import Request
+from balancer.text.quantities import size
 from balancer.text.safetext import shortened
 from balancer.training.images import Decoder
 
@@ -40,6 +42,12 @@ MAX_PROMPT = 100_000
 
 _SETTINGS = ("guidance", "steps", "width", "height", "batch_size")
 
+_OF_THE_RUN = ("steps", "width", "height")
+"""Settings that all rows of a run share. Guidance and batch size may change from row to row."""
+
+BYTES_PER_PIXEL = 500
+"""Memory for a pixel of a batch while it is decoded on a CPU, at the least: 64 channels in float32, twice."""
+
 _COLUMNS = names_read_by("reproduce")
 
 
@@ -50,9 +58,6 @@ class Maker:
     device: str
     model: str
     model_revision: str | None
-    width: int
-    height: int
-    steps: int
     batch_size: int
 
     @classmethod
@@ -118,7 +123,7 @@ class _Made(BaseModel):
 
 
 def _impossible(row: Row, config: Config) -> str:
-    """What no config allows of a row, which a generator would try to do; empty if nothing."""
+    """What no config or another config than this allows of a row; empty if nothing."""
     settings = config.generation.model_dump() | {name: row[name] for name in _SETTINGS}
     try:
         _Made.model_validate({name: row[name] for name in _Made.model_fields})
@@ -126,7 +131,22 @@ def _impossible(row: Row, config: Config) -> str:
     except ValidationError as error:
         problem = error.errors()[0]
         return f"its row has {problem['loc'][0]} {shortened(repr(problem['input']))}: {problem['msg']}"
-    return ""
+    for name in _OF_THE_RUN:
+        if row[name] != (expected := getattr(config.generation, name)):
+            return f"its row has {name} {row[name]}, and the run's config {expected}"
+    return _exceeds_memory(row)
+
+
+def _exceeds_memory(row: Row) -> str:
+    """Only on a CPU, where a batch that does not fit takes the machine with it. A GPU refuses by itself."""
+    needed = row["batch_size"] * row["width"] * row["height"] * BYTES_PER_PIXEL
+    free = psutil.virtual_memory().available
+    if row["device"] not in NO_GPU or needed <= free:
+        return ""
+    return (
+        f"a batch of {row['batch_size']} images of {row['width']} x {row['height']} pixels takes"
+        f" {size(needed)} of memory at least, and {size(free)} are free"
+    )
 
 
 def _made_again(
@@ -183,8 +203,7 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
 
 def _spec(maker: Maker, config: Config) -> WorkerSpec:
     spec = generator_for(config, on_gpu=maker.device not in NO_GPU)
-    sized = dataclasses.replace(spec, width=maker.width, height=maker.height, batch_size=maker.batch_size)
-    return dataclasses.replace(sized, steps=maker.steps) if isinstance(sized, GeneratorSpec) else sized
+    return dataclasses.replace(spec, batch_size=maker.batch_size)
 
 
 def _missing_gpu(maker: Maker, config: Config) -> str:

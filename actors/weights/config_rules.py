@@ -77,6 +77,14 @@ _FACTOR = re.compile(r"(up|down)sampl\w*_factor")
 _LARGEST_FACTOR = 64
 """Published autoencoders have up to 32."""
 
+_STAGE_FACTOR = re.compile(r"upsampling_scaling_factor")
+_LARGEST_STAGE_FACTOR = 2
+"""Every stage but the last enlarges the image by this; published models have 2."""
+
+_STAGES = re.compile(r"(.*_)?block_out_channels|num_(en|de)coder_blocks|(up|down)_block_types")
+"""Lists with an entry per stage of an autoencoder or U-Net. Each additional stage of a decoder quadruples the
+pixels of an image, whatever size was asked for."""
+
 _SCHEDULER = {"num_train_timesteps": (1, 100_000), "original_inference_steps": (1, 100_000)}
 """Published models have 1,000 and 50. Loaders build lists of this length, some in loops."""
 
@@ -106,6 +114,7 @@ _LIMITS = (
     (_COUNT, _MOST_COUNTED),
     (_SIZE, _LARGEST_SIZE),
     (_FACTOR, _LARGEST_FACTOR),
+    (_STAGE_FACTOR, _LARGEST_STAGE_FACTOR),
     (_LISTED, _MOST_LISTED),
 )
 
@@ -127,6 +136,7 @@ def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str
             _refuse_image(keys, value, config, name, model)
         elif name.endswith("scheduler_config.json"):
             _refuse_schedule(keys, value, name, model)
+    _refuse_uneven_stages(config, name, model)
     if name == "open_clip_config.json":
         return _open_clip_config(config, name, model)
     kept = _without_origins(config)
@@ -187,6 +197,15 @@ def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
             _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {limit:,}", model)
     if isinstance(value, int) and abs(value) > _LARGEST_WHOLE and not _matches(_PLAIN, keys[-1]):
         _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {_LARGEST_WHOLE:,}", model)
+
+
+def _refuse_uneven_stages(config: Mapping[str, Any], name: str, model: str) -> None:
+    stages = {
+        key: len(value) for key, value in config.items() if isinstance(value, list) and _matches(_STAGES, key)
+    }
+    if len(set(stages.values())) > 1:
+        listed = ", ".join(f"{key} {count}" for key, count in sorted(stages.items()))
+        _refuse(f"{name}: its lists of stages differ in length: {listed}", model)
 
 
 def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str, model: str) -> None:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -33,6 +35,7 @@ from tests.manifest_samples import CONFIG, real, rejected, row, start
 
 FIRST, SECOND, REJECTED = "basic/dim/0000-1", "burnt/dim/severe/0000-1", "basic/dim/0001-1"
 SIZE = {"width": 64, "height": 64}
+SMALL = CONFIG | {"generation": CONFIG["generation"] | SIZE}
 
 
 # ---- the reference case ------------------------------------------------------------------------
@@ -89,7 +92,7 @@ def make_run(tmp_path: Path) -> Callable[..., Manifest]:
         told["pixel_sha256"] = pixel_sha256(pixels_of(told))
         rows.append(rejected(REJECTED.rpartition("-")[0]) | told)
         rows.append(real("a.png", split="train"))
-        config = CONFIG | {"actors": {"kind": "simulated"}} | (settings or {})
+        config = SMALL | {"actors": {"kind": "simulated"}} | (settings or {})
         start(storage, config=config, versions={"torch": "0.1"}).commit(rows)
         return open_manifest(tmp_path / "run")
 
@@ -212,8 +215,14 @@ class RecordingSpec(GeneratorSpec):
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     Recording.made, Recording.calls = [], []
-    spec = RecordingSpec(model="embedded", width=99, height=99, batch_size=99, steps=99)
-    monkeypatch.setattr("actors.reproduce.generator_for", lambda config, on_gpu: spec)
+
+    def spec(config: Config, on_gpu: bool) -> RecordingSpec:
+        wanted = config.generation
+        return RecordingSpec(
+            model="embedded", width=wanted.width, height=wanted.height, steps=wanted.steps, batch_size=99
+        )
+
+    monkeypatch.setattr("actors.reproduce.generator_for", spec)
     return Recording
 
 
@@ -323,7 +332,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(make_run, arguments, problem):
 
 def test_weights_that_are_missing_are_exit_code_4(make_run, tmp_path):
     missing = str(tmp_path / "no" / "model")
-    settings = {"actors": {"kind": "models"}, "generation": {"model": missing}}
+    settings = {"actors": {"kind": "models"}, "generation": {"model": missing} | SIZE}
     result = command(make_run(settings=settings, model=missing, device="cpu"), FIRST)
     assert result.exit_code == 4
     assert result.stderr.startswith("error: ")
@@ -382,12 +391,22 @@ def test_a_lineage_that_leads_nowhere_is_a_manifest_error(make_run, parent, prob
     "changes",
     [{"batch_size": 0}, {"batch_size": 2**31 - 1}, {"width": 16384}, {"width": -8}, {"steps": 2**31 - 1},
      {"guidance": float("nan")}, {"prompt": None}, {"seed": None}, {"negative_prompt": None},
-     {"prompt": "x" * 10**6}],
+     {"prompt": "x" * 10**6}, {"width": 256}, {"height": 4096}, {"steps": 1000}],
     ids=lambda changes: str(changes)[:30],
 )  # fmt: skip
 def test_a_row_with_what_no_config_allows_is_not_tried(changes):
     (name,) = changes
     told = row(FIRST.rpartition("-")[0]) | columns(FIRST) | changes
-    problem = actors.reproduce._impossible(told, Config.model_validate(CONFIG))
+    problem = actors.reproduce._impossible(told, Config.model_validate(SMALL))
     assert problem.startswith(f"its row has {name} ")
     assert len(problem) < 500
+
+
+def test_a_batch_that_cannot_fit_into_memory_is_not_tried(monkeypatch):
+    images = row(FIRST.rpartition("-")[0]) | columns(FIRST) | {"batch_size": 256, "device": "cpu"}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=400 * 10**6))
+    config = Config.model_validate(SMALL)
+    problem = actors.reproduce._impossible(images, config)
+    assert problem.startswith("a batch of 256 images of 64 x 64 pixels takes 524.3 MB of memory")
+    assert actors.reproduce._impossible(images | {"batch_size": 100}, config) == ""
+    assert actors.reproduce._impossible(images | {"device": "NVIDIA H200"}, config) == ""

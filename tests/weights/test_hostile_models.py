@@ -665,7 +665,7 @@ def test_building_what_the_weights_are_is_not_refused():
         ("generator", "scheduler/scheduler_config.json", ("num_train_timesteps",), 1000.5),
         ("generator", "scheduler/scheduler_config.json", ("solver_order",), 10**9),
         ("generator", "scheduler/scheduler_config.json", ("prediction_type",), "\x1b[2Jevil"),
-        ("generator", "vae/config.json", ("upsampling_scaling_factor",), 4000),
+        ("generator", "vae/config.json", ("upsampling_scaling_factor",), 8),
         ("verifier", OPEN_CLIP, ("preprocess_cfg", "mean"), [1, 2]),
         ("verifier", OPEN_CLIP, ("preprocess_cfg", "mean"), [0.5, 0.5, float("nan")]),
         ("verifier", OPEN_CLIP, ("preprocess_cfg", "std"), [0.5, 0.0, 0.5]),
@@ -685,6 +685,24 @@ def test_a_number_that_images_or_noise_are_made_with_is_one_that_models_have(mod
     assert message.startswith(name)
     assert keys[-1] in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("decoder_block_out_channels", [1] * 10),
+        ("encoder_block_out_channels", [1]),
+        ("num_decoder_blocks", [0] * 10),
+        ("up_block_types", ["UpDecoderBlock2D"] * 10),
+        ("block_out_channels", [1] * 9),
+    ],
+)
+def test_a_decoder_has_the_stages_of_its_encoder(model, key, value):
+    folder = model("generator")
+    edit(folder / "vae/config.json", lambda config: config.update({"num_encoder_blocks": [1, 1], key: value}))
+    message = refusal(folder, "generator")
+    assert message.startswith("vae/config.json: its lists of stages differ in length")
+    assert f"{key} {len(value)}" in message
 
 
 @pytest.mark.parametrize("processor", [{"image_processor_type": "Qwen2VLImageProcessorFast"}])
