@@ -263,7 +263,7 @@ def test_a_facet_of_some_classes_applies_to_those():
         ("x" * 101, ["a", "b"], "cannot be named in a config"),
         ("angle", ["a/b", "c"], "cannot be named in a config"),
         ("camera", ["a", "a"], "it has a single value"),
-        ("WEATHER", ["a", "b"], "another column differs from it in case only"),
+        ("WEATHER", ["a", "b"], "another column differs from it only in case"),
         ("label", ["", ""], "each class has only one value of it"),
     ],
 )
