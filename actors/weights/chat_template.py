@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.errors import WeightsError
+from balancer.text.quantities import size
 
 CPU_SECONDS = 3
 MEMORY_BYTES = 300_000_000
@@ -25,7 +26,7 @@ WAIT_S = 120.0
 _LONGEST_REASON = 200
 
 _KEPT = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "HOME", "TMPDIR"})
-_TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {MEMORY_BYTES / 1e6:g} MB or {MAX_CHARACTERS:,} characters"
+_TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {size(MEMORY_BYTES)} or {MAX_CHARACTERS:,} characters"
 
 
 def render(

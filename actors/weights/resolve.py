@@ -35,6 +35,7 @@ from balancer.config.schema import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
 from balancer.errors import ConfigError, WeightsError, first_line
 from balancer.storage.regular_files import NotRegularError, open_regular
 from balancer.storage.user_paths import expanded
+from balancer.text.quantities import size
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -127,7 +128,7 @@ def resolve(model: str, revision: str | None, variant: str | None, kind: ModelKi
         return available.folder
     commit = _commit(model, revision, kind)
     files = _files_on_hub(model, commit, variant, kind)
-    log.info("downloading %s, %.1f GB", model, sum(file.num_bytes for file in files.values()) / 1e9)
+    log.info("downloading %s, %s", model, size(sum(file.num_bytes for file in files.values())))
     return _checked_folder(_download(model, commit, kind, list(files)), model, variant, kind)
 
 

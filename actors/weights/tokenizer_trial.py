@@ -15,6 +15,7 @@ from pathlib import Path
 
 from actors.weights.chat_template import child_environment, limit_process
 from balancer.errors import WeightsError
+from balancer.text.quantities import size
 
 CPU_SECONDS = 30
 MEMORY_BYTES = 1_600_000_000
@@ -24,7 +25,7 @@ MAX_TOKENS = 100_000
 WAIT_S = 240.0
 
 _LONGEST_REASON = 200
-_TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {MEMORY_BYTES / 1e9:g} GB or {MAX_TOKENS:,} tokens"
+_TOO_MUCH = f"it takes more than {CPU_SECONDS} s, {size(MEMORY_BYTES)} or {MAX_TOKENS:,} tokens"
 _TEXTS = (
     "a photo of a badly burnt dosa on a steel plate, in dim light, seen from above; 35 mm, f/1.8!",
     "Does this picture show a piece of bread that isn't burnt? Answer yes or no.",

@@ -140,7 +140,7 @@ def test_the_tables_of_all_folders_share_the_limit_of_columns(tmp_path):
         header = ",".join(f"column_{folder}_{number}" for number in range(MAX_COLUMNS // 2))
         (tmp_path / names[-1]).write_text(f"file_name,{header}\n1.png\n")
     assert read_tables(tmp_path, None, names[:1])
-    with pytest.raises(DatasetError, match=r"metadata.csv: .* over 1,000 columns, the limit"):
+    with pytest.raises(DatasetError, match=r"metadata.csv: .* more than 1,000 columns, the limit"):
         read_tables(tmp_path, None, names)
 
 

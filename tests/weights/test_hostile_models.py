@@ -316,7 +316,7 @@ def test_a_config_of_any_depth_is_one_line(model, depth):
 def test_long_keys_are_refused_before_they_are_looked_at_again_and_again(model):
     folder = model("safety checker")
     (folder / "preprocessor_config.json").write_text(json.dumps({"_" * 5_000_000: ["a"] * 1_000_000}))
-    assert "a key of 5,000,000 characters" in refusal(folder, "safety checker")
+    assert "a key has 5,000,000 characters" in refusal(folder, "safety checker")
 
 
 # ---- files ------------------------------------------------------------------------------------------
