@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import hypothesis
 import pytest
 
@@ -21,6 +22,53 @@ PROJECT = Path(__file__).parent.parent
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("balancer", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("balancer")
+
+
+LONG = """
+    whole/test_main_job.py whole/test_flaws.py whole/test_faults.py runs/test_crashes.py whole/test_run.py
+    cluster/test_ray_job.py cluster/test_nodes.py runs/test_reproduce.py dataset/test_real_images.py
+""".split()
+"""Files that take longest, and so come first: one that begins last keeps the other processes waiting."""
+
+SLOW = {
+    *LONG,
+    *"""
+    cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
+    config/test_legacy.py config/test_scaffold.py dataset/test_audit_decoders.py
+    dataset/test_facet_tables.py dataset/test_leaks.py dataset/test_sample.py export/test_export.py
+    export/test_export_readers.py maintenance/test_repair.py manifest/test_compaction.py
+    manifest/test_manifest_log.py manifest/test_manifest_log_objects.py process/test_process_limits.py
+    process/test_streams.py runs/test_earlier_run.py runs/test_endings.py runs/test_rejudge.py
+    storage/test_objects.py storage/test_runs_in_buckets.py storage/test_storage_contract.py
+    text/test_hostile_names.py training/test_embedding.py training/test_snippets.py
+    training/test_tour.py training/test_training.py training/test_training_in_buckets.py
+    verification/test_calibrate.py verification/test_unjudged.py weights/test_chat_template.py
+    weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_fuzz.py
+    whole/test_ladder_run.py whole/test_wheel.py
+    """.split(),
+}
+"""Folders and files that `scripts/test --fast` skips: they start Ray, load models or take long."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="without tests that start Ray, load models or take long"
+    )
+
+
+def _within_tests(path: Path) -> str:
+    return path.relative_to(PROJECT / "tests").as_posix()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("fast"):
+        return None
+    return _within_tests(collection_path) in SLOW or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(_within_tests(item.path), len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,11 +146,15 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def reference_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference case on the embedded models, run once by the command line."""
-    out = tmp_path_factory.mktemp("reference") / "run"
+    """The reference case on the embedded models, run once by the command line for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = shared / "reference" / "run"
     command = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--out", str(out)]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    with filelock.FileLock(shared / "reference.lock"):
+        if not out.exists():
+            result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr
     return out
 
 

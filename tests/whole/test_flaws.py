@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -19,23 +20,25 @@ EMBEDDED = Path("balancer/embedded/generator")
 SLOTS = 4
 
 
+SMALL = [
+    "generation.batch_size=4",
+    "actors={generators: 1, device: cpu}",
+    "attempts={max: 1, give_up_below: 0}",
+    "output.commit_seconds=0.01",
+]
+
+
+def make_rows(project, out, *overrides, limit=SLOTS):
+    """Run the first slots of the demo into `out`, one attempt each; the rows of the candidates by id."""
+    run(load_config(project / "configs/demo.yaml", [*SMALL, *overrides]), out, limit=limit)
+    table = open_manifest(out).to_table(status="all", filter="source = 'synthetic'")
+    assert table.num_rows == limit or limit is None
+    return {row["id"]: row for row in table.to_pylist()}
+
+
 @pytest.fixture
 def judged(project, tmp_path, ray_session):
-    """Runs the first slots of the demo, one attempt each; gives the rows of the candidates by id."""
-
-    def go(*overrides, out="run", limit=SLOTS):
-        small = [
-            "generation.batch_size=4",
-            "actors={generators: 1, device: cpu}",
-            "attempts={max: 1, give_up_below: 0}",
-            "output.commit_seconds=0.01",
-        ]
-        run(load_config(project / "configs/demo.yaml", [*small, *overrides]), tmp_path / out, limit=limit)
-        table = open_manifest(tmp_path / out).to_table(status="all", filter="source = 'synthetic'")
-        assert table.num_rows == limit or limit is None
-        return {row["id"]: row for row in table.to_pylist()}
-
-    return go
+    return functools.partial(make_rows, project, tmp_path / "run")
 
 
 @pytest.fixture
@@ -92,11 +95,12 @@ def test_an_image_is_over_or_underexposed_by_what_its_lighting_allows(judged, li
 # ---- copies --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def made_before(judged, tmp_path):
+@pytest.fixture(scope="module")
+def made_before(project, tmp_path_factory, ray_session):
     """The first picture that the demo accepts, and its id."""
-    row = next(row for row in judged(out="before").values() if row["reason"] is None)
-    return row["id"], tmp_path / "before" / row["file_name"]
+    out = tmp_path_factory.mktemp("before") / "run"
+    row = next(row for row in make_rows(project, out).values() if row["reason"] is None)
+    return row["id"], out / row["file_name"]
 
 
 @pytest.fixture
