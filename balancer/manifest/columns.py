@@ -1,8 +1,8 @@
 """Every column of the manifest and all that depends on the column alone.
 
 The Arrow schema, the names that no facet may have, the rules a row must keep, the report's criterion of
-completeness, lineage, exports and docs/columns.md derive from COLUMNS. It needs no Arrow, so a config can be
-checked without loading it.
+completeness, lineage, exports and the page of columns derive from COLUMNS. It needs no Arrow, so a config can
+be checked without loading it.
 """
 
 from __future__ import annotations
