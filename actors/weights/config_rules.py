@@ -343,7 +343,7 @@ def _refuse_unknown(part_name: str, part: Any, name: str, model: str) -> None:
         _refuse(f"{name}: {part_name} is not an object", model)
     for key, value in part.items():
         if key not in _PARTS[part_name]:
-            _refuse(f"{name}: {part_name}.{key} is not a supported key of open_clip", model)
+            _refuse(f"{name}: {part_name}.{key} is unknown to open_clip, or not supported", model)
         if key == "hf_model_name" and value:
             _refuse(f"{name}: {part_name}.{key} names {value[:80]!r}, another repository", model)
         if key in _PARTS and value is not None:
