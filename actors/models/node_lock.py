@@ -36,7 +36,7 @@ def _open(verb: str) -> int | None:
         path = private_folder("locks") / f"{socket.gethostname()}-{verb}.lock"
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except (OSError, UnavailableError) as error:
-        log.warning("no lock: several processes may %s models at once: %s", verb, error)
+        log.warning("without a lock several processes may %s models at once: %s", verb, error)
         return None
 
 
@@ -49,4 +49,4 @@ def _lock(fd: int, verb: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        log.warning("no lock: several processes may %s models at once: %s", verb, error.strerror)
+        log.warning("without a lock several processes may %s models at once: %s", verb, error.strerror)

@@ -87,5 +87,5 @@ def test_where_there_can_be_no_lock_the_work_goes_on_and_says_so(hold, tmp_path,
     with one_at_a_time("load"):
         pass
     assert [message.split(":")[0] for message in caplog.messages] == [
-        "no lock: several processes may load models at once"
+        "without a lock several processes may load models at once"
     ] * 2
