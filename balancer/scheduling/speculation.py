@@ -31,6 +31,10 @@ class Speculation:
     _ahead: dict[Slot, dict[int, Outcome | None]] = field(default_factory=dict)
     """By attempt, the verdict that is held; None while it is being made."""
     _passed: dict[Slot, int] = field(default_factory=dict)
+    _is_possible: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._is_possible = any(map(self.may_be_ahead, range(2, self.attempts + 1)))
 
     @property
     def unused(self) -> int:
@@ -41,6 +45,8 @@ class Speculation:
     ) -> list[Candidate]:
         """Up to `count` attempts to make ahead of those that are `undecided`: of slots with the fewest such
         attempts first, and of these the one whose attempts are the least likely to pass."""
+        if not self._is_possible:
+            return []  # spares a pass over all that are undecided
         options = [
             option
             for candidate in undecided
