@@ -39,7 +39,9 @@ def image_name(row_id: str, file_name: str) -> str:
     """
     suffix = _SUFFIX.search(file_name.lower(), pos=max(file_name.rfind("."), 0))
     if suffix is None or not file_name.lower().endswith(suffix[0]):
-        raise ManifestError(f"row {row_id!r} names {file_name}, whose suffix is not of a PNG, JPEG or WebP")
+        raise ManifestError(
+            f"row {row_id!r} names {file_name}, whose suffix is not that of a PNG, JPEG or WebP file"
+        )
     plain = re.sub(r"[^A-Za-z0-9_]+", "-", row_id).strip("-_")[:STEM_LENGTH] or "image"
     digest = hashlib.blake2b(row_id.encode(), digest_size=6).hexdigest()
     return f"{plain}-{digest}{_KNOWN_AS.get(suffix[0], suffix[0])}"

@@ -838,7 +838,7 @@ def test_image_names_are_one_part_of_a_path(row_id: str):
 
 @pytest.mark.parametrize("file_name", ["images/x.exe", "images/png", "images/x.png/y", "images/x.png.sh"])
 def test_a_file_of_another_kind_is_never_exported(file_name):
-    with pytest.raises(ManifestError, match="no PNG, JPEG or WebP"):
+    with pytest.raises(ManifestError, match="not that of a PNG, JPEG or WebP file"):
         image_name("real/x", file_name)
 
 
