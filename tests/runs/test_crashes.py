@@ -675,7 +675,7 @@ class InPlace(LocalStorage):
                 self._write_synced(target, data, target)
             except FileExistsError:
                 return False
-        self._sync_folder(os.path.dirname(target))
+        self._durability.sync_folder(os.path.dirname(target))
         return True
 
 
