@@ -328,7 +328,7 @@ def _measure(
             raise InterruptedRun(
                 "interrupted before anything was generated",
                 signal_number=stop.number,
-                hint="the same command goes on from here",
+                hint="the same command resumes from here",
             )
 
     def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
@@ -409,7 +409,7 @@ def _ended_by_signals() -> Iterator[StopSignal]:
             raise InterruptedRun(
                 "interrupted: what was accepted before is committed",
                 signal_number=stop.number,
-                hint="the same command goes on from here",
+                hint="the same command resumes from here",
             ) from error
 
 
@@ -425,7 +425,7 @@ def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
         raise InterruptedRun(
             "interrupted, and Ray with it: what was accepted is committed",
             signal_number=stop.number,
-            hint="the same command goes on from here",
+            hint="the same command resumes from here",
         ) from error
 
 
@@ -467,7 +467,7 @@ def _why(result: RunResult, missing: int) -> str:
         return "no attempt passed"
     ended = {
         "budget": "the budget was spent",
-        "interrupted": "--limit was reached, the same command without it goes on",
+        "interrupted": "--limit was reached; the same command without it resumes",
     }.get(result.state, result.state)
     if not result.short:
         return ended

@@ -55,5 +55,5 @@ def refuse_dead_ray() -> None:
     if gone := ended.intersection(VITAL):
         raise ClusterError(
             f"Ray on this machine has ended ({', '.join(sorted(gone))})",
-            hint="run the same command again: it goes on where it was",
+            hint="run the same command again: it resumes where it stopped",
         )

@@ -273,7 +273,7 @@ class Pool:
 
     def _worker_raised(self, actor: Actor, cause: BaseException) -> BaseException:
         if isinstance(cause, DiskFullError):
-            return cause  # trying again helps, once there is room
+            return cause  # trying again helps, once there is space
         if isinstance(cause, BalancerError):
             raise cause  # the worker's own clear word: trying again would not help
         if not isinstance(cause, RayError):  # a RayError: an argument was lost, the worker is well

@@ -58,7 +58,7 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     places = sum(_places(gpus, per_generator) for gpus in resources.gpus)
     capacity = counted(sum(resources.gpus), "GPU")
     if places != sum(resources.gpus):
-        capacity += f" with room for {places} of {per_generator:g} GPU each"
+        capacity += f" that hold {places} of {per_generator:g} GPU each"
     if not places:
         raise ClusterError(
             f"no generator with {per_generator:g} GPUs fits: the largest node has {max(resources.gpus)}",
@@ -67,7 +67,7 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     generators, why = _count(wanted.generators, places, batches, capacity, sum(resources.gpus))
     if generators > places:
         raise ClusterError(
-            f"no room for {counted(generators, 'generator')} with {per_generator:g} GPU each: "
+            f"cannot place {counted(generators, 'generator')} with {per_generator:g} GPU each: "
             f"{counted(sum(resources.gpus), 'GPU')} can take {places}",
             hint="lower actors.generators or actors.gpus_per_generator",
         )
@@ -75,7 +75,7 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     places_beside = _verifier_places(resources.gpus, generators, per_generator, per_verifier)
     if verifiers > places_beside:
         raise ClusterError(
-            f"no room for {counted(verifiers, 'verifier')} with {per_verifier:g} GPU each beside "
+            f"cannot place {counted(verifiers, 'verifier')} with {per_verifier:g} GPU each beside "
             f"{counted(generators, 'generator')} with {per_generator:g}: {places_beside} would fit",
             hint="lower actors.gpus_per_generator, or put verifiers on CPU with actors.gpus_per_verifier: 0",
         )
@@ -101,7 +101,7 @@ def _fit_cpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
     simulated = wanted.kind == "simulated"
     if generators > places and not simulated:
         raise ClusterError(
-            f"no room for {counted(generators, 'generator')}: the machine has {counted(places, 'CPU core')}",
+            f"cannot place {counted(generators, 'generator')}: the machine has {counted(places, 'CPU core')}",
             hint="lower actors.generators, or leave it at auto",
         )
     return Fleet(

@@ -31,7 +31,9 @@ class DiskFullBackoff:
         now = self.clock()
         if self._full_since_s is None:
             self._full_since_s = now
-            self.note(f"{error.message}; waiting up to {self.limit_s:g} s for room (output.disk_full_wait_s)")
+            self.note(
+                f"{error.message}; waiting up to {self.limit_s:g} s for space (output.disk_full_wait_s)"
+            )
         if now - self._full_since_s >= self.limit_s:
             raise error
         self._try_again_s = now + self._pause_s
@@ -40,5 +42,5 @@ class DiskFullBackoff:
     def succeeded(self) -> None:
         """Something was written."""
         if self._full_since_s is not None:
-            self.note("there is room again")
+            self.note("there is space again")
         self._full_since_s, self._pause_s = None, FIRST_PAUSE_S

@@ -51,5 +51,5 @@ def interruption(signal_number: int, schedule: Schedule) -> InterruptedRun:
     return InterruptedRun(
         f"interrupted: {len(schedule.accepted)} of {counted(schedule.wanted, 'image')} committed",
         signal_number=signal_number,
-        hint="the same command goes on from here",
+        hint="the same command resumes from here",
     )

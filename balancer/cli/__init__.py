@@ -177,8 +177,8 @@ _LIMITS = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
     errno.ENFILE: "this machine has too many files open",
     errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room in the quota",
+    errno.ENOSPC: "free space on the disk",
+    errno.EDQUOT: "free space in the quota",
     errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
     errno.ENOMEM: "free some memory",
 }

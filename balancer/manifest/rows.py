@@ -132,7 +132,7 @@ def candidate_row(
 
 
 def revoked(row: Row, reason: str, nearest: Nearest | None = None) -> Row:
-    """The row of an accepted candidate that is accepted no more; it goes on naming its image."""
+    """The row of an accepted candidate that is no longer accepted; it still names its image."""
     comparison = nearest_columns(nearest) if nearest else {}
     return {**row, "status": REJECTED, "reason": reason, "review": False, **comparison}
 

@@ -88,7 +88,7 @@ class RunInfo:
 
 def create_run(storage: Storage, info: RunInfo) -> RunInfo:
     """Start a run in an empty folder. Where one is already, also one that another start made just now,
-    that one is returned: compare `run_id`, or `fingerprint` before going on with it."""
+    that one is returned: compare `run_id`, or `fingerprint` before resuming it."""
     document = {"format": FORMAT, **dataclasses.asdict(info)}
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
     if not storage.create(RUN_FILE, data):

@@ -141,7 +141,7 @@ def refuse_running(storage: Storage, last: Stamp | None, now: datetime.datetime,
     """UsageError while a driver seems to be there. `permission` names what is possible after the run."""
     if is_running(last, now):
         raise UsageError(
-            f"{storage.uri}: the run is going on; {permission} when it has ended",
+            f"{storage.uri}: the run is in progress; {permission} when it has ended",
             hint=f"stop it first; one that was killed counts as running for {SILENT_AFTER_S:.0f} s more",
         )
 

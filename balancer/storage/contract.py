@@ -16,7 +16,7 @@ class MissingFileError(StorageError):
 
 
 class DiskFullError(StorageError):
-    """No space or quota left. Nothing was written: the same call can be made again once there is room."""
+    """No space or quota left. Nothing was written: the same call can be made again once there is space."""
 
 
 class OtherContentError(StorageError):

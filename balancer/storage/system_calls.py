@@ -73,7 +73,7 @@ def _storage_error(action: str, path: str, error: OSError) -> StorageError:
     message = f"cannot {action} {path}: {cause(error)}"
     if is_full(error):
         return DiskFullError(
-            message, hint="make room, then run the same command again: it goes on where it was"
+            message, hint="free space, then run the same command again: it resumes where it stopped"
         )
     if error.errno == errno.ENOENT:
         return MissingFileError(message)

@@ -112,7 +112,7 @@ def test_actors_that_do_not_fit_on_this_machine_are_missing(doctor, project, tmp
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     result, findings = doctor(tmp_path / "config.yaml")
     assert result.exit_code == 4
-    assert findings["actors"]["detail"].startswith("no room for 2 generators: the machine has 1 CPU core")
+    assert findings["actors"]["detail"].startswith("cannot place 2 generators: the machine has 1 CPU core")
 
 
 def dataset(folder: Path, table: str = "", class_name: str = "basic") -> Path:

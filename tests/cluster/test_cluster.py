@@ -45,12 +45,12 @@ def test_a_share_of_a_gpu_is_never_put_together_from_two():
 
 
 def test_more_generators_than_gpus_are_refused_with_both_numbers():
-    with pytest.raises(ClusterError, match=r"no room for 5 generators .*: 2 GPUs can take 2"):
+    with pytest.raises(ClusterError, match=r"cannot place 5 generators .*: 2 GPUs can take 2"):
         fleet({"generators": 5}, gpus=[2])
 
 
 def test_a_verifier_that_does_not_fit_beside_the_generators_is_refused():
-    with pytest.raises(ClusterError, match="no room for 1 verifier "):
+    with pytest.raises(ClusterError, match="cannot place 1 verifier "):
         fleet({"gpus_per_generator": 1.0}, gpus=[2])
 
 
@@ -66,7 +66,7 @@ def test_a_config_that_needs_cuda_is_refused_without_a_gpu():
 
 
 def test_more_generators_than_cores_are_refused():
-    with pytest.raises(ClusterError, match="no room for 3 generators: the machine has 2 CPU cores"):
+    with pytest.raises(ClusterError, match="cannot place 3 generators: the machine has 2 CPU cores"):
         fleet({"generators": 3}, cpus=2)
 
 
@@ -81,9 +81,9 @@ def test_every_number_has_its_reason():
         ({}, "4 generators: one for each of 4 GPUs"),
         (
             {"gpus_per_generator": 2, "gpus_per_verifier": 0},
-            "2 generators: 4 GPUs with room for 2 of 2 GPU each",
+            "2 generators: 4 GPUs that hold 2 of 2 GPU each",
         ),
-        ({"gpus_per_generator": 0.45}, "8 generators: 4 GPUs with room for 8 of 0.45 GPU each"),
+        ({"gpus_per_generator": 0.45}, "8 generators: 4 GPUs that hold 8 of 0.45 GPU each"),
     ],
 )
 def test_the_reason_for_a_number_of_generators_has_that_number(wanted, reason):

@@ -371,8 +371,8 @@ def test_rows_reach_training_code_and_exports_through_one_door(project):
     reading = re.compile(r"(?<!balancer\.)(?<!\bselect\()manifest\.(to_table|count_by|sql|dataset|rows)\b")
     readers = {
         path.name
-        for room in ("training", "export")
-        for path in (project / "balancer" / room).glob("*.py")
+        for package in ("training", "export")
+        for path in (project / "balancer" / package).glob("*.py")
         if reading.search(path.read_text())
     }
     assert readers == {"selection.py"}

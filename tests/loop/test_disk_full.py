@@ -39,8 +39,8 @@ def test_it_is_told_once_with_the_knob_and_once_when_it_is_over(backoff, notes):
     backoff.succeeded()
     backoff.succeeded()
     assert notes == [
-        "cannot write x: no space left on device; waiting up to 100 s for room (output.disk_full_wait_s)",
-        "there is room again",
+        "cannot write x: no space left on device; waiting up to 100 s for space (output.disk_full_wait_s)",
+        "there is space again",
     ]
 
 

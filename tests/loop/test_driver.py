@@ -250,10 +250,10 @@ def test_a_run_waits_while_the_disk_is_full_and_goes_on_when_there_is_room(tmp_p
     assert disk.refused > 2
     assert trial.engine.now_s > 100
     assert trial.accepted() == reference(0.5)
-    assert [note for note in trial.notes if "no space left" in note or "room again" in note][::2] == [
-        note for note in trial.notes if "waiting up to 600 s for room (output.disk_full_wait_s)" in note
+    assert [note for note in trial.notes if "no space left" in note or "space again" in note][::2] == [
+        note for note in trial.notes if "waiting up to 600 s for space (output.disk_full_wait_s)" in note
     ]
-    assert trial.notes.count("there is room again") >= 1
+    assert trial.notes.count("there is space again") >= 1
     assert trial.closed_and_sound(state)
 
 

@@ -159,7 +159,7 @@ def test_without_images_to_delete_the_log_is_left_alone(storage):
 def test_nothing_is_deleted_while_a_driver_seems_to_be_at_work(storage):
     start(storage, now=lambda: NEXT_DAY)
     before = dict(storage.files)
-    with pytest.raises(UsageError, match="the run is going on"):
+    with pytest.raises(UsageError, match="the run is in progress"):
         delete_leftovers(storage, DAY, later)
     assert storage.files == before
 
@@ -222,7 +222,7 @@ def test_names_are_free_again_once_gc_is_done(storage):
 
 def test_what_a_killed_gc_left_the_next_one_deletes(storage, monkeypatch):
     killed_while_deleting(storage, monkeypatch)
-    with pytest.raises(UsageError, match="the run is going on"):
+    with pytest.raises(UsageError, match="the run is in progress"):
         delete_leftovers(storage, DAY, later)
     assert paths(delete_leftovers(storage, DAY, lambda: NEXT_DAY + DAY)) == [LEFT]
 

@@ -414,7 +414,7 @@ def test_a_run_that_goes_on_is_not_repaired(storage):
     start(storage, now=lambda: NOON)
     damage(storage, 2)
     before = dict(storage.files)
-    with pytest.raises(UsageError, match="the run is going on"):
+    with pytest.raises(UsageError, match="the run is in progress"):
         apply(storage, lambda: NOON)
     assert storage.files == before
 

@@ -320,7 +320,7 @@ class World(RuleBasedStateMachine):
             self.happened["fenced"] += 1
         except UsageError as error:
             # Full disks may have kept a head from being written; without one gc asks for more.
-            if not any(part in error.message for part in ("the run is going on", "nothing proves")):
+            if not any(part in error.message for part in ("the run is in progress", "nothing proves")):
                 raise self.violation(str(error)) from error
         except StorageError as error:
             if self.disk.refused == refused:

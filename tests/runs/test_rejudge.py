@@ -578,7 +578,7 @@ def test_a_run_that_is_going_on_is_left_alone():
     storage = MemoryStorage()
     log = start(storage)
     log.commit([row(ONE)])
-    with pytest.raises(UsageError, match="the run is going on"):
+    with pytest.raises(UsageError, match="the run is in progress"):
         apply(storage, RAISED, now=lambda: at(1))
     log.commit([row(TWO)])  # it was not fenced
     assert len(rejudge(storage, RAISED).changes) == 2
@@ -685,7 +685,7 @@ def test_other_limits_on_copies_hold_for_the_accepted_images_among_themselves():
     assert statuses(storage) == {f"{ONE}-1": "accepted", f"{TWO}-1": "accepted"}
 
 
-# ---- going on ------------------------------------------------------------------------------------
+# ---- resuming -----------------------------------------------------------------------------------
 
 
 def test_the_next_run_must_be_given_the_rules_of_the_log():
@@ -835,7 +835,7 @@ def test_after_the_threshold_was_lowered_what_was_not_kept_is_made_again(make_co
     assert check_run(storage).problems == ()
 
 
-# ---- going on with a run under other limits ------------------------------------------------------
+# ---- resuming a run under other limits -------------------------------------------------------
 
 
 def test_a_run_that_goes_on_under_another_threshold_is_pointed_to_rejudge():

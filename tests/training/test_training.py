@@ -332,11 +332,11 @@ def test_a_library_that_is_missing_is_named_with_the_line_that_installs_it(monke
     assert caught.value.hint == "pip install 'balancer[hf]'"
 
 
-def test_importing_the_training_and_export_rooms_loads_no_heavy_library():
+def test_importing_the_training_and_export_packages_loads_no_heavy_library():
     code = (
         "import importlib, pkgutil, sys, balancer.training, balancer.export\n"
-        "for room in (balancer.training, balancer.export):\n"
-        "    for module in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
+        "for package in (balancer.training, balancer.export):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        importlib.import_module(module.name)\n"
         "heavy = {'torch', 'ray', 'datasets', 'diffusers', 'open_clip', 'transformers', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"

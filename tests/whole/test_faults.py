@@ -221,12 +221,12 @@ def test_a_run_on_a_full_disk_waits_keeps_what_is_whole_and_goes_on_when_there_i
 ):
     out = small_disk / "run"
     run = start(out)
-    run.wait_until_it_says("for room (output.disk_full_wait_s)")
+    run.wait_until_it_says("for space (output.disk_full_wait_s)")
     found = check_run(open_storage(out, create=False))
     assert found.problems == ()
     assert all(note.rule != "no unreferenced images" or whole(out / note.path) for note in found.notes)
     (small_disk / "ballast").unlink()
-    run.wait_until_it_says("there is room again")
+    run.wait_until_it_says("there is space again")
     assert run.end() == 3
     assert_sound(run, reference)
 

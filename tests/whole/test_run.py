@@ -114,7 +114,7 @@ def test_the_images_that_a_run_ends_without_stand_in_its_log(make_config, tmp_pa
     log = (tmp_path / "run" / "run.log").read_text()
     missing = sum(result.open_cells.values())
     for line in [
-        f"warning: {missing} images are missing (--limit was reached, the same command without it goes on):",
+        f"warning: {missing} images are missing (--limit was reached; the same command without it resumes):",
         *(f"warning:   {cell}: {count}" for cell, count in result.open_cells.items()),
     ]:
         assert line in notes

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def command(run: str, delete: bool, yes: bool, older_than: float, as_json: bool) -> None:
     """List files in RUN that nothing needs: images that no row names, temporary files, old compacted files.
 
-    --delete deletes them, unless the run is going on; a driver that only seemed dead is stopped. It takes
+    --delete deletes them, unless the run is in progress; a driver that only seemed dead is stopped. It takes
     --yes as well to delete more than 16 images that are more than a tenth of all, or any image of a run begun
     by an earlier version, whose log cannot be proven complete.
     """

@@ -1,7 +1,7 @@
 """`manifest/current.parquet`: the accepted images in one plain file, for readers that do not know the log.
 
 Whoever closes the log writes it, so it is up to date after every command that commits. It is behind while a
-run is going on, and after a driver that was killed: its metadata says which fragment it reaches, and
+run is in progress, and after a driver that was killed: its metadata says which fragment it reaches, and
 `head.json` which there is. It can be lost without loss.
 """
 
