@@ -33,6 +33,7 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
+from balancer.dataset.unreadable import describe_unreadable
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.closing import closing_on_error
@@ -181,12 +182,8 @@ def _run(
     splits = assign_splits(audit, config)
     training = select_training(audit, splits)
     counts = match_classes(training, config)
-    if audit.unreadable:
-        reporter.note(
-            f"{counted(len(audit.unreadable), 'image')} cannot be read, and so not counted; "
-            f"`balancer audit {audit.path}` lists them"
-        )
     holdout = audit_holdout(config)
+    _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
     # The plan of a run that was begun before is settled.
     plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
@@ -271,6 +268,15 @@ def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
     else:
         moment = f"{last.committed_at:%Y-%m-%d %H:%M:%S} UTC"
         reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
+
+
+def _note_unreadable(reporter: Reporter, config: Config, audit: Audit, holdout: Audit | None) -> None:
+    for line in (
+        describe_unreadable(audit, config),
+        describe_unreadable(holdout, config, "hold-out image") if holdout else "",
+    ):
+        if line:
+            reporter.note(line)
 
 
 def _note_warnings(reporter: Reporter, *audits: Audit | None) -> None:

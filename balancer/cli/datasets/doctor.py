@@ -239,9 +239,10 @@ def _data(config: Config) -> Iterator[Check]:
 
 def _contents(audit: Audit, config: Config) -> str:
     from balancer.dataset.audit import match_classes
+    from balancer.dataset.unreadable import describe_unreadable
 
     counts = match_classes(audit, config)
-    unreadable = f", {len(audit.unreadable)} unreadable" if audit.unreadable else ""
+    unreadable = f"; {line}" if (line := describe_unreadable(audit, config)) else ""
     images, classes = counted(sum(counts.values()), "image"), counted(len(counts), "class", "classes")
     return f"{images} of {classes} in {audit.path}{unreadable}"
 
