@@ -64,7 +64,7 @@ from balancer.scheduling.progress import Snapshot, progress_line
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
-from balancer.text.quantities import are, counted
+from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
 from balancer.verification.preflight import refuse_unproven, summary
 
@@ -492,5 +492,5 @@ def _missing(result: RunResult) -> Iterator[str]:
     if len(result.open_cells) > LISTED_CELLS:
         yield f"  and {counted(len(result.open_cells) - LISTED_CELLS, 'more cell')}"
     if result.given_up:
-        cells = f"{counted(len(result.given_up), 'cell')} {'was' if len(result.given_up) == 1 else 'were'}"
-        yield f"{cells} given up; attempts.give_up_below sets from when on"
+        cells = counted(len(result.given_up), "cell")
+        yield f"{cells} {were(len(result.given_up))} given up; attempts.give_up_below sets from when on"

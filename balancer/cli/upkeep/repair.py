@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, were
 
 if TYPE_CHECKING:
     from balancer.manifest.maintenance.repair import Damage, Repair
@@ -33,7 +33,7 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     storage = open_storage(run, create=False)
     plan = repair.apply(storage) if apply_ else repair.look(storage)
     for damage in plan.damages:
-        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, plan)}")
+        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage)}")
     if plan.drops_head:
         console.say(f"{HEAD_FILE}: {plan.drops_head}: rebuilt from the log")
     for problem in plan.unsolved:
@@ -49,23 +49,24 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
         ctx.exit(1)
 
 
-def _fate(damage: Damage, plan: Repair) -> str:
+def _fate(damage: Damage) -> str:
     if not damage.is_lost:
         return "restored byte for byte"
     remains = damage.remains
-    rows = f" ({remains.rows} {remains.event})" if remains.event in ("rows", "verdicts") else ""
-    saved = f", {counted(plan.saved.num_rows, 'row')} saved" if damage.seq == plan.saved_in else ""
-    return f"lost{rows}{saved}"
+    noun = {"rows": "row", "verdicts": "verdict"}.get(remains.event or "")
+    return f"lost; the fragment held {counted(remains.rows, noun)}" if noun and remains.rows else "lost"
 
 
 def _summary(plan: Repair, applied: bool) -> str:
     if not plan.is_needed:
         return "nothing that can be repaired" if plan.unsolved else "nothing to repair"
-    lost = len(plan.lost)
-    verb = "were" if applied else "can be"
+    lost, saved = len(plan.lost), plan.saved.num_rows
+    restored = len(plan.damages) - lost
     parts = [
-        f"{len(plan.damages) - lost} fragments {verb} restored",
-        f"{lost} {'are' if applied else 'would be'} lost",
-        f"{plan.saved.num_rows} rows {verb} saved from the compacted copy",
+        f"{counted(restored, 'fragment')} {were(restored) if applied else 'can be'} restored",
+        f"{counted(lost, 'fragment')} {were(lost) if applied else 'would be'} lost",
     ]
+    if lost:
+        verb = were(saved) if applied else "can be"
+        parts.append(f"{counted(saved, 'row')} {verb} saved from the compacted copy")
     return ", ".join(parts)
