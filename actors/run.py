@@ -31,6 +31,7 @@ from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
+from balancer.dataset.location import separate_holdout_folder
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
@@ -66,6 +67,7 @@ from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
 from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
+from balancer.verification.calibration import read_configured
 from balancer.verification.preflight import refuse_unproven, summary
 
 LISTED_CELLS = 20
@@ -177,6 +179,7 @@ def _run(
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
+    separate_holdout_folder(config)  # before the dataset is read, which can take long
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
     splits = assign_splits(audit, config)
@@ -307,8 +310,9 @@ def _compact(storage: Storage, reporter: Reporter) -> None:
 
 def describe_models(config: Config) -> dict[str, dict[str, Any]]:
     """Model, revision and, of the verifier, embedding size and calibration; WeightsError if one is not to be
-    had, UsageError if the calibration is not this verifier's."""
+    had, UsageError if the calibration is not this verifier's, or is not there."""
     if config.actors.kind == "simulated":
+        read_configured(config)
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
     models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}

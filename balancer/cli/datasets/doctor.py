@@ -93,8 +93,8 @@ def examine(config: Config | None) -> Iterator[Check]:
         yield _attempt("actors", lambda: _actors(config))
     if config.actors.kind == "models":
         yield from _weights(config)
-        if config.verification.calibration is not None:
-            yield _attempt("calibration", lambda: _calibration(config))
+    if config.verification.calibration is not None:
+        yield _attempt("calibration", lambda: _calibration(config))
     yield from _data(config)
 
 
@@ -201,11 +201,16 @@ def _actors(config: Config) -> str:
 
 
 def _calibration(config: Config) -> str:
+    from balancer.verification.calibration import calibration_file, read_configured
+
+    path = calibration_file(config)
+    if config.actors.kind == "simulated":
+        read_configured(config)
+        return f"{path}, not used by simulated actors"
     from actors.real_images import load_calibration
-    from balancer.verification.calibration import calibration_file
 
     load_calibration(config)
-    return f"{calibration_file(config)}, made for this verifier and these wordings"
+    return f"{path}, made for this verifier and these wordings"
 
 
 def _data(config: Config) -> Iterator[Check]:
