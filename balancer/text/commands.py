@@ -7,9 +7,5 @@ import shlex
 
 
 def suggested(command: str, *arguments: str | os.PathLike[str]) -> str:
-    """`` `balancer COMMAND ARGUMENTS` `` in backticks, its arguments quoted for a shell."""
-    return f"`{' '.join(['balancer', command, *quoted(*arguments)])}`"
-
-
-def quoted(*arguments: str | os.PathLike[str]) -> list[str]:
-    return [shlex.quote(os.fspath(argument)) for argument in arguments]
+    """`balancer COMMAND ARGUMENTS` in backticks, with the arguments quoted for a shell."""
+    return f"`{shlex.join(['balancer', command, *map(os.fspath, arguments)])}`"

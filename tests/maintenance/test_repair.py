@@ -434,7 +434,8 @@ def test_the_command_shows_first_and_repairs_when_told_to(tmp_path):
     shown = CliRunner().invoke(main, ["repair", str(tmp_path)])
     assert shown.exit_code == 1
     assert shown.stdout.splitlines() == [
-        f"{fragment_path(2)}: checksum: its bytes are not those that were written: lost; the fragment held 1 row",
+        f"{fragment_path(2)}: checksum: its bytes are not those that were written: "
+        "lost; the fragment held 1 row",
         f"{fragment_path(4)}: fragment is whole: its {len(out.read(fragment_path(4)))} bytes are cut off, "
         "or no fragment: restored byte for byte",
         "1 fragment can be restored, 1 fragment would be lost, 0 rows can be saved from the compacted copy",

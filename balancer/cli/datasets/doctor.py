@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -188,7 +189,9 @@ def _token_file() -> Check:
     if not stat.S_ISREG(mode):
         return Check("ray token", MISSING, f"{path} is not a regular file; correct RAY_AUTH_TOKEN_PATH")
     if mode & 0o077:
-        return Check("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
+        return Check(
+            "ray token", WARNING, f"{path} can be read by others; `chmod 600 {shlex.quote(str(path))}`"
+        )
     return Check("ray token", OK, str(path))
 
 

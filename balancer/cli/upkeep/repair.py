@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import click
 
 from balancer.cli import console
+from balancer.text.commands import suggested
 from balancer.text.quantities import counted, were
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
         console.say("the compacted copy cannot help: it is damaged or of another log; it is removed")
     console.say(_summary(plan, apply_))
     if apply_ and plan.is_needed:
-        console.note(f"`balancer fsck {shlex.quote(run)}` checks for remaining problems")
+        console.note(f"{suggested('fsck', run)} checks for remaining problems")
     elif plan.is_needed and not plan.unsolved:
         console.note("nothing was changed; --apply does it")
     if plan.unsolved or (plan.is_needed and not apply_):
