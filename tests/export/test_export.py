@@ -362,6 +362,20 @@ def test_the_card_tells_what_reviewers_ask_for(card, reference_run):
     assert "All images are for training" in text
 
 
+def test_a_card_does_not_claim_that_simulated_actors_checked_anything(tmp_path):
+    simulated = CONFIG | {"actors": CONFIG["actors"] | {"kind": "simulated"}}
+    for folder, config in (("plain", CONFIG), ("simulated", simulated)):
+        run = commit(tmp_path / folder, row(DIM, split="train"), config=config)
+        export(run, "hf", tmp_path / f"{folder}-out")
+    plain, text = ((tmp_path / f"{name}-out" / "README.md").read_text() for name in ("plain", "simulated"))
+    assert "Each image was checked by" in plain
+    assert "had to reach a probability" in plain
+    assert "No image was checked: scores are random numbers" in text
+    assert "Generated images are noise, and their labels mean nothing" in text
+    for claim in ("was checked by", "had to reach", "verifier", "agreed"):
+        assert claim not in text
+
+
 TRIED_IN_VAIN = [rejected(DIM, attempt, split="train") for attempt in (1, 2, 3, 4)]
 
 
