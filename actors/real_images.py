@@ -34,7 +34,7 @@ from balancer.verification.calibration import (
     calibration_file,
     check_calibration,
     load_temperatures,
-    read_calibration,
+    read_configured,
 )
 from balancer.verification.preflight import Preflight, preflight
 
@@ -330,9 +330,9 @@ def load_calibration(config: Config) -> Calibration | None:
     """Read the config's calibration. Raises UsageError if it is for another verifier, other values or other
     wordings."""
     judged, path = config.verification, calibration_file(config)
-    if path is None:
+    calibration = read_configured(config)
+    if path is None or calibration is None:
         return None
-    calibration = read_calibration(path)
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
     check_calibration(calibration, path, judged.model, fingerprint, config.properties())
     return calibration

@@ -31,8 +31,10 @@ from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
+from balancer.dataset.location import separate_holdout_folder
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
+from balancer.dataset.unreadable import describe_unreadable
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.log.closing import closing_on_error
@@ -63,8 +65,9 @@ from balancer.scheduling.progress import Snapshot, progress_line
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
-from balancer.text.quantities import are, counted
+from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
+from balancer.verification.calibration import read_configured
 from balancer.verification.preflight import refuse_unproven, summary
 
 LISTED_CELLS = 20
@@ -176,17 +179,14 @@ def _run(
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
+    separate_holdout_folder(config)  # before the dataset is read, which can take long
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
     splits = assign_splits(audit, config)
     training = select_training(audit, splits)
     counts = match_classes(training, config)
-    if audit.unreadable:
-        reporter.note(
-            f"{counted(len(audit.unreadable), 'image')} cannot be read, and so not counted; "
-            f"`balancer audit {audit.path}` lists them"
-        )
     holdout = audit_holdout(config)
+    _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
     # The plan of a run that was begun before is settled.
     plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
@@ -273,6 +273,15 @@ def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
         reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
 
 
+def _note_unreadable(reporter: Reporter, config: Config, audit: Audit, holdout: Audit | None) -> None:
+    for line in (
+        describe_unreadable(audit, config),
+        describe_unreadable(holdout, config, "hold-out image") if holdout else "",
+    ):
+        if line:
+            reporter.note(line)
+
+
 def _note_warnings(reporter: Reporter, *audits: Audit | None) -> None:
     for line in [line for audit in audits if audit for line in audit.warnings]:
         reporter.note(f"warning: {line}")
@@ -301,8 +310,9 @@ def _compact(storage: Storage, reporter: Reporter) -> None:
 
 def describe_models(config: Config) -> dict[str, dict[str, Any]]:
     """Model, revision and, of the verifier, embedding size and calibration; WeightsError if one is not to be
-    had, UsageError if the calibration is not this verifier's."""
+    had, UsageError if the calibration is not this verifier's, or is not there."""
     if config.actors.kind == "simulated":
+        read_configured(config)
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
     models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
@@ -486,5 +496,5 @@ def _missing(result: RunResult) -> Iterator[str]:
     if len(result.open_cells) > LISTED_CELLS:
         yield f"  and {counted(len(result.open_cells) - LISTED_CELLS, 'more cell')}"
     if result.given_up:
-        cells = f"{counted(len(result.given_up), 'cell')} {'was' if len(result.given_up) == 1 else 'were'}"
-        yield f"{cells} given up; attempts.give_up_below sets from when on"
+        cells = counted(len(result.given_up), "cell")
+        yield f"{cells} {were(len(result.given_up))} given up; attempts.give_up_below sets from when on"

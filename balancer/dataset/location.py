@@ -17,6 +17,8 @@ from balancer.storage.user_paths import expanded
 SAMPLE_HINT = "`balancer sample DIR` renders a sample dataset"
 HOLDOUT_HINT = "give a folder laid out like dataset.path, or remove dataset.holdout"
 
+APART_HINT = "give a folder with images that the dataset does not have, or remove dataset.holdout"
+
 HOLDOUT = "holdout"
 """The hold-out part of the sample dataset."""
 
@@ -33,6 +35,28 @@ def holdout_folder(config: Config) -> Path | None:
     """The hold-out folder of a config; None if it has none."""
     path = config.dataset.holdout
     return None if path is None else _find_configured(config, "dataset.holdout", path, HOLDOUT)
+
+
+def separate_holdout_folder(config: Config) -> Path | None:
+    """As `holdout_folder`; DatasetError if it and the dataset's folder contain each other, because then the
+    same images would be trained on and tested on."""
+    holdout = holdout_folder(config)
+    if holdout is None:
+        return None
+    try:
+        dataset = dataset_folder(config)
+    except DatasetError:  # whoever reads the dataset says so
+        return holdout
+    inner, outer = Path(os.path.realpath(holdout)), Path(os.path.realpath(dataset))
+    if inner == outer:
+        relation = "is the folder of"
+    elif inner.is_relative_to(outer):
+        relation = "is inside the folder of"
+    elif outer.is_relative_to(inner):
+        relation = "contains the folder of"
+    else:
+        return holdout
+    raise DatasetError(f"dataset.holdout: {holdout} {relation} dataset.path, {dataset}", hint=APART_HINT)
 
 
 def _find_configured(config: Config, setting: str, path: str, split: str) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pyarrow.compute as pc
 
-from balancer.dataset.audit import Audit, RealImage
+from balancer.dataset.audit import Audit, RealImage, known_values
 from balancer.dataset.splits import assign_splits
 from balancer.errors import DatasetError
 from balancer.manifest.layout import IMAGES_DIR
@@ -34,7 +35,8 @@ def commit_real_images(
     embeddings: Mapping[str, bytes] | None = None,
     copies: Mapping[str, Nearest] | None = None,
 ) -> int:
-    """Add the images of `classes` that the manifest lacks; returns their number.
+    """Add the images of `classes` that the manifest lacks; returns their number. Rows get the facet values
+    that the config has, and null for others.
 
     `embeddings` by row id are little-endian float16; an image may have none. `copies` by row id are the
     hold-out images that real ones copy. With `output.real_images: copy` each file is copied into the run
@@ -42,7 +44,12 @@ def commit_real_images(
     """
     wanted, known = set(classes), _known_splits(log)
     splits = assign_splits(audit, facts.config, known)
-    new = [image for image in audit.images if image.class_name in wanted and image.file_name not in known]
+    axes = facts.config.facet_axes()
+    new = [
+        replace(image, facets=known_values(image, axes))
+        for image in audit.images
+        if image.class_name in wanted and image.file_name not in known
+    ]
     with ThreadPoolExecutor(WRITERS) as pool:
         for start in range(0, len(new), COMMIT_ROWS):
             part = new[start : start + COMMIT_ROWS]

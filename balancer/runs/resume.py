@@ -7,7 +7,6 @@ import gc
 import importlib.metadata
 import json
 import os
-import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.prompts import ladder
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import MissingFolderError, is_temporary, open_storage
+from balancer.text.commands import suggested
 from balancer.text.names import composed
 
 if TYPE_CHECKING:
@@ -137,11 +137,11 @@ def check_unchanged(
     rejudging was interrupted.
     """
     rules = rules or Rules()
-    settings = [f"--set {shlex.quote(setting)}" for setting in as_settings(rules.overrides)]
     if not rules.complete:
+        settings = [word for setting in as_settings(rules.overrides) for word in ("--set", setting)]
         raise UsageError(
             "rejudging this run was interrupted before all verdicts were changed",
-            hint=f"`balancer rejudge RUN {' '.join([*settings, '--apply'])}` completes it",
+            hint=f"{suggested('rejudge', 'RUN', *settings, '--apply')} completes it",
         )
     before = effective_config(known, rules)
     paths = _differences(before.decisive(), config.decisive())
@@ -211,14 +211,14 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
     """A hint for changed limits, which can be applied to existing images."""
-    settings = []
+    settings: list[str] = []
     for path in paths:
         value: Any = config.model_dump(mode="json")
         for key in path:
             value = value[key]
-        settings.append(f" --set {shlex.quote(f'{join_keys(path)}={json.dumps(value, ensure_ascii=False)}')}")
+        settings += ["--set", f"{join_keys(path)}={json.dumps(value, ensure_ascii=False)}"]
     return (
-        f"`balancer rejudge RUN{''.join(settings)} --apply` applies it to all candidates, then run the same"
+        f"{suggested('rejudge', 'RUN', *settings, '--apply')} applies it to all candidates, then run the same"
         " command again; --allow-config-change applies it to new ones only"
     )
 

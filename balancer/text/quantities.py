@@ -36,6 +36,10 @@ def are(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
+def were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
 def size(num_bytes: float) -> str:
     """`700 bytes`, `29 kB`, `7.0 MB`, `1.2 GB`."""
     for unit, power in (("GB", 1e9), ("MB", 1e6)):

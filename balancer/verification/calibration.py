@@ -276,15 +276,25 @@ def _as_dict(calibration: PropertyCalibration) -> dict[str, Any]:
 def write_calibration(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     """Write a calibration file in one step. It replaces only another calibration: UsageError for any other
     file, StorageError if it cannot be written."""
-    from balancer.storage import open_storage, refuse_inside_run
+    from balancer.storage import open_storage
 
-    refuse_inside_run(path, "--out")
-    if os.path.lexists(path):
-        read_calibration(path)
-
+    refuse_other_file(path)
     folder, name = os.path.split(os.path.abspath(path))
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
     open_storage(folder, create=True).replace(name, data + b"\n")
+
+
+def refuse_other_file(path: str | os.PathLike[str]) -> None:
+    """UsageError for a place where a calibration would replace another file or lie inside a run."""
+    from balancer.storage import refuse_inside_run
+
+    refuse_inside_run(path, "--out")
+    if not os.path.lexists(path):
+        return
+    try:
+        read_calibration(path)
+    except UsageError as error:
+        raise UsageError(f"{path} exists and is not a calibration", hint="choose another --out") from error
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
@@ -327,10 +337,16 @@ def _temperature(name: str, entry: Mapping[str, Any]) -> float:
     return float(value)
 
 
+def read_configured(config: Config) -> Calibration | None:
+    """The config's calibration, whatever it was made for; None without one."""
+    path = calibration_file(config)
+    return None if path is None else read_calibration(path)
+
+
 def load_temperatures(config: Config) -> dict[str, float]:
     """The temperature of each property in the config's calibration; empty without one."""
-    path = calibration_file(config)
-    return {} if path is None else dict(read_calibration(path).temperatures)
+    calibration = read_configured(config)
+    return {} if calibration is None else dict(calibration.temperatures)
 
 
 def calibration_file(config: Config) -> str | None:

@@ -124,6 +124,11 @@ def dataset(folder: Path, table: str = "", class_name: str = "basic") -> Path:
     return folder
 
 
+def shared(at: Path, path: str, holdout: str) -> list[str]:
+    dataset(at / path)
+    return [f"dataset.path={at / path}", f"dataset.holdout={at / holdout}"]
+
+
 SPLIT, LOST = "split\nbasic/a.png,tra1n", "lighting\nbasic/a.png,moonlight"
 
 REFUSED = {
@@ -134,6 +139,17 @@ REFUSED = {
         lambda at: [
             f"dataset.holdout={(dataset(at / 'held') / 'basic').rename(at / 'held' / 'calzone').parent}"
         ],
+    ),
+    "a hold-out that is the dataset": ("hold-out", lambda at: shared(at, "d", "d")),
+    "a hold-out inside the dataset": ("hold-out", lambda at: shared(at, "d", "d/basic")),
+    "a hold-out around the dataset": ("hold-out", lambda at: shared(at, "d/train", "d")),
+    "no hold-out of a simulated run": (
+        "hold-out",
+        lambda _: ["actors.kind=simulated", "dataset.holdout=nowhere"],
+    ),
+    "no calibration of a simulated run": (
+        "calibration",
+        lambda _: ["actors.kind=simulated", "verification.calibration=nowhere.json"],
     ),
     "no calibration": ("calibration", lambda _: ["verification.calibration=nowhere.json"]),
     "a damaged calibration": ("calibration", lambda at: [f"verification.calibration={at / 'damaged.json'}"]),
@@ -154,7 +170,13 @@ def test_what_a_run_refuses_before_it_starts_ray_is_missing(
     monkeypatch.setattr(job, "refuse_silent", lambda address: pytest.fail("the run gets to Ray"))
     with pytest.raises(BalancerError) as refused:
         job.run(load_config(config, given), tmp_path / "run")
-    result, findings = doctor(config, *(word for setting in given for word in ("--set", setting)))
+    words = [word for setting in given for word in ("--set", setting)]
+    if what in ("hold-out", "calibration"):
+        planned = CliRunner().invoke(main, ["plan", str(config), "--no-preflight", *words])
+        if "calzone" not in refused.value.message:
+            assert (planned.exit_code, planned.stdout) == (2, "")
+            assert planned.stderr.startswith(f"error: {refused.value.message}\n")
+    result, findings = doctor(config, *words)
     assert result.exit_code == 4
     assert [name for name, finding in findings.items() if finding["state"] == "missing"] == [what]
     assert findings[what]["detail"].startswith(refused.value.message)

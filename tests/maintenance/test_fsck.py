@@ -422,6 +422,26 @@ def test_leftovers_are_notes_and_no_problems(run, path, rule):
     assert path in result.stderr
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(flip(path.read_bytes())), Path.unlink])
+def test_images_whose_rows_cannot_be_read_are_counted_and_not_called_unnamed(run, damage):
+    open_storage(run, create=False).publish("images/basic/dim/0009-1.png", b"left over")
+    damage(run / fragment_path(2))
+    [note] = check_run(open_storage(run, create=False)).notes
+    assert (note.rule, note.path) == ("no unreferenced images", "images")
+    assert note.detail == (
+        f"2 images, such as {IMAGE}, may be named by rows that cannot be read (in {fragment_path(2)});"
+        " no other row names them"
+    )
+
+
+def test_several_unreadable_fragments_are_counted(run):
+    (run / fragment_path(5)).unlink()
+    (run / fragment_path(2)).unlink()
+    [note] = check_run(open_storage(run, create=False)).notes
+    assert "2 fragments, such as " in note.detail
+    assert note.detail.endswith("; no other row names it")
+
+
 def test_the_command_says_what_it_looked_at(run):
     result = CliRunner().invoke(main, ["fsck", str(run)])
     assert result.stdout == "6 fragments, 4 rows and 3 images checked: no problems\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def bring_in(found: Audit, run: Path, log: ManifestLog | None = None) -> dict[st
     commit_real_images(found, ["basic"], log or start(storage), storage, facts)
     rows = read_log(storage).table.to_pylist()
     return {row["id"]: storage.read(row["file_name"]) for row in rows}
+
+
+def test_rows_hold_only_facet_values_that_the_config_has_for_the_class(tmp_path):
+    found = dataset(tmp_path / "data", "basic/a.png", "basic/b.png")
+    stated = ({"lighting": "Dim", "burn_level": "severe"}, {"lighting": "dim"})
+    images = tuple(replace(image, facets=facets) for image, facets in zip(found.images, stated, strict=True))
+    bring_in(replace(found, images=images), tmp_path / "run")
+    table = read_log(open_storage(tmp_path / "run", create=False)).table
+    rows = table.select(["lighting", "burn_level"]).to_pylist()
+    assert rows == [{"lighting": None, "burn_level": None}, {"lighting": "dim", "burn_level": None}]
 
 
 @pytest.mark.parametrize("names", COLLIDED)

@@ -434,19 +434,39 @@ def test_the_command_shows_first_and_repairs_when_told_to(tmp_path):
     shown = CliRunner().invoke(main, ["repair", str(tmp_path)])
     assert shown.exit_code == 1
     assert shown.stdout.splitlines() == [
-        f"{fragment_path(2)}: checksum: its bytes are not those that were written: lost (1 rows)",
+        f"{fragment_path(2)}: checksum: its bytes are not those that were written: "
+        "lost; the fragment held 1 row",
         f"{fragment_path(4)}: fragment is whole: its {len(out.read(fragment_path(4)))} bytes are cut off, "
         "or no fragment: restored byte for byte",
-        "1 fragments can be restored, 1 would be lost, 0 rows can be saved from the compacted copy",
+        "1 fragment can be restored, 1 fragment would be lost, 0 rows can be saved from the compacted copy",
     ]
     assert "--apply does" in shown.stderr
     done = CliRunner().invoke(main, ["repair", str(tmp_path), "--apply"])
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1] == (
-        "1 fragments were restored, 1 are lost, 0 rows were saved from the compacted copy"
+        "1 fragment was restored, 1 fragment was lost, 0 rows were saved from the compacted copy"
     )
     assert CliRunner().invoke(main, ["fsck", str(tmp_path)]).exit_code == 0
     assert CliRunner().invoke(main, ["repair", str(tmp_path)]).stdout == "nothing to repair\n"
+
+
+def test_the_command_tells_lost_fragments_from_the_rows_saved_of_them(tmp_path):
+    out = open_storage(tmp_path, create=True)
+    log = start(out)
+    log.commit([rejected(ONE), rejected(TWO)])
+    log.close("interrupted")
+    compact(out)
+    data = out.read(fragment_path(2))
+    out.replace(fragment_path(2), flip(data, data.find(b"basic/dim/0000")))
+    first, shown = CliRunner().invoke(main, ["repair", str(tmp_path)]).stdout.splitlines()
+    assert first.endswith(": lost; the fragment held 2 rows")
+    assert shown == (
+        "0 fragments can be restored, 1 fragment would be lost, 2 rows can be saved from the compacted copy"
+    )
+    done = CliRunner().invoke(main, ["repair", str(tmp_path), "--apply"])
+    assert done.stdout.splitlines()[-1] == (
+        "0 fragments were restored, 1 fragment was lost, 2 rows were saved from the compacted copy"
+    )
 
 
 # ---- whole runs, on real Ray with simulated actors -----------------------------------------------

@@ -6,11 +6,13 @@ import os
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 
+from balancer.cli import main
 from balancer.cli.datasets.calibrate import report_quality
 from balancer.errors import UsageError
 from balancer.verification.calibration import (
@@ -240,6 +242,20 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path, content):
     assert "balancer calibrate" in caught.value.hint
 
 
+def test_calibrate_refuses_to_replace_another_file_before_it_measures(project, tmp_path, monkeypatch):
+    import balancer.dataset.audit
+
+    monkeypatch.setattr(balancer.dataset.audit, "audit_dataset", lambda config: pytest.fail("it measures"))
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = ["calibrate", str(project / "configs/demo.yaml"), "--out", str(tmp_path / "notes.txt")]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: {tmp_path / 'notes.txt'} exists and is not a calibration\nhint: choose another --out\n"
+    )
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_calibration_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"none\.json: the calibration cannot be read"):
         read_calibration(tmp_path / "none.json")
@@ -256,7 +272,7 @@ def test_a_calibration_that_is_no_regular_file_of_its_size_is_refused_and_not_wa
         with path.open("wb") as file:
             file.truncate(20_000_000_000)
     with pytest.raises(
-        UsageError, match=r"c\.json: the calibration cannot be read: (not a reg|20000\.0 mega)"
+        UsageError, match=r"c\.json: the calibration cannot be read: (not a reg|20,000\.0 mega)"
     ):
         read_calibration(path)
 

@@ -35,10 +35,18 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     loaded = load_config(config, overrides)
     if loaded.actors.kind == "simulated":
         raise UsageError(f"{config}: simulated actors have no probabilities to calibrate")
+    from balancer.verification.calibration import (
+        calibration_document,
+        fit_property,
+        refuse_other_file,
+        write_calibration,
+    )
+
+    path = Path(config).with_suffix(".calibration.json") if out is None else Path(out)
+    refuse_other_file(path)  # before measuring, which can take long
     from actors.real_images import collect_examples, measure_here
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_dataset, audit_holdout, match_classes
-    from balancer.verification.calibration import calibration_document, fit_property, write_calibration
 
     audit = audit_dataset(loaded)
     match_classes(audit, loaded)
@@ -50,7 +58,6 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     }
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
     document = calibration_document(judged.model, fingerprint, loaded.properties(), fitted)
-    path = Path(config).with_suffix(".calibration.json") if out is None else Path(out)
     write_calibration(path, document)
     if as_json:
         console.print_json(document)

@@ -10,6 +10,7 @@ import click
 
 from balancer.cli import console
 from balancer.errors import UsageError
+from balancer.text.commands import suggested
 
 if TYPE_CHECKING:
     from balancer.config.legacy import Converted
@@ -70,7 +71,7 @@ def command(file: str, out: str | None, overrides: tuple[str, ...]) -> None:
         console.emit(text.encode())
     else:
         configyaml.create_file(out, text)
-        console.say(f"{out}: written; `balancer plan {out}` shows the plan")
+        console.say(f"{out}: written; {suggested('plan', out)} shows the plan")
 
 
 def _as_yaml(converted: Converted, file: str, *, has_dataset: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -93,8 +94,8 @@ def examine(config: Config | None) -> Iterator[Check]:
         yield _attempt("actors", lambda: _actors(config))
     if config.actors.kind == "models":
         yield from _weights(config)
-        if config.verification.calibration is not None:
-            yield _attempt("calibration", lambda: _calibration(config))
+    if config.verification.calibration is not None:
+        yield _attempt("calibration", lambda: _calibration(config))
     yield from _data(config)
 
 
@@ -188,7 +189,9 @@ def _token_file() -> Check:
     if not stat.S_ISREG(mode):
         return Check("ray token", MISSING, f"{path} is not a regular file; correct RAY_AUTH_TOKEN_PATH")
     if mode & 0o077:
-        return Check("ray token", WARNING, f"{path} can be read by others; `chmod 600 {path}`")
+        return Check(
+            "ray token", WARNING, f"{path} can be read by others; `chmod 600 {shlex.quote(str(path))}`"
+        )
     return Check("ray token", OK, str(path))
 
 
@@ -201,11 +204,16 @@ def _actors(config: Config) -> str:
 
 
 def _calibration(config: Config) -> str:
+    from balancer.verification.calibration import calibration_file, read_configured
+
+    path = calibration_file(config)
+    if config.actors.kind == "simulated":
+        read_configured(config)
+        return f"{path}, not used by simulated actors"
     from actors.real_images import load_calibration
-    from balancer.verification.calibration import calibration_file
 
     load_calibration(config)
-    return f"{calibration_file(config)}, made for this verifier and these wordings"
+    return f"{path}, made for this verifier and these wordings"
 
 
 def _data(config: Config) -> Iterator[Check]:
@@ -239,9 +247,10 @@ def _data(config: Config) -> Iterator[Check]:
 
 def _contents(audit: Audit, config: Config) -> str:
     from balancer.dataset.audit import match_classes
+    from balancer.dataset.unreadable import describe_unreadable
 
     counts = match_classes(audit, config)
-    unreadable = f", {len(audit.unreadable)} unreadable" if audit.unreadable else ""
+    unreadable = f"; {line}" if (line := describe_unreadable(audit, config)) else ""
     images, classes = counted(sum(counts.values()), "image"), counted(len(counts), "class", "classes")
     return f"{images} of {classes} in {audit.path}{unreadable}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from balancer.cli import console
+from balancer.text.commands import suggested
 
 
 @click.command("init")
@@ -26,4 +27,4 @@ def command(dataset: str, out: str | None) -> None:
         console.emit(text.encode())
     else:
         create_file(out, text)
-        console.say(f"{out}: written; edit its prompts, then `balancer plan {out}` shows the plan")
+        console.say(f"{out}: written; edit its prompts, then {suggested('plan', out)} shows the plan")

@@ -11,6 +11,7 @@ import click
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
 from balancer.errors import BalancerError
+from balancer.text.commands import suggested
 from balancer.text.quantities import counted, duration, size
 
 if TYPE_CHECKING:
@@ -37,10 +38,14 @@ def command(
     """
     from balancer.config.load import load_config
     from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
+    from balancer.dataset.location import separate_holdout_folder
     from balancer.dataset.splits import assign_splits, describe_kept_apart, select_training
     from balancer.planning.plan import estimate, held_back, make_plan
+    from balancer.verification.calibration import read_configured
 
     loaded = load_config(config, overrides)
+    separate_holdout_folder(loaded)
+    read_configured(loaded)
     if loaded.actors.kind == "models":
         from actors.weights.resolve import refuse_faulty
 
@@ -60,7 +65,7 @@ def command(
     plan = make_plan(loaded, counts, facets)
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
-    _warn_about_faults(audit)
+    _warn_about_faults(audit, loaded)
     if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
     for line in held_back(plan):
@@ -142,15 +147,13 @@ def _verdict(checked: Preflight, proof: ValueProof) -> str:
     return f"not proven{allowed}: {proof.problem}"
 
 
-def _warn_about_faults(audit: Audit) -> None:
-    faults = []
-    if audit.unreadable:
-        faults.append(f"unreadable, not counted: {len(audit.unreadable)}")
-    if audit.duplicates:
-        copies = sum(len(names) - 1 for names in audit.duplicates)
-        faults.append(f"exact duplicates, counted: {copies}")
-    if faults:
-        console.warn(f"images {'; '.join(faults)} (`balancer audit {audit.path}` lists them)")
+def _warn_about_faults(audit: Audit, config: Config) -> None:
+    from balancer.dataset.unreadable import describe_unreadable
+
+    if line := describe_unreadable(audit, config):
+        console.warn(line)
+    if copies := sum(len(names) - 1 for names in audit.duplicates):
+        console.warn(f"exact duplicates, counted: {copies} ({suggested('audit', audit.path)} lists them)")
     for line in audit.warnings:
         console.warn(line)
 

@@ -9,6 +9,7 @@ import click
 from balancer.cli import console
 from balancer.errors import StorageError
 from balancer.storage.user_paths import expanded
+from balancer.text.commands import suggested
 
 
 @click.command("sample")
@@ -31,7 +32,7 @@ def command(directory: Path, seed: int) -> None:
         raise StorageError(problem, hint="name another folder") from error
     parts = sorted(part for part in directory.iterdir() if part.is_dir())
     written = ", ".join(f"{_count_images(part)} in {part.name}/" for part in reversed(parts))
-    console.say(f"{directory}: {written}; count them with `balancer audit {directory / 'train'}`")
+    console.say(f"{directory}: {written}; count them with {suggested('audit', directory / 'train')}")
 
 
 def _count_images(folder: Path) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from balancer.cli import console
+from balancer.text.commands import suggested
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
@@ -89,5 +89,5 @@ def _print(result: Rejudgement, run: str, applied: bool) -> None:
     elif not applied:
         console.note("nothing was changed; add --apply to commit this")
     elif result.state == "interrupted":
-        given = "".join(f" --set {shlex.quote(rule)}" for rule in rules)
-        console.note(f"resume with `balancer run CONFIG --out {shlex.quote(run)}{given}`")
+        given = [word for rule in rules for word in ("--set", rule)]
+        console.note(f"resume with {suggested('run', 'CONFIG', '--out', run, *given)}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import click
 
 from balancer.cli import console
-from balancer.text.quantities import counted
+from balancer.text.commands import suggested
+from balancer.text.quantities import counted, were
 
 if TYPE_CHECKING:
     from balancer.manifest.maintenance.repair import Damage, Repair
@@ -33,7 +33,7 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
     storage = open_storage(run, create=False)
     plan = repair.apply(storage) if apply_ else repair.look(storage)
     for damage in plan.damages:
-        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage, plan)}")
+        console.say(f"{damage.path}: {damage.rule}: {damage.detail}: {_fate(damage)}")
     if plan.drops_head:
         console.say(f"{HEAD_FILE}: {plan.drops_head}: rebuilt from the log")
     for problem in plan.unsolved:
@@ -42,30 +42,31 @@ def command(ctx: click.Context, run: str, apply_: bool) -> None:
         console.say("the compacted copy cannot help: it is damaged or of another log; it is removed")
     console.say(_summary(plan, apply_))
     if apply_ and plan.is_needed:
-        console.note(f"`balancer fsck {shlex.quote(run)}` checks for remaining problems")
+        console.note(f"{suggested('fsck', run)} checks for remaining problems")
     elif plan.is_needed and not plan.unsolved:
         console.note("nothing was changed; --apply does it")
     if plan.unsolved or (plan.is_needed and not apply_):
         ctx.exit(1)
 
 
-def _fate(damage: Damage, plan: Repair) -> str:
+def _fate(damage: Damage) -> str:
     if not damage.is_lost:
         return "restored byte for byte"
     remains = damage.remains
-    rows = f" ({remains.rows} {remains.event})" if remains.event in ("rows", "verdicts") else ""
-    saved = f", {counted(plan.saved.num_rows, 'row')} saved" if damage.seq == plan.saved_in else ""
-    return f"lost{rows}{saved}"
+    noun = {"rows": "row", "verdicts": "verdict"}.get(remains.event or "")
+    return f"lost; the fragment held {counted(remains.rows, noun)}" if noun and remains.rows else "lost"
 
 
 def _summary(plan: Repair, applied: bool) -> str:
     if not plan.is_needed:
         return "nothing that can be repaired" if plan.unsolved else "nothing to repair"
-    lost = len(plan.lost)
-    verb = "were" if applied else "can be"
+    lost, saved = len(plan.lost), plan.saved.num_rows
+    restored = len(plan.damages) - lost
     parts = [
-        f"{len(plan.damages) - lost} fragments {verb} restored",
-        f"{lost} {'are' if applied else 'would be'} lost",
-        f"{plan.saved.num_rows} rows {verb} saved from the compacted copy",
+        f"{counted(restored, 'fragment')} {were(restored) if applied else 'can be'} restored",
+        f"{counted(lost, 'fragment')} {were(lost) if applied else 'would be'} lost",
     ]
+    if lost:
+        verb = were(saved) if applied else "can be"
+        parts.append(f"{counted(saved, 'row')} {verb} saved from the compacted copy")
     return ", ".join(parts)

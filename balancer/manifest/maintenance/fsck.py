@@ -126,6 +126,7 @@ def check_run(storage: Storage) -> Findings:
         return Findings((Problem("run.json is readable", RUN_FILE, error.message),), (), 0, 0, 0)
     index, of_copy = _index(storage, info)
     fragments, problems = _check_log(storage, info, index.covers if index else 0)
+    unread = _find_unread(problems, fragments)
     problems.extend(_config(info))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
@@ -154,15 +155,15 @@ def check_run(storage: Storage) -> Findings:
             problems.extend(found)
     compacted = {file.path for file in index.files} if index else None
     paths = storage.list("")
-    notes = [*listed, *_leftovers(paths, {row["file_name"] for row in images}, compacted)]
+    notes = [*listed, *_leftovers(paths, {row["file_name"] for row in images}, compacted, unread)]
     notes += _rejected_images(paths, rows, info)
-    unread = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
+    unchecked = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(
         problems=(*problems, *of_copy),
         notes=tuple(notes),
         fragments=len(fragments),
         rows=len(standing),
-        images=len(images) - unread,
+        images=len(images) - unchecked,
         compacted=index.rows if index else None,
     )
 
@@ -435,15 +436,41 @@ def _rejected_images(files: Sequence[str], rows: Sequence[_Row], info: RunInfo) 
             yield Problem("rejected images are there", f"{REJECTED_DIR}/{slug(reason)}", detail)
 
 
-def _leftovers(files: Sequence[str], referenced: set[str], compacted: set[str] | None) -> Iterator[Problem]:
+def _find_unread(problems: Sequence[Problem], fragments: Sequence[Fragment]) -> list[str]:
+    """The fragments whose rows are unknown, or the folder of the log if all of it is gone."""
+    known = {fragment_path(fragment.stamp.seq) for fragment in fragments}
+    paths = dict.fromkeys(problem.path for problem in problems)
+    return [path for path in paths if path.startswith(LOG_DIR) and path not in known]
+
+
+def _leftovers(
+    files: Sequence[str], referenced: set[str], compacted: set[str] | None, unread: Sequence[str]
+) -> Iterator[Problem]:
+    unnamed = []
     for path in files:
         if is_temporary(path):
             yield Problem(
                 "no temporary files", path, "a writer was stopped before it was done, or is at work"
             )
         elif path.startswith(f"{IMAGES_DIR}/") and path not in referenced:
-            yield Problem("no unreferenced images", path, "no row names it, at least not yet")
+            unnamed.append(path)
         elif path.startswith(f"{DATA_DIR}/") and path != INDEX_FILE and path not in (compacted or ()):
             yield Problem("no superseded compacted files", path, "no reader looks at it any more, or not yet")
         elif path.startswith(f"{LOG_DIR}/") and fragment_seq(path) is None:
             yield Problem("nothing foreign in the log", path, "it is no fragment, and is not read")
+    yield from _unnamed_images(unnamed, unread)
+
+
+def _unnamed_images(paths: Sequence[str], unread: Sequence[str]) -> Iterator[Problem]:
+    """Images that no row names; of a log with unreadable fragments, in one line with their number."""
+    rule = "no unreferenced images"
+    if not unread:
+        for path in paths:
+            yield Problem(rule, path, "no row names it, at least not yet")
+    elif paths:
+        where = unread[0] if len(unread) == 1 else f"{counted(len(unread), 'fragment')}, such as {unread[0]}"
+        detail = (
+            f"{counted(len(paths), 'image')}, such as {paths[0]}, may be named by rows that cannot be read"
+            f" (in {where}); no other row names {'it' if len(paths) == 1 else 'them'}"
+        )
+        yield Problem(rule, IMAGES_DIR, detail)
