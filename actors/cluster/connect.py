@@ -15,7 +15,12 @@ from ray._private import accelerators
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
-from actors.cluster.access import refuse_open_cluster, started_on_this_machine, to_oneself
+from actors.cluster.access import (
+    refuse_bad_folder,
+    refuse_open_cluster,
+    started_on_this_machine,
+    to_oneself,
+)
 from actors.cluster.leftovers import ended_with_this_process
 from actors.cluster.process_limits import refuse_tight_limits
 from actors.cluster.sizing import Resources
@@ -116,6 +121,7 @@ def refuse_silent(address: str | None) -> None:
     elif (named := _named(address)) is not None:
         refuse_silent_head(named)
     else:
+        refuse_bad_folder()
         refuse_tight_limits()
 
 

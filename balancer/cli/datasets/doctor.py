@@ -85,6 +85,7 @@ def examine(config: Config | None) -> Iterator[Check]:
     yield _shared_memory()
     if not os.environ.get("RAY_ADDRESS"):
         yield _attempt("process limits", _process_limits)
+        yield _attempt("ray folder", _ray_folder)
     yield _ray_address()
     yield _ray_token()
     if config is None:
@@ -151,6 +152,12 @@ def _process_limits() -> str:
 
     refuse_tight_limits()
     return "enough for Ray on this machine (ulimit -n, -f, -v)"
+
+
+def _ray_folder() -> str:
+    from actors.cluster.access import refuse_bad_folder
+
+    return refuse_bad_folder()
 
 
 def _ray_address() -> Check:
