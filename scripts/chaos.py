@@ -152,7 +152,7 @@ class Trial:
         """A running driver; all its processes are gone afterwards."""
         command = [sys.executable, "-m", "balancer", "run", self.config, "--out", str(self.out)]
         command += [part for override in self.overrides for part in ("--set", override)]
-        ray_folder = tempfile.mkdtemp(prefix="ray-", dir=self.out.parent)
+        ray_folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets want a short path
         environment = os.environ | {"RAY_TMPDIR": ray_folder}
         with open(self.out.parent / "driver.log", "ab") as log:
             driver = subprocess.Popen(

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from balancer.errors import ClusterError, UsageError, first_line
 from balancer.storage.regular_files import NotRegularError, TooLargeError, open_regular, read_regular
 from balancer.storage.user_paths import expanded
 
-FOLDER = "/tmp/balancer-ray"
-"""Ray's temporary folder. It is short because socket paths are limited."""
+FOLDER = "/tmp"
+"""Ray's files are below it unless RAY_TMPDIR is set. It is short because socket paths are limited."""
+
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+_SOCKET = "/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 
 PROBE_TIMEOUT_S = 5.0
 _LONGEST_ADDRESS = 300
@@ -51,19 +55,57 @@ def to_oneself() -> Iterator[str]:
 
 
 def private_folder() -> str:
-    """`RAY_TMPDIR`, or else a folder of this user's that nobody else can enter."""
-    if chosen := os.environ.get("RAY_TMPDIR"):
-        return chosen
-    folder = f"{FOLDER}-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-    status = os.lstat(folder)
+    """A folder of this user's that nobody else can enter, below `RAY_TMPDIR` if that is set."""
+    files = refuse_bad_folder()
+    folder = os.path.dirname(files)
+    try:
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.lstat(folder)
+    except OSError as error:
+        raise _bad_folder(f"{folder}: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ClusterError(
             f"{folder} is no folder of this user's alone, and Ray's files are put there",
             hint="remove it, or set RAY_TMPDIR to another folder",
         )
-    return f"{folder}/ray"  # one below, because Ray opens its own folder to everyone
+    return files
+
+
+def refuse_bad_folder() -> str:
+    """Where `private_folder` puts Ray's files; nothing is created. ClusterError if they could not be there,
+    or if others could exchange the folder for theirs."""
+    parent = os.environ.get("RAY_TMPDIR") or FOLDER
+    files = f"{parent.rstrip('/')}/balancer-ray-{os.getuid()}/ray"  # Ray opens its own folder to everyone
+    try:
+        longest = len((files + _SOCKET.format(pid=os.getpid())).encode())
+    except UnicodeEncodeError as error:
+        raise _bad_folder("it is not UTF-8") from error
+    if not os.path.isabs(parent):
+        raise _bad_folder("it is not an absolute path")
+    if longest > _LONGEST_SOCKET:
+        raise _bad_folder(f"it is {longest - _LONGEST_SOCKET} bytes too long for the sockets in it")
+    try:
+        status = os.stat(parent)
+    except FileNotFoundError:
+        return files
+    except OSError as error:
+        raise _bad_folder(str(error.strerror)) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise _bad_folder("it is not a folder")
+    exchanged = status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
+    if exchanged or status.st_uid not in (0, os.getuid()):
+        raise _bad_folder("others can exchange what is in this folder")
+    return files
+
+
+def _bad_folder(problem: str) -> ClusterError:
+    chosen = os.environ.get("RAY_TMPDIR")
+    place = f"RAY_TMPDIR is {chosen[:200]!r}" if chosen else FOLDER
+    return ClusterError(
+        f"{place}: {problem}", hint="set RAY_TMPDIR to a folder of your own with a short absolute path"
+    )
 
 
 def ask_for_token() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,19 +16,32 @@ from ray._private import accelerators
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
-from actors.cluster.access import refuse_open_cluster, started_on_this_machine, to_oneself
+from actors.cluster.access import (
+    refuse_bad_folder,
+    refuse_open_cluster,
+    started_on_this_machine,
+    to_oneself,
+)
 from actors.cluster.leftovers import ended_with_this_process
 from actors.cluster.process_limits import refuse_tight_limits
 from actors.cluster.sizing import Resources
 from balancer.errors import ClusterError, UsageError, first_line
 from balancer.process.signals import StopSignal
-from balancer.text.safetext import has_credentials
+from balancer.text.safetext import has_credentials, shortened
 
 ANSWER_TIMEOUT_S = 5.0
 """A Ray head that is there answers a TCP connection within milliseconds, across continents in one second."""
 
 START_ATTEMPTS = 3
 """Ray's own processes must report within 30 s of starting, which a loaded machine can miss once."""
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_ADDRESS = re.compile(
+    rf"(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<ipv6>[0-9A-Fa-f:.]{{2,45}}(?:%\w{{1,20}})?)\])"
+    r":(?P<port>[0-9]{1,5})",
+    re.ASCII,
+)
+_LONGEST_HOST = 253
 
 _taken = threading.Lock()
 
@@ -114,8 +128,9 @@ def refuse_silent(address: str | None) -> None:
     if ray.is_initialized():
         _refuse_another(address)
     elif (named := _named(address)) is not None:
-        refuse_silent_head(named)
+        find_head(named)
     else:
+        refuse_bad_folder()
         refuse_tight_limits()
 
 
@@ -136,7 +151,7 @@ def _place(address: str) -> tuple[str, str]:
     host, _, port = address.rpartition(":")
     try:
         return socket.gethostbyname(host.strip("[]")), port
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):
         return host, port
 
 
@@ -159,9 +174,7 @@ def _connect(address: str | None, allow_open: bool) -> Callable[[], None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         return start_here(quiet)
-    if address == "auto":
-        address = started_on_this_machine()
-    refuse_silent_head(address)
+    address = find_head(address)
     refuse_open_cluster(address, allow_open)
     try:
         ray.init(address=address, **quiet)
@@ -200,27 +213,39 @@ def _start_here(options: dict[str, Any]) -> None:
                     ) from error
 
 
-def refuse_silent_head(address: str) -> None:
-    """ClusterError unless there may be a Ray head at `address`.
+def find_head(address: str) -> str:
+    """The host:port of the Ray head at `address`, which takes connections. ClusterError if there is none.
 
     Ray itself tries an absent head for minutes; one TCP connection shows it at once.
     """
     _refuse_credentials(address)
-    if "://" in address:
+    if address.startswith("ray://"):
         raise ClusterError(
             f"{address}: Ray Client is not supported, it would pull every image through one port",
             hint="run on the cluster: `ray job submit --working-dir . -- python -m balancer run CONFIG`",
         )
-    host, _, port = address.rpartition(":")
-    if address == "auto" or not port.isdigit():
-        return
+    if address == "auto":
+        address = started_on_this_machine()
+    host_and_port = parse_address(address)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+        socket.create_connection(host_and_port, timeout=ANSWER_TIMEOUT_S).close()
     except OSError as error:
         raise ClusterError(
             f"Ray at {address} does not answer: {error.strerror or error}",
             hint="check --address or RAY_ADDRESS; without both, Ray is started on this machine",
         ) from error
+    return address
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port. ClusterError for anything but host:port."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or len(match["name"] or "") > _LONGEST_HOST or not 1 <= int(match["port"]) <= 65535:
+        raise ClusterError(
+            f"{shortened(repr(address))} is not the address of a Ray cluster",
+            hint="give host:port, with a port from 1 to 65535, or auto, as --address or RAY_ADDRESS",
+        )
+    return match["name"] or match["ipv6"], int(match["port"])
 
 
 def _refuse_credentials(address: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.errors import WeightsError
+from balancer.text.json_reading import read_json
 from balancer.text.quantities import size
 
 CPU_SECONDS = 3
@@ -50,7 +51,10 @@ def render(
         raise WeightsError(f"{model}: its chat template did not end in {WAIT_S:g} s", hint=hint) from error
     if done.returncode:
         raise WeightsError(f"{model}: its chat template cannot be used: {_describe_failure(done)}", hint=hint)
-    prompts: list[str] = json.loads(done.stdout)
+    try:
+        prompts: list[str] = read_json(done.stdout)
+    except ValueError as error:
+        raise WeightsError(f"{model}: its chat template cannot be used: {error}", hint=hint) from error
     return prompts
 
 

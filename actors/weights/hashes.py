@@ -16,10 +16,12 @@ from pathlib import Path
 from actors.weights.file_rules import is_weights
 from balancer.errors import WeightsError
 from balancer.storage.cache import cache_folder, keep
-from balancer.storage.regular_files import open_regular
+from balancer.storage.regular_files import open_regular, read_regular
+from balancer.text.json_reading import read_json
 
 REMEMBERED_FROM_BYTES = 64_000_000
 _READ_BYTES = 1 << 22
+_LARGEST_NOTE = 10_000
 
 
 def weights_sha256(folder: Path, names: Iterable[str]) -> str:
@@ -49,7 +51,7 @@ def _file_sha256(path: Path) -> str:
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     note = cache_folder() / "weights" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(note.read_bytes())
+        known = read_json(read_regular(note, max_bytes=_LARGEST_NOTE, follow_links=False))
         if known["state"] == state:
             return str(known["sha256"])
     sha256 = _read_sha256(path)

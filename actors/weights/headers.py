@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from balancer.errors import first_line
 from balancer.storage.regular_files import open_regular
+from balancer.text.json_reading import read_json
 
 MAX_HEADER_BYTES = 20_000_000
 """Published shards with thousands of tensors have headers of 1 MB."""
@@ -56,8 +56,8 @@ def read_header(path: Path) -> WeightsSize:
 
 def _parse(header: bytes, data_bytes: int) -> WeightsSize:
     try:
-        entries = json.loads(header)
-    except (ValueError, RecursionError) as error:
+        entries = read_json(header)
+    except ValueError as error:
         raise HeaderError(f"its header is not JSON: {first_line(error)}") from error
     if not isinstance(entries, dict):
         raise HeaderError("its header is not a JSON object")

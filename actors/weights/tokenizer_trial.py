@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 from actors.weights.chat_template import child_environment, limit_process
+from actors.weights.text_growth import refuse_growth
 from balancer.errors import WeightsError
+from balancer.text.json_reading import read_json
 from balancer.text.quantities import size
 
 CPU_SECONDS = 30
@@ -71,6 +73,7 @@ def serve() -> None:
     path = os.fsdecode(sys.stdin.buffer.read())
     limit_process(CPU_SECONDS, MEMORY_BYTES)
     try:
+        refuse_growth(read_json(Path(path).read_bytes()))
         tokenizer = Tokenizer.from_file(path)
         for text in _TEXTS:
             if len(tokenizer.encode(text).ids) > MAX_TOKENS:

@@ -20,6 +20,7 @@ from actors.weights.headers import HeaderError, WeightsSize, read_header, sum_si
 from actors.weights.tokenizer_trial import check_tokenizer
 from balancer.errors import BalancerError, WeightsError, first_line
 from balancer.storage.regular_files import NotRegularError, open_regular, read_regular
+from balancer.text.json_reading import read_json
 from balancer.text.safetext import printable
 
 MAX_CONFIG_BYTES = 20_000_000
@@ -67,8 +68,8 @@ def read_checked_config(folder: Path, name: str, model: str) -> dict[str, Any]:
 
 def _parsed(data: bytes, name: str, model: str) -> dict[str, Any]:
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = read_json(data)
+    except ValueError as error:
         raise _damaged(name, first_line(error), model) from error
     if not isinstance(content, dict):
         raise _damaged(name, "not a JSON object", model)

@@ -6,7 +6,6 @@ time reads the table (`table_reader`), and its answer is not trusted either.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from balancer.dataset.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, table_key
 from balancer.errors import DatasetError
+from balancer.text.json_reading import read_json
 
 __all__ = [
     "Table",
@@ -112,14 +112,14 @@ def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, 
     end: object = None
     try:
         for line in lines:
-            end = json.loads(line)
+            end = read_json(line)
             if isinstance(end, list):
                 table.add(*_parse_row(end, columns))
             elif not _take_note(table, end, columns):
                 break
             if len(columns) > MAX_COLUMNS:
                 raise ValueError(f"together, the tables have more than {MAX_COLUMNS:,} columns, the limit")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DatasetError(f"{root / name}: the metadata table cannot be read: {error}") from error
     if isinstance(end, dict) and isinstance(end.get("reason"), str):
         raise DatasetError(f"{root / name}: {end['reason'][:MAX_REASON_CHARS]}")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from balancer.storage.regular_files import TooLargeError, open_regular
+from balancer.text.json_reading import read_json
 from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
 from balancer.text.quantities import counted, size
 
@@ -313,9 +314,9 @@ def _json_rows(file: BinaryIO) -> Iterator[RawRow]:
             yield ()
             continue
         try:
-            row = json.loads(line, object_pairs_hook=tuple)
+            row = read_json(line, pairs_hook=tuple)
         except ValueError as error:
-            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+            raise ValueError(f"line {number}: {getattr(error.__cause__, 'msg', error)}") from error
         if not isinstance(row, tuple):
             raise ValueError(f"line {number} is not an object")
         yield row

@@ -20,6 +20,7 @@ from balancer.errors import UsageError
 from balancer.export.destination import Destination, as_storage_errors
 from balancer.export.job import Options, option_name
 from balancer.storage.regular_files import TooLargeError, append_regular, open_regular, read_regular
+from balancer.text.json_reading import read_json
 
 CLAIM = ".balancer-export.json"
 JOURNAL = ".balancer-export.files"
@@ -200,12 +201,12 @@ def _claim(destination: Destination) -> Journal:
 def _check_claim(destination: Destination) -> None:
     path = destination.path / CLAIM
     try:
-        claim = json.loads(read_regular(path, max_bytes=MAX_CLAIM_BYTES, follow_links=False))
+        claim = read_json(read_regular(path, max_bytes=MAX_CLAIM_BYTES, follow_links=False))
         if not isinstance(claim, dict):
             raise ValueError("it is no JSON object")
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint=ANOTHER) from error
     mine = json.loads(json.dumps(destination.identity))
     for name in (*mine, *(claim.keys() - mine.keys())):
@@ -244,8 +245,8 @@ def _read_journal(path: Path) -> Journal:
 def _parse_entry(line: bytes) -> Journal:
     """Empty for an invalid line: a crash cut it off before its file was begun, or it is not ours."""
     try:
-        name, sha256 = json.loads(line)
-    except (ValueError, TypeError, RecursionError):
+        name, sha256 = read_json(line)
+    except (ValueError, TypeError):
         return {}
     if not isinstance(name, str) or not isinstance(sha256, str | None) or not _is_inside(name):
         return {}

@@ -16,6 +16,7 @@ from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
+from balancer.text.json_reading import MOST_VALUES, count_values, read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,9 +89,17 @@ class RunInfo:
 
 def create_run(storage: Storage, info: RunInfo) -> RunInfo:
     """Start a run in an empty folder. Where one is already, also one that another start made just now,
-    that one is returned: compare `run_id`, or `fingerprint` before resuming it."""
+    that one is returned: compare `run_id`, or `fingerprint` before resuming it.
+
+    UsageError if the plan is too large to be read again.
+    """
     document = {"format": FORMAT, **dataclasses.asdict(info)}
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    if count_values(data) > MOST_VALUES:
+        raise UsageError(
+            f"the plan has more than {MOST_VALUES:,} values, and no reader would take it",
+            hint="plan fewer cells, or fewer facets",
+        )
     if not storage.create(RUN_FILE, data):
         return read_run(storage)
     from balancer.manifest.log.head import write_head
@@ -114,9 +123,9 @@ def read_run(storage: Storage) -> RunInfo:
 
 def _parse(data: bytes) -> RunInfo:
     try:
-        document = json.loads(data)
+        document = read_json(data)
         number = document.pop("format")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ManifestError(f"{RUN_FILE}: it is damaged: {error}") from error
     if isinstance(number, int) and number > FORMAT:
         raise ManifestError(

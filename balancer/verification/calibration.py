@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import UsageError
 from balancer.storage.regular_files import read_regular
+from balancer.text.json_reading import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -305,8 +306,8 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         problem = f"{path}: the calibration cannot be read: {(error.strerror or str(error)).lower()}"
         raise UsageError(problem, hint=RECALIBRATE) from error
     try:
-        return _parse(json.loads(data))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return _parse(read_json(data))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
         raise UsageError(f"{path} is not a calibration: {what}", hint=RECALIBRATE) from error
 

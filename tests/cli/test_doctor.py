@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_ray_address_that_does_not_answer_is_missing(doctor, monkeypatch):
     result, findings = doctor()
     assert result.exit_code == 4
     assert findings["ray address"]["state"] == "missing"
+
+
+@pytest.mark.parametrize("address", ["foo", ":", " ", "127.0.0.1:-1", "a..b:6379", "127.0.0.1:²", "\udcff:1"])
+def test_an_address_where_nothing_was_asked_is_missing(doctor, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    result, findings = doctor()
+    assert result.exit_code == 4
+    assert findings["ray address"]["state"] == "missing"
+    assert "is not the address of a Ray cluster" in findings["ray address"]["detail"]
+
+
+def test_an_address_takes_connections_if_one_was_made(doctor, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "no Ray is known on this machine" in doctor()[1]["ray address"]["detail"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray/ray_current_cluster").write_text(head)
+        assert doctor()[1]["ray address"]["detail"] == f"auto is {head}, which takes connections"
+        monkeypatch.setenv("RAY_ADDRESS", head)
+        assert doctor()[1]["ray address"]["detail"] == f"{head}, which takes connections"
+
+
+def test_an_address_can_say_that_ray_is_started_here(doctor, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert "runs start Ray on this machine" in doctor()[1]["ray address"]["detail"]
 
 
 def test_a_token_that_others_can_read_is_a_warning_with_the_remedy(doctor, tmp_path):

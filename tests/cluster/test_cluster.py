@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from ray._private import worker as ray_worker
 
-from actors.cluster.connect import _notices_dropped, alone, connected, refuse_silent
+from actors.cluster.connect import _notices_dropped, alone, connected, parse_address, refuse_silent
 from actors.cluster.sizing import Resources, fit
 from balancer.config.schema import ActorsConfig
 from balancer.errors import ClusterError, UsageError
@@ -119,6 +119,43 @@ def test_ray_client_addresses_are_refused_with_the_way_to_do_it(monkeypatch):
     with pytest.raises(ClusterError, match="Ray Client") as caught, connected("ray://head:10001"):
         pass
     assert "ray job submit" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "a..b:6379", "a" * 70 + ":6379", ".:6379", "127.0.0.1:²", "127.0.0.1:\u0661",
+        "127.0.0.1:" + "9" * 5000,
+        "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:-1", "\udcff\udcfe:1", "foo", ":", ":6379", " ", "AUTO",
+        "127.0.0.1:1\nx", "127.0.0.1:1\n", "127.0.0.1\t:1", "127.0.0.1\0:1", "::1:1", "[127.0.0.1:1", "[]:1",
+        "/dev/zero", "unix:/tmp/x", "http://127.0.0.1:1", "h." * 200 + "x:1", "h" * 100_000 + ":1",
+        "\x1b[31mx:1",
+    ],
+    ids=lambda address: repr(address)[:20],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_in_one_line_that_names_it(monkeypatch, address):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("socket.create_connection", lambda *_, **options: pytest.fail("it is asked"))
+    with pytest.raises(ClusterError, match="is not the address of a Ray cluster") as caught:
+        refuse_silent(address)
+    assert repr(address)[:50] in caught.value.message
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+    assert "host:port" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:6379", ("127.0.0.1", 6379)),
+        ("head:1", ("head", 1)),
+        ("my_head-0.ray-2.svc.:65535", ("my_head-0.ray-2.svc.", 65535)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("[fe80::1%eth0]:6379", ("fe80::1%eth0", 6379)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address, parts):
+    assert parse_address(address) == parts
 
 
 # ---- two runs in one process ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from actors.cluster import access as ray_access
 from actors.cluster.access import ask_for_token, private_folder, started_on_this_machine
-from actors.cluster.connect import connected
+from actors.cluster.connect import connected, refuse_silent
 from balancer.errors import ClusterError
 from chaos import Session
 
@@ -88,7 +88,7 @@ LOOPBACK = {
 
 def test_rays_folder_stays_closed_while_it_runs(project):
     with started(project) as (_, told):
-        assert stat.S_IMODE(os.stat(f"{ray_access.FOLDER}-{os.getuid()}").st_mode) == 0o700
+        assert stat.S_IMODE(os.stat(os.path.dirname(private_folder())).st_mode) == 0o700
         assert told["address"].startswith("127.0.0.1:")
 
 
@@ -166,8 +166,9 @@ def test_auto_does_not_go_where_somebody_else_says(tmp_path, monkeypatch, kind):
 @pytest.fixture
 def prefix(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setattr(ray_access, "FOLDER", str(tmp_path / "ray"))
-    return Path(f"{tmp_path / 'ray'}-{os.getuid()}")
+    monkeypatch.setattr(ray_access, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(ray_access, "_LONGEST_SOCKET", 300)
+    return tmp_path / f"balancer-ray-{os.getuid()}"
 
 
 def test_rays_files_are_in_a_folder_that_nobody_else_enters(prefix):
@@ -175,10 +176,69 @@ def test_rays_files_are_in_a_folder_that_nobody_else_enters(prefix):
     assert stat.S_IMODE(prefix.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_the_user_names_is_taken(prefix, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/scratch/ray")
-    assert private_folder() == "/scratch/ray"
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777])
+def test_below_a_folder_that_the_user_names_is_one_that_nobody_else_enters(
+    prefix, tmp_path, monkeypatch, mode
+):
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    chosen.chmod(mode)
+    monkeypatch.setenv("RAY_TMPDIR", f"{chosen}/")
+    assert private_folder() == str(chosen / prefix.name / "ray")
+    assert stat.S_IMODE((chosen / prefix.name).stat().st_mode) == 0o700
+    assert stat.S_IMODE(chosen.stat().st_mode) == mode
     assert not prefix.exists()
+
+
+def test_a_folder_that_the_user_names_need_not_be_there(prefix, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "a/b"))
+    assert ray_access.refuse_bad_folder() == str(tmp_path / "a/b" / prefix.name / "ray")
+    assert not (tmp_path / "a").exists()
+    private_folder()
+    assert (tmp_path / "a/b" / prefix.name).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("file", "it is not a folder"),
+        ("pipe", "it is not a folder"),
+        ("loop", "Too many levels"),
+        ("below a file", "Not a directory"),
+        ("open", "others can exchange"),
+        pytest.param(
+            "another user's",
+            "others can exchange",
+            marks=pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
+        ),
+        ("relative", "not an absolute path"),
+        ("not UTF-8", "it is not UTF-8"),
+        ("long", "bytes too long"),
+    ],
+)
+def test_a_folder_that_cannot_hold_rays_files_is_one_line(prefix, tmp_path, monkeypatch, kind, problem):
+    chosen = tmp_path / "chosen"
+    names = {
+        "relative": "chosen",
+        "not UTF-8": f"{tmp_path}/\udcff",
+        "long": f"{tmp_path}/{'a' * 300}",
+        "below a file": f"{chosen}/x",
+    }
+    prepare = {
+        "file": chosen.touch,
+        "below a file": chosen.touch,
+        "pipe": lambda: os.mkfifo(chosen),
+        "loop": lambda: chosen.symlink_to(chosen),
+        "open": lambda: (chosen.mkdir(), chosen.chmod(0o777)),
+        "another user's": lambda: (chosen.mkdir(), os.chown(chosen, 65534, 65534)),
+    }
+    prepare.get(kind, lambda: None)()
+    monkeypatch.setenv("RAY_TMPDIR", names.get(kind, str(chosen)))
+    for refuse in (private_folder, lambda: refuse_silent(None)):
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        with pytest.raises(ClusterError, match=f"RAY_TMPDIR is .*{problem}") as caught:
+            refuse()
+        assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "file"])

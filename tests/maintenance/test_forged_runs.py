@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pytest
 
-from balancer.errors import MAX_LINE, BalancerError, ManifestError
+from balancer.errors import MAX_LINE, BalancerError, ManifestError, UsageError
 from balancer.manifest import read_run
 from balancer.manifest.layout import HEAD_FILE, INDEX_FILE, MAX_SEQ, RUN_FILE, fragment_path, fragment_seq
 from balancer.manifest.log.fragment import (
@@ -25,7 +25,7 @@ from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import MISSING_TOLD, check_run
 from balancer.manifest.maintenance.repair import look
 from balancer.manifest.row_values import FORMS, RANGES, Known, wrong_values
-from balancer.manifest.runfile import _Cell
+from balancer.manifest.runfile import _Cell, create_run
 from balancer.manifest.schema import rows_to_table
 from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.dataset import RowSource
@@ -244,6 +244,31 @@ def test_a_run_file_has_models_known_priorities_and_each_cell_once(changes):
     storage.files[RUN_FILE] = json.dumps(json.loads(storage.files[RUN_FILE]) | changes).encode()
     with pytest.raises(ManifestError, match="it is damaged"):
         read_run(storage)
+
+
+@pytest.mark.parametrize(
+    "end", [rb', "x": "\ud800"}', b', "x": [' + b"[]," * 2000 + b"[]]}", b', "x": ' + b"[" * 50_000],
+    ids=["half a surrogate", "many values", "deep"],
+)  # fmt: skip
+def test_json_that_cannot_be_used_is_damage(end, monkeypatch):
+    storage = forged()
+    compact(storage)
+    read = {RUN_FILE: read_run, HEAD_FILE: lambda of: read_head(of, "run-1"),
+            INDEX_FILE: lambda of: read_index(of, "run-1")}  # fmt: skip
+    problem = r"not valid Unicode|more than 1,000 values|nested too deeply"
+    monkeypatch.setattr("balancer.text.json_reading.MOST_VALUES", 1000)
+    for path, reader in read.items():
+        storage.files[path] = storage.files[path].rstrip()[:-1] + end
+        with pytest.raises(ManifestError, match=problem):
+            reader(storage)
+
+
+def test_a_plan_that_could_not_be_read_again_is_refused(monkeypatch):
+    storage = MemoryStorage()
+    monkeypatch.setattr("balancer.manifest.runfile.MOST_VALUES", 10)
+    with pytest.raises(UsageError, match="the plan has more than 10 values"):
+        create_run(storage, run_info())
+    assert storage.files == {}
 
 
 def test_the_priorities_of_a_run_file_are_those_of_plans():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from actors.weights.text_growth import refuse_growth
 from actors.weights.tokenizer_trial import check_tokenizer
 from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
@@ -26,6 +28,23 @@ def tokenizer(path: Path, **parts: Any) -> Path:
     }  # fmt: skip
     path.write_text(json.dumps(content | parts))
     return path
+
+
+SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+
+
+def replace(old: str, new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def charsmap(*forms: str) -> dict[str, Any]:
+    """As SentencePiece has them, with an empty trie."""
+    data = bytes(4) + b"\0".join(form.encode() for form in forms) + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+
+
+def sequence(*rules: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(rules)}
 
 
 def split_by(pattern: str) -> dict[str, Any]:
@@ -51,8 +70,11 @@ def refusal(path: Path) -> str:
         {"normalizer": {"type": "Lowercase"}},
         {"pre_tokenizer": split_by(r"'s|'t|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}},
+        {"normalizer": sequence({"type": "NFC"}, SPACES, {"type": "Lowercase"})},
+        {"normalizer": sequence({"type": "Prepend", "prepend": "\u2581"}, replace(" ", "\u2581"))},
+        {"normalizer": sequence(replace("``", '"'), replace("''", '"'), {"type": "NFKD"}, SPACES)},
     ],
-    ids=["plain", "lower case", "words", "bytes"],
+    ids=["plain", "lower case", "words", "bytes", "clip", "llama", "xlnet"],
 )
 def test_a_tokenizer_as_they_are_published_is_taken(tmp_path, parts):
     check_tokenizer(tokenizer(tmp_path / "tokenizer.json", **parts), "tokenizer.json", "m", "")
@@ -73,6 +95,37 @@ def test_a_tokenizer_that_does_harm_is_one_line_in_seconds(tmp_path, parts):
     assert refused(ended.message)
     assert ended.seconds < 200
     assert ended.child_bytes < 2_000_000_000
+
+
+PIZZA = replace("pizza", "pizza" * 8)
+LOOKS = {"type": "Replace", "pattern": {"Regex": "(?=[qz])"}, "content": "q"}
+UNTYPED = {"pattern": {"String": "pizza"}, "content": "pizza" * 8}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [PIZZA] * 9, [UNTYPED] * 9, [sequence(PIZZA, PIZZA), sequence(PIZZA)], [LOOKS] * 9,
+        [replace("", "qz")] * 5,
+        [replace("pizza", "q" * 1000)], [charsmap("q" * 200)], [charsmap("a", "q" * 20)] * 2,
+    ],
+    ids=["words", "untyped", "nested", "places", "nothing", "long", "map", "maps"],
+)  # fmt: skip
+def test_rules_that_lengthen_a_word_of_no_trial_are_refused(tmp_path, rules):
+    document = json.loads(tokenizer(tmp_path / "tokenizer.json", normalizer=sequence(*rules)).read_text())
+    with pytest.raises(ValueError, match="times as long; the limit is 128"):
+        refuse_growth(document)
+
+
+def test_a_tokenizer_that_lengthens_one_word_is_one_line(tmp_path):
+    path = tokenizer(tmp_path / "tokenizer.json", normalizer=sequence(*[PIZZA] * 9))
+    assert "1.34e+08 times as long" in refusal(path)
+
+
+def test_rules_as_they_are_published_lengthen_a_text_little():
+    longest = "\u0635\u0644\u0649 \u0627\u0644\u0644\u0647 \u0639\u0644\u064a\u0647 \u0648\u0633\u0644\u0645"
+    for rules in ([charsmap("a", longest), SPACES], [SPACES, SPACES, charsmap(longest)], [charsmap()]):
+        refuse_growth({"normalizer": sequence(*rules), "model": {"vocab": {"content": 1}}})
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "x", ""])

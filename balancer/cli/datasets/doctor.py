@@ -84,13 +84,14 @@ def examine(config: Config | None) -> Iterator[Check]:
     yield _object_stores()
     yield _gpus(config)
     yield _shared_memory()
-    if not os.environ.get("RAY_ADDRESS"):
+    if not _cluster():
         yield _attempt("process limits", _process_limits)
+        yield _attempt("ray folder", _ray_folder)
     yield _ray_address()
     yield _ray_token()
     if config is None:
         return
-    if not os.environ.get("RAY_ADDRESS"):
+    if not _cluster():
         yield _attempt("actors", lambda: _actors(config))
     if config.actors.kind == "models":
         yield from _weights(config)
@@ -128,7 +129,7 @@ def _gpus(config: Config | None) -> Check:
     needed = config is not None and config.actors.device == "cuda"
     if shutil.which("nvidia-smi") is None:
         detail = "no NVIDIA driver on this machine (a cluster at --address may have GPUs)"
-        return Check("gpus", MISSING if needed and not os.environ.get("RAY_ADDRESS") else OK, detail)
+        return Check("gpus", MISSING if needed and not _cluster() else OK, detail)
     query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader"]
     result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     if result.returncode != 0:
@@ -154,16 +155,29 @@ def _process_limits() -> str:
     return "enough for Ray on this machine (ulimit -n, -f, -v)"
 
 
+def _ray_folder() -> str:
+    from actors.cluster.access import refuse_bad_folder
+
+    return refuse_bad_folder()
+
+
+def _cluster() -> str:
+    """The cluster that the environment names; empty for Ray on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
+
+
 def _ray_address() -> Check:
-    address = os.environ.get("RAY_ADDRESS")
+    address = _cluster()
     if not address:
-        return Check("ray address", OK, "RAY_ADDRESS is not set: runs start Ray on this machine")
+        return Check("ray address", OK, "RAY_ADDRESS names no cluster: runs start Ray on this machine")
 
     def ask() -> str:
-        from actors.cluster.connect import refuse_silent_head
+        from actors.cluster.connect import find_head
 
-        refuse_silent_head(address)
-        return f"{address} answers"
+        head = find_head(address)
+        named = "" if head == address else f"{address} is "
+        return f"{named}{head}, which takes connections"
 
     return _attempt("ray address", ask)
 

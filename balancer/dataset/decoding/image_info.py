@@ -19,6 +19,7 @@ from balancer.images import (
     pixel_sha256,
     read_bytes,
 )
+from balancer.text.json_reading import read_json
 
 _HEX = {"sha256": 64, "pixel_sha256": 64, "phash": 16}
 MAX_INT64 = 2**63 - 1
@@ -69,7 +70,7 @@ def answer(path: str | os.PathLike[str], limits: DecodeLimits) -> str:
 
 def parse_answer(line: bytes) -> ImageInfo | str:
     """The image info, or the reason why there is none. Raises ValueError for anything else."""
-    fields = json.loads(line)
+    fields = read_json(line)
     if not isinstance(fields, dict):
         raise ValueError("not an object")
     if fields.keys() == {"reason"} and isinstance(fields["reason"], str):

@@ -24,6 +24,7 @@ from balancer.errors import ManifestError, first_line
 from balancer.manifest.layout import MAX_SEQ, fragment_path
 from balancer.manifest.log.arrow_blocks import check_blocks
 from balancer.manifest.schema import check_version, difference
+from balancer.text.json_reading import read_json
 
 Event = Literal["open", "rows", "verdicts", "gc", "repair", "close"]
 State = Literal["complete", "short", "interrupted", "failed", "budget"]
@@ -270,7 +271,7 @@ def parse_stamp(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
         problem = error.errors()[0]
         at = ".".join(map(str, problem["loc"]))
         raise BrokenFragmentError(path, BELONGS, f"bad metadata: detail.{at}: {problem['msg']}") from error
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise BrokenFragmentError(path, BELONGS, f"bad metadata: {first_line(error)}") from error
     if (stamp.event == "close") != (stamp.state is not None) or stamp.committed_at.tzinfo is None:
         raise BrokenFragmentError(path, BELONGS, "bad metadata: state or time")
@@ -280,7 +281,7 @@ def parse_stamp(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
 
 
 def _detail(text: str) -> dict[str, Any]:
-    detail = json.loads(text)
+    detail = read_json(text)
     if not isinstance(detail, dict):
         raise ValueError("detail is no object")
     if detail:

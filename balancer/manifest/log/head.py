@@ -18,6 +18,7 @@ from balancer.errors import ManifestError
 from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, MAX_SEQ, REJECTED_DIR, fragment_path
 from balancer.manifest.log.fragment import BrokenFragmentError, Link
 from balancer.storage import MissingFileError, Storage, is_temporary
+from balancer.text.json_reading import read_json
 from balancer.text.quantities import counted
 
 FORMAT = 1
@@ -43,8 +44,8 @@ def read_head(storage: Storage, run_id: str) -> Head | None:
     except MissingFileError:
         return None
     try:
-        head = _parsed(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        head = _parsed(read_json(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenFragmentError(HEAD_FILE, "head of the log is readable", str(error)) from error
     if head.run_id != run_id:
         raise BrokenFragmentError(HEAD_FILE, "head belongs to the run", f"it is of run {head.run_id!r}")

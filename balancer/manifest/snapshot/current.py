@@ -27,6 +27,7 @@ from balancer.manifest.snapshot.dataset import RowSource
 from balancer.manifest.snapshot.files import arrow_buffer
 from balancer.manifest.snapshot.index import MAX_FILE_BYTES, STATUS
 from balancer.storage import MissingFileError, Storage
+from balancer.text.json_reading import read_json
 
 METADATA = b"balancer.current"
 """Key of the file's metadata: JSON with `run_id`, and `seq` and `sha256` of the last fragment it covers."""
@@ -162,5 +163,5 @@ def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterato
 
 
 def _reach_in(schema: pa.Schema) -> Head:
-    reach = json.loads((schema.metadata or {})[METADATA])
+    reach = read_json((schema.metadata or {})[METADATA])
     return Head(str(reach["run_id"]), int(reach["seq"]), str(reach["sha256"]))

@@ -25,6 +25,7 @@ from balancer.errors import ManifestError
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, MAX_SEQ
 from balancer.manifest.runfile import RunInfo
 from balancer.storage import MissingFileError, Storage
+from balancer.text.json_reading import read_json
 
 FORMAT = 1
 
@@ -147,8 +148,8 @@ def read_index(storage: Storage, run_id: str) -> Index | None:
     except MissingFileError:
         return None
     try:
-        index = _parsed(json.loads(data))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        index = _parsed(read_json(data))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedCopyError(INDEX_FILE, "index of the compacted copy is readable", str(error)) from error
     if index.run_id != run_id:
         detail = f"it is of run {index.run_id!r}"
