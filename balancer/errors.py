@@ -11,7 +11,7 @@ BalancerError                 1  something went wrong
 ├── ManifestError             1  a committed manifest breaks one of its rules
 ├── StalledError              1  actors keep dying and the run makes no progress
 ├── FencedError               5  another driver has taken this run over
-└── InterruptedRun      130/143  stopped by a signal; everything accepted is committed
+└── InterruptedRun  129/130/143  stopped by a signal; everything accepted is committed
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def _open_header(data: bytes) -> ImageFile:
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        size = f"{width} x {height} is {width * height / 1e6:.1f} megapixels"
+        size = f"{width} x {height} is {width * height / 1e6:,.1f} megapixels"
         raise UnreadableImage(f"{size}, over the {_pixel_limit(max_pixels)}")
 
 
@@ -309,7 +309,7 @@ def _has_more_scans(data: bytes, most: int) -> bool:
 
 
 def _pixel_limit(max_pixels: int) -> str:
-    return f"limit of {max_pixels / 1e6:g} (dataset.max_image_megapixels)"
+    return f"limit of {max_pixels / 1e6:,g} (dataset.max_image_megapixels)"
 
 
 def _cut_transparent_colour(image: Image.Image, data: bytes) -> None:

@@ -12,6 +12,9 @@ from balancer.errors import InterruptedRun
 from balancer.scheduling.schedule import Schedule
 from balancer.text.quantities import are, counted
 
+NO_DEVICE = "none"
+"""The device that simulated actors give."""
+
 
 @dataclass(slots=True)
 class Notices:
@@ -32,7 +35,8 @@ class Notices:
             model, *where = (
                 described(ready.description, name) for name in ("model", "device", "dtype", "placement")
             )
-            self.announce(f"{pool.kind} ready: {model} on {', '.join(filter(None, where))}")
+            place = "" if where[0] == NO_DEVICE else f" on {', '.join(filter(None, where))}"
+            self.announce(f"{pool.kind} ready: {model}{place}")
 
     def given_up_cells(self, schedule: Schedule) -> None:
         for cell, tally in schedule.given_up.items():

@@ -10,6 +10,7 @@ import difflib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,15 @@ def _refuse_credentials(args: Sequence[str]) -> None:
             )
 
 
+_NOT_A_NUMBER = re.compile(r"is not a valid (float|integer)(?: range)?\.")
+
+
+def _plain(message: str) -> str:
+    """click's message without its names of types."""
+    nouns = {"float": "a number", "integer": "a whole number"}
+    return _NOT_A_NUMBER.sub(lambda match: f"is not {nouns[match[1]]}.", message)
+
+
 def _refuse_lost_folder() -> None:
     try:
         os.getcwd()
@@ -147,7 +157,7 @@ def _failures_as_lines(stop: StopSignal) -> Iterator[None]:
         raise
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "balancer"
-        lines = _error_lines(error.format_message(), f"`{command} --help` shows what it takes")
+        lines = _error_lines(_plain(error.format_message()), f"`{command} --help` shows what it takes")
         raise _failure(lines, error.exit_code) from error
     except KeyboardInterrupt as error:
         stop.raises = False

@@ -140,7 +140,7 @@ _WANTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_type": lambda _: "text (in quotes if it looks like a number)",
     "string_pattern_mismatch": lambda _: "a name of at most 100 characters without `/`",
     "string_too_short": lambda _: "text that is not empty",
-    "string_too_long": lambda ctx: f"text of at most {ctx['max_length']} characters",
+    "string_too_long": lambda ctx: f"text of at most {_number(ctx['max_length'])} characters",
     "tuple_type": lambda _: "a list",
     "dict_type": lambda _: "a mapping of names to settings",
     "model_type": lambda _: "a mapping of settings",
@@ -229,7 +229,8 @@ def _quote(value: object) -> str:
 
 
 def _number(limit: float) -> str:
-    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+    """With thousands separators, as in the documentation."""
+    return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"
 
 
 def _did_you_mean(value: object, choices: Sequence[str]) -> str:

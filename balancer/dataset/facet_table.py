@@ -68,6 +68,9 @@ def read_tables(
     """Read the table at `metadata`, relative to `root`; by default one of METADATA_FILES at the top and one
     in each folder of `listed`. Raises DatasetError."""
     if metadata is not None:
+        if not os.path.lexists(root / metadata):
+            hint = "correct dataset.metadata, which is relative to the dataset, or remove it"
+            raise DatasetError(f"dataset.metadata: no such table: {root / metadata}", hint=hint)
         return [_read(root, os.fspath(metadata))]
     at_top = [name for name in METADATA_FILES if os.path.lexists(root / name) and not (root / name).is_dir()]
     by_folder: defaultdict[str, list[str]] = defaultdict(list)

@@ -35,13 +35,13 @@ FORMATS = {
     "labelstudio": "Label Studio tasks with predictions",
     "fiftyone": "a FiftyOne dataset",
 }
-"""Each format with its line in `balancer export --help`. Its module has the same name."""
+"""Each format with its line in `balancer export --help`. Its module has the same name, or is in MODULES."""
 
 COMMON_OPTION = "allow_synthetic_eval"
 """The option that every format takes."""
 
 MODULES = {"hf": "hugging_face"}
-"""Modules with another name than their format."""
+"""Modules that are not called like their format."""
 
 
 @dataclass(frozen=True, slots=True)

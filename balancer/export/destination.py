@@ -20,6 +20,8 @@ class Destination:
 
     def __init__(self, path: str, identity: Mapping[str, Any], run: str) -> None:
         refuse_credentials(path, "DEST")
+        if not path:
+            raise UsageError("DEST is empty", hint="name the folder or file to write")
         if "://" in path:
             raise UsageError(f"{path}: exports go to local paths", hint="export to a folder, then upload it")
         self.path = Path(os.path.abspath(expanded(path, "DEST")))

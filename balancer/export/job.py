@@ -16,6 +16,7 @@ from balancer.errors import ManifestError
 from balancer.export.destination import Destination
 from balancer.export.names import folder_names, image_name
 from balancer.manifest.image_files import ImageFiles
+from balancer.text.commands import suggested
 from balancer.training.labels import Labels
 from balancer.training.selection import Selection
 
@@ -106,7 +107,7 @@ class Job:
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise ManifestError(
                 f"{row['file_name']} is not the image that row {row['id']!r} was written for",
-                hint="`balancer fsck` lists every damaged image",
+                hint=f"{suggested('fsck', self.manifest.uri)} lists every damaged image",
             )
         return data
 

@@ -10,7 +10,8 @@ import errno
 import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from balancer.manifest.rows import REAL
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 from balancer.storage.contract import check_path
 from balancer.storage.regular_files import check_regular, read_regular
+from balancer.text.commands import suggested
 
 if TYPE_CHECKING:
     from balancer.manifest.runfile import RunInfo
@@ -48,7 +50,8 @@ class ImageFiles:
 
     def read(self, file_name: str, source: str) -> bytes:
         """The bytes of the image that a row of this `source` names; MissingFileError, StorageError."""
-        return self.read_from(_open_run(self.uri, os.getpid()), file_name, source)
+        with self._missing_told():
+            return self.read_from(_open_run(self.uri, os.getpid()), file_name, source)
 
     def read_from(self, storage: Storage, file_name: str, source: str) -> bytes:
         """As `read`, of a run folder that is open already."""
@@ -67,12 +70,22 @@ class ImageFiles:
         if not isinstance(storage, LocalStorage):
             return None
         folders: dict[str, str] = {}
-        return [
-            _regular_path(name)
-            if _is_reference(name, source, self.by_reference)
-            else _path_in_run(storage, name, folders)
-            for name, source in named
-        ]
+        with self._missing_told():
+            return [
+                _regular_path(name)
+                if _is_reference(name, source, self.by_reference)
+                else _path_in_run(storage, name, folders)
+                for name, source in named
+            ]
+
+    @contextmanager
+    def _missing_told(self) -> Iterator[None]:
+        """Adds the command that lists all missing images to an error about one."""
+        try:
+            yield
+        except MissingFileError as error:
+            hint = f"{suggested('fsck', self.uri)} lists every image that is missing"
+            raise MissingFileError(error.message, hint=hint) from error
 
 
 def max_image_bytes(info: RunInfo) -> int:

@@ -27,7 +27,7 @@ class TooLargeError(OSError):
     """`num_bytes` is the size that the file claims, or more than `max_bytes` if it claims less."""
 
     def __init__(self, path: OpenPath, num_bytes: int, max_bytes: int) -> None:
-        reason = f"{num_bytes / 1e6:.1f} megabytes, over the limit of {max_bytes / 1e6:g}"
+        reason = f"{num_bytes / 1e6:,.1f} megabytes, over the limit of {max_bytes / 1e6:,g}"
         super().__init__(errno.EFBIG, reason, os.fspath(path))
         self.num_bytes = num_bytes
         self.max_bytes = max_bytes

@@ -8,4 +8,5 @@ import shlex
 
 def suggested(command: str, *arguments: str | os.PathLike[str]) -> str:
     """`balancer COMMAND ARGUMENTS` in backticks, with the arguments quoted for a shell."""
-    return f"`{shlex.join(['balancer', command, *map(os.fspath, arguments)])}`"
+    words = ["balancer", command, *(os.fspath(argument) for argument in arguments)]
+    return f"`{shlex.join(words)}`"

@@ -355,6 +355,19 @@ def test_plan_says_that_there_is_nothing_to_generate_only_where_it_is_so(small_j
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["gc", "run", "--older-than", "x"], "'--older-than': 'x' is not a number."),
+        (["sample", "out", "--seed", "x"], "'--seed': 'x' is not a whole number."),
+    ],
+)
+def test_an_option_that_is_no_number_is_told_so_in_plain_words(arguments: Sequence[str], problem: str):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: Invalid value for {problem}\nhint: ")
+
+
 def test_plan_measures_nothing_where_there_is_no_run(small_job: Path):
     result = invoke(*PLAN, "--measured", "data")
     assert (result.exit_code, result.stdout) == (2, "")

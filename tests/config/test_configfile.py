@@ -363,7 +363,7 @@ def test_a_target_is_given_once():
         ("generation: {steps: 2.5}", "generation.steps: should be a whole number, not 2.5"),
         ("generation: {steps: true}", "generation.steps: should be a whole number, not true"),
         ("generation: {steps: '20'}", 'generation.steps: should be a whole number, not "20"'),
-        ("generation: {steps: 1001}", "generation.steps: should be at most 1000, not 1001"),
+        ("generation: {steps: 1001}", "generation.steps: should be at most 1,000, not 1001"),
         ("generation: {guidance: -1}", "generation.guidance: should be at least 0, not -1"),
         ("generation: {width: 100}", "generation.width: should be a multiple of 8, not 100"),
         ("verification: {threshold: 1.5}", "verification.threshold: should be at most 1, not 1.5"),
@@ -371,7 +371,10 @@ def test_a_target_is_given_once():
         ("budget: {max_hours: 0}", "budget.max_hours: should be more than 0, not 0"),
         ("budget: {max_hours: .inf}", "budget.max_hours: '.inf' is not a finite number of reasonable length"),
         ("budget: {max_hours: .nan}", "budget.max_hours: '.nan' is not a finite number of reasonable length"),
-        ("seed: 9223372036854775808", "seed: should be at most 9223372036854775807, not 9223372036854775808"),
+        (
+            "seed: 9223372036854775808",
+            "seed: should be at most 9,223,372,036,854,775,807, not 9223372036854775808",
+        ),
         ("name: 12", "name: should be text (in quotes if it looks like a number), not 12"),
         (
             "budget:",

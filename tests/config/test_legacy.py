@@ -354,7 +354,7 @@ def test_targets_that_differ_are_refused_where_they_stand_until_one_is_chosen(
         (
             {"generation_parameters": {"num_inference_steps": 5000}},
             "num_inference_steps",
-            "generation.steps: should be at most 1000, not 5000",
+            "generation.steps: should be at most 1,000, not 5000",
         ),
         (
             {"generation_parameters": {"image_size": "large"}},

@@ -406,8 +406,9 @@ def test_a_table_that_cannot_be_used_is_one_clear_line(
 
 
 def test_a_named_table_that_is_missing_is_an_error(dataset: Dataset):
-    with pytest.raises(DatasetError, match=r"labels\.csv: the metadata table cannot be read: No such file"):
+    with pytest.raises(DatasetError, match=r"dataset\.metadata: no such table: .*/labels\.csv$") as caught:
         audit(dataset(FILES), metadata="labels.csv")
+    assert "relative to the dataset" in caught.value.hint
 
 
 def test_a_table_of_another_kind_is_refused(dataset: Dataset):

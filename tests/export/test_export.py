@@ -376,6 +376,24 @@ def test_a_card_does_not_claim_that_simulated_actors_checked_anything(tmp_path):
         assert claim not in text
 
 
+def test_a_missing_image_is_an_error_with_the_command_that_lists_all(tmp_path):
+    run = commit(tmp_path / "my run", row(DIM, split="train"))
+    (tmp_path / "my run" / f"images/{DIM}-1.png").unlink()
+    for form in ("hf", "folders"):
+        with pytest.raises(StorageError, match="missing") as caught:
+            export(run, form, tmp_path / form)
+        assert "my run'` lists every image that is missing" in caught.value.hint
+
+
+def test_an_empty_destination_is_not_the_working_folder(tmp_path):
+    commit(tmp_path / "run", row(DIM, split="train"))
+    result = CliRunner().invoke(main, ["export", str(tmp_path / "run"), "hf", ""])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: DEST is empty\nhint: name the folder or file to write\n",
+    )
+
+
 TRIED_IN_VAIN = [rejected(DIM, attempt, split="train") for attempt in (1, 2, 3, 4)]
 
 

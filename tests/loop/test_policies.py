@@ -10,6 +10,7 @@ from actors.loop.examples import DOUBTFUL_AFTER, EXAMPLES_OF_A_CELL, is_example
 from actors.loop.notices import Notices
 from actors.loop.patience import PATIENCE, Patience
 from actors.loop.stopping import DRAIN_S, Stopping
+from actors.models.simulated import SimulatedGenerator
 from balancer.cells import Candidate, Cell, Slot
 from balancer.process.signals import StopSignal
 from balancer.scheduling.adaptive import Tally
@@ -84,6 +85,14 @@ def test_models_are_introduced_once_by_the_first_actor_that_is_ready():
     notices.introduce_models(pools)
     notices.introduce_models(pools)
     assert said == ["generator ready: m on cpu, float32"]
+
+
+def test_simulated_actors_are_introduced_without_a_device():
+    said = []
+    told = SimulatedGenerator(batch_size=2, width=8, height=8).describe()
+    pool = SimpleNamespace(kind="generator", actors=[SimpleNamespace(ready=True, description=told)])
+    Notices(said.append, said.append).introduce_models([pool])
+    assert said == ["generator ready: simulated"]
 
 
 def test_a_cell_that_is_given_up_is_mentioned_once():

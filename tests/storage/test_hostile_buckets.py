@@ -168,7 +168,7 @@ def test_a_body_is_read_no_further_than_the_size_it_says(liar, method, answer, c
 
 def test_a_file_that_says_it_is_too_large_is_not_read(liar):
     liar.answer = lambda handler: handler.start(200, ("Content-Length", str(10**15)))
-    with pytest.raises(StorageError, match=r"1000000000\.0 megabytes, over the limit of 0\.001"):
+    with pytest.raises(StorageError, match=r"1,000,000,000\.0 megabytes, over the limit of 0\.001"):
         storage_at(liar).read("a", 1000)
 
 

@@ -272,7 +272,7 @@ def test_a_calibration_that_is_no_regular_file_of_its_size_is_refused_and_not_wa
         with path.open("wb") as file:
             file.truncate(20_000_000_000)
     with pytest.raises(
-        UsageError, match=r"c\.json: the calibration cannot be read: (not a reg|20000\.0 mega)"
+        UsageError, match=r"c\.json: the calibration cannot be read: (not a reg|20,000\.0 mega)"
     ):
         read_calibration(path)
 
