@@ -229,7 +229,7 @@ def _quote(value: object) -> str:
 
 
 def _number(limit: float) -> str:
-    """As in docs/configuration.md: `1,000,000`."""
+    """With thousands separators, as in the documentation."""
     return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"
 
 

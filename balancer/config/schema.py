@@ -118,9 +118,9 @@ class DatasetConfig(_Section):
     whose file names are relative to their own folder."""
 
     holdout: str | None = None
-    """Another folder laid out like `path`, found in the same way and kept apart from training. The verifier
-    is tested on its labelled images too, and a candidate that copies one of them is rejected. `sample` is
-    the hold-out of the sample dataset."""
+    """Another folder laid out like `path`, neither inside nor around it, found in the same way and kept apart
+    from training. The verifier is tested on its labelled images too, and a candidate that copies one of them
+    is rejected. `sample` is the hold-out of the sample dataset."""
 
     splits: dict[Split, PositiveShare] | None = None
     """Shares of the real images of each class, such as `{train: 0.8, validation: 0.1, test: 0.1}`; they sum
