@@ -31,7 +31,7 @@ from actors.specs import Workers
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
-from balancer.dataset.location import separate_holdout_folder
+from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
@@ -179,7 +179,8 @@ def _run(
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
-    separate_holdout_folder(config)  # before the dataset is read, which can take long
+    if known is None:  # runs of earlier versions, which did not look, are finished
+        refuse_shared_holdout(config)
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
     splits = assign_splits(audit, config)

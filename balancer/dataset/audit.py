@@ -25,12 +25,7 @@ from balancer.dataset.facet_table import (
 from balancer.dataset.facet_values import FacetMatcher
 from balancer.dataset.joining import join
 from balancer.dataset.listing import list_dataset
-from balancer.dataset.location import (
-    dataset_folder,
-    find_dataset,
-    holdout_folder,
-    separate_holdout_folder,
-)
+from balancer.dataset.location import dataset_folder, find_dataset, holdout_folder
 from balancer.errors import DatasetError
 from balancer.storage.address import refuse_credentials
 from balancer.text.names import composed, near, without_case
@@ -218,9 +213,9 @@ def audit_holdout(config: Config) -> Audit | None:
     """Audit the hold-out of a config in the same way; None if it has none.
 
     Its table has the same name as the dataset's. Raises DatasetError for folders that are not classes of the
-    config, and for a hold-out that shares its folder with the dataset.
+    config.
     """
-    folder = separate_holdout_folder(config)
+    folder = holdout_folder(config)
     if folder is None:
         return None
     metadata = config.dataset.metadata

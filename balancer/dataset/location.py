@@ -37,16 +37,16 @@ def holdout_folder(config: Config) -> Path | None:
     return None if path is None else _find_configured(config, "dataset.holdout", path, HOLDOUT)
 
 
-def separate_holdout_folder(config: Config) -> Path | None:
-    """As `holdout_folder`; DatasetError if it and the dataset's folder contain each other, because then the
-    same images would be trained on and tested on."""
+def refuse_shared_holdout(config: Config) -> None:
+    """DatasetError if the folders of the hold-out and the dataset contain each other: the same images would
+    be trained on and tested on."""
     holdout = holdout_folder(config)
     if holdout is None:
-        return None
+        return
     try:
         dataset = dataset_folder(config)
     except DatasetError:  # whoever reads the dataset says so
-        return holdout
+        return
     inner, outer = Path(os.path.realpath(holdout)), Path(os.path.realpath(dataset))
     if inner == outer:
         relation = "is the folder of"
@@ -55,7 +55,7 @@ def separate_holdout_folder(config: Config) -> Path | None:
     elif outer.is_relative_to(inner):
         relation = "contains the folder of"
     else:
-        return holdout
+        return
     raise DatasetError(f"dataset.holdout: {holdout} {relation} dataset.path, {dataset}", hint=APART_HINT)
 
 

@@ -233,6 +233,7 @@ def _calibration(config: Config) -> str:
 def _data(config: Config) -> Iterator[Check]:
     """Check dataset, hold-out and plan as `run` reads them, and the disk space for the plan."""
     from balancer.dataset.audit import audit_dataset, audit_holdout
+    from balancer.dataset.location import refuse_shared_holdout
     from balancer.planning.plan import estimate
 
     audits: list[Audit] = []
@@ -243,6 +244,7 @@ def _data(config: Config) -> Iterator[Check]:
         return _contents(audits[0], config)
 
     def holdout() -> str:
+        refuse_shared_holdout(config)
         audit = audit_holdout(config)
         return _contents(audit, config) if audit else "none (dataset.holdout)"
 

@@ -38,13 +38,13 @@ def command(
     """
     from balancer.config.load import load_config
     from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
-    from balancer.dataset.location import separate_holdout_folder
+    from balancer.dataset.location import refuse_shared_holdout
     from balancer.dataset.splits import assign_splits, describe_kept_apart, select_training
     from balancer.planning.plan import estimate, held_back, make_plan
     from balancer.verification.calibration import read_configured
 
     loaded = load_config(config, overrides)
-    separate_holdout_folder(loaded)
+    refuse_shared_holdout(loaded)
     read_configured(loaded)
     if loaded.actors.kind == "models":
         from actors.weights.resolve import refuse_faulty
