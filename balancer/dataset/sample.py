@@ -132,7 +132,8 @@ def _write_split(directory: Path, counts: Mapping[str, int], first_seed: int) ->
             )
     columns = ("file_name", "class", "lighting", "burn_level")
     schema = pa.schema([(name, pa.string()) for name in columns])
-    pq.write_table(pa.Table.from_pylist(rows, schema), directory / "metadata.parquet")
+    with open(directory / "metadata.parquet", "wb") as file:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(pa.Table.from_pylist(rows, schema), file)
 
 
 def _burn_level(class_name: str, index: int) -> str | None:

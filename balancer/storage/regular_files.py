@@ -13,6 +13,7 @@ from io import BufferedReader, FileIO
 OpenPath = str | os.PathLike[str]
 
 _LINK = "a symbolic link, which is not followed"
+_LOOP = "at the end of symbolic links that lead in a circle"
 _NO_NAME = "no name that a file can have"
 
 
@@ -75,7 +76,8 @@ def _opened(path: OpenPath, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise NotRegularError(path, _LINK) from error
+            is_link = flags & os.O_NOFOLLOW and os.path.islink(path)
+            raise NotRegularError(path, _LINK if is_link else _LOOP) from error
         if error.errno == errno.ENXIO:  # a socket, a device without a driver, a pipe without a reader
             raise NotRegularError(path) from error
         raise

@@ -199,7 +199,10 @@ def test_a_file_whose_number_no_log_reaches_is_no_fragment():
 
 FILES: list[dict[str, Any]] = [
     {"footer_bytes": 10**15}, {"footer_bytes": -5}, {"num_bytes": 10**18}, {"num_bytes": 0}, {"rows": -1},
-    {"values": ()},
+    {"values": ()}, *({"path": path} for path in (
+        "../../outside.parquet", "/etc/passwd", "", "a\0b", "manifest/data/../../run.json", "manifest/data/",
+        "run.json", "manifest/data/a\0b", "manifest/data//x", "manifest/data/" + "a" * 300,
+    )),
 ]  # fmt: skip
 INDEXES: list[dict[str, Any]] = [{"covers": 10**30}, {"covers": -3}, {"folders": ("id",)}]
 

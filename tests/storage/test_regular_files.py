@@ -85,3 +85,13 @@ def test_a_name_that_no_file_can_have_is_refused_like_a_file_that_cannot_be_open
 def test_a_file_that_claims_less_than_it_gives_is_held_to_the_limit():
     with pytest.raises(TooLargeError):
         read_regular("/proc/self/maps", max_bytes=10, follow_links=False)  # its size is 0
+
+
+@pytest.mark.parametrize("follow_links", [True, False])
+def test_a_circle_of_links_above_a_file_is_told_from_a_link(tmp_path, follow_links):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(NotRegularError, match="symbolic links that lead in a circle"):
+        open_regular(loop / "file", follow_links=follow_links)
+    with pytest.raises(NotRegularError, match="in a circle" if follow_links else "which is not followed"):
+        open_regular(loop, follow_links=follow_links)

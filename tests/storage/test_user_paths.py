@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from click.testing import CliRunner
 
 from balancer.cli import main
 from balancer.errors import UsageError
+from balancer.manifest.snapshot.build import compact
+from balancer.storage import open_storage
 from balancer.storage.user_paths import expanded
 
 LOST = "~no_such_user/x"
@@ -60,3 +63,23 @@ def test_a_cache_whose_home_is_not_known_is_one_line(monkeypatch):
     result = CliRunner().invoke(main, ["audit", "sample"])
     assert "BALANCER_CACHE: ~no_such_user/x" in " ".join(result.stderr.split())
     assert result.exit_code == 2
+
+
+ODD = os.fsdecode(b"/odd\xff\xfe")
+"""The system has such names; a library that wants UTF-8 must not be given them as text."""
+
+
+def test_a_cache_whose_name_is_not_utf8_is_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("BALANCER_CACHE", f"{tmp_path}{ODD}")
+    assert CliRunner().invoke(main, ["audit", "sample"]).exit_code == 0
+    assert len(os.listdir(f"{tmp_path}{ODD}")) == 1
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_run_and_an_export_may_have_names_that_are_not_utf8(project, tmp_path, form):
+    run, out = f"{tmp_path}{ODD}", f"{tmp_path}{ODD}.out"
+    shutil.copytree(project / "tests/data/earlier_run/run", run)
+    compact(open_storage(run, create=False), rebuild=True)
+    for _ in range(2):  # into a new file, and over it
+        result = CliRunner().invoke(main, ["export", run, form, out])
+        assert result.exit_code == 0, result.stderr

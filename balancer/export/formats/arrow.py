@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ def write(job: Job) -> None:
     schema = exported_schema(job)
     with (
         job.destination.single_file(lambda path: is_own(path, job, _read_schema)) as temporary,
-        pa.ipc.new_file(temporary, schema) as writer,
+        pa.OSFile(os.fsencode(temporary), "wb") as sink,  # a str must be UTF-8
+        pa.ipc.new_file(sink, schema) as writer,
     ):
         for table in batches(job, schema):
             writer.write_table(table)

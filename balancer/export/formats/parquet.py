@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+import pyarrow as pa
+
 from balancer.export.job import Job
 from balancer.export.tables import OPTIONS, batches, columns, exported_schema, is_own
 
@@ -14,7 +18,8 @@ def write(job: Job) -> None:
     schema = exported_schema(job)
     with (
         job.destination.single_file(lambda path: is_own(path, job, pq.read_schema)) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        pa.OSFile(os.fsencode(temporary), "wb") as sink,  # a str must be UTF-8
+        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
     ):
         for table in batches(job, schema):
             writer.write_table(table)

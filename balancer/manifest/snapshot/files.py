@@ -11,6 +11,7 @@ checked, and only the pages that a scan looks at are read; Arrow compares the ch
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,7 +249,7 @@ def _opened(storage: Storage, path: str) -> Iterator[ReadRange]:
     """Reads any part of a file, shorter where it ends; MissingFileError if there is none."""
     if isinstance(storage, LocalStorage) and (target := storage.path_on_disk(path)) is not None:
         try:
-            file = pa.OSFile(target)
+            file = pa.OSFile(os.fsencode(target))  # a str must be UTF-8
         except FileNotFoundError as error:
             raise MissingFileError(f"{target} is missing") from error
         with file:

@@ -26,6 +26,7 @@ from balancer.manifest.layout import DATA_DIR, INDEX_FILE, MAX_SEQ
 from balancer.manifest.runfile import RunInfo
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import read_json
+from balancer.text.safetext import shortened
 
 FORMAT = 1
 
@@ -50,6 +51,8 @@ MAX_FILE_BYTES = 1 << 32
 
 MAX_INDEX_BYTES = 1_000_000_000
 """About 500 bytes a file, and files have up to 64 MB: over 100 TB of rows."""
+
+_LONGEST_NAME = 255
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 AtLeastOne = Annotated[int, Field(ge=1, le=10**12)]
@@ -178,6 +181,8 @@ def _parsed(document: dict[str, Any]) -> Index:
         problem = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     for file in index.files:
+        if not _is_inside(file.path):
+            raise ValueError(f"{shortened(file.path)!r} is not the path of a file below {DATA_DIR}")
         if len(file.values) != len(index.layout.columns):
             raise ValueError(
                 f"{file.path} has {len(file.values)} values of {len(index.layout.columns)} columns"
@@ -187,6 +192,15 @@ def _parsed(document: dict[str, Any]) -> Index:
                 f"{file.path} has a footer of {file.footer_bytes:,} of its {file.num_bytes:,} bytes"
             )
     return index
+
+
+def _is_inside(path: str) -> bool:
+    parts = path.removeprefix(f"{DATA_DIR}/").split("/")
+    return (
+        path.startswith(f"{DATA_DIR}/")
+        and "\0" not in path
+        and not any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts)
+    )
 
 
 def check_folders(index: Index, info: RunInfo) -> None:
