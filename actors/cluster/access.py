@@ -77,7 +77,9 @@ def refuse_bad_folder() -> str:
     """Where `private_folder` puts Ray's files; nothing is created. ClusterError if they could not be there,
     or if others could exchange the folder for theirs."""
     parent = os.environ.get("RAY_TMPDIR") or FOLDER
-    files = f"{parent.rstrip('/')}/balancer-ray-{os.getuid()}/ray"  # Ray opens its own folder to everyone
+    # One more below the private folder, because Ray opens its own to everyone; short, for the sockets.
+    below = "balancer-ray-{}/ray" if parent == FOLDER else "ray-{}/r"
+    files = f"{parent.rstrip('/')}/{below.format(os.getuid())}"
     try:
         longest = len((files + _SOCKET.format(pid=os.getpid())).encode())
     except UnicodeEncodeError as error:

@@ -184,18 +184,20 @@ def test_below_a_folder_that_the_user_names_is_one_that_nobody_else_enters(
     chosen.mkdir()
     chosen.chmod(mode)
     monkeypatch.setenv("RAY_TMPDIR", f"{chosen}/")
-    assert private_folder() == str(chosen / prefix.name / "ray")
-    assert stat.S_IMODE((chosen / prefix.name).stat().st_mode) == 0o700
+    private = chosen / f"ray-{os.getuid()}"
+    assert private_folder() == str(private / "r")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert stat.S_IMODE(chosen.stat().st_mode) == mode
     assert not prefix.exists()
 
 
 def test_a_folder_that_the_user_names_need_not_be_there(prefix, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "a/b"))
-    assert ray_access.refuse_bad_folder() == str(tmp_path / "a/b" / prefix.name / "ray")
+    private = tmp_path / "a/b" / f"ray-{os.getuid()}"
+    assert ray_access.refuse_bad_folder() == str(private / "r")
     assert not (tmp_path / "a").exists()
     private_folder()
-    assert (tmp_path / "a/b" / prefix.name).is_dir()
+    assert private.is_dir()
 
 
 @pytest.mark.parametrize(
