@@ -122,8 +122,8 @@ class VerifierSpec:
             device=self.device,
             threads=self.threads,
             temperatures=self.temperatures,
-            second_judge=self.second_judge,
-            safety=self.safety,
+            second_judge=second.load(self.properties, self.device) if (second := self.second_judge) else None,
+            safety=safety.load(self.device) if (safety := self.safety) else None,
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import open_clip
@@ -21,7 +21,6 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors.models.device import device_name, pick_device, use_threads
-from actors.specs import SafetySpec, SecondJudgeSpec
 from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
 from balancer.cells import Cell
@@ -34,6 +33,10 @@ from balancer.images import (
     pixel_sha256,
 )
 from balancer.verification.verdict import ImageFlags, Measurement
+
+if TYPE_CHECKING:
+    from actors.models.safety import SafetyChecker
+    from actors.models.second_judge import SecondJudge
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images per batch: a CPU needs few, a GPU several."""
@@ -59,8 +62,8 @@ class Verifier:
         device: str = "auto",
         threads: int | None = None,
         temperatures: Mapping[str, float] | None = None,
-        second_judge: SecondJudgeSpec | None = None,
-        safety: SafetySpec | None = None,
+        second_judge: SecondJudge | None = None,
+        safety: SafetyChecker | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -78,8 +81,7 @@ class Verifier:
         self._values = {name: tuple(values) for name, values in properties.items()}
         self._temperatures = dict(temperatures or {})
         self.embedding_dim = next(iter(self._texts.values())).shape[1]
-        self._second_judge = None if second_judge is None else second_judge.load(properties, device)
-        self._safety = None if safety is None else safety.load(device)
+        self._second_judge, self._safety = second_judge, safety
 
     def measure(
         self, pixels: np.ndarray, flags: Sequence[ImageFlags], cells: Sequence[Cell]

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from actors.models.safety import SafetyChecker
-from actors.models.verifier import Verifier
 from actors.run import run
-from actors.specs import SafetySpec
+from actors.specs import SafetySpec, VerifierSpec
 from actors.weights.resolve import describe
 from balancer import open_manifest
 from balancer.cells import Cell
@@ -99,7 +98,9 @@ def test_a_classifier_without_its_last_layer_is_refused_instead_of_filled_with_n
 
 def verifier_with(folder):
     safety = SafetySpec(model=str(folder), labels=UNSAFE)
-    return Verifier("embedded", None, PROPERTIES, device="cpu", threads=1, safety=safety)
+    return VerifierSpec(
+        model="embedded", properties=PROPERTIES, device="cpu", threads=1, safety=safety
+    ).load()
 
 
 @pytest.mark.parametrize("flag", [None, 0.0, 1.0])

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.models.second_judge import SecondJudge
 from actors.models.verifier import Verifier
-from actors.specs import SecondJudgeSpec
+from actors.specs import SecondJudgeSpec, VerifierSpec
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
 from balancer.errors import WeightsError
@@ -116,7 +116,8 @@ def test_images_of_another_size_are_judged_as_well(second_judge):
 def measured(folder):
     """What a verifier with this second judge says of one image."""
     second = SecondJudgeSpec(model=str(folder), question=QUESTION)
-    verifier = Verifier("embedded", None, PROPERTIES, device="cpu", threads=1, second_judge=second)
+    spec = VerifierSpec(model="embedded", properties=PROPERTIES, device="cpu", threads=1, second_judge=second)
+    verifier = spec.load()
     [measurement] = verifier.measure(pictures(1), [ImageFlags()], CELLS[:1])
     return measurement
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import itertools
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,52 @@ def test_every_file_that_a_page_names_is_there(page, project):
 def test_every_link_of_a_page_leads_to_a_file(page, project):
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", (project / page).read_text())
     assert not [target for target in targets if not ((project / page).parent / target).exists()]
+
+
+def _modules(project):
+    """Name -> tree of every module of the packages."""
+    return {
+        ".".join(path.relative_to(project).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text()
+        )
+        for package in ("balancer", "actors")
+        for path in (project / package).rglob("*.py")
+    }
+
+
+def _imports(node, names):
+    """The modules among `names` that are imported at any depth, but for annotations only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names if alias.name in names)
+        if isinstance(child, ast.ImportFrom):
+            for alias in child.names:
+                full = f"{child.module}.{alias.name}"
+                yield from [full] if full in names else [child.module] if child.module in names else []
+        yield from _imports(child, names)
+
+
+def test_no_module_imports_itself_through_others_not_even_inside_functions(project):
+    modules = _modules(project)
+    graph = {name: set(_imports(tree, modules)) - {name} for name, tree in modules.items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)
+
+
+def test_folders_and_classes_stay_small_enough_to_read(project):
+    folders = Counter(
+        path.parent
+        for package in ("balancer", "actors")
+        for path in (project / package).rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    assert {str(folder): count for folder, count in folders.items() if count > 14} == {}
+    assert folders[project / "balancer"] <= 6
+    classes = [
+        (name, node.name)
+        for name, tree in _modules(project).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 200
+    ]
+    assert classes == []
