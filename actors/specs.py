@@ -16,9 +16,9 @@ from balancer.verification.calibration import load_temperatures
 if TYPE_CHECKING:
     from actors.models.generator import Generator
     from actors.models.safety import SafetyChecker
-    from actors.models.second_judge import SecondJudge
     from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
     from actors.models.verifier import Verifier
+    from actors.models.vlm_judge import VlmJudge
     from actors.models.writer import Writer
 
 CPU_THREADS = 1
@@ -72,17 +72,17 @@ class GeneratorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecondJudgeSpec:
-    """A vision-language model that looks at the verifier's images; see `SecondJudge`."""
+class VlmJudgeSpec:
+    """A vision-language model that looks at the verifier's images; see `VlmJudge`."""
 
     model: str
     question: str
     revision: str | None = None
 
-    def load(self, properties: Properties, device: str) -> SecondJudge:
-        from actors.models.second_judge import SecondJudge
+    def load(self, properties: Properties, device: str) -> VlmJudge:
+        from actors.models.vlm_judge import VlmJudge
 
-        return SecondJudge(self.model, self.revision, self.question, properties, device)
+        return VlmJudge(self.model, self.revision, self.question, properties, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class VerifierSpec:
     device: str = "auto"
     threads: int | None = None
     temperatures: Mapping[str, float] | None = None
-    second_judge: SecondJudgeSpec | None = None
+    second_judge: VlmJudgeSpec | None = None
     safety: SafetySpec | None = None
 
     def load(self) -> Verifier:
@@ -229,10 +229,10 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
     )
 
 
-def _second_judge(wanted: SecondJudgeConfig | None) -> SecondJudgeSpec | None:
+def _second_judge(wanted: SecondJudgeConfig | None) -> VlmJudgeSpec | None:
     if wanted is None:
         return None
-    return SecondJudgeSpec(model=_located(wanted.model), revision=wanted.revision, question=wanted.question)
+    return VlmJudgeSpec(model=_located(wanted.model), revision=wanted.revision, question=wanted.question)
 
 
 def _safety(wanted: SafetyConfig | None) -> SafetySpec | None:

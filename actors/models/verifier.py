@@ -36,7 +36,7 @@ from balancer.verification.verdict import ImageFlags, Measurement
 
 if TYPE_CHECKING:
     from actors.models.safety import SafetyChecker
-    from actors.models.second_judge import SecondJudge
+    from actors.models.vlm_judge import VlmJudge
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images per batch: a CPU needs few, a GPU several."""
@@ -62,7 +62,7 @@ class Verifier:
         device: str = "auto",
         threads: int | None = None,
         temperatures: Mapping[str, float] | None = None,
-        second_judge: SecondJudge | None = None,
+        second_judge: VlmJudge | None = None,
         safety: SafetyChecker | None = None,
     ) -> None:
         self.device = pick_device(device)

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 
 from actors.models.generator import Generator
 from actors.models.safety import SafetyChecker
-from actors.models.second_judge import SecondJudge
 from actors.models.verifier import Verifier
+from actors.models.vlm_judge import VlmJudge
 from actors.weights import resolve as weights
 from actors.weights.build_limit import limit_build_size
 from actors.weights.file_rules import ModelKind
@@ -100,7 +100,7 @@ def load(kind: ModelKind, folder: Path) -> Any:
     if kind == "verifier":
         return Verifier(str(folder), None, PROPERTIES, device="cpu", threads=1)
     if kind == "second judge":
-        return SecondJudge(str(folder), None, "Is this {} ?", PROPERTIES, device="cpu")
+        return VlmJudge(str(folder), None, "Is this {} ?", PROPERTIES, device="cpu")
     return SafetyChecker(str(folder), None, ["nsfw"], device="cpu")
 
 

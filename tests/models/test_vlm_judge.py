@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from actors.models.second_judge import SecondJudge
 from actors.models.verifier import Verifier
-from actors.specs import SecondJudgeSpec, VerifierSpec
+from actors.models.vlm_judge import VlmJudge
+from actors.specs import VerifierSpec, VlmJudgeSpec
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
 from balancer.errors import WeightsError
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def made(folder, question=QUESTION):
-    return SecondJudge(str(folder), None, question, PROPERTIES, device="cpu")
+    return VlmJudge(str(folder), None, question, PROPERTIES, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +115,7 @@ def test_images_of_another_size_are_judged_as_well(second_judge):
 @pytest.fixture(scope="session")
 def measured(folder):
     """What a verifier with this second judge says of one image."""
-    second = SecondJudgeSpec(model=str(folder), question=QUESTION)
+    second = VlmJudgeSpec(model=str(folder), question=QUESTION)
     spec = VerifierSpec(model="embedded", properties=PROPERTIES, device="cpu", threads=1, second_judge=second)
     verifier = spec.load()
     [measurement] = verifier.measure(pictures(1), [ImageFlags()], CELLS[:1])

@@ -32,7 +32,7 @@ _HINT = "verification.second_judge.model must name a vision-language model that 
 _IMAGE_TOKEN = "<image>"
 
 
-class SecondJudge:
+class VlmJudge:
     """A model on one device, in float32 on a CPU, in half precision on a GPU.
 
     `{}` in `question` stands for the wording: the first one that `properties` has for the value.
