@@ -166,7 +166,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(make_run, changes, reason):
 
 
 def test_images_made_on_a_gpu_are_not_begun_on_a_cpu(make_run, monkeypatch):
-    """Loading a large model where there is no GPU can take all memory there is."""
+    """Loading a large model where there is no GPU can exhaust memory."""
     manifest = make_run(device="NVIDIA H200", settings={"actors": {"kind": "models", "device": "cpu"}})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(Generator, "__init__", lambda *told, **given: pytest.fail("a model was loaded"))

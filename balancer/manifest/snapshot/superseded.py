@@ -38,7 +38,7 @@ def has_its_place() -> pc.Expression:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`keys` are `FILE/id` of the rows that count no more, all in `files`. `starts` has the place of the
+    """`keys` are `FILE/id` of the superseded rows, all in `files`. `starts` has the place of the
     first new row of each fragment. Rows of fragments in which any was replaced, or replaces one, stand at
     `places`, by `ids`."""
 
