@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import json
 import os
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,8 +138,8 @@ def check_unchanged(
     rejudging was interrupted.
     """
     rules = rules or Rules()
+    settings = [word for setting in as_settings(rules.overrides) for word in ("--set", setting)]
     if not rules.complete:
-        settings = [word for setting in as_settings(rules.overrides) for word in ("--set", setting)]
         raise UsageError(
             "rejudging this run was interrupted before all verdicts were changed",
             hint=f"{suggested('rejudge', 'RUN', *settings, '--apply')} completes it",
@@ -158,7 +159,7 @@ def check_unchanged(
     if changed and settings and not allowed:
         raise UsageError(
             f"this run was judged again under other rules; this config differs in: {', '.join(changed)}",
-            hint=f"resume with the config it was started with and {' '.join(settings)}",
+            hint=f"resume with the config it was started with and {shlex.join(settings)}",
         )
     if changed and not allowed:
         raise UsageError(
