@@ -712,15 +712,13 @@ class UnsyncedCopies(LocalStorage):
     """Compacted files are written like any other, but nobody waits until they are on the disk."""
 
     def publish(self, path, data):
-        self.careless = path.endswith(".parquet")
+        careful = self._durability.sync
+        if path.endswith(".parquet"):
+            self._durability.sync = lambda fd, path, full_is_safe=True: None
         try:
             super().publish(path, data)
         finally:
-            self.careless = False
-
-    def _sync(self, fd, path, full_is_safe=True):
-        if not getattr(self, "careless", False):
-            super()._sync(fd, path, full_is_safe)
+            self._durability.sync = careful
 
 
 class IndexFirst:
