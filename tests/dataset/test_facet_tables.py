@@ -58,7 +58,7 @@ def parquet(rows: int, value: str = "dim", columns: int = 1) -> Write:
 
 
 CSV, JSONL, PARQUET = "metadata.csv", "metadata.jsonl", "metadata.parquet"
-LARGE = "20000.0 megabytes, over the limit of 500"
+LARGE = "20,000.0 megabytes, over the limit of 500"
 MANY_KEYS = json.dumps({str(number): 1 for number in range(MAX_COLUMNS + 1)})
 OWN_KEYS = "\n".join(json.dumps({"file_name": f"a/{row}.png", f"key_{row}": 1}) for row in range(10_000))
 
