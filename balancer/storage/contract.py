@@ -111,7 +111,8 @@ def check_size(path: str, num_bytes: int, max_bytes: int | None) -> None:
     """StorageError for a file that is larger than its reader allows."""
     if max_bytes is not None and num_bytes > max_bytes:
         raise StorageError(
-            f"{path}: {num_bytes / 1e6:.1f} megabytes, over the limit of {max_bytes / 1e6:g} for such a file"
+            f"{path}: {num_bytes / 1e6:,.1f} megabytes, over the limit of {max_bytes / 1e6:,g}"
+            " for such a file"
         )
 
 

@@ -136,7 +136,7 @@ def test_an_address_without_a_run_is_a_usage_error(command, run_uri):
 def test_an_address_with_a_password_is_a_usage_error_that_does_not_repeat_it(command):
     result = invoke(command, f"s3://user:{SECRET_KEY}@bucket/run")
     assert result.exit_code == 2
-    assert "holds a user or a password" in result.stderr
+    assert "contains a user name or password" in result.stderr
     assert SECRET_KEY not in result.output
 
 
