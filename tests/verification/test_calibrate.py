@@ -218,8 +218,6 @@ def test_plan_without_a_preflight_loads_no_verifier(demo, monkeypatch):
     [
         ({"actors__kind": "simulated"}, "no pre-flight: simulated actors judge nothing"),
         ({"verification__model": "no/such/folder"}, "no pre-flight: no/such/folder: no such folder"),
-        ({"verification__calibration": "none.json"}, "none.json: the calibration cannot be read"),
-        ({"dataset__holdout": "/no/such/folder"}, "no such dataset folder: /no/such/folder"),
     ],
 )
 def test_plan_says_in_one_line_why_there_is_no_preflight(demo, overrides, reason):
@@ -228,6 +226,20 @@ def test_plan_says_in_one_line_why_there_is_no_preflight(demo, overrides, reason
     assert json.loads(result.stdout)["preflight"] is None
     assert len(result.stderr.splitlines()) == 1
     assert reason in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"verification__calibration": "none.json"}, "none.json: the calibration cannot be read"),
+        ({"dataset__holdout": "/no/such/folder"}, "no such dataset folder: /no/such/folder"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--no-preflight"]])
+def test_plan_refuses_what_a_run_would_refuse(demo, overrides, reason, options):
+    result = invoke("plan", demo, *options, *setting(**overrides))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert reason in result.stderr.splitlines()[0]
 
 
 def test_plan_does_not_download_a_verifier(demo, monkeypatch):
