@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from balancer.errors import WeightsError
+from balancer.process.child_limits import limit_process
 from balancer.text.json_reading import read_json
 from balancer.text.quantities import size
 
@@ -85,24 +82,3 @@ def serve() -> None:
     except Exception as error:
         raise SystemExit(f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
     json.dump(prompts, sys.stdout)
-
-
-def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
-    """Allow this process this much more CPU time and memory, and no file writes."""
-    spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
-    limits = {
-        resource.RLIMIT_CPU: spent + cpu_seconds,
-        resource.RLIMIT_AS: _used_bytes() + memory_bytes,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a system without this limit, or with a tighter one
-            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-
-
-def _used_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

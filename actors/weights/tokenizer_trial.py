@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.weights.chat_template import child_environment, limit_process
+from actors.weights.chat_template import child_environment
 from actors.weights.text_growth import refuse_growth
 from balancer.errors import WeightsError
+from balancer.process.child_limits import limit_process
 from balancer.text.json_reading import read_json
 from balancer.text.quantities import size
 

@@ -8,19 +8,17 @@ allows that, it writes no files, and it is replaced after some images.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import math
 import os
-import resource
 import select
 import signal
 import sys
-from pathlib import Path
 
 from balancer.dataset.decoding.image_info import DecodeLimits, answer
 from balancer.dataset.table_reader import read_table_answer
+from balancer.process.child_limits import limit_process
 
 BYTES_PER_PIXEL = 32
 """Address space per allowed pixel: decoding, turning and blending hold several copies."""
@@ -73,8 +71,7 @@ def serve_tables() -> None:
         import pyarrow.parquet  # noqa: F401  # before memory is limited
 
     leave_network()
-    _limit_files()
-    _limit(TABLE_BYTES, TABLE_SECONDS)
+    limit_process(TABLE_SECONDS, TABLE_BYTES)
     for name in names:
         for line in read_table_answer(name):
             _say(line.decode())
@@ -98,33 +95,17 @@ def _death(number: int) -> str:
 
 def _decode_some() -> None:
     """In the child: decode up to IMAGES_PER_CHILD images."""
-    _limit_files()
     for _ in range(IMAGES_PER_CHILD):
         line = _next_line()
         if not line:
             return
         path, max_bytes, max_pixels = json.loads(line)
         limits = DecodeLimits(max_bytes, max_pixels)
-        _limit(
-            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + HEADROOM_BYTES,
+        limit_process(
             math.ceil(CPU_SECONDS + CPU_SECONDS_PER_MEGAPIXEL * limits.max_pixels / 1e6),
+            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + HEADROOM_BYTES,
         )
         _say(answer(os.fsdecode(bytes.fromhex(path)), limits))
-
-
-def _limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
-def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    """Allow this much more memory and CPU time from now on."""
-    with contextlib.suppress(ValueError, OSError):  # a system without such limits, or with tighter ones
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
-    with contextlib.suppress(ValueError, OSError):
-        spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent) + cpu_seconds, resource.RLIM_INFINITY))
 
 
 def _has_more() -> bool:
