@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from balancer.manifest.rows import SYNTHETIC
 from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
 from balancer.scheduling.prompts import Request
+from balancer.scheduling.schedule import in_batches
 from balancer.text.quantities import size
 from balancer.text.safetext import shortened
 from balancer.training.images import Decoder
@@ -40,10 +42,11 @@ LOSSY = ".jpeg"
 MAX_PROMPT = 100_000
 """Characters; those of a config have up to 1,000 for each class, value and variation."""
 
-_SETTINGS = ("guidance", "steps", "width", "height", "batch_size")
+_OF_THE_ROW = ("guidance", "batch_size")
+"""Settings that may change from row to row."""
 
 _OF_THE_RUN = ("steps", "width", "height")
-"""Settings that all rows of a run share. Guidance and batch size may change from row to row."""
+"""Settings that all rows of a run share."""
 
 BYTES_PER_PIXEL = 500
 """Memory for a pixel of a batch while it is decoded on a CPU, at the least: 64 channels in float32, twice."""
@@ -103,7 +106,7 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
         if generator is None:
             yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
             continue
-        for batch in _batches(made_by_it, maker.batch_size):
+        for batch in in_batches(made_by_it, itemgetter("guidance"), maker.batch_size):
             for reproduction in _made_again(generator, maker.batch_size, batch, decoder):
                 yield excused(reproduction, manifest.run.versions)
 
@@ -123,8 +126,9 @@ class _Made(BaseModel):
 
 
 def _impossible(row: Row, config: Config) -> str:
-    """What no config or another config than this allows of a row; empty if nothing."""
-    settings = config.generation.model_dump() | {name: row[name] for name in _SETTINGS}
+    """Why the row is not tried: the config of the run does not allow its settings, or memory is too small.
+    Empty if it can be."""
+    settings = config.generation.model_dump() | {name: row[name] for name in _OF_THE_ROW}
     try:
         _Made.model_validate({name: row[name] for name in _Made.model_fields})
         GenerationConfig.model_validate(settings)
@@ -175,14 +179,6 @@ def _keeps_every_pixel(row: Row) -> bool:
 def _request(row: Row) -> Request:
     changes = tuple(row["changes"] or ())
     return Request(row["prompt"], row["negative_prompt"], row["seed"], row["wording"] or 0, changes)
-
-
-def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    by_guidance: dict[float, list[Row]] = {}
-    for row in rows:
-        by_guidance.setdefault(row["guidance"], []).append(row)
-    for alike in by_guidance.values():
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[Any, str]:

@@ -17,12 +17,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from balancer.cells import Candidate, Cell, Slot
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.ledger import Ledger, Outcome
 from balancer.scheduling.queues import Queues
 from balancer.scheduling.speculation import Speculation
+
+T = TypeVar("T")
 
 Quota = tuple[Cell, int, int]
 """A cell, how many images it lacks, and its rank: lower ranks come first."""
@@ -246,13 +249,11 @@ def slots_in_turn(quotas: Sequence[Quota]) -> Iterator[Slot]:
             yield from (Slot(cell, index) for cell, quota in cells if index < quota)
 
 
-def in_batches(
-    candidates: Iterable[Candidate], group_of: Callable[[Candidate], Hashable], size: int
-) -> list[list[Candidate]]:
-    """Batches of up to `size` candidates of one group each."""
-    groups: dict[Hashable, list[Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(group_of(candidate), []).append(candidate)
+def in_batches(items: Iterable[T], group_of: Callable[[T], Hashable], size: int) -> list[list[T]]:
+    """Batches of up to `size` items of one group each."""
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(group_of(item), []).append(item)
     return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
