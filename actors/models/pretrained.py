@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -13,17 +13,27 @@ from actors.weights.file_rules import ModelKind
 from balancer.errors import WeightsError
 
 
+class Pretrained(NamedTuple):
+    """`model` is in evaluation mode; `revision` tells its weights from any others."""
+
+    model: Any
+    processor: Any
+    folder: Path
+    revision: str
+
+
 def load_pretrained(
     model_class: Any,
     processor_class: Any,
-    folder: Path,
     model: str,
+    revision: str | None,
     kind: ModelKind,
     wanted: str,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Any, Any]:
-    """The model in evaluation mode, and its processor. `wanted` is the hint of errors."""
+) -> Pretrained:
+    """`wanted` is the hint of errors."""
+    folder = weights.resolve(model, revision, None, kind)
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it warns of missing weights, which are an error here
@@ -45,4 +55,5 @@ def load_pretrained(
         raise WeightsError(
             f"{model}: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}", hint=wanted
         )
-    return loaded.eval().to(device), processor
+    identity = weights.identity(model, revision, folder)
+    return Pretrained(loaded.eval().to(device), processor, folder, identity)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from actors.models.device import pick_device
 from actors.models.pretrained import load_pretrained
-from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
 
@@ -27,13 +26,11 @@ class SafetyChecker:
     def __init__(self, model: str, revision: str | None, labels: Sequence[str], device: str = "auto") -> None:
         self.device = pick_device(device)
         self.model = model
-        folder = weights.resolve(model, revision, None, "safety checker")
-        self.revision = weights.identity(model, revision, folder)
-        self._model, self._processor = load_pretrained(
+        self._model, self._processor, folder, self.revision = load_pretrained(
             transformers.AutoModelForImageClassification,
             transformers.AutoImageProcessor,
-            folder,
             model,
+            revision,
             "safety checker",
             _HINT,
             self.device,

@@ -19,7 +19,6 @@ from PIL import Image
 from actors.models.device import pick_device, pick_dtype
 from actors.models.pretrained import load_pretrained
 from actors.weights import chat_template
-from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
 from balancer.cells import Cell
 from balancer.errors import WeightsError
@@ -49,13 +48,11 @@ class VlmJudge:
         self.device = pick_device(device)
         self.dtype, _ = pick_dtype("auto", self.device)
         self.model = model
-        folder = weights.resolve(model, revision, None, "second judge")
-        self.revision = weights.identity(model, revision, folder)
-        self._model, self._processor = load_pretrained(
+        self._model, self._processor, folder, self.revision = load_pretrained(
             transformers.AutoModelForImageTextToText,
             transformers.AutoProcessor,
-            folder,
             model,
+            revision,
             "second judge",
             _HINT,
             self.device,
