@@ -1,0 +1,306 @@
+"""Typicality: is an image one of these things at all, before anyone asks which?
+
+A verifier compares the classes of a config with each other, so some class always fits. The embedding it ends
+with has lost what tells a thing from a non-thing; earlier layers and plain pixels have not. Each kind of
+feature gives a Mahalanobis distance from the labelled real images, with a shrunk covariance (Ledoit and Wolf
+2004). The distances are combined to one score, and the score becomes a conformal p-value (Vovk et al. 2005):
+of images like the real ones, a share of at most `alpha` has a p-value of at most `alpha`.
+
+Rows come in groups: a real image and variations of it that are as good. A whole group is left out at a time,
+and groups count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Features = Mapping[str, Floats]
+"""Kind of feature -> (images, numbers)."""
+
+FOLDS = 8
+MIN_GROUPS = 8
+"""With fewer, no fold could be left out; and a p-value could not go below 1 / 9."""
+
+MAX_EXCESS = 50.0
+"""An image so far off is off, and its exponential must stay a number."""
+
+STEP_FLOOR = 2e-3
+"""Steps below a quarter of a level of brightness are no edge."""
+
+_SCALE_FLOOR = 1e-2
+"""A number that hardly varies among real images would otherwise count for more than all the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Squared Mahalanobis distance, per number, in the features of one kind.
+
+    `axes` (numbers, k) are the principal axes of the scaled features, with their shrunk `variances` (k); the
+    directions beyond have the variance `rest`. `usual` and `spread` are the median of the logarithms of
+    images that were left out, and how far their 90 % quantile is above it.
+    """
+
+    centre: Floats
+    scale: Floats
+    axes: Floats
+    variances: Floats
+    rest: float
+    usual: float = 0.0
+    spread: float = 1.0
+
+    def excess(self, values: Floats) -> Floats:
+        """0 for an ordinary image, 1 for one that is odder than nine in ten."""
+        excess: Floats = (np.log(self.squared(values)) - self.usual) / self.spread
+        return excess
+
+    def squared(self, values: Floats) -> Floats:
+        scaled = (values - self.centre) / self.scale
+        along = np.square(scaled @ self.axes)
+        beyond = np.maximum(np.square(scaled).sum(axis=1) - along.sum(axis=1), 0.0)
+        total: Floats = (along / self.variances).sum(axis=1) + beyond / self.rest
+        return np.maximum(total / len(self.centre), 1e-12)
+
+
+@dataclass(frozen=True, slots=True)
+class Typicality:
+    """`distances` by kind of feature. `scores` are those of real images that were left out, ascending;
+    `weights` sum to the number of `groups`."""
+
+    distances: Mapping[str, Distance]
+    scores: Floats
+    weights: Floats
+    groups: int
+
+    def score(self, features: Features) -> Floats:
+        """The higher, the odder."""
+        return _combined([one.excess(features[kind]) for kind, one in self.distances.items()])
+
+    def p_values(self, features: Features) -> Floats:
+        """Of real images, at most a share of p has a p-value of at most p. NaN features give the lowest there
+        is, 1 / (groups + 1)."""
+        scores = self.score(features)
+        at_least = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
+        found = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
+        p_values: Floats = (1.0 + found) / (1.0 + self.groups)
+        return p_values
+
+
+# ---- fitting -----------------------------------------------------------------------------------
+
+
+def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
+    """Fit on `features` of `kinds`; row i belongs to real image `groups[i]`, numbered from 0.
+
+    Scores of the real images come from fits without their group, so none is judged by a fit on itself.
+    """
+    counts = np.bincount(groups)
+    if len(counts) < MIN_GROUPS:
+        raise ValueError(f"{len(counts)} real images, {MIN_GROUPS} needed")
+    distances, excesses = {}, []
+    for kind in kinds:
+        logs = np.log(_left_out(features[kind], groups))
+        usual, high = np.quantile(logs, (0.5, 0.9))
+        spread = max(float(high - usual), 1e-6)
+        fitted = _fit_distance(features[kind])
+        distances[kind] = Distance(
+            fitted.centre, fitted.scale, fitted.axes, fitted.variances, fitted.rest, float(usual), spread
+        )
+        excesses.append((logs - usual) / spread)
+    scores = _combined(excesses)
+    order = np.argsort(scores, kind="stable")
+    return Typicality(distances, scores[order], (1.0 / counts[groups])[order], len(counts))
+
+
+def _combined(excesses: Sequence[Floats]) -> Floats:
+    """The logarithm of the mean exponential: one very odd kind of feature is enough, and several that are
+    somewhat odd add up."""
+    capped = np.minimum(np.stack(excesses), MAX_EXCESS)
+    combined: Floats = np.log(np.exp(capped).mean(axis=0))
+    return combined
+
+
+def _left_out(values: Floats, groups: NDArray[np.intp]) -> Floats:
+    """The squared distance of each row by a fit without its fold; groups stay whole."""
+    order = np.random.default_rng(0).permutation(int(groups.max()) + 1)
+    squared = np.empty(len(values))
+    for fold in range(FOLDS):
+        judged = np.isin(groups, order[fold::FOLDS])
+        squared[judged] = _fit_distance(values[~judged]).squared(values[judged])
+    return squared
+
+
+def _fit_distance(values: Floats) -> Distance:
+    centre, spread = values.mean(axis=0), values.std(axis=0)
+    scale = spread + _SCALE_FLOOR * spread.mean() + 1e-9
+    scaled = (values - centre) / scale
+    share, mean_variance = _shrinkage(scaled)
+    # Rows and columns have the same eigenvalues, and the smaller matrix has them all.
+    variances, axes = _principal_axes(scaled)
+    shrunk = np.maximum((1.0 - share) * variances + share * mean_variance, 1e-9)
+    return Distance(centre, scale, axes, shrunk, max(share * mean_variance, 1e-9))
+
+
+def _principal_axes(scaled: Floats) -> tuple[Floats, Floats]:
+    rows, numbers = scaled.shape
+    if rows >= numbers:
+        variances, axes = np.linalg.eigh(scaled.T @ scaled / rows)
+        return np.maximum(variances, 0.0), axes
+    variances, rotations = np.linalg.eigh(scaled @ scaled.T / rows)
+    real = variances > 1e-8 * variances.max()
+    return variances[real], scaled.T @ rotations[:, real] / np.sqrt(variances[real] * rows)
+
+
+def _shrinkage(scaled: Floats) -> tuple[float, float]:
+    """Ledoit and Wolf's share of the identity in the covariance of centred rows, and their mean variance."""
+    rows, numbers = scaled.shape
+    gram = scaled @ scaled.T if rows < numbers else scaled.T @ scaled
+    squared = float(np.square(gram).sum()) / rows**2
+    mean_variance = float(np.trace(gram)) / rows / numbers
+    far = squared / numbers - mean_variance**2
+    noise = (float(np.square(np.square(scaled).sum(axis=1)).sum()) / rows - squared) / rows / numbers
+    return (min(1.0, max(0.0, noise / far)) if far > 0.0 else 1.0), max(mean_variance, 1e-9)
+
+
+# ---- choosing ----------------------------------------------------------------------------------
+
+
+def choose(kept: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+    """The candidate that keeps the fewest challenges: `kept[candidate][kind]` is the share of a kind that it
+    takes for real.
+
+    The second result has, for each kind, the share kept by the candidate that the other kinds would choose:
+    what to expect of a kind that was not chosen on. Of equals, the first candidate is taken.
+    """
+
+    def best(without: str | None) -> str:
+        totals = {
+            candidate: sum(share for kind, share in shares.items() if kind != without)
+            for candidate, shares in kept.items()
+        }
+        return min(totals, key=totals.__getitem__)
+
+    kinds = next(iter(kept.values()))
+    return best(None), {kind: kept[best(kind)][kind] for kind in kinds}
+
+
+# ---- as plain numbers --------------------------------------------------------------------------
+
+
+def as_dict(model: Typicality) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "distances": {
+            kind: {
+                "centre": one.centre.tolist(),
+                "scale": one.scale.tolist(),
+                "axes": one.axes.tolist(),
+                "variances": one.variances.tolist(),
+                "rest": one.rest,
+                "usual": one.usual,
+                "spread": one.spread,
+            }
+            for kind, one in model.distances.items()
+        },
+        "scores": model.scores.tolist(),
+        "weights": model.weights.tolist(),
+        "groups": model.groups,
+    }
+
+
+def from_dict(document: Mapping[str, Any]) -> Typicality:
+    """Raises KeyError, TypeError or ValueError if it is not what `as_dict` gives."""
+    distances = {kind: _read_distance(entry) for kind, entry in document["distances"].items()}
+    scores, weights = _numbers(document["scores"], 1), _numbers(document["weights"], 1)
+    groups = document["groups"]
+    if not distances or not isinstance(groups, int) or groups < MIN_GROUPS:
+        raise ValueError("no distances, or too few groups")
+    if scores.shape != weights.shape or (np.diff(scores) < 0.0).any() or not (weights > 0.0).all():
+        raise ValueError("scores must ascend, each with a weight above 0")
+    return Typicality(distances, scores, weights, groups)
+
+
+def _read_distance(entry: Mapping[str, Any]) -> Distance:
+    centre, scale, variances = (_numbers(entry[name], 1) for name in ("centre", "scale", "variances"))
+    axes = _numbers(entry["axes"], 2)
+    rest, usual, spread = (float(entry[name]) for name in ("rest", "usual", "spread"))
+    if scale.shape != centre.shape or axes.shape != (len(centre), len(variances)):
+        raise ValueError("a distance whose parts do not fit together")
+    if not (min(rest, spread, *scale, *variances) > 0.0 and np.isfinite([rest, usual, spread]).all()):
+        raise ValueError("a distance needs scales and variances above 0")
+    return Distance(centre, scale, axes, variances, rest, usual, spread)
+
+
+def _numbers(values: Any, dimensions: int) -> Floats:
+    array = np.array(values, np.float64)
+    if array.ndim != dimensions or not np.isfinite(array).all():
+        raise ValueError(f"finite numbers in {dimensions} dimensions expected")
+    return array
+
+
+# ---- features of plain pixels ------------------------------------------------------------------
+
+
+def pixel_features(images: NDArray[Any]) -> dict[str, Floats]:
+    """Features that need no model, of images (N, height, width, 3) of one size, at least 16 pixels a side, as
+    a verifier's preprocessing gives them: about -1 to 1.
+
+    `sharpness` has the logarithmic energy of four octaves, `relative_sharpness` the same over the contrast.
+    `seams` has how far straight lines from edge to edge stand out, in whole and half pictures, and `cuts` how
+    far those do that are one pixel wide: collages have them, and tiles that were decoded apart.
+    """
+    colours = np.asarray(images, np.float64)
+    grey = colours.mean(axis=3)
+    octaves = _octaves(grey)
+    contrast = np.log(grey.std(axis=(1, 2)) + 1e-3)
+    across = np.abs(np.diff(colours, axis=2)).mean(axis=3)
+    down = np.abs(np.diff(colours, axis=1)).mean(axis=3).transpose(0, 2, 1)
+    return {
+        "sharpness": octaves,
+        "relative_sharpness": octaves - contrast[:, None],
+        "seams": np.concatenate([_seams(grey), _seams(grey.transpose(0, 2, 1))], axis=1),
+        "cuts": np.concatenate([_cuts(across), _cuts(down)], axis=1),
+    }
+
+
+def _octaves(grey: Floats) -> Floats:
+    energies = []
+    for _ in range(4):
+        rows, columns = grey.shape[1] // 2, grey.shape[2] // 2
+        even = grey[:, : 2 * rows, : 2 * columns]
+        half = even.reshape(len(even), rows, 2, columns, 2).mean(axis=(2, 4))
+        detail = even - half.repeat(2, axis=1).repeat(2, axis=2)
+        energies.append(np.log(np.square(detail).mean(axis=(1, 2)) + 1e-10) / 2.0)
+        grey = half
+    return np.stack(energies, axis=1)
+
+
+def _seams(grey: Floats) -> Floats:
+    steps, middle = np.abs(np.diff(grey, axis=2)), grey.shape[1] // 2
+    found = []
+    for part in (steps, steps[:, :middle], steps[:, middle:]):
+        edges = part.mean(axis=1)
+        usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
+        found.append(np.log(_strongest(edges) / usual + 1e-3))
+    return np.concatenate(found, axis=1)
+
+
+def _cuts(steps: Floats) -> Floats:
+    """Of steps between columns, what exceeds the steps on either side, and in how many rows it does."""
+    inner = steps[:, :, 1:-1]
+    excess = np.clip(inner - np.maximum(steps[:, :, :-2], steps[:, :, 2:]), 0.0, 0.25)
+    edges, alone = excess.mean(axis=1), (excess > 0.5 * inner + 0.01).mean(axis=1)
+    usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
+    return np.concatenate(
+        [np.log(_strongest(edges) / usual + 0.05), np.log(_strongest(alone) + 0.02)], axis=1
+    )
+
+
+def _strongest(edges: Floats) -> Floats:
+    """The first, third and seventh: pictures of two, four and eight tiles have as many."""
+    return np.sort(edges, axis=1)[:, [-1, -3, -7]]
