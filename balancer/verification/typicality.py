@@ -170,18 +170,25 @@ def _shrinkage(scaled: Floats) -> tuple[float, float]:
 # ---- choosing ----------------------------------------------------------------------------------
 
 
-def choose(kept: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
-    """The candidate that keeps the fewest challenges: `kept[candidate][kind]` is the share of a kind that it
+def choose(
+    kept: Mapping[str, Mapping[str, float]], lost: Mapping[str, float], max_lost: float
+) -> tuple[str, dict[str, float]]:
+    """The candidate that keeps the fewest challenges. `kept[candidate][kind]` is the share of a kind that it
     takes for real.
 
+    A candidate that loses more than `max_lost` of the true images it was not fitted on is not chosen, unless
+    each does; then the one that loses least is. Of equals, the first is taken.
+
     The second result has, for each kind, the share kept by the candidate that the other kinds would choose:
-    what to expect of a kind that was not chosen on. Of equals, the first candidate is taken.
+    what to expect of a kind that was not chosen on.
     """
+    least = min(lost[candidate] for candidate in kept)
+    allowed = {name: shares for name, shares in kept.items() if lost[name] <= max(max_lost, least)}
 
     def best(without: str | None) -> str:
         totals = {
-            candidate: sum(share for kind, share in shares.items() if kind != without)
-            for candidate, shares in kept.items()
+            name: sum(share for kind, share in shares.items() if kind != without)
+            for name, shares in allowed.items()
         }
         return min(totals, key=totals.__getitem__)
 

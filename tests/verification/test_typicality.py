@@ -152,17 +152,30 @@ def test_what_is_no_model_is_refused(path, value):
 # ---- choosing ----------------------------------------------------------------------------------
 
 
+def chosen(kept, **lost):
+    return choose(kept, dict.fromkeys(kept, 0.0) | lost, 0.02)
+
+
 def test_the_candidate_that_keeps_fewest_is_chosen():
-    assert choose({"a": {"noise": 0.2, "blobs": 0.3}, "b": {"noise": 0.1, "blobs": 0.2}})[0] == "b"
+    assert chosen({"a": {"noise": 0.2, "blobs": 0.3}, "b": {"noise": 0.1, "blobs": 0.2}})[0] == "b"
 
 
 def test_of_equal_candidates_the_first_is_chosen():
-    assert choose({"a": {"noise": 0.1}, "b": {"noise": 0.1}})[0] == "a"
+    assert chosen({"a": {"noise": 0.1}, "b": {"noise": 0.1}})[0] == "a"
+
+
+def test_a_candidate_that_loses_too_many_true_images_is_not_chosen():
+    kept = {"a": {"noise": 0.2}, "b": {"noise": 0.1}, "c": {"noise": 0.0}}
+    assert chosen(kept, b=0.02, c=0.021)[0] == "b"
+
+
+def test_if_all_lose_too_many_the_one_that_loses_least_is_chosen():
+    assert chosen({"a": {"noise": 0.2}, "b": {"noise": 0.1}}, a=0.1, b=0.2)[0] == "a"
 
 
 def test_what_is_expected_of_a_kind_was_not_chosen_on_it():
     kept = {"good at noise": {"noise": 0.0, "blobs": 0.4}, "good at blobs": {"noise": 0.6, "blobs": 0.0}}
-    assert choose(kept) == ("good at noise", {"noise": 0.6, "blobs": 0.4})
+    assert chosen(kept) == ("good at noise", {"noise": 0.6, "blobs": 0.4})
 
 
 # ---- pixels ------------------------------------------------------------------------------------
