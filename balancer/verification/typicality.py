@@ -30,6 +30,9 @@ MIN_GROUPS = 8
 MAX_EXCESS = 50.0
 """An image so far off is off, and its exponential must stay a number."""
 
+MAX_AXES = 128
+"""Principal axes of one kind of feature. More tell nothing apart, and make a model of millions of numbers."""
+
 STEP_FLOOR = 2e-3
 """Steps below a quarter of a level of brightness are no edge."""
 
@@ -140,18 +143,25 @@ def _fit_distance(values: Floats) -> Distance:
     scale = spread + _SCALE_FLOOR * spread.mean() + 1e-9
     scaled = (values - centre) / scale
     share, mean_variance = _shrinkage(scaled)
-    # Rows and columns have the same eigenvalues, and the smaller matrix has them all.
     variances, axes = _principal_axes(scaled)
-    shrunk = np.maximum((1.0 - share) * variances + share * mean_variance, 1e-9)
-    return Distance(centre, scale, axes, shrunk, max(share * mean_variance, 1e-9))
+    shrunk = (1.0 - share) * variances + share * mean_variance
+    left = len(centre) - len(variances[:MAX_AXES])
+    beyond = shrunk[MAX_AXES:].sum() + share * mean_variance * (len(centre) - len(variances))
+    rest = beyond / left if left else mean_variance
+    return Distance(
+        centre, scale, axes[:, :MAX_AXES], np.maximum(shrunk[:MAX_AXES], 1e-9), max(float(rest), 1e-9)
+    )
 
 
 def _principal_axes(scaled: Floats) -> tuple[Floats, Floats]:
+    """Variances, the largest first, and their axes. Rows and columns have the same variances, and the smaller
+    matrix has them all."""
     rows, numbers = scaled.shape
     if rows >= numbers:
         variances, axes = np.linalg.eigh(scaled.T @ scaled / rows)
-        return np.maximum(variances, 0.0), axes
-    variances, rotations = np.linalg.eigh(scaled @ scaled.T / rows)
+        return np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    ascending, rotations = np.linalg.eigh(scaled @ scaled.T / rows)
+    variances, rotations = ascending[::-1], rotations[:, ::-1]
     real = variances > 1e-8 * variances.max()
     return variances[real], scaled.T @ rotations[:, real] / np.sqrt(variances[real] * rows)
 

@@ -10,6 +10,7 @@ from sklearn.covariance import ledoit_wolf
 
 from balancer.verification.challenges import make_challenges
 from balancer.verification.typicality import (
+    MAX_AXES,
     MIN_GROUPS,
     Typicality,
     as_dict,
@@ -92,6 +93,17 @@ def test_the_covariance_is_shrunk_as_ledoit_and_wolf_do(kind):
     others = features(10, 1)[kind]
     expected = [row @ np.linalg.solve(covariance, row) for row in (others - distance.centre) / distance.scale]
     assert distance.squared(others) * values.shape[1] == pytest.approx(np.array(expected), rel=1e-6)
+
+
+def test_a_distance_keeps_the_largest_axes_and_the_mean_variance_of_the_others():
+    random = np.random.default_rng(0)
+    values = random.normal(0, 1, (2000, 150)) * np.linspace(1, 3, 150)
+    values[:, :20] += 3 * random.normal(0, 1, (2000, 1))
+    distance = fit_typicality({"wide": values}, np.arange(2000), ["wide"]).distances["wide"]
+    assert distance.axes.shape == (150, MAX_AXES)
+    assert (np.diff(distance.variances) <= 0).all()
+    assert 0 < distance.rest < distance.variances[-1]
+    assert distance.squared(values).mean() == pytest.approx(1, rel=0.05)
 
 
 def test_a_number_that_never_varies_does_no_harm():
