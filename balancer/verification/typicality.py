@@ -6,8 +6,9 @@ feature gives a Mahalanobis distance from the labelled real images, with a shrun
 2004). The distances are combined to one score, and the score becomes a conformal p-value (Vovk et al. 2005):
 of images like the real ones, a share of at most `alpha` has a p-value of at most `alpha`.
 
-Rows come in groups: a real image and variations of it that are as good. A whole group is left out at a time,
-and groups count alike.
+Rows come in groups: a real image, then variations of it that are as good. A whole group is left out at a
+time, and groups count alike. Real images and variations are two references, and the higher p-value counts:
+pooled, the many variations would decide what share of the real images is lost.
 """
 
 from __future__ import annotations
@@ -71,26 +72,36 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True)
-class Typicality:
-    """`distances` by kind of feature. `scores` are those of real images that were left out, ascending;
-    `weights` sum to the number of `groups`."""
+class Reference:
+    """Scores of images that were left out, ascending; those of one group have weights that sum to 1."""
 
-    distances: Mapping[str, Distance]
     scores: Floats
     weights: Floats
-    groups: int
+
+    def p_values(self, scores: Floats) -> Floats:
+        at_least = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
+        found = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
+        p_values: Floats = (1.0 + found) / (1.0 + self.weights.sum())
+        return p_values
+
+
+@dataclass(frozen=True, slots=True)
+class Typicality:
+    """`distances` by kind of feature; `references` are the real images, and their variations if there are
+    any."""
+
+    distances: Mapping[str, Distance]
+    references: tuple[Reference, ...]
 
     def score(self, features: Features) -> Floats:
         """The higher, the odder."""
         return _combined([one.excess(features[kind]) for kind, one in self.distances.items()])
 
     def p_values(self, features: Features) -> Floats:
-        """Of real images, at most a share of p has a p-value of at most p. NaN features give the lowest there
-        is, 1 / (groups + 1)."""
+        """Of real images, at most a share of p has a p-value of at most p; of their variations as well. NaN
+        features give the lowest there is, 1 / (real images + 1)."""
         scores = self.score(features)
-        at_least = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
-        found = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
-        p_values: Floats = (1.0 + found) / (1.0 + self.groups)
+        p_values: Floats = np.max([each.p_values(scores) for each in self.references], axis=0)
         return p_values
 
 
@@ -98,7 +109,8 @@ class Typicality:
 
 
 def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
-    """Fit on `features` of `kinds`; row i belongs to real image `groups[i]`, numbered from 0.
+    """Fit on `features` of `kinds`; row i belongs to real image `groups[i]`, numbered from 0. The first row of
+    a group is the real image itself.
 
     Scores of the real images come from fits without their group, so none is judged by a fit on itself.
     """
@@ -116,8 +128,15 @@ def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence
         )
         excesses.append((logs - usual) / spread)
     scores = _combined(excesses)
+    real = np.zeros(len(groups), bool)
+    real[np.unique(groups, return_index=True)[1]] = True
+    references = [_reference(scores[rows], groups[rows]) for rows in (real, ~real) if rows.any()]
+    return Typicality(distances, tuple(references))
+
+
+def _reference(scores: Floats, groups: NDArray[np.intp]) -> Reference:
     order = np.argsort(scores, kind="stable")
-    return Typicality(distances, scores[order], (1.0 / counts[groups])[order], len(counts))
+    return Reference(scores[order], (1.0 / np.bincount(groups)[groups])[order])
 
 
 def _combined(excesses: Sequence[Floats]) -> Floats:
@@ -224,22 +243,28 @@ def as_dict(model: Typicality) -> dict[str, Any]:
             }
             for kind, one in model.distances.items()
         },
-        "scores": model.scores.tolist(),
-        "weights": model.weights.tolist(),
-        "groups": model.groups,
+        "references": [
+            {"scores": each.scores.tolist(), "weights": each.weights.tolist()} for each in model.references
+        ],
     }
 
 
 def from_dict(document: Mapping[str, Any]) -> Typicality:
     """Raises KeyError, TypeError or ValueError if it is not what `as_dict` gives."""
     distances = {kind: _read_distance(entry) for kind, entry in document["distances"].items()}
-    scores, weights = _numbers(document["scores"], 1), _numbers(document["weights"], 1)
-    groups = document["groups"]
-    if not distances or not isinstance(groups, int) or groups < MIN_GROUPS:
-        raise ValueError("no distances, or too few groups")
+    references = tuple(map(_read_reference, document["references"]))
+    if not distances or not references:
+        raise ValueError("no distances, or no references")
+    return Typicality(distances, references)
+
+
+def _read_reference(entry: Mapping[str, Any]) -> Reference:
+    scores, weights = _numbers(entry["scores"], 1), _numbers(entry["weights"], 1)
     if scores.shape != weights.shape or (np.diff(scores) < 0.0).any() or not (weights > 0.0).all():
         raise ValueError("scores must ascend, each with a weight above 0")
-    return Typicality(distances, scores, weights, groups)
+    if weights.sum() < MIN_GROUPS - 0.5:
+        raise ValueError(f"fewer than {MIN_GROUPS} images to compare with")
+    return Reference(scores, weights)
 
 
 def _read_distance(entry: Mapping[str, Any]) -> Distance:

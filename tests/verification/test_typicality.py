@@ -70,9 +70,22 @@ def test_images_beyond_all_numbers_are_odd_and_give_no_warning():
 
 def test_variations_of_an_image_count_as_one_image():
     model = fitted(copies=4)
-    assert model.groups == 40
-    assert model.weights.sum() == pytest.approx(40)
+    assert [each.weights.sum() for each in model.references] == pytest.approx([40, 40])
     assert model.p_values(features(1, 1, shift=9.0))[0] == pytest.approx(1 / 41)
+
+
+def test_odd_real_images_are_not_outvoted_by_their_variations():
+    """Real images that are odder than their variations: as many as said are lost all the same."""
+    count, copies = 60, 7
+    groups = np.repeat(np.arange(count), copies)
+    real = np.arange(count * copies) % copies == 0
+    lost = []
+    for seed in range(10):
+        values = features(count, seed, copies=copies)["few"]
+        values[real] *= 2.0
+        model = fit_typicality({"few": values}, groups, ["few"])
+        lost.append(model.p_values({"few": 2.0 * features(300, seed + 100)["few"]}) <= 0.1)
+    assert np.mean(lost) < 0.13
 
 
 def test_no_image_is_judged_by_a_fit_on_a_variation_of_itself():
@@ -137,11 +150,12 @@ def test_a_model_written_as_json_gives_the_same_p_values():
     ("path", "value"),
     [
         (("distances",), {}),
-        (("groups",), 3),
-        (("scores",), [1.0]),
-        (("weights", 0), 0.0),
-        (("weights", 0), float("nan")),
-        (("scores", 0), 1e9),
+        (("references",), []),
+        (("references", 0), {"scores": [1.0], "weights": [1.0]}),
+        (("references", 0, "scores"), [1.0]),
+        (("references", 0, "weights", 0), 0.0),
+        (("references", 0, "weights", 0), float("nan")),
+        (("references", 0, "scores", 0), 1e9),
         (("distances", "few", "rest"), 0.0),
         (("distances", "few", "spread"), -1.0),
         (("distances", "few", "usual"), float("inf")),
