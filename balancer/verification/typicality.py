@@ -109,8 +109,8 @@ class Typicality:
 
 
 def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
-    """Fit on `features` of `kinds`; row i belongs to real image `groups[i]`, numbered from 0. The first row of
-    a group is the real image itself.
+    """Fit on `features` of `kinds`. Row i belongs to real image `groups[i]`, numbered from 0; the first of
+    its rows is the real image itself.
 
     Scores of the real images come from fits without their group, so none is judged by a fit on itself.
     """
