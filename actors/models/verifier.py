@@ -7,6 +7,7 @@ Batches have a fixed size, so a measurement does not depend on the number of ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from balancer.images import (
     perceptual_hash,
     pixel_sha256,
 )
+from balancer.verification.typicality import pixel_features
 from balancer.verification.verdict import ImageFlags, Measurement
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images per batch: a CPU needs few, a GPU several."""
+
+LAYERS = 4
+LAGS = (1, 2, 4)
+GRID = 4
+"""What typicality looks at: layers, distances between positions, parts of an image per side."""
 
 _HINT = "verification.model must name an open_clip model"
 
@@ -134,6 +141,19 @@ class Verifier:
             for picture in pictures
         ]
 
+    def typicality_features(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of images (N, height, width, 3) for `balancer.verification.typicality`, float64 by kind.
+
+        From up to four layers, evenly spaced in depth, if the model gives them out: `block1.moments` and so
+        on. The others are the final embedding, and those of the pixels as the model sees them.
+        """
+        size = INTERNAL_BATCH[self.device.type]
+        batches = [
+            self._typicality_features(self._prepared(pixels[start : start + size]))
+            for start in range(0, len(pixels), size)
+        ]
+        return {kind: np.concatenate([batch[kind] for batch in batches]) for kind in batches[0]}
+
     def describe(self) -> dict[str, str]:
         """Model, revision, device and embedding size, for the manifest."""
         return {
@@ -170,12 +190,54 @@ class Verifier:
             for index, row in enumerate(rows)
         ]
 
+    @torch.inference_mode()
+    def _typicality_features(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """Of at most INTERNAL_BATCH prepared images."""
+        missing = INTERNAL_BATCH[self.device.type] - len(images)
+        filled = torch.cat([images, *[images[-1:]] * missing])
+        if _gives_layers(self._model.visual):
+            seen = self._model.forward_intermediates(image=filled)
+            found = layer_features(seen["image_intermediates"])
+            found["final"] = seen["image_features"]
+        else:
+            found = {"final": self._model.encode_image(filled, normalize=True)}
+        kept = {kind: values[: len(images)].double().cpu().numpy() for kind, values in found.items()}
+        return kept | pixel_features(images.permute(0, 2, 3, 1).cpu().numpy())
+
     def _by_value(self, name: str, probabilities: Sequence[float]) -> dict[str, float]:
         return dict(zip(self._values[name], probabilities, strict=True))
 
     def _text_embedding(self, labels: Sequence[str]) -> torch.Tensor:
         tokens = self._tokenize(list(labels)).to(self.device)
         return F.normalize(self._model.encode_text(tokens, normalize=True).mean(dim=0), dim=0)
+
+
+def layer_features(layers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Features of the maps (N, channels, height, width) of some of a model's layers.
+
+    `moments` are mean and spread of each channel, `variogram` how much it differs over 1, 2 and 4 positions,
+    relative to its spread, and `grid` its means in 4 x 4 parts of the image.
+    """
+    found = {}
+    for number in range(1, min(LAYERS, len(layers)) + 1):
+        layer = layers[math.ceil(number * len(layers) / min(LAYERS, len(layers))) - 1].float()
+        spread = layer.std((2, 3), unbiased=False)
+        found[f"block{number}.moments"] = torch.cat([layer.mean((2, 3)), spread], dim=1)
+        if steps := [_step(layer, lag) / (spread + 1e-4) for lag in LAGS if lag < min(layer.shape[2:])]:
+            found[f"block{number}.variogram"] = torch.cat(steps, dim=1)
+        found[f"block{number}.grid"] = F.adaptive_avg_pool2d(layer, GRID).flatten(1)
+    return found
+
+
+def _step(layer: torch.Tensor, lag: int) -> torch.Tensor:
+    across = (layer[:, :, :, lag:] - layer[:, :, :, :-lag]).square().mean((2, 3))
+    down = (layer[:, :, lag:] - layer[:, :, :-lag]).square().mean((2, 3))
+    return ((across + down) / 2 + 1e-6).sqrt()
+
+
+def _gives_layers(tower: Any) -> bool:
+    """Whether an open_clip image tower can return its layers; one of timm can if its trunk can."""
+    return hasattr(getattr(tower, "trunk", tower), "forward_intermediates")
 
 
 def batched(transform: Compose) -> Preprocess:

@@ -1,1 +1,1 @@
-"""Verdicts on candidates, the verifier's calibration, and the pre-flight that tests the verifier."""
+"""Verdicts on candidates, the verifier's calibration, typicality, and what tests the verifier."""

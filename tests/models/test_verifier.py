@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from actors.models.verifier import Verifier, batched
+from actors.models.verifier import Verifier, batched, layer_features
 from balancer.cells import Cell
 from balancer.errors import WeightsError
 from balancer.images import luminance_stats, perceptual_hash, pixel_sha256
@@ -247,3 +247,91 @@ def test_the_embedded_verifier_measures_images():
     assert len(measurement.embedding) == 2 * embedded.embedding_dim
     assert embedded.describe()["model"] == "embedded"
     assert len(embedded.describe()["revision"]) == 40
+
+
+# ---- features for typicality -------------------------------------------------------------------
+
+PIXEL_KINDS = {"sharpness", "relative_sharpness", "seams", "cuts"}
+
+
+def test_features_come_from_layers_the_embedding_and_the_pixels(verifier):
+    found = verifier.typicality_features(pictures(5))
+    assert found.keys() == {"block1.moments", "block1.variogram", "block1.grid", "final"} | PIXEL_KINDS
+    for values in found.values():
+        assert (len(values), values.dtype) == (5, np.float64)
+        assert np.isfinite(values).all()
+
+
+def test_the_final_feature_is_the_embedding_that_is_measured(verifier):
+    pixels = pictures(5)
+    found = verifier.typicality_features(pixels)["final"]
+    assert [row.astype("<f2").tobytes() for row in found] == [
+        measured.embedding for measured in measure(verifier, pixels)
+    ]
+
+
+def test_asking_for_features_changes_no_measurement(verifier):
+    pixels = pictures(5)
+    before = measure(verifier, pixels)
+    verifier.typicality_features(pixels)
+    assert measure(verifier, pixels) == before
+
+
+def test_features_of_an_image_do_not_depend_on_how_many_came(verifier):
+    pixels = pictures(5)
+    together, alone = verifier.typicality_features(pixels), verifier.typicality_features(pixels[3:4])
+    for kind, values in alone.items():
+        assert np.array_equal(values[0], together[kind][3]), kind
+
+
+TOWERS = {
+    "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+    "timm": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_other_towers_of_open_clip_give_four_layers(tower, monkeypatch, verifier):
+    model = open_clip.CustomTextCLIP if tower == "timm" else open_clip.CLIP
+    built = model(8, TOWERS[tower], MODEL["text_cfg"] | {"hf_tokenizer_name": None}).eval()
+    monkeypatch.setattr(verifier, "_model", built)
+    found = verifier.typicality_features(pictures(2))
+    assert {f"block{number}.moments" for number in (1, 2, 3, 4)} < found.keys()
+    with torch.no_grad():
+        expected = built.encode_image(verifier._prepared(pictures(2)), normalize=True)
+    assert found["final"] == pytest.approx(expected.double().numpy(), abs=1e-5)
+
+
+def test_a_tower_that_gives_no_layers_is_judged_by_its_embedding_and_the_pixels(monkeypatch, verifier):
+    monkeypatch.setattr("actors.models.verifier._gives_layers", lambda tower: False)
+    assert verifier.typicality_features(pictures(2)).keys() == {"final"} | PIXEL_KINDS
+
+
+@pytest.mark.parametrize(
+    ("layers", "taken"), [(1, [0]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (12, [2, 5, 8, 11])]
+)
+def test_layers_are_taken_evenly_spaced_in_depth_and_the_last_one_always(layers, taken):
+    maps = [torch.full((1, 2, 8, 8), float(number)) for number in range(layers)]
+    found = layer_features(maps)
+    means = [found[f"block{number}.moments"][0, 0].item() for number in range(1, len(taken) + 1)]
+    assert means == taken
+
+
+def test_a_variogram_does_not_depend_on_how_strong_a_channel_is():
+    layer = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    [plain, strong] = (layer_features([scale * layer])["block1.variogram"] for scale in (1, 10))
+    assert strong.numpy() == pytest.approx(plain.numpy(), rel=1e-3)
+
+
+def test_a_grid_tells_where_and_moments_do_not():
+    layer = torch.zeros(1, 1, 8, 8)
+    layer[..., :2, :2] = 1.0
+    upright, turned = layer_features([layer]), layer_features([layer.flip(2, 3)])
+    assert torch.equal(upright["block1.moments"], turned["block1.moments"])
+    assert not torch.equal(upright["block1.grid"], turned["block1.grid"])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_small_maps_have_features_too(side):
+    for values in layer_features([torch.rand(2, 3, side, side)]).values():
+        assert torch.isfinite(values).all()

@@ -1,0 +1,355 @@
+"""Typicality: is an image one of these things at all, before anyone asks which?
+
+A verifier compares the classes of a config with each other, so some class always fits. The embedding it ends
+with has lost what tells a thing from a non-thing; earlier layers and plain pixels have not. Each kind of
+feature gives a Mahalanobis distance from the labelled real images, with a shrunk covariance (Ledoit and Wolf
+2004). The distances are combined to one score, and the score becomes a conformal p-value (Vovk et al. 2005):
+of images like the real ones, a share of at most `alpha` has a p-value of at most `alpha`.
+
+Rows come in groups: a real image, then variations of it that are as good. A whole group is left out at a
+time, and groups count alike. Real images and variations are two references, and the higher p-value counts:
+pooled, the many variations would decide what share of the real images is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Features = Mapping[str, Floats]
+"""Kind of feature -> (images, numbers)."""
+
+FOLDS = 8
+MIN_GROUPS = 8
+"""With fewer, no fold could be left out; and a p-value could not go below 1 / 9."""
+
+MAX_EXCESS = 50.0
+"""An image so far off is off, and its exponential must stay a number."""
+
+MAX_AXES = 128
+"""Principal axes of one kind of feature. More tell nothing apart, and make a model of millions of numbers."""
+
+STEP_FLOOR = 2e-3
+"""Steps below a quarter of a level of brightness are no edge."""
+
+_SCALE_FLOOR = 1e-2
+"""A number that hardly varies among real images would otherwise count for more than all the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Squared Mahalanobis distance, per number, in the features of one kind.
+
+    `axes` (numbers, k) are the principal axes of the scaled features, with their shrunk `variances` (k); the
+    directions beyond have the variance `rest`. `usual` and `spread` are the median of the logarithms of
+    images that were left out, and how far their 90 % quantile is above it.
+    """
+
+    centre: Floats
+    scale: Floats
+    axes: Floats
+    variances: Floats
+    rest: float
+    usual: float = 0.0
+    spread: float = 1.0
+
+    def excess(self, values: Floats) -> Floats:
+        """0 for an ordinary image, 1 for one that is odder than nine in ten."""
+        excess: Floats = (np.log(self.squared(values)) - self.usual) / self.spread
+        return excess
+
+    def squared(self, values: Floats) -> Floats:
+        scaled = (values - self.centre) / self.scale
+        along = np.square(scaled @ self.axes)
+        beyond = np.maximum(np.square(scaled).sum(axis=1) - along.sum(axis=1), 0.0)
+        total: Floats = (along / self.variances).sum(axis=1) + beyond / self.rest
+        return np.maximum(total / len(self.centre), 1e-12)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Scores of images that were left out, ascending; those of one group have weights that sum to 1."""
+
+    scores: Floats
+    weights: Floats
+
+    def p_values(self, scores: Floats) -> Floats:
+        at_least = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
+        found = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
+        p_values: Floats = (1.0 + found) / (1.0 + self.weights.sum())
+        return p_values
+
+
+@dataclass(frozen=True, slots=True)
+class Typicality:
+    """`distances` by kind of feature; `references` are the real images, and their variations if there are
+    any."""
+
+    distances: Mapping[str, Distance]
+    references: tuple[Reference, ...]
+
+    def score(self, features: Features) -> Floats:
+        """The higher, the odder."""
+        return _combined([one.excess(features[kind]) for kind, one in self.distances.items()])
+
+    def p_values(self, features: Features) -> Floats:
+        """Of real images, at most a share of p has a p-value of at most p; of their variations as well. NaN
+        features give the lowest there is, 1 / (real images + 1)."""
+        scores = self.score(features)
+        p_values: Floats = np.max([each.p_values(scores) for each in self.references], axis=0)
+        return p_values
+
+
+# ---- fitting -----------------------------------------------------------------------------------
+
+
+def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
+    """Fit on `features` of `kinds`. Row i belongs to real image `groups[i]`, numbered from 0; the first of
+    its rows is the real image itself.
+
+    Scores of the real images come from fits without their group, so none is judged by a fit on itself.
+    """
+    counts = np.bincount(groups)
+    if len(counts) < MIN_GROUPS:
+        raise ValueError(f"{len(counts)} real images, {MIN_GROUPS} needed")
+    distances, excesses = {}, []
+    for kind in kinds:
+        logs = np.log(_left_out(features[kind], groups))
+        usual, high = np.quantile(logs, (0.5, 0.9))
+        spread = max(float(high - usual), 1e-6)
+        fitted = _fit_distance(features[kind])
+        distances[kind] = Distance(
+            fitted.centre, fitted.scale, fitted.axes, fitted.variances, fitted.rest, float(usual), spread
+        )
+        excesses.append((logs - usual) / spread)
+    scores = _combined(excesses)
+    real = np.zeros(len(groups), bool)
+    real[np.unique(groups, return_index=True)[1]] = True
+    references = [_reference(scores[rows], groups[rows]) for rows in (real, ~real) if rows.any()]
+    return Typicality(distances, tuple(references))
+
+
+def _reference(scores: Floats, groups: NDArray[np.intp]) -> Reference:
+    order = np.argsort(scores, kind="stable")
+    return Reference(scores[order], (1.0 / np.bincount(groups)[groups])[order])
+
+
+def _combined(excesses: Sequence[Floats]) -> Floats:
+    """The logarithm of the mean exponential: one very odd kind of feature is enough, and several that are
+    somewhat odd add up."""
+    capped = np.minimum(np.stack(excesses), MAX_EXCESS)
+    combined: Floats = np.log(np.exp(capped).mean(axis=0))
+    return combined
+
+
+def _left_out(values: Floats, groups: NDArray[np.intp]) -> Floats:
+    """The squared distance of each row by a fit without its fold; groups stay whole."""
+    order = np.random.default_rng(0).permutation(int(groups.max()) + 1)
+    squared = np.empty(len(values))
+    for fold in range(FOLDS):
+        judged = np.isin(groups, order[fold::FOLDS])
+        squared[judged] = _fit_distance(values[~judged]).squared(values[judged])
+    return squared
+
+
+def _fit_distance(values: Floats) -> Distance:
+    centre, spread = values.mean(axis=0), values.std(axis=0)
+    scale = spread + _SCALE_FLOOR * spread.mean() + 1e-9
+    scaled = (values - centre) / scale
+    share, mean_variance = _shrinkage(scaled)
+    variances, axes = _principal_axes(scaled)
+    shrunk = (1.0 - share) * variances + share * mean_variance
+    left = len(centre) - len(variances[:MAX_AXES])
+    beyond = shrunk[MAX_AXES:].sum() + share * mean_variance * (len(centre) - len(variances))
+    rest = beyond / left if left else mean_variance
+    return Distance(
+        centre, scale, axes[:, :MAX_AXES], np.maximum(shrunk[:MAX_AXES], 1e-9), max(float(rest), 1e-9)
+    )
+
+
+def _principal_axes(scaled: Floats) -> tuple[Floats, Floats]:
+    """Variances, the largest first, and their axes. Rows and columns have the same variances, and the smaller
+    matrix has them all."""
+    rows, numbers = scaled.shape
+    if rows >= numbers:
+        variances, axes = np.linalg.eigh(scaled.T @ scaled / rows)
+        return np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    ascending, rotations = np.linalg.eigh(scaled @ scaled.T / rows)
+    variances, rotations = ascending[::-1], rotations[:, ::-1]
+    real = variances > 1e-8 * variances.max()
+    return variances[real], scaled.T @ rotations[:, real] / np.sqrt(variances[real] * rows)
+
+
+def _shrinkage(scaled: Floats) -> tuple[float, float]:
+    """Ledoit and Wolf's share of the identity in the covariance of centred rows, and their mean variance."""
+    rows, numbers = scaled.shape
+    gram = scaled @ scaled.T if rows < numbers else scaled.T @ scaled
+    squared = float(np.square(gram).sum()) / rows**2
+    mean_variance = float(np.trace(gram)) / rows / numbers
+    far = squared / numbers - mean_variance**2
+    noise = (float(np.square(np.square(scaled).sum(axis=1)).sum()) / rows - squared) / rows / numbers
+    return (min(1.0, max(0.0, noise / far)) if far > 0.0 else 1.0), max(mean_variance, 1e-9)
+
+
+# ---- choosing ----------------------------------------------------------------------------------
+
+
+def choose(
+    kept: Mapping[str, Mapping[str, float]], lost: Mapping[str, float], max_lost: float
+) -> tuple[str, dict[str, float]]:
+    """The candidate that keeps the fewest challenges. `kept[candidate][kind]` is the share of a kind that it
+    takes for real.
+
+    A candidate that loses more than `max_lost` of the true images it was not fitted on is not chosen, unless
+    each does; then the one that loses least is. Of equals, the first is taken.
+
+    The second result has, for each kind, the share kept by the candidate that the other kinds would choose:
+    what to expect of a kind that was not chosen on.
+    """
+    least = min(lost[candidate] for candidate in kept)
+    allowed = {name: shares for name, shares in kept.items() if lost[name] <= max(max_lost, least)}
+
+    def best(without: str | None) -> str:
+        totals = {
+            name: sum(share for kind, share in shares.items() if kind != without)
+            for name, shares in allowed.items()
+        }
+        return min(totals, key=totals.__getitem__)
+
+    kinds = next(iter(kept.values()))
+    return best(None), {kind: kept[best(kind)][kind] for kind in kinds}
+
+
+# ---- as plain numbers --------------------------------------------------------------------------
+
+
+def as_dict(model: Typicality) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "distances": {
+            kind: {
+                "centre": one.centre.tolist(),
+                "scale": one.scale.tolist(),
+                "axes": one.axes.tolist(),
+                "variances": one.variances.tolist(),
+                "rest": one.rest,
+                "usual": one.usual,
+                "spread": one.spread,
+            }
+            for kind, one in model.distances.items()
+        },
+        "references": [
+            {"scores": each.scores.tolist(), "weights": each.weights.tolist()} for each in model.references
+        ],
+    }
+
+
+def from_dict(document: Mapping[str, Any]) -> Typicality:
+    """Raises KeyError, TypeError or ValueError if it is not what `as_dict` gives."""
+    distances = {kind: _read_distance(entry) for kind, entry in document["distances"].items()}
+    references = tuple(map(_read_reference, document["references"]))
+    if not distances or not references:
+        raise ValueError("no distances, or no references")
+    return Typicality(distances, references)
+
+
+def _read_reference(entry: Mapping[str, Any]) -> Reference:
+    scores, weights = _numbers(entry["scores"], 1), _numbers(entry["weights"], 1)
+    if scores.shape != weights.shape or (np.diff(scores) < 0.0).any() or not (weights > 0.0).all():
+        raise ValueError("scores must ascend, each with a weight above 0")
+    if weights.sum() < MIN_GROUPS - 0.5:
+        raise ValueError(f"fewer than {MIN_GROUPS} images to compare with")
+    return Reference(scores, weights)
+
+
+def _read_distance(entry: Mapping[str, Any]) -> Distance:
+    centre, scale, variances = (_numbers(entry[name], 1) for name in ("centre", "scale", "variances"))
+    axes = _numbers(entry["axes"], 2)
+    rest, usual, spread = (float(entry[name]) for name in ("rest", "usual", "spread"))
+    if scale.shape != centre.shape or axes.shape != (len(centre), len(variances)):
+        raise ValueError("a distance whose parts do not fit together")
+    if not (min(rest, spread, *scale, *variances) > 0.0 and np.isfinite([rest, usual, spread]).all()):
+        raise ValueError("a distance needs scales and variances above 0")
+    return Distance(centre, scale, axes, variances, rest, usual, spread)
+
+
+def _numbers(values: Any, dimensions: int) -> Floats:
+    array = np.array(values, np.float64)
+    if array.ndim != dimensions or not np.isfinite(array).all():
+        raise ValueError(f"finite numbers in {dimensions} dimensions expected")
+    return array
+
+
+# ---- features of plain pixels ------------------------------------------------------------------
+
+
+def pixel_features(images: NDArray[Any]) -> dict[str, Floats]:
+    """Features that need no model, of images (N, height, width, 3) of one size, at least 16 pixels a side, as
+    a verifier's preprocessing gives them: about -1 to 1.
+
+    `sharpness` has the logarithmic energy of four octaves, `relative_sharpness` the same over the contrast.
+    `seams` has how far straight lines from edge to edge stand out, in whole and half pictures, and `cuts` how
+    far those do that are one pixel wide: collages have them, and tiles that were decoded apart.
+    """
+    colours = [np.asarray(images[..., channel], np.float64) for channel in range(3)]
+    grey = _mean(colours)
+    octaves = _octaves(grey)
+    contrast = np.log(grey.std(axis=(1, 2)) + 1e-3)
+    across = _mean([np.abs(np.diff(colour, axis=2)) for colour in colours])
+    down = _mean([np.abs(np.diff(colour, axis=1)) for colour in colours]).transpose(0, 2, 1)
+    return {
+        "sharpness": octaves,
+        "relative_sharpness": octaves - contrast[:, None],
+        "seams": np.concatenate([_seams(grey), _seams(grey.transpose(0, 2, 1))], axis=1),
+        "cuts": np.concatenate([_cuts(across), _cuts(down)], axis=1),
+    }
+
+
+def _mean(channels: Sequence[Floats]) -> Floats:
+    """Over the channels one by one: numpy is slow along a last axis of three."""
+    red, green, blue = channels
+    mean: Floats = (red + green + blue) / 3.0
+    return mean
+
+
+def _octaves(grey: Floats) -> Floats:
+    energies = []
+    for _ in range(4):
+        rows, columns = grey.shape[1] // 2, grey.shape[2] // 2
+        even = grey[:, : 2 * rows, : 2 * columns]
+        half = even.reshape(len(even), rows, 2, columns, 2).mean(axis=(2, 4))
+        detail = even - half.repeat(2, axis=1).repeat(2, axis=2)
+        energies.append(np.log(np.square(detail).mean(axis=(1, 2)) + 1e-10) / 2.0)
+        grey = half
+    return np.stack(energies, axis=1)
+
+
+def _seams(grey: Floats) -> Floats:
+    steps, middle = np.abs(np.diff(grey, axis=2)), grey.shape[1] // 2
+    found = []
+    for part in (steps, steps[:, :middle], steps[:, middle:]):
+        edges = part.mean(axis=1)
+        usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
+        found.append(np.log(_strongest(edges) / usual + 1e-3))
+    return np.concatenate(found, axis=1)
+
+
+def _cuts(steps: Floats) -> Floats:
+    """Of steps between columns, what exceeds the steps on either side, and in how many rows it does."""
+    inner = steps[:, :, 1:-1]
+    excess = np.clip(inner - np.maximum(steps[:, :, :-2], steps[:, :, 2:]), 0.0, 0.25)
+    edges, alone = excess.mean(axis=1), (excess > 0.5 * inner + 0.01).mean(axis=1)
+    usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
+    return np.concatenate(
+        [np.log(_strongest(edges) / usual + 0.05), np.log(_strongest(alone) + 0.02)], axis=1
+    )
+
+
+def _strongest(edges: Floats) -> Floats:
+    """The first, third and seventh: pictures of two, four and eight tiles have as many."""
+    return np.sort(edges, axis=1)[:, [-1, -3, -7]]
