@@ -28,6 +28,7 @@ from balancer.images import UnreadableImage, read_bytes
 from balancer.storage.cache import cache_folder, keep
 from balancer.storage.regular_files import open_regular
 from balancer.verification.calibration import (
+    LEAST_PROBABILITY,
     Calibration,
     Examples,
     calibrated,
@@ -60,9 +61,6 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-LEAST_PROBABILITY = 1e-300
-"""Smaller doubles have no logarithm."""
 
 MeasureCall = tuple[list[bytes], int]
 """Arguments of `measure_files`."""
@@ -166,7 +164,7 @@ def _batches(paths: Mapping[str, Path], max_bytes: int) -> Iterator[list[tuple[s
     batch: list[tuple[str, bytes]] = []
     size = 0
     for sha256, path in paths.items():
-        data = _read_unchanged(path, sha256, max_bytes)
+        data = read_unchanged(path, sha256, max_bytes)
         if batch and (len(batch) == BATCH_IMAGES or size + len(data) > BATCH_BYTES):
             yield batch
             batch, size = [], 0
@@ -176,7 +174,7 @@ def _batches(paths: Mapping[str, Path], max_bytes: int) -> Iterator[list[tuple[s
         yield batch
 
 
-def _read_unchanged(path: Path, sha256: str, max_bytes: int) -> bytes:
+def read_unchanged(path: Path, sha256: str, max_bytes: int) -> bytes:
     try:
         data = read_bytes(path, max_bytes=max_bytes)
     except UnreadableImage as error:

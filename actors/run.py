@@ -12,8 +12,9 @@ from typing import Any
 
 from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
 from actors.cluster.fleet import Pools, make_pools, start_pools
-from actors.cluster.pool import Pool, call_all
+from actors.cluster.pool import Pool, call_all, shared
 from actors.cluster.sizing import Fleet, fit
+from actors.domain import study
 from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
@@ -35,8 +36,9 @@ from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
-from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, ManifestError
 from balancer.manifest.image_check import check_images
+from balancer.manifest.layout import typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView, read_log
@@ -63,12 +65,14 @@ from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import Snapshot, progress_line
 from balancer.scheduling.schedule import Schedule
-from balancer.storage import Storage, open_storage, refuse_without_create_only
+from balancer.storage import MissingFileError, Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
 from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
 from balancer.verification.calibration import read_configured
+from balancer.verification.off_domain import refuse_accepted_challenges, summarise
 from balancer.verification.preflight import refuse_unproven, summary
+from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
 
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""
@@ -209,14 +213,15 @@ def _run(
         pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
-        measured = _measure(config, audit, holdout, pools.verifiers, stop, reporter)
+        measure = _Measuring(config, audit, holdout, pools.verifiers, stop, reporter)
+        measured = measure.real_images()
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
                 plan = make_plan(config, counts, real_facets(measured, config, splits))
             for line in held_back(plan):
                 reporter.note(line)
-            info = create_run(storage, describe_run(config, plan, models))
+            info = create_run(storage, describe_run(config, plan, models, measure.domain(measured, storage)))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
@@ -242,6 +247,7 @@ def _run(
                 *pools,
                 references=NearDuplicateIndex(list_references(measured), config.verification.copies),
                 stop=stop,
+                typicality=_typicality(info, storage),
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -323,37 +329,68 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def _measure(
-    config: Config,
-    audit: Audit,
-    holdout: Audit | None,
-    verifiers: Pool,
-    stop: StopSignal,
-    reporter: Reporter,
-) -> RealImages:
-    """The real images as the verifiers see them, while generators load; UsageError if the pre-flight finds
-    that they cannot judge what they will be asked."""
+@dataclass(frozen=True, slots=True)
+class _Measuring:
+    """What the verifiers of a run see, while generators load."""
 
-    def notice_stop() -> None:
-        if stop.number is not None:
+    config: Config
+    audit: Audit
+    holdout: Audit | None
+    verifiers: Pool
+    stop: StopSignal
+    reporter: Reporter
+
+    def real_images(self) -> RealImages:
+        """UsageError if the pre-flight finds that the verifiers cannot judge what they will be asked."""
+
+        def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
+            self.reporter.step("the verifier measures the real images, as soon as it has loaded")
+            return self._call_all("measure_files", calls)
+
+        measured = measure_real_images(self.config, self.audit, self.holdout, measure)
+        if self.config.actors.kind == "simulated":
+            self.reporter.note("no pre-flight: simulated actors judge nothing")
+            return measured
+        result = run_preflight(measured, self.config)
+        refuse_unproven(result)
+        self.reporter.note(summary(result))
+        return measured
+
+    def domain(self, measured: RealImages, storage: Storage) -> dict[str, Any]:
+        """How candidates of none of the classes are told, for run.json; UsageError if they cannot be. Writes
+        what candidates are compared with."""
+        if self.config.actors.kind == "simulated":
+            return {}
+        domain = study(self.config, self.audit, self.holdout, measured, self._call_all)
+        refuse_accepted_challenges(domain.proof, self.config)
+        self.reporter.note(summarise(domain.proof))
+        if domain.proof.sha256 is not None and domain.typicality is not None:
+            storage.publish(typicality_path(domain.proof.sha256), domain.typicality)
+        return domain.proof.as_dict()
+
+    def _call_all(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        return call_all(self.verifiers, method, calls, self._notice_stop)
+
+    def _notice_stop(self) -> None:
+        if self.stop.number is not None:
             raise InterruptedRun(
                 "interrupted before anything was generated",
-                signal_number=stop.number,
+                signal_number=self.stop.number,
                 hint="the same command resumes from here",
             )
 
-    def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
-        reporter.step("the verifier measures the real images, as soon as it has loaded")
-        return call_all(verifiers, "measure_files", calls, notice_stop)
 
-    measured = measure_real_images(config, audit, holdout, measure)
-    if config.actors.kind == "simulated":
-        reporter.note("no pre-flight: simulated actors judge nothing")
-        return measured
-    result = run_preflight(measured, config)
-    refuse_unproven(result)
-    reporter.note(summary(result))
-    return measured
+def _typicality(info: RunInfo, storage: Storage) -> Any:
+    """A reference to what candidates are compared with, None if the run does not."""
+    if info.typicality is None:
+        return None
+    path = typicality_path(info.typicality)
+    try:
+        data = storage.read(path, MAX_TYPICALITY_BYTES)
+        return shared(read_typicality(data, info.typicality))
+    except (MissingFileError, ValueError) as error:
+        problem = "it is missing" if isinstance(error, MissingFileError) else str(error)
+        raise ManifestError(f"{path}: {problem}", hint="restore the file, or begin another run") from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from balancer.config.schema import Config, SafetyConfig, SecondJudgeConfig
 from balancer.verification.calibration import load_temperatures
+from balancer.verification.negatives import NEGATIVES
 
 if TYPE_CHECKING:
     from actors.models.generator import Generator
@@ -111,6 +112,7 @@ class VerifierSpec:
     temperatures: Mapping[str, float] | None = None
     second_judge: VlmJudgeSpec | None = None
     safety: SafetySpec | None = None
+    negatives: Sequence[str] = ()
 
     def load(self) -> Verifier:
         from actors.models.verifier import Verifier
@@ -124,6 +126,7 @@ class VerifierSpec:
             temperatures=self.temperatures,
             second_judge=second.load(self.properties, self.device) if (second := self.second_judge) else None,
             safety=safety.load(self.device) if (safety := self.safety) else None,
+            negatives=self.negatives,
         )
 
 
@@ -226,6 +229,7 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
         temperatures=load_temperatures(config),
         second_judge=_second_judge(wanted.second_judge),
         safety=_safety(wanted.safety),
+        negatives=(*NEGATIVES, *wanted.negatives),
     )
 
 

@@ -367,6 +367,11 @@ def wait(pools: Sequence[Pool], timeout_s: float) -> list[Any]:
     return list(ready)
 
 
+def shared(value: Any) -> Any:
+    """A reference to a value that many calls take: it reaches every node once."""
+    return ray.put(value)
+
+
 def call_all(
     pool: Pool, method: str, calls: Iterable[tuple[Any, ...]], turn: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, Any]]:

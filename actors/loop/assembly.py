@@ -37,6 +37,7 @@ def build_driver(
     *,
     references: NearDuplicateIndex,
     stop: StopSignal,
+    typicality: Any = None,
     wording_counts: WordingCounts | None = None,
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
     note: Callable[[str], None] = lambda text: None,
@@ -45,7 +46,8 @@ def build_driver(
     wait: Callable[[Sequence[Any], float], list[Any]] = wait,
     commit_thread: Executor | None = None,
 ) -> Driver:
-    """`references` are the images that no candidate may copy."""
+    """`references` are the images that no candidate may copy, `typicality` is what verifiers compare images
+    with, or a reference to it."""
     committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
     backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
     meter = RunMeter(clock)
@@ -53,7 +55,15 @@ def build_driver(
     recorder = Recorder(facts, committer, batching)
     writing = Writing(writers, facts, log, schedule, recorder, backoff, meter.accepted)
     verifying = Verifying(
-        verifiers, config, facts, schedule, recorder, references, meter.candidates, following=writing
+        verifiers,
+        config,
+        facts,
+        schedule,
+        recorder,
+        references,
+        meter.candidates,
+        following=writing,
+        typicality=typicality,
     )
     return Driver(
         facts=facts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from actors.cluster.pool import Actor, ActorPool, Finished, is_lost_object
 from actors.loop.batch import Batch, Files, Judged, described
@@ -96,7 +96,10 @@ class Writing:
 
 @dataclass(slots=True)
 class Verifying:
-    """Images get their verdicts: rejected ones are settled at once, accepted ones go on to a writer."""
+    """Images get their verdicts: rejected ones are settled at once, accepted ones go on to a writer.
+
+    `typicality` is what verifiers compare images with, or a reference to it; None if they do not.
+    """
 
     pool: ActorPool
     config: Config
@@ -106,13 +109,15 @@ class Verifying:
     references: NearDuplicateIndex
     rate: RateMeter
     following: Writing
+    typicality: Any = None
     waiting: deque[Batch] = field(default_factory=deque)
 
     def hand_out(self) -> None:
         while self.waiting and (verifier := self.pool.least_busy(BATCHES_PER_ACTOR)):
             batch = self.waiting.popleft()
             cells = [candidate.slot.cell for candidate in batch.candidates]
-            self.pool.submit(verifier, "measure", batch.pixels, batch.flags, cells, job=batch)
+            compared = () if self.typicality is None else (self.typicality,)
+            self.pool.submit(verifier, "measure", batch.pixels, batch.flags, cells, *compared, job=batch)
 
     def take_in(self, finished: Finished) -> None:
         batch: Batch = finished.job
@@ -132,7 +137,7 @@ class Verifying:
 
     def _judge(self, batch: Batch, index: int, measurement: Measurement) -> Judged:
         cell = batch.candidates[index].slot.cell
-        criteria = criteria_for(cell, batch.rungs[index].threshold, self.config)
+        criteria = criteria_for(cell, batch.rungs[index].threshold, self.config, self.facts.domain)
         nearest = self.references.nearest(measurement)
         return Judged(batch, index, measurement, nearest, judge(measurement, cell, criteria, nearest))
 

@@ -62,6 +62,9 @@ Split = Literal["train", "validation", "test"]
 RESERVED_FACET_NAMES = frozenset({*names_where(lambda column: column.name != FACET), "quota", "priority"})
 """Columns of the manifest and keys of a plan, which a facet must not be named after."""
 
+OFF_DOMAIN = "off_domain"
+"""Names in `verification.unjudged` that images of none of the classes may pass."""
+
 LEAST_GPU_SHARE = 0.0001
 
 INTERNAL_PREFIX = "__"
@@ -76,9 +79,9 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "criteria": True,
     "output": True,
     "generation": {"batch_size", "dtype", "compile", "offload"},
-    # Calibrations are compared by their temperatures (`models` in run.json). The other two only decide
+    # Calibrations are compared by their temperatures (`models` in run.json). The others only decide
     # whether a run may start.
-    "verification": {"calibration", "min_auc", "min_examples"},
+    "verification": {"calibration", "min_auc", "min_examples", "max_challenge_accepted"},
 }
 
 
@@ -104,6 +107,15 @@ def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tu
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What may be named of `off_domain`."""
+    if not any(name.startswith(OFF_DOMAIN) for name in names):
+        return ()
+    from balancer.verification.challenges import KINDS
+
+    return (OFF_DOMAIN, *(f"{OFF_DOMAIN}={kind}" for kind in KINDS))
 
 
 class DatasetConfig(_Section):
@@ -368,6 +380,21 @@ class VerificationConfig(_Section):
 
     min_examples: int = Field(default=5, ge=1, le=10**9)
     """Labelled images that a value needs for that test."""
+
+    typicality: Literal["auto", "never"] = "auto"
+    """Reject images that are unlike the labelled real images (`off_domain`). It takes 20 of them, from
+    `dataset.path` and `dataset.holdout`; with fewer, `auto` does without."""
+
+    max_true_lost: float = Field(default=0.02, ge=0.001, le=0.2)
+    """Fraction of images like the labelled ones that may be rejected as `off_domain`."""
+
+    negatives: tuple[Phrase, ...] = ()
+    """Wordings of what the images might show and must not, such as `a drawing`, beside a list of unrelated
+    things and image failures. An image more like these than like the classes is rejected as `off_domain`."""
+
+    max_challenge_accepted: Probability = 0.02
+    """A run does not start if the verifier would accept more than this fraction of images made to show none
+    of the classes, unless `unjudged` names `off_domain`, or the kind of such images: `off_domain=blurred`."""
 
     brightness: tuple[Probability, Probability] = (0.02, 0.98)
     """Least and greatest mean luminance, 0 to 1, of any image."""
@@ -672,7 +699,11 @@ class Config(_Section):
     def _unjudged_is_there(self) -> Self:
         """Every name in `verification.unjudged` must exist: a misspelt one would have no effect."""
         properties = self.properties()
-        known = {*properties, *(f"{name}={value}" for name, values in properties.items() for value in values)}
+        known = {
+            *properties,
+            *(f"{name}={value}" for name, values in properties.items() for value in values),
+            *_challenges_named(self.verification.unjudged),
+        }
         if missing := [name for name in self.verification.unjudged if name not in known]:
             meant = near(missing[0], known)
             advice = f", did you mean {meant!r}?" if meant else f"; properties are {', '.join(properties)}"

@@ -143,7 +143,7 @@ COLUMNS = (
         "reason",
         "text",
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
-        "`duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
+        "`off_domain`, `duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
         read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
@@ -341,6 +341,20 @@ COLUMNS = (
         "unsafe",
         "double",
         "How sure the safety checker objects, 0 to 1. Null without one.",
+        read_by=("rejudge",),
+    ),
+    Column(
+        "typicality",
+        "double",
+        "The share of labelled real images, compared in features of several layers, that are as odd as this "
+        "one: a p-value, 0 to 1. Null if the run does not compare them.",
+        read_by=("rejudge",),
+    ),
+    Column(
+        "domain_score",
+        "double",
+        "How likely it shows one of the classes rather than an image failure, an unrelated thing, or one of "
+        "`verification.negatives`: 0 to 1.",
         read_by=("rejudge",),
     ),
     Column(

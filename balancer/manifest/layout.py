@@ -18,6 +18,7 @@ DATA_DIR = "manifest/data"
 INDEX_FILE = f"{DATA_DIR}/_index.json"
 DAMAGED_DIR = "manifest/damaged"
 REJECTED_DIR = "rejected"
+TYPICALITY_DIR = "typicality"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
@@ -26,6 +27,11 @@ MAX_SEQ = 10**12
 """Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
 
 _FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
+
+
+def typicality_path(sha256: str) -> str:
+    """What candidates are compared with, under the hash of its content."""
+    return f"{TYPICALITY_DIR}/{sha256}.safetensors"
 
 
 def fragment_path(seq: int) -> str:

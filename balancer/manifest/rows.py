@@ -11,7 +11,7 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.dataset.splits import TRAIN
 from balancer.planning.rounding import as_written
 from balancer.scheduling.prompts import Request, Rung
-from balancer.verification.verdict import Measurement, Nearest, Verdict
+from balancer.verification.verdict import NO_LIMITS, DomainLimits, Measurement, Nearest, Verdict
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
@@ -40,6 +40,7 @@ class RunFacts:
     model_revision: str | None
     verifier_revision: str | None
     cell_offsets: Mapping[str, int]
+    domain: DomainLimits = NO_LIMITS
     now: Callable[[], dt.datetime] = utc_now
 
     def number(self, slot: Slot) -> int:
@@ -118,6 +119,8 @@ def candidate_row(
         "deviation": measurement.deviation,
         "nonfinite": measurement.flags.nonfinite,
         "unsafe": measurement.unsafe,
+        "typicality": measurement.typicality,
+        "domain_score": measurement.domain_score,
         "pixel_sha256": measurement.pixel_sha256,
         "phash": measurement.phash,
         **(nearest_columns(nearest) if nearest else {}),

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,11 +17,14 @@ from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import MOST_VALUES, count_values, read_json
+from balancer.verification.verdict import DomainLimits
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
+"""Earlier versions refuse fields that they do not know. Format 1 has no `challenge`."""
+
 _Section = TypeVar("_Section", bound=BaseModel)
 
 MAX_RUN_BYTES = 1_000_000_000
@@ -32,7 +35,8 @@ MAX_RUN_BYTES = 1_000_000_000
 class RunInfo:
     """`plan` has one dict per cell: "class", each facet (None where it does not apply), "cell", "quota",
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
-    `versions` of each library which."""
+    `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
+    classes, empty if it did not ask."""
 
     run_id: str
     created_at: str
@@ -47,6 +51,17 @@ class RunInfo:
     embedding_dim: int
     versions: dict[str, str]
     models: dict[str, dict[str, str | None]]
+    challenge: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def domain_limits(self) -> DomainLimits:
+        told = self.challenge
+        return DomainLimits(told.get("min_typicality"), told.get("min_domain_score"))
+
+    @property
+    def typicality(self) -> str | None:
+        """The sha256 of the file with what candidates are compared with."""
+        return self.challenge.get("typicality")
 
     @property
     def wanted(self) -> int:
@@ -216,6 +231,14 @@ class _Models(BaseModel):
     verifier: _Model
 
 
+class _Challenge(_Open):
+    """What is read of it as it stands."""
+
+    typicality: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    min_typicality: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_domain_score: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class _Document(BaseModel):
     """The fields of RunInfo, as others may have written them."""
 
@@ -234,3 +257,4 @@ class _Document(BaseModel):
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_EMBEDDING_DIM)]
     versions: dict[str, str]
     models: _Models
+    challenge: _Challenge = _Challenge()

@@ -58,7 +58,17 @@ from balancer.runs.resume import (
 from balancer.scheduling.prompts import Rung, ladder
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import Storage
-from balancer.verification.verdict import Flaw, ImageFlags, Measurement, Nearest, Verdict, criteria_for, judge
+from balancer.verification.verdict import (
+    NO_LIMITS,
+    DomainLimits,
+    Flaw,
+    ImageFlags,
+    Measurement,
+    Nearest,
+    Verdict,
+    criteria_for,
+    judge,
+)
 
 SUPERSEDED = "superseded"
 """Reason of a candidate that now passes, while another attempt of its slot gives the image."""
@@ -184,7 +194,13 @@ def _look(
 
     while True:
         changes = new_verdicts(
-            rows, cells, config, find_nearest, storage.exists, other_rules=rules != known.rules
+            rows,
+            cells,
+            config,
+            find_nearest,
+            storage.exists,
+            other_rules=rules != known.rules,
+            domain=info.domain_limits,
         )
         after = _schedule_after(info, config, rows, changes)
         restored = any(change.is_new_verdict and change.status == ACCEPTED for change in changes)
@@ -249,6 +265,7 @@ def new_verdicts(
     find_nearest: Callable[[Row], Nearest | None],
     exists: Callable[[str], bool],
     other_rules: bool = False,
+    domain: DomainLimits = NO_LIMITS,
 ) -> list[Change]:
     """Judge all candidates under `config`, slot by slot; returns the rows that change. With `other_rules`
     these include rows that keep their status but do not yet record the rules.
@@ -259,7 +276,7 @@ def new_verdicts(
     changes: list[Change] = []
     in_order = sorted(rows, key=lambda row: (row["slot"], row["attempt"]))
     for _, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
-        judged = [_judge_again(row, cells, config, rungs, find_nearest(row)) for row in attempts]
+        judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
         changes += _slot_changes(judged, exists, config if other_rules else None)
     return changes
 
@@ -345,11 +362,13 @@ def _judge_again(
     config: Config,
     rungs: Sequence[Rung],
     nearest: Nearest | None,
+    domain: DomainLimits,
 ) -> _Judged:
     candidate = parse_candidate(row, cells)
     rung = rungs[min(candidate.attempt, len(rungs)) - 1]
     cell = candidate.slot.cell
-    verdict = judge(read_measurement(row, cell), cell, criteria_for(cell, rung.threshold, config), nearest)
+    criteria = criteria_for(cell, rung.threshold, config, domain)
+    verdict = judge(read_measurement(row, cell), cell, criteria, nearest)
     return _Judged(candidate, row, verdict, nearest, rung)
 
 
@@ -363,6 +382,8 @@ def read_measurement(row: Row, cell: Cell) -> Measurement:
         phash="",
         embedding=b"",
         unsafe=row["unsafe"],
+        typicality=row["typicality"],
+        domain_score=row["domain_score"],
     )
 
 

@@ -17,7 +17,7 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.errors import UsageError
-from balancer.manifest.layout import RUN_FILE
+from balancer.manifest.layout import RUN_FILE, TYPICALITY_DIR
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
@@ -59,7 +59,9 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    if others := [path for path in storage.list("") if not is_temporary(path)]:
+    # The first file of a run is written before run.json, which names it.
+    ours = f"{TYPICALITY_DIR}/"
+    if others := [path for path in storage.list("") if not (is_temporary(path) or path.startswith(ours))]:
         raise UsageError(
             f"{out} holds files but no run, such as {others[0]}",
             hint="choose another --out, or empty the folder",
@@ -67,8 +69,10 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
     return None
 
 
-def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
-    """The content of run.json for a new run."""
+def describe_run(
+    config: Config, plan: Plan, models: Models, challenge: Mapping[str, Any] | None = None
+) -> RunInfo:
+    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`."""
     return RunInfo(
         run_id=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -83,6 +87,7 @@ def describe_run(config: Config, plan: Plan, models: Models) -> RunInfo:
         embedding_dim=int(models["verifier"]["embedding_dim"]),
         versions={name: _version(name) for name in VERSIONED_PACKAGES},
         models={kind: _identity(described) for kind, described in models.items()},
+        challenge=dict(challenge or {}),
     )
 
 
@@ -248,6 +253,7 @@ def run_facts(info: RunInfo, config: Config) -> RunFacts:
         model_revision=info.models["generator"]["revision"],
         verifier_revision=info.models["verifier"]["revision"],
         cell_offsets=offsets,
+        domain=info.domain_limits,
     )
 
 

@@ -36,6 +36,9 @@ MAX_FILE_BYTES = 16_000_000
 
 FOLDS = 5
 RELIABILITY_BINS = 15
+
+LEAST_PROBABILITY = 1e-300
+"""Smaller doubles have no logarithm."""
 TEMPERATURES = (0.02, 50.0)
 """Minimum and maximum; a temperature beyond means that something else is wrong."""
 

@@ -13,16 +13,24 @@ pooled, the many variations would decide what share of the real images is lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 Floats = NDArray[np.float64]
-Features = Mapping[str, Floats]
+Features = Mapping[str, NDArray[np.floating[Any]]]
 """Kind of feature -> (images, numbers)."""
+
+MAX_TYPICALITY_BYTES = 500_000_000
+
+FINAL = "final"
+PIXEL_KINDS = ("sharpness", "relative_sharpness", "seams", "cuts")
 
 FOLDS = 8
 MIN_GROUPS = 8
@@ -80,8 +88,8 @@ class Reference:
 
     def p_values(self, scores: Floats) -> Floats:
         at_least = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
-        found = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
-        p_values: Floats = (1.0 + found) / (1.0 + self.weights.sum())
+        as_odd = at_least[np.searchsorted(self.scores, scores, side="left")]  # NaN sorts behind all numbers
+        p_values: Floats = (1.0 + as_odd) / (1.0 + self.weights.sum())
         return p_values
 
 
@@ -95,7 +103,9 @@ class Typicality:
 
     def score(self, features: Features) -> Floats:
         """The higher, the odder."""
-        return _combined([one.excess(features[kind]) for kind, one in self.distances.items()])
+        return _combined(
+            [one.excess(np.asarray(features[kind], np.float64)) for kind, one in self.distances.items()]
+        )
 
     def p_values(self, features: Features) -> Floats:
         """Of real images, at most a share of p has a p-value of at most p; of their variations as well. NaN
@@ -108,30 +118,45 @@ class Typicality:
 # ---- fitting -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class FittedKind:
+    """The distance in one kind of feature, and the excess of each row by a fit without its group."""
+
+    distance: Distance
+    excess: Floats
+
+
 def fit_typicality(features: Features, groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
     """Fit on `features` of `kinds`. Row i belongs to real image `groups[i]`, numbered from 0; the first of
     its rows is the real image itself.
 
     Scores of the real images come from fits without their group, so none is judged by a fit on itself.
     """
-    counts = np.bincount(groups)
-    if len(counts) < MIN_GROUPS:
-        raise ValueError(f"{len(counts)} real images, {MIN_GROUPS} needed")
-    distances, excesses = {}, []
+    return combine(fit_kinds(features, groups, kinds), groups, kinds)
+
+
+def fit_kinds(features: Features, groups: NDArray[np.intp], kinds: Iterable[str]) -> dict[str, FittedKind]:
+    """What `combine` needs of each kind."""
+    if (count := len(np.bincount(groups))) < MIN_GROUPS:
+        raise ValueError(f"{count} real images, {MIN_GROUPS} needed")
+    fits = {}
     for kind in kinds:
-        logs = np.log(_left_out(features[kind], groups))
-        usual, high = np.quantile(logs, (0.5, 0.9))
-        spread = max(float(high - usual), 1e-6)
-        fitted = _fit_distance(features[kind])
-        distances[kind] = Distance(
-            fitted.centre, fitted.scale, fitted.axes, fitted.variances, fitted.rest, float(usual), spread
-        )
-        excesses.append((logs - usual) / spread)
-    scores = _combined(excesses)
+        values = np.asarray(features[kind], np.float64)
+        logs = np.log(_left_out(values, groups))
+        usual, high = (float(quantile) for quantile in np.quantile(logs, (0.5, 0.9)))
+        spread = max(high - usual, 1e-6)
+        distance = replace(_fit_distance(values), usual=usual, spread=spread)
+        fits[kind] = FittedKind(distance, (logs - usual) / spread)
+    return fits
+
+
+def combine(fits: Mapping[str, FittedKind], groups: NDArray[np.intp], kinds: Sequence[str]) -> Typicality:
+    """Typicality by some of the kinds that were fitted."""
+    scores = _combined([fits[kind].excess for kind in kinds])
     real = np.zeros(len(groups), bool)
     real[np.unique(groups, return_index=True)[1]] = True
     references = [_reference(scores[rows], groups[rows]) for rows in (real, ~real) if rows.any()]
-    return Typicality(distances, tuple(references))
+    return Typicality({kind: fits[kind].distance for kind in kinds}, tuple(references))
 
 
 def _reference(scores: Floats, groups: NDArray[np.intp]) -> Reference:
@@ -199,25 +224,18 @@ def _shrinkage(scaled: Floats) -> tuple[float, float]:
 # ---- choosing ----------------------------------------------------------------------------------
 
 
-def choose(
-    kept: Mapping[str, Mapping[str, float]], lost: Mapping[str, float], max_lost: float
-) -> tuple[str, dict[str, float]]:
-    """The candidate that keeps the fewest challenges. `kept[candidate][kind]` is the share of a kind that it
-    takes for real.
-
-    A candidate that loses more than `max_lost` of the true images it was not fitted on is not chosen, unless
-    each does; then the one that loses least is. Of equals, the first is taken.
+def choose(kept: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+    """The candidate that keeps the fewest challenges, of equals the first. `kept[candidate][kind]` is the
+    share of a kind that it takes for real.
 
     The second result has, for each kind, the share kept by the candidate that the other kinds would choose:
     what to expect of a kind that was not chosen on.
     """
-    least = min(lost[candidate] for candidate in kept)
-    allowed = {name: shares for name, shares in kept.items() if lost[name] <= max(max_lost, least)}
 
     def best(without: str | None) -> str:
         totals = {
             name: sum(share for kind, share in shares.items() if kind != without)
-            for name, shares in allowed.items()
+            for name, shares in kept.items()
         }
         return min(totals, key=totals.__getitem__)
 
@@ -225,41 +243,60 @@ def choose(
     return best(None), {kind: kept[best(kind)][kind] for kind in kinds}
 
 
-# ---- as plain numbers --------------------------------------------------------------------------
+# ---- as a file ---------------------------------------------------------------------------------
 
 
-def as_dict(model: Typicality) -> dict[str, Any]:
-    """For JSON."""
-    return {
-        "distances": {
-            kind: {
-                "centre": one.centre.tolist(),
-                "scale": one.scale.tolist(),
-                "axes": one.axes.tolist(),
-                "variances": one.variances.tolist(),
-                "rest": one.rest,
-                "usual": one.usual,
-                "spread": one.spread,
-            }
-            for kind, one in model.distances.items()
-        },
-        "references": [
-            {"scores": each.scores.tolist(), "weights": each.weights.tolist()} for each in model.references
-        ],
-    }
+def to_bytes(model: Typicality) -> bytes:
+    """As safetensors, in single precision."""
+    arrays: dict[str, Floats] = {}
+    for kind, one in model.distances.items():
+        numbers = np.array([one.rest, one.usual, one.spread])
+        parts = (one.centre, one.scale, one.axes, one.variances, numbers)
+        arrays |= {f"{kind}/{name}": part for name, part in zip(_PARTS, parts, strict=True)}
+    for number, each in enumerate(model.references):
+        arrays |= {f"{_REFERENCE}{number}/scores": each.scores, f"{_REFERENCE}{number}/weights": each.weights}
+    return bytes(save({name: np.ascontiguousarray(values, "<f4") for name, values in arrays.items()}))
 
 
-def from_dict(document: Mapping[str, Any]) -> Typicality:
-    """Raises KeyError, TypeError or ValueError if it is not what `as_dict` gives."""
-    distances = {kind: _read_distance(entry) for kind, entry in document["distances"].items()}
-    references = tuple(map(_read_reference, document["references"]))
+def from_bytes(data: bytes) -> Typicality:
+    """Raises ValueError if it is not what `to_bytes` gives."""
+    try:
+        arrays = {name: np.asarray(values, np.float64) for name, values in load(data).items()}
+        groups: dict[str, dict[str, Floats]] = {}
+        for name, values in arrays.items():
+            kind, _, part = name.rpartition("/")
+            groups.setdefault(kind, {})[part] = values
+        distances = {
+            kind: _read_distance(*(parts[name] for name in _PARTS))
+            for kind, parts in groups.items()
+            if not kind.startswith(_REFERENCE)
+        }
+        references = tuple(
+            _read_reference(parts["scores"], parts["weights"])
+            for kind, parts in sorted(groups.items())
+            if kind.startswith(_REFERENCE)
+        )
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"no model of typicality: {error}") from error
     if not distances or not references:
         raise ValueError("no distances, or no references")
     return Typicality(distances, references)
 
 
-def _read_reference(entry: Mapping[str, Any]) -> Reference:
-    scores, weights = _numbers(entry["scores"], 1), _numbers(entry["weights"], 1)
+def read_typicality(data: bytes, sha256: str) -> Typicality:
+    """ValueError if it is not the file of that hash, or no model."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("its content is not what its name says")
+    return from_bytes(data)
+
+
+_PARTS = ("centre", "scale", "axes", "variances", "numbers")
+_REFERENCE = "reference"
+
+
+def _read_reference(scores: Floats, weights: Floats) -> Reference:
+    _check_finite((scores, weights), dimensions=1)
+    # In single precision, scores that differ may become equal, and weights of one image sum to nearly 1.
     if scores.shape != weights.shape or (np.diff(scores) < 0.0).any() or not (weights > 0.0).all():
         raise ValueError("scores must ascend, each with a weight above 0")
     if weights.sum() < MIN_GROUPS - 0.5:
@@ -267,22 +304,22 @@ def _read_reference(entry: Mapping[str, Any]) -> Reference:
     return Reference(scores, weights)
 
 
-def _read_distance(entry: Mapping[str, Any]) -> Distance:
-    centre, scale, variances = (_numbers(entry[name], 1) for name in ("centre", "scale", "variances"))
-    axes = _numbers(entry["axes"], 2)
-    rest, usual, spread = (float(entry[name]) for name in ("rest", "usual", "spread"))
-    if scale.shape != centre.shape or axes.shape != (len(centre), len(variances)):
+def _read_distance(
+    centre: Floats, scale: Floats, axes: Floats, variances: Floats, numbers: Floats
+) -> Distance:
+    _check_finite((centre, scale, variances, numbers), dimensions=1)
+    _check_finite((axes,), dimensions=2)
+    if scale.shape != centre.shape or axes.shape != (len(centre), len(variances)) or len(numbers) != 3:
         raise ValueError("a distance whose parts do not fit together")
-    if not (min(rest, spread, *scale, *variances) > 0.0 and np.isfinite([rest, usual, spread]).all()):
+    rest, usual, spread = numbers.tolist()
+    if not min(rest, spread, *scale, *variances) > 0.0:
         raise ValueError("a distance needs scales and variances above 0")
     return Distance(centre, scale, axes, variances, rest, usual, spread)
 
 
-def _numbers(values: Any, dimensions: int) -> Floats:
-    array = np.array(values, np.float64)
-    if array.ndim != dimensions or not np.isfinite(array).all():
+def _check_finite(arrays: Iterable[Floats], dimensions: int) -> None:
+    if any(array.ndim != dimensions or not np.isfinite(array).all() for array in arrays):
         raise ValueError(f"finite numbers in {dimensions} dimensions expected")
-    return array
 
 
 # ---- features of plain pixels ------------------------------------------------------------------
@@ -331,12 +368,12 @@ def _octaves(grey: Floats) -> Floats:
 
 def _seams(grey: Floats) -> Floats:
     steps, middle = np.abs(np.diff(grey, axis=2)), grey.shape[1] // 2
-    found = []
+    edges_of_parts = []
     for part in (steps, steps[:, :middle], steps[:, middle:]):
         edges = part.mean(axis=1)
         usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
-        found.append(np.log(_strongest(edges) / usual + 1e-3))
-    return np.concatenate(found, axis=1)
+        edges_of_parts.append(np.log(_strongest(edges) / usual + 1e-3))
+    return np.concatenate(edges_of_parts, axis=1)
 
 
 def _cuts(steps: Floats) -> Floats:

@@ -29,6 +29,7 @@ class Flaw(enum.StrEnum):
     BLANK = "blank"
     UNDEREXPOSED = "underexposed"
     OVEREXPOSED = "overexposed"
+    OFF_DOMAIN = "off_domain"
     DUPLICATE = "duplicate"
     NEAR_COPY = "near_copy"
 
@@ -61,6 +62,8 @@ class Measurement:
     `brightness` and `deviation` are mean and standard deviation of luminance, 0 to 1.
     `embedding` is the image embedding as little-endian float16 bytes, `phash` 16 hex digits,
     `pixel_sha256` the hash of the decoded pixels, the same for all files of one picture.
+    `typicality` is a p-value: the share of real images that are as odd; `domain_score` the probability of the
+    classes rather than of what they are not. Either is None if the run does not measure it.
     """
 
     probabilities: Mapping[str, Mapping[str, float]]
@@ -72,6 +75,8 @@ class Measurement:
     pixel_sha256: str = ""
     second_scores: Mapping[str, float] = field(default_factory=dict)
     unsafe: float | None = None
+    typicality: float | None = None
+    domain_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,26 @@ class Nearest:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainLimits:
+    """What an image must exceed to be one of the things of the dataset at all; None where nothing is
+    asked."""
+
+    typicality: float | None = None
+    domain_score: float | None = None
+
+    def accept(self, measurement: Measurement) -> bool:
+        """A NaN is no."""
+        measured = (
+            (self.typicality, measurement.typicality),
+            (self.domain_score, measurement.domain_score),
+        )
+        return all(limit is None or value is None or value > limit for limit, value in measured)
+
+
+NO_LIMITS = DomainLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class Criteria:
     """The limits for a candidate. Properties in `unjudged` do not count."""
 
@@ -95,6 +120,7 @@ class Criteria:
     max_distance: int = 4
     min_similarity: float = 0.95
     unjudged: frozenset[str] = frozenset()
+    domain: DomainLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +134,9 @@ class Verdict:
     scores: Mapping[str, float]
 
 
-def criteria_for(cell: Cell, threshold: float, config: Config) -> Criteria:
-    """The limits for a candidate of `cell`; the strictest brightness of its facet values counts."""
+def criteria_for(cell: Cell, threshold: float, config: Config, domain: DomainLimits = NO_LIMITS) -> Criteria:
+    """The limits for a candidate of `cell`; the strictest brightness of its facet values counts. `domain` are
+    those of the run, which do not count if `off_domain` is unjudged."""
     wanted = config.verification
     ranges = [wanted.brightness]
     for facet, value in cell.facets:
@@ -122,6 +149,7 @@ def criteria_for(cell: Cell, threshold: float, config: Config) -> Criteria:
         max_distance=wanted.copies.max_distance,
         min_similarity=wanted.copies.min_similarity,
         unjudged=frozenset(wanted.unjudged) & {CLASS_PROPERTY, *config.facets},
+        domain=NO_LIMITS if Flaw.OFF_DOMAIN in wanted.unjudged else domain,
     )
 
 
@@ -155,6 +183,7 @@ def find_flaw(measurement: Measurement, criteria: Criteria, nearest: Nearest | N
         Flaw.BLANK: not measurement.deviation >= BLANK_DEVIATION,
         Flaw.UNDEREXPOSED: not measurement.brightness >= darkest,
         Flaw.OVEREXPOSED: not measurement.brightness <= brightest,
+        Flaw.OFF_DOMAIN: not criteria.domain.accept(measurement),
         Flaw.DUPLICATE: nearest is not None and nearest.same_pixels,
         Flaw.NEAR_COPY: nearest is not None
         and is_near_copy(nearest, criteria.max_distance, criteria.min_similarity),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from actors.models.verifier import Verifier, batched, layer_features
+from actors.models.verifier import Verifier
 from balancer.cells import Cell
 from balancer.errors import WeightsError
 from balancer.images import luminance_stats, perceptual_hash, pixel_sha256
 from balancer.verification.calibration import calibrated
+from balancer.verification.challenges import make_challenges
+from balancer.verification.typicality import fit_typicality
 from balancer.verification.verdict import ImageFlags, Measurement
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "basic", "burnt", "pizza", "dim", "backlit", "lighting"]
@@ -114,28 +117,6 @@ def test_measurements_agree_with_open_clip_step_by_step(verifier, folder, size):
             expected = (model.logit_scale.exp() * seen @ centres.T).softmax(1)
             for measurement, row in zip(measure(verifier, pixels), expected, strict=True):
                 assert list(measurement.probabilities[name].values()) == pytest.approx(row.tolist(), abs=2e-3)
-
-
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (40, 90), (20, 28)])
-def test_batched_preprocessing_is_that_of_open_clip(mode, interpolation, size):
-    config = open_clip.transform.PreprocessCfg(
-        size=32,
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.25, 0.3),
-        resize_mode=mode,
-        interpolation=interpolation,
-    )
-    transform = open_clip.transform.image_transform_v2(config, is_train=False)
-    pixels = pictures(3, *size)
-    expected = torch.stack([transform(Image.fromarray(image)) for image in pixels])
-    made = batched(transform)(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    assert made.shape == (3, 3, 32, 32)
-    # Both round to bytes between and after the two passes of a resize, not always the same way.
-    levels = (made - expected).abs() * torch.tensor(config.std).reshape(3, 1, 1) * 255
-    assert levels.max() < 2.01
-    assert levels.mean() < 0.3
 
 
 def test_a_measurement_does_not_depend_on_how_many_images_came(verifier):
@@ -249,89 +230,81 @@ def test_the_embedded_verifier_measures_images():
     assert len(embedded.describe()["revision"]) == 40
 
 
-# ---- features for typicality -------------------------------------------------------------------
-
-PIXEL_KINDS = {"sharpness", "relative_sharpness", "seams", "cuts"}
+# ---- images of none of the classes -------------------------------------------------------------
 
 
-def test_features_come_from_layers_the_embedding_and_the_pixels(verifier):
-    found = verifier.typicality_features(pictures(5))
-    assert found.keys() == {"block1.moments", "block1.variogram", "block1.grid", "final"} | PIXEL_KINDS
-    for values in found.values():
-        assert (len(values), values.dtype) == (5, np.float64)
-        assert np.isfinite(values).all()
+@pytest.fixture(scope="module")
+def typicality(verifier):
+    seen = [verifier.study_files([png(image)], MAX_PIXELS, 0, 1)[0] for image in pictures(30)]
+    kinds = ["block1.moments", "sharpness"]
+    features = {kind: np.concatenate([each.features[kind] for each in seen]) for kind in kinds}
+    return fit_typicality(features, np.arange(30), kinds)
 
 
-def test_the_final_feature_is_the_embedding_that_is_measured(verifier):
-    pixels = pictures(5)
-    found = verifier.typicality_features(pixels)["final"]
-    assert [row.astype("<f2").tobytes() for row in found] == [
-        measured.embedding for measured in measure(verifier, pixels)
-    ]
+def test_images_are_compared_with_the_real_ones_if_a_run_does(verifier, typicality):
+    pixels = np.concatenate(
+        [pictures(5), np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)]
+    )
+    plain = measure(verifier, pixels)
+    compared = verifier.measure(pixels, [ImageFlags()] * 6, [CELL] * 6, typicality)
+    assert [replace(each, typicality=None) for each in compared] == plain
+    *usual, odd = [each.typicality for each in compared]
+    assert odd == pytest.approx(1 / 31)
+    assert min(usual) > odd
 
 
-def test_asking_for_features_changes_no_measurement(verifier):
-    pixels = pictures(5)
-    before = measure(verifier, pixels)
-    verifier.typicality_features(pixels)
-    assert measure(verifier, pixels) == before
+def test_typicality_does_not_depend_on_how_many_images_came(verifier, typicality):
+    pixels = pictures(7)
+    together = verifier.measure(pixels, [ImageFlags()] * 7, [CELL] * 7, typicality)
+    alone = verifier.measure(pixels[5:6], [ImageFlags()], [CELL], typicality)
+    assert alone == together[5:6]
 
 
-def test_features_of_an_image_do_not_depend_on_how_many_came(verifier):
-    pixels = pictures(5)
-    together, alone = verifier.typicality_features(pixels), verifier.typicality_features(pixels[3:4])
-    for kind, values in alone.items():
-        assert np.array_equal(values[0], together[kind][3]), kind
+def test_a_domain_score_is_the_share_of_the_classes_among_classes_and_negatives(folder, verifier):
+    pixels = pictures(3)
+    negatives = ("lighting", "a dim lighting")
+    asked = Verifier(str(folder), None, PROPERTIES, device="cpu", threads=1, negatives=negatives)
+    together = Verifier(
+        str(folder),
+        None,
+        {"class": PROPERTIES["class"] | {name: (name,) for name in negatives}},
+        device="cpu",
+        threads=1,
+    )
+    for one, other in zip(measure(asked, pixels), measure(together, pixels), strict=True):
+        likely = other.probabilities["class"]
+        assert one.domain_score == pytest.approx(likely["basic"] + likely["burnt"], abs=1e-6)
+    assert {each.domain_score for each in measure(verifier, pixels)} == {None}
 
 
-TOWERS = {
-    "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
-    "timm": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
-}
+def test_a_studied_file_has_features_of_the_image_and_of_its_variations(verifier):
+    [image] = pictures(1)
+    [seen, problem] = verifier.study_files([png(image), b"no image"], MAX_PIXELS, 3, 1)
+    assert isinstance(problem, str)
+    assert {len(rows) for rows in seen.features.values()} == {4}
+    [alone] = verifier.study_files([png(image)], MAX_PIXELS, 0, 1)
+    for kind, rows in alone.features.items():
+        assert rows[0] == pytest.approx(seen.features[kind][0], abs=1e-5), kind
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_other_towers_of_open_clip_give_four_layers(tower, monkeypatch, verifier):
-    model = open_clip.CustomTextCLIP if tower == "timm" else open_clip.CLIP
-    built = model(8, TOWERS[tower], MODEL["text_cfg"] | {"hf_tokenizer_name": None}).eval()
-    monkeypatch.setattr(verifier, "_model", built)
-    found = verifier.typicality_features(pictures(2))
-    assert {f"block{number}.moments" for number in (1, 2, 3, 4)} < found.keys()
-    with torch.no_grad():
-        expected = built.encode_image(verifier._prepared(pictures(2)), normalize=True)
-    assert found["final"] == pytest.approx(expected.double().numpy(), abs=1e-5)
+def test_large_files_are_studied_as_the_model_sees_them(verifier):
+    [image] = pictures(1, 64, 96)
+    large = np.asarray(Image.fromarray(image).resize((960, 640), Image.Resampling.NEAREST))
+    [seen] = verifier.study_files([png(large)], MAX_PIXELS, 2, 1)
+    assert {len(rows) for rows in seen.features.values()} == {3}
 
 
-def test_a_tower_that_gives_no_layers_is_judged_by_its_embedding_and_the_pixels(monkeypatch, verifier):
-    monkeypatch.setattr("actors.models.verifier._gives_layers", lambda tower: False)
-    assert verifier.typicality_features(pictures(2)).keys() == {"final"} | PIXEL_KINDS
+@pytest.mark.parametrize("kind", ["white_noise", "shuffled"])
+def test_challenge_images_are_measured_as_others_are(folder, verifier, kind):
+    hot = Verifier(str(folder), None, PROPERTIES, device="cpu", threads=1, temperatures={"class": 5.0})
+    files, labels = [png(image) for image in pictures(3)], ["basic", "burnt", "basic"]
+    seen = hot.challenge(kind, 6, 1, files, labels, MAX_PIXELS)
+    images = make_challenges(kind, 6, 1, (32, 32), [small(image) for image in pictures(3)], labels)
+    for index, each in enumerate(measure(verifier, images)):
+        assert seen.probabilities["class"][index] == pytest.approx([*each.probabilities["class"].values()])
+        assert (seen.brightness[index], seen.deviation[index]) == (each.brightness, each.deviation)
+    assert seen.domain_scores.tolist() == [1.0] * 6  # there are no negatives
 
 
-@pytest.mark.parametrize(
-    ("layers", "taken"), [(1, [0]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (12, [2, 5, 8, 11])]
-)
-def test_layers_are_taken_evenly_spaced_in_depth_and_the_last_one_always(layers, taken):
-    maps = [torch.full((1, 2, 8, 8), float(number)) for number in range(layers)]
-    found = layer_features(maps)
-    means = [found[f"block{number}.moments"][0, 0].item() for number in range(1, len(taken) + 1)]
-    assert means == taken
-
-
-def test_a_variogram_does_not_depend_on_how_strong_a_channel_is():
-    layer = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    [plain, strong] = (layer_features([scale * layer])["block1.variogram"] for scale in (1, 10))
-    assert strong.numpy() == pytest.approx(plain.numpy(), rel=1e-3)
-
-
-def test_a_grid_tells_where_and_moments_do_not():
-    layer = torch.zeros(1, 1, 8, 8)
-    layer[..., :2, :2] = 1.0
-    upright, turned = layer_features([layer]), layer_features([layer.flip(2, 3)])
-    assert torch.equal(upright["block1.moments"], turned["block1.moments"])
-    assert not torch.equal(upright["block1.grid"], turned["block1.grid"])
-
-
-@pytest.mark.parametrize("side", [1, 2, 3])
-def test_small_maps_have_features_too(side):
-    for values in layer_features([torch.rand(2, 3, side, side)]).values():
-        assert torch.isfinite(values).all()
+def small(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))

@@ -12,6 +12,7 @@ from balancer.config.schema import Config
 from balancer.verification.verdict import (
     BLANK_DEVIATION,
     Criteria,
+    DomainLimits,
     Flaw,
     ImageFlags,
     Measurement,
@@ -33,6 +34,8 @@ def measured(
     nonfinite: int = 0,
     unsafe: float | None = None,
     second: dict[str, float] | None = None,
+    typicality: float | None = None,
+    domain_score: float | None = None,
 ) -> Measurement:
     return Measurement(
         probabilities={
@@ -47,6 +50,8 @@ def measured(
         embedding=b"",
         second_scores=second or {},
         unsafe=unsafe,
+        typicality=typicality,
+        domain_score=domain_score,
     )
 
 
@@ -146,10 +151,15 @@ FLAWED: dict[Flaw, tuple[dict[str, Any], Nearest | None]] = {
     Flaw.BLANK: ({"deviation": BLANK_DEVIATION / 2}, None),
     Flaw.UNDEREXPOSED: ({"brightness": 0.1}, None),
     Flaw.OVEREXPOSED: ({"brightness": 0.9}, None),
+    Flaw.OFF_DOMAIN: ({"typicality": 0.01}, None),
     Flaw.DUPLICATE: ({}, copy_of(same_pixels=True)),
     Flaw.NEAR_COPY: ({}, copy_of(distance=2)),
 }
 EXPOSED = (0.2, 0.8)
+DOMAIN = DomainLimits(typicality=0.02, domain_score=0.5)
+
+
+LIMITS: dict[str, Any] = {"brightness": EXPOSED, "domain": DOMAIN}
 
 
 def test_every_flaw_has_its_example():
@@ -159,14 +169,14 @@ def test_every_flaw_has_its_example():
 @pytest.mark.parametrize("flaw", Flaw)
 def test_a_flaw_rejects_whatever_the_scores(flaw: Flaw):
     values, nearest = FLAWED[flaw]
-    verdict = judge(measured(burnt=1.0, dim=1.0, **values), CELL, held_to(0.0, brightness=EXPOSED), nearest)
+    verdict = judge(measured(burnt=1.0, dim=1.0, **values), CELL, held_to(0.0, **LIMITS), nearest)
     assert (verdict.accepted, verdict.reason) == (False, flaw)
 
 
 @pytest.mark.parametrize("flaw", Flaw)
 def test_a_flaw_comes_before_a_weak_property(flaw: Flaw):
     values, nearest = FLAWED[flaw]
-    verdict = judge(measured(burnt=0.1, **values), CELL, held_to(0.6, brightness=EXPOSED), nearest)
+    verdict = judge(measured(burnt=0.1, **values), CELL, held_to(0.6, **LIMITS), nearest)
     assert (verdict.reason, verdict.score) == (flaw, 0.1)
 
 
@@ -199,6 +209,35 @@ def test_an_image_at_the_limit_of_its_brightness_is_accepted(brightness: float):
 def test_a_statistic_that_is_no_number_rejects(field: str):
     broken: dict[str, Any] = {field: math.nan}
     assert not judge(measured(**broken), CELL, held_to(0.0)).accepted
+
+
+@pytest.mark.parametrize(
+    ("typicality", "domain_score", "passes"),
+    [
+        (0.03, 0.6, True),
+        (0.02, 0.6, False),
+        (0.03, 0.5, False),
+        (math.nan, 0.6, False),
+        (0.03, math.nan, False),
+        (None, 0.6, True),
+        (0.03, None, True),
+    ],
+)
+def test_an_image_must_exceed_each_limit_that_it_was_measured_for(
+    typicality: float | None, domain_score: float | None, passes: bool
+):
+    seen = measured(typicality=typicality, domain_score=domain_score)
+    assert judge(seen, CELL, held_to(domain=DOMAIN)).reason == (None if passes else Flaw.OFF_DOMAIN)
+
+
+def test_without_limits_no_image_is_off_domain():
+    assert judge(measured(typicality=0.0, domain_score=0.0), CELL, held_to()).accepted
+
+
+def test_a_run_does_not_ask_whether_an_image_is_of_the_domain_if_that_is_unjudged():
+    assert criteria_for(CELL, 0.6, config(), DOMAIN).domain == DOMAIN
+    assert criteria_for(CELL, 0.6, config(unjudged=["off_domain"]), DOMAIN).domain == DomainLimits()
+    assert criteria_for(CELL, 0.6, config(unjudged=["off_domain=blobs"]), DOMAIN).domain == DOMAIN
 
 
 @pytest.mark.parametrize(

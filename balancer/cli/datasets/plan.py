@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
-from balancer.errors import BalancerError
+from balancer.errors import BalancerError, UsageError
 from balancer.text.commands import suggested
-from balancer.text.quantities import counted, duration, size
+from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
     from actors.real_images import RealImages
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Measured, Plan
+    from balancer.verification.off_domain import DomainProof
     from balancer.verification.preflight import Preflight, ValueProof
 
 
@@ -54,12 +55,12 @@ def command(
     splits = assign_splits(audit, loaded)
     training = select_training(audit, splits)
     counts = match_classes(training, loaded)
-    facets, images = credited_facets(training, loaded), None
+    facets, seen = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
-        if not no_preflight and (images := _measure(loaded, audit)) is not None:
+        if not no_preflight and (seen := _measure(loaded, audit)) is not None:
             from actors.real_images import real_facets
 
-            facets = real_facets(images, loaded, splits)
+            facets = real_facets(seen.images, loaded, splits)
         else:
             console.warn("target.count_real_facets: only values in the metadata are counted here")
     plan = make_plan(loaded, counts, facets)
@@ -72,14 +73,16 @@ def command(
         console.warn(line)
     if not as_json:
         _print(plan, cost, list(loaded.facets))
-    if not no_preflight and images is None:
-        images = _measure(loaded, audit)
-    checked = None if images is None else _preflight(images, loaded)
+    if not no_preflight and seen is None:
+        seen = _measure(loaded, audit)
+    checked = None if seen is None else _preflight(seen.images, loaded)
+    domain = None if seen is None else _domain(seen, loaded, audit)
     if as_json:
-        document = _as_json(plan, cost, list(loaded.facets))
-        console.print_json(document | {"preflight": checked.as_dict() if checked else None})
+        shown = checked and checked.as_dict() | {"challenge": domain and domain.as_dict()}
+        console.print_json(_as_json(plan, cost, list(loaded.facets)) | {"preflight": shown})
     elif checked is not None:
         _print_preflight(checked)
+        _print_domain(domain, loaded)
 
 
 def _measured(run: str) -> Measured:
@@ -89,7 +92,12 @@ def _measured(run: str) -> Measured:
     return measure_run(open_storage(run, create=False))
 
 
-def _measure(config: Config, audit: Audit) -> RealImages | None:
+class _Seen(NamedTuple):
+    images: RealImages
+    holdout: Audit | None
+
+
+def _measure(config: Config, audit: Audit) -> _Seen | None:
     """The real images as the verifier sees them. If it cannot, prints why and returns None: the plan does not
     fail."""
     if config.actors.kind == "simulated":
@@ -107,7 +115,8 @@ def _measure(config: Config, audit: Audit) -> RealImages | None:
             console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
             return None
         real_images.load_calibration(config)
-        return real_images.measure_here(config, audit, audit_holdout(config))
+        holdout = audit_holdout(config)
+        return _Seen(real_images.measure_here(config, audit, holdout), holdout)
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
         return None
@@ -117,6 +126,40 @@ def _preflight(images: RealImages, config: Config) -> Preflight:
     from actors.real_images import run_preflight
 
     return run_preflight(images, config)
+
+
+def _domain(seen: _Seen, config: Config, audit: Audit) -> DomainProof | None:
+    """To how many images of none of the classes the verifier says no. If it cannot be told, prints why and
+    returns None."""
+    from actors.domain import study_here
+
+    try:
+        return study_here(config, audit, seen.holdout, seen.images).proof
+    except BalancerError as error:
+        console.warn(f"no challenge: {error.message}")
+        return None
+
+
+def _print_domain(proof: DomainProof | None, config: Config) -> None:
+    if proof is None:
+        return
+    rows: list[list[console.Cell]] = [
+        [each.kind, each.images, percent(each.before, 1, 1), percent(each.accepted, 1, 1)]
+        for each in proof.challenges
+    ]
+    from balancer.verification.off_domain import refuse_accepted_challenges, summarise
+
+    console.say()
+    console.table(
+        "challenge: images of none of the classes that some cell would accept",
+        ["kind", "images", "by class and facets", "in a run"],
+        rows,
+    )
+    console.say(summarise(proof))
+    try:
+        refuse_accepted_challenges(proof, config)
+    except UsageError as error:
+        console.warn(f"`run` would stop: {error.message}")
 
 
 def _print_preflight(checked: Preflight) -> None:

@@ -33,6 +33,7 @@ from balancer.manifest.layout import (
     RUN_FILE,
     fragment_path,
     fragment_seq,
+    typicality_path,
 )
 from balancer.manifest.log.fragment import BrokenFragmentError, Fragment, check_successor
 from balancer.manifest.log.head import LOG_IS_THERE, Head, check_head, lost_log, read_head
@@ -128,6 +129,7 @@ def check_run(storage: Storage) -> Findings:
     fragments, problems = _check_log(storage, info, index.covers if index else 0)
     unread = _find_unread(problems, fragments)
     problems.extend(_config(info))
+    problems.extend(_typicality(storage, info))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
     values += _misnamed(fragments, info)
@@ -248,6 +250,19 @@ def _values(fragment: Fragment, known: Known) -> Iterator[Problem]:
     """What readers refuse."""
     path = fragment_path(fragment.stamp.seq)
     return (Problem(rule, path, detail) for rule, detail in wrong_values(fragment.table, known))
+
+
+def _typicality(storage: Storage, info: RunInfo) -> Iterator[Problem]:
+    """The file with what candidates are compared with, without which the run cannot go on."""
+    if info.typicality is None:
+        return
+    from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
+
+    path = typicality_path(info.typicality)
+    try:
+        read_typicality(storage.read(path, MAX_TYPICALITY_BYTES), info.typicality)
+    except (BalancerError, ValueError) as error:
+        yield Problem("typicality is the run's", path, str(error))
 
 
 def _config(info: RunInfo) -> Iterator[Problem]:

@@ -1,0 +1,199 @@
+"""An open_clip model, and what it sees in images: embeddings, and features of its earlier layers.
+
+Batches have a fixed size, so what is seen in an image does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+
+from actors.models.device import pick_device, use_threads
+from actors.weights import resolve as weights
+from actors.weights.view import wrap_model_errors
+from balancer.verification.typicality import FINAL, PIXEL_KINDS, pixel_features
+
+INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
+"""Images per batch: a CPU needs few, a GPU several."""
+
+LAYERS = 4
+LAGS = (1, 2, 4)
+GRID = 4
+"""What typicality looks at: layers, distances between positions, parts of an image per side."""
+
+HINT = "verification.model must name an open_clip model"
+
+Preprocess = Callable[[torch.Tensor], torch.Tensor]
+Features = dict[str, np.ndarray]
+
+
+class Encoder:
+    """A model on one device, always in float32: half precision would move scores across thresholds.
+
+    `scale` is what it multiplies similarities with, `size` the height and width of the images it sees.
+    """
+
+    def __init__(self, model: str, revision: str | None, device: str, threads: int | None) -> None:
+        self.device = pick_device(device)
+        use_threads(self.device, threads)
+        self.name = model
+        self.folder = folder = weights.resolve(model, revision, None, "verifier")
+        self.revision = weights.identity(model, revision, folder)
+        self._model, self._tokenize, transform = _load(folder, model, self.device)
+        with wrap_model_errors(folder, model, HINT), torch.inference_mode():
+            self._preprocess = batched(transform)
+            self.scale = self._model.logit_scale.exp()
+            height, width = self.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[2:]
+            self.size = (int(height), int(width))
+
+    @torch.inference_mode()
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """Images of one size as input of the model."""
+        # A copy, because arrays from an object store or a decoder are read-only.
+        images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
+        return self._preprocess(images)
+
+    def prepare_all(self, pixels: np.ndarray) -> torch.Tensor:
+        """Like `prepare`, of any number of images."""
+        size = INTERNAL_BATCH[self.device.type]
+        return torch.cat(
+            [self.prepare(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        )
+
+    def batches(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
+        """At most INTERNAL_BATCH inputs at a time."""
+        size = INTERNAL_BATCH[self.device.type]
+        return (images[start : start + size] for start in range(0, len(images), size))
+
+    @torch.inference_mode()
+    def look(self, images: torch.Tensor, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
+        """Embeddings (images, dim) of inputs, and their features of some `kinds` for
+        `balancer.verification.typicality`, (images, numbers) in single precision by kind, as far as this
+        model has them: those of layers only if it gives them out."""
+        looks = [self.look_at_batch(batch, kinds) for batch in self.batches(images)]
+        features = {kind: np.concatenate([each[1][kind] for each in looks]) for kind in looks[0][1]}
+        embeddings = torch.cat([each[0] for each in looks])
+        return embeddings[: len(images)], {kind: rows[: len(images)] for kind, rows in features.items()}
+
+    @torch.inference_mode()
+    def look_at_batch(self, images: torch.Tensor, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
+        """Like `look`, of at most INTERNAL_BATCH inputs, filled up to that many: the last bits of numbers
+        depend on how many are computed at once."""
+        missing = INTERNAL_BATCH[self.device.type] - len(images)
+        filled = torch.cat([images, *[images[-1:]] * missing])
+        seen: dict[str, torch.Tensor] = {}
+        if any(kind.startswith("block") for kind in kinds) and _gives_layers(self._model.visual):
+            outputs = self._model.forward_intermediates(image=filled)
+            embeddings = outputs["image_features"]
+            seen = layer_features(outputs["image_intermediates"], kinds)
+        else:
+            embeddings = self._model.encode_image(filled, normalize=True)
+        if FINAL in kinds:
+            seen[FINAL] = embeddings
+        features = {kind: values.float().cpu().numpy() for kind, values in seen.items()}
+        if wanted := set(PIXEL_KINDS) & set(kinds):
+            of_pixels = pixel_features(filled.permute(0, 2, 3, 1).cpu().numpy())
+            features |= {kind: of_pixels[kind].astype(np.float32) for kind in PIXEL_KINDS if kind in wanted}
+        return embeddings, features
+
+    @torch.inference_mode()
+    def embed_text(self, wordings: Sequence[str]) -> torch.Tensor:
+        """The normalised mean of their normalised embeddings."""
+        tokens = self._tokenize(list(wordings)).to(self.device)
+        return F.normalize(self._model.encode_text(tokens, normalize=True).mean(dim=0), dim=0)
+
+    def logits(self, embeddings: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Scaled similarities (images, texts), as doubles."""
+        scaled: torch.Tensor = self.scale * embeddings @ texts.T
+        return scaled.double()
+
+
+def layer_features(layers: Sequence[torch.Tensor], kinds: Collection[str]) -> dict[str, torch.Tensor]:
+    """Features of the maps (N, channels, height, width) of up to four of a model's layers, evenly spaced in
+    depth, of those `kinds` that they have.
+
+    `block1.moments` are mean and spread of each channel, `variogram` how much it differs over 1, 2 and 4
+    positions, relative to its spread, and `grid` its means in 4 x 4 parts of the image.
+    """
+    features = {}
+    for number in range(1, min(LAYERS, len(layers)) + 1):
+        asked = {kind for kind in kinds if kind.startswith(f"block{number}.")}
+        if not asked:
+            continue
+        layer = layers[math.ceil(number * len(layers) / min(LAYERS, len(layers))) - 1].float()
+        spread = layer.std((2, 3), unbiased=False)
+        if (name := f"block{number}.moments") in asked:
+            features[name] = torch.cat([layer.mean((2, 3)), spread], dim=1)
+        lags = [lag for lag in LAGS if lag < min(layer.shape[2:])]
+        if (name := f"block{number}.variogram") in asked and lags:
+            features[name] = torch.cat([_step(layer, lag) / (spread + 1e-4) for lag in lags], dim=1)
+        if (name := f"block{number}.grid") in asked:
+            features[name] = F.adaptive_avg_pool2d(layer, GRID).flatten(1)
+    return features
+
+
+def _step(layer: torch.Tensor, lag: int) -> torch.Tensor:
+    across = (layer[:, :, :, lag:] - layer[:, :, :, :-lag]).square().mean((2, 3))
+    down = (layer[:, :, lag:] - layer[:, :, :-lag]).square().mean((2, 3))
+    return ((across + down) / 2 + 1e-6).sqrt()
+
+
+def _gives_layers(tower: Any) -> bool:
+    """Whether an open_clip image tower can return its layers; one of timm can if its trunk can."""
+    return hasattr(getattr(tower, "trunk", tower), "forward_intermediates")
+
+
+def batched(transform: Compose) -> Preprocess:
+    """An open_clip image transform for batches: uint8 (N, 3, H, W) on any device.
+
+    torchvision resizes and crops tensors on the device; transforms that open_clip has for PIL images only are
+    applied image by image.
+    """
+    normalize = next(step for step in transform.transforms if isinstance(step, Normalize))
+    shaping = [step for step in transform.transforms if isinstance(step, Resize | CenterCrop)]
+    if any(type(step).__name__ in {"ResizeKeepRatio", "CenterCropOrPad"} for step in transform.transforms):
+        return lambda images: _one_by_one(transform, images)
+    return lambda images: normalize(Compose(shaping)(images).float().div(255))
+
+
+def _one_by_one(transform: Compose, images: torch.Tensor) -> torch.Tensor:
+    pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy())
+    return torch.stack([transform(picture) for picture in pictures]).to(images.device)
+
+
+def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Compose]:
+    """Model, tokenizer and image transform."""
+    transformers.utils.logging.disable_progress_bar()
+    with weights.shown_to_loader(folder, model, None, "verifier", HINT) as view:
+        # Never create_model_and_transforms: it fills missing weights with random numbers.
+        loaded, transform = open_clip.create_model_from_pretrained(f"local-dir:{view}", device=device)
+        tokenizer = _tokenizer(view)
+    return loaded.eval(), tokenizer, transform
+
+
+def _tokenizer(view: Path) -> Any:
+    """Like open_clip.get_tokenizer, which would pass all options of the model's config to transformers,
+    including those that run code. `config_rules` checks the options."""
+    text = open_clip.get_model_config(f"local-dir:{view}")["text_cfg"]
+    options = text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    return open_clip.tokenizer.HFTokenizer(
+        view,
+        context_length=length,
+        tokenizer_mode=text.get("tokenizer_mode"),
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )

@@ -1,0 +1,345 @@
+"""Does the verifier say no to images that are none of the classes? How it is told to, and the proof.
+
+Typicality compares a candidate with the labelled real images; words compare the classes with what they are
+not. Which features typicality looks at is picked by challenge images. What is stated of a kind of challenge
+is what was measured with the features that the other kinds would pick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from balancer.cells import CLASS_PROPERTY
+from balancer.config.schema import OFF_DOMAIN
+from balancer.errors import UsageError
+from balancer.text.quantities import counted, percent
+from balancer.verification.calibration import LEAST_PROBABILITY, calibrated
+from balancer.verification.challenges import BLENDED
+from balancer.verification.typicality import (
+    Features,
+    Floats,
+    Typicality,
+    choose,
+    combine,
+    fit_kinds,
+    to_bytes,
+)
+from balancer.verification.verdict import BLANK_DEVIATION, DomainLimits
+
+if TYPE_CHECKING:
+    from balancer.config.schema import Config
+
+MIN_IMAGES = 20
+"""Labelled images that typicality needs. With n of them no p-value is below 1 / (n + 1)."""
+
+MIN_DOMAIN_SCORE = 0.5
+"""More like one of the classes than like anything else that the words name."""
+
+_PIXELS = ("sharpness", "relative_sharpness", "seams")
+_TEXTURES = ("block1.moments", "block1.variogram", "block2.variogram")
+WITHOUT_PLACES = (
+    ("block1.moments",),
+    ("block1.moments", *_PIXELS),
+    (*_TEXTURES, *_PIXELS),
+    (*_TEXTURES, *_PIXELS, "cuts"),
+    ("final", *_PIXELS),
+)
+WITH_PLACES = (
+    (*_TEXTURES, "block1.grid", *_PIXELS),
+    (*_TEXTURES, "block1.grid", *_PIXELS, "cuts"),
+)
+"""Where things are in a picture tells much, but classes without a labelled image may have them elsewhere."""
+
+KINDS = tuple(dict.fromkeys(kind for kinds in (*WITHOUT_PLACES, *WITH_PLACES) for kind in kinds))
+"""Every kind of feature that may be picked."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImages:
+    """Images as a verifier sees them: `features` by kind, (images, numbers), uncalibrated `probabilities` of
+    each property, (images, values), and (images) each, `domain_scores`, and mean and standard deviation of
+    the luminance."""
+
+    features: Mapping[str, NDArray[np.float32]]
+    probabilities: Mapping[str, Floats]
+    domain_scores: Floats
+    brightness: Floats
+    deviation: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class SeenReal:
+    """A labelled real image and variations of it: `features` by kind, (1 + variations, numbers), the first
+    row of the image itself, as is its `domain_score`."""
+
+    features: Mapping[str, NDArray[np.float32]]
+    domain_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class RealImage:
+    """`group` is the same for images that show the same."""
+
+    class_name: str
+    group: int
+    seen: SeenReal
+
+
+@dataclass(frozen=True, slots=True)
+class Challenged:
+    """Of `images` of a kind, the share that some cell would accept: `before` anything said no, and now."""
+
+    kind: str
+    images: int
+    before: float
+    accepted: float
+
+
+@dataclass(frozen=True, slots=True)
+class DomainProof:
+    """What a run may rely on, and what it costs.
+
+    `images` are the labelled images that were compared, and `by_class` how many of each class. `picked` are
+    the kinds of features of typicality, empty without it, and `sha256` is that of its file. `lost` is the
+    share of the labelled images that typicality and words reject, None without enough of them to say.
+    `notes` say why one of both is not used.
+    """
+
+    images: int
+    limits: DomainLimits
+    picked: tuple[str, ...]
+    sha256: str | None
+    lost: float | None
+    challenges: tuple[Challenged, ...]
+    by_class: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> tuple[Challenged, ...]:
+        """All but blends of two classes, which are half right."""
+        return tuple(each for each in self.challenges if each.kind != BLENDED)
+
+    def accepted_share(self, without: frozenset[str] = frozenset()) -> float:
+        """Of all challenge images but those of some kinds."""
+        counts = [
+            (each.images * each.accepted, each.images) for each in self.judged if each.kind not in without
+        ]
+        accepted, images = (sum(column) for column in zip(*counts, strict=True)) if counts else (0.0, 0)
+        return accepted / images if images else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "accepted_share": self.accepted_share(),
+            "images": sum(each.images for each in self.judged),
+            "by_kind": {
+                each.kind: {"images": each.images, "before": each.before, "accepted": each.accepted}
+                for each in self.challenges
+            },
+            "true_lost": self.lost,
+            "labelled_images": self.images,
+            "by_class": dict(self.by_class),
+            "typicality": self.sha256,
+            "features": list(self.picked),
+            "min_typicality": self.limits.typicality,
+            "min_domain_score": self.limits.domain_score,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> DomainProof:
+        """Raises AttributeError, KeyError or TypeError if it is not what `as_dict` gives."""
+        return cls(
+            images=document["labelled_images"],
+            limits=DomainLimits(document["min_typicality"], document["min_domain_score"]),
+            picked=tuple(document["features"]),
+            sha256=document["typicality"],
+            lost=document["true_lost"],
+            challenges=tuple(Challenged(kind, **entry) for kind, entry in document["by_kind"].items()),
+            by_class=document["by_class"],
+            notes=tuple(document["notes"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """`typicality` is the file that `proof.sha256` names, None without one."""
+
+    proof: DomainProof
+    typicality: bytes | None = field(default=None, repr=False)
+
+
+# ---- fitting and proving -------------------------------------------------------------------------
+
+
+def prove_domain(
+    real: Sequence[RealImage],
+    challenges: Mapping[str, SeenImages],
+    temperatures: Mapping[str, float],
+    config: Config,
+) -> Domain:
+    """Choose what says no, and measure to how many of the `challenges` it does."""
+    before = {kind: accepted_by_some_cell(seen, temperatures, config) for kind, seen in challenges.items()}
+    rules, notes = _rules(real, config)
+    kept = [
+        {
+            kind: float((before[kind] & rule.passes(seen.features, seen.domain_scores)).mean())
+            for kind, seen in challenges.items()
+        }
+        for rule in rules
+    ]
+    best, expected = choose(
+        {
+            str(number): {kind: share for kind, share in shares.items() if kind != BLENDED}
+            for number, shares in enumerate(kept)
+        }
+    )
+    expected |= {kind: share for kind, share in kept[int(best)].items() if kind == BLENDED}
+    rule = rules[int(best)]
+    data = None if rule.model is None else to_bytes(rule.model)
+    proof = DomainProof(
+        images=len(real),
+        limits=rule.limits,
+        picked=() if rule.model is None else tuple(rule.model.distances),
+        sha256=None if data is None else hashlib.sha256(data).hexdigest(),
+        lost=rule.lost,
+        challenges=tuple(
+            Challenged(kind, len(before[kind]), float(before[kind].mean()), expected[kind]) for kind in before
+        ),
+        by_class=dict(Counter(image.class_name for image in real)),
+        notes=tuple(notes),
+    )
+    return Domain(proof, data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One way to say no. `lost` is the share of the labelled images to which it does, None if they are too
+    few."""
+
+    limits: DomainLimits
+    model: Typicality | None
+    lost: float | None
+
+    def passes(self, features: Features, domain_scores: Floats) -> NDArray[np.bool_]:
+        passing = np.ones(len(domain_scores), bool)
+        if self.limits.domain_score is not None:
+            passing &= domain_scores > self.limits.domain_score
+        if self.model is not None and self.limits.typicality is not None:
+            passing &= self.model.p_values(features) > self.limits.typicality
+        return passing
+
+
+def _rules(real: Sequence[RealImage], config: Config) -> tuple[list[_Rule], list[str]]:
+    """Those that lose no more of the labelled images than allowed, and why there are no others."""
+    wanted = config.verification
+    groups = len({image.group for image in real})
+    if groups < MIN_IMAGES:
+        few = f"no typicality: {counted(groups, 'labelled image')}, {MIN_IMAGES} needed"
+        return [_Rule(DomainLimits(None, MIN_DOMAIN_SCORE), None, None)], [few]
+    by_words = sum(not image.seen.domain_score > MIN_DOMAIN_SCORE for image in real) / len(real)
+    # With words first: of rules that keep equally many, the first is chosen.
+    words = [*([(MIN_DOMAIN_SCORE, by_words)] if by_words <= wanted.max_true_lost else []), (None, 0.0)]
+    if wanted.typicality == "never":
+        rules = [_Rule(DomainLimits(None, score), None, lost) for score, lost in words]
+        return rules, ["no typicality: verification.typicality is never"]
+    models, rules = _models(real, config), []
+    for score, lost in words:
+        # No p-value is lower than 1 / (n + 1), so no lower limit would reject anything.
+        limit = max(wanted.max_true_lost - lost, (1.0 + 1e-9) / (groups + 1.0))
+        rules += [_Rule(DomainLimits(limit, score), model, lost + limit) for model in models]
+    return rules, []
+
+
+def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
+    everywhere = {image.class_name for image in real} >= set(config.classes)
+    available = real[0].seen.features.keys()
+    candidates = [
+        kinds for kinds in (*WITHOUT_PLACES, *(WITH_PLACES if everywhere else ())) if available >= set(kinds)
+    ]
+    used = dict.fromkeys(kind for kinds in candidates for kind in kinds)
+    features = {
+        kind: np.concatenate([image.seen.features[kind] for image in real]).astype(np.float64)
+        for kind in used
+    }
+    rows = len(next(iter(real[0].seen.features.values())))
+    groups = np.repeat(np.unique([image.group for image in real], return_inverse=True)[1], rows)
+    fits = fit_kinds(features, groups, used)
+    return [combine(fits, groups, kinds) for kinds in candidates]
+
+
+def accepted_by_some_cell(
+    seen: SeenImages, temperatures: Mapping[str, float], config: Config
+) -> NDArray[np.bool_]:
+    """Which images some cell would accept if nothing asked whether they are one of the classes at all."""
+    wanted = config.verification
+    low, high = wanted.brightness
+    passes = (seen.deviation >= BLANK_DEVIATION) & (seen.brightness >= low) & (seen.brightness <= high)
+    likely = {
+        name: calibrated(np.log(np.maximum(values, LEAST_PROBABILITY)), temperatures.get(name, 1.0))
+        for name, values in seen.probabilities.items()
+        if name not in wanted.unjudged
+    }
+    facets = config.facet_axes()
+    by_class = np.zeros_like(passes)
+    for number, class_name in enumerate(config.classes):
+        fits = passes.copy()
+        if CLASS_PROPERTY in likely:
+            fits &= likely[CLASS_PROPERTY][:, number] >= wanted.threshold
+        for facet in facets:
+            if facet.applies_to(class_name) and facet.name in likely:
+                fits &= likely[facet.name].max(axis=1) >= wanted.threshold
+        by_class |= fits
+    return by_class
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def refuse_accepted_challenges(proof: DomainProof, config: Config) -> None:
+    """UsageError if too many challenge images would be accepted, and `verification.unjudged` does not allow
+    it. Where it allows the class to go unjudged, nothing is asked."""
+    wanted = config.verification
+    if {CLASS_PROPERTY, OFF_DOMAIN} & set(wanted.unjudged):
+        return
+    share = proof.accepted_share(allowed_kinds(config))
+    if share <= wanted.max_challenge_accepted:
+        return
+    worst = sorted(proof.judged, key=lambda each: -each.accepted)[:3]
+    often = ", ".join(f"{each.kind} ({percent(each.accepted, 1, 1)})" for each in worst)
+    raise UsageError(
+        f"the verifier would accept {percent(share, 1, 1)} of images that are none of the classes,"
+        f" {percent(wanted.max_challenge_accepted, 1, 1)} allowed (verification.max_challenge_accepted);"
+        f" most often {often}" + "".join(f"\n  {reason}" for reason in proof.notes),
+        hint="label more real images, choose another verification.model, or accept that such images pass:"
+        f" verification.unjudged: [{OFF_DOMAIN}], or [{OFF_DOMAIN}={worst[0].kind}] for one kind",
+    )
+
+
+def allowed_kinds(config: Config) -> frozenset[str]:
+    """Challenges that `verification.unjudged` names, as `off_domain=KIND`."""
+    prefix = f"{OFF_DOMAIN}="
+    return frozenset(
+        name.removeprefix(prefix) for name in config.verification.unjudged if name.startswith(prefix)
+    )
+
+
+def summarise(proof: DomainProof) -> str:
+    """One line."""
+    lost = (
+        "too few labelled images to say how many true ones are lost"
+        if proof.lost is None
+        else f"about {percent(proof.lost, 1, 1)} of true ones are lost"
+    )
+    line = (
+        f"off_domain: of {sum(each.images for each in proof.judged)} images of none of the classes "
+        f"{percent(proof.accepted_share(), 1, 1)} would pass; {lost}"
+    )
+    return "; ".join((line, *proof.notes))
