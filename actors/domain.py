@@ -49,6 +49,11 @@ SOURCES = 24
 """Real images that challenge images are made from."""
 
 SEED = 20_260_901
+
+DECISIVE = {"threshold", "unjudged", "typicality", "max_true_lost", "brightness", "copies"}
+"""Settings of `verification` that the result depends on, besides models and wordings."""
+
+
 FILES_PER_CALL = 8
 
 CallAll = Callable[[str, Iterable[tuple[Any, ...]]], Iterable[tuple[int, Any]]]
@@ -165,8 +170,8 @@ def _cache_file(config: Config, labelled: Sequence[_Labelled]) -> Path:
         "properties": [[name, [*values.items()]] for name, values in config.properties().items()],
         "facets": [[facet.name, sorted(facet.classes)] for facet in config.facet_axes()],
         "temperatures": load_temperatures(config),
-        "negatives": NEGATIVES,
-        "verification": judged.model_dump(mode="json", exclude={"model", "revision", "calibration"}),
+        "negatives": [*NEGATIVES, *judged.negatives],
+        "verification": judged.model_dump(mode="json", include=DECISIVE),
         "images": [[image.sha256, image.class_name, image.group] for image in labelled],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()

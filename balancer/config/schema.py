@@ -62,6 +62,9 @@ Split = Literal["train", "validation", "test"]
 RESERVED_FACET_NAMES = frozenset({*names_where(lambda column: column.name != FACET), "quota", "priority"})
 """Columns of the manifest and keys of a plan, which a facet must not be named after."""
 
+RESERVED_AT_FIRST = RESERVED_FACET_NAMES - {*names_where(lambda column: column.since > 1)}
+"""Those of runs that earlier versions began."""
+
 OFF_DOMAIN = "off_domain"
 """Names in `verification.unjudged` that images of none of the classes may pass."""
 
@@ -659,11 +662,12 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
-    def _names_fit_together(self) -> Self:
+    def _names_fit_together(self, info: ValidationInfo) -> Self:
+        reserved = RESERVED_AT_FIRST if info.context == BEGUN else RESERVED_FACET_NAMES
         for name, facet in self.facets.items():
             place = join_keys(("facets", name))
             # SQL ignores the case of column names.
-            if name.lower() in RESERVED_FACET_NAMES:
+            if name.lower() in reserved:
                 raise ValueError(f"{place}: {name!r} is a column of the manifest; rename the facet")
             if name.startswith(INTERNAL_PREFIX):
                 taken = f"names that begin with {INTERNAL_PREFIX} are the manifest's own"

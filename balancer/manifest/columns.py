@@ -53,6 +53,8 @@ class Column:
     large: bool = False
     """By far the largest ones: `current.parquet` goes without."""
     read_by: tuple[Reader, ...] = ()
+    since: int = 1
+    """The first format of run.json whose runs have it."""
 
 
 COLUMNS = (
@@ -349,6 +351,7 @@ COLUMNS = (
         "The share of labelled real images, compared in features of several layers, that are as odd as this "
         "one: a p-value, 0 to 1. Null if the run does not compare them.",
         read_by=("rejudge",),
+        since=2,
     ),
     Column(
         "domain_score",
@@ -356,6 +359,7 @@ COLUMNS = (
         "How likely it shows one of the classes rather than an image failure, an unrelated thing, or one of "
         "`verification.negatives`: 0 to 1.",
         read_by=("rejudge",),
+        since=2,
     ),
     Column(
         "pixel_sha256",
@@ -436,13 +440,17 @@ COLUMNS = (
 )
 
 
+NEWEST = max(column.since for column in COLUMNS)
+
+
 def names_where(meets: Callable[[Column], object]) -> tuple[str, ...]:
     """The columns that meet a condition, in the order of the manifest."""
     return tuple(column.name for column in COLUMNS if meets(column))
 
 
-def names_read_by(reader: Reader) -> tuple[str, ...]:
-    return names_where(lambda column: reader in column.read_by)
+def names_read_by(reader: Reader, run_format: int = 1) -> tuple[str, ...]:
+    """Of those that runs of this format have."""
+    return names_where(lambda column: reader in column.read_by and column.since <= run_format)
 
 
 def exported_names() -> tuple[str, ...]:

@@ -22,6 +22,8 @@ Row = dict[str, Any]
 SYNTHETIC, REAL = "synthetic", "real"
 ACCEPTED, REJECTED = "accepted", "rejected"
 
+DOMAIN_COLUMNS = ("typicality", "domain_score")
+
 VOID = "void"
 """Status of a candidate that passes by now, but whose image was not kept: it is made again."""
 
@@ -32,7 +34,8 @@ def utc_now() -> dt.datetime:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What all rows of a run share. `cell_offsets` number the slots through, cell after cell."""
+    """What all rows of a run share. `cell_offsets` number the slots through, cell after cell. Runs of earlier
+    versions have no columns of the domain: `has_domain` is False."""
 
     run_id: str
     facets: tuple[str, ...]
@@ -41,6 +44,7 @@ class RunFacts:
     verifier_revision: str | None
     cell_offsets: Mapping[str, int]
     domain: DomainLimits = NO_LIMITS
+    has_domain: bool = True
     now: Callable[[], dt.datetime] = utc_now
 
     def number(self, slot: Slot) -> int:
@@ -119,8 +123,7 @@ def candidate_row(
         "deviation": measurement.deviation,
         "nonfinite": measurement.flags.nonfinite,
         "unsafe": measurement.unsafe,
-        "typicality": measurement.typicality,
-        "domain_score": measurement.domain_score,
+        **({name: getattr(measurement, name) for name in DOMAIN_COLUMNS} if facts.has_domain else {}),
         "pixel_sha256": measurement.pixel_sha256,
         "phash": measurement.phash,
         **(nearest_columns(nearest) if nearest else {}),

@@ -52,6 +52,7 @@ class RunInfo:
     versions: dict[str, str]
     models: dict[str, dict[str, str | None]]
     challenge: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
 
     @property
     def domain_limits(self) -> DomainLimits:
@@ -99,7 +100,7 @@ class RunInfo:
     def schema(self) -> pa.Schema:
         from balancer.manifest.schema import manifest_schema
 
-        return manifest_schema(self.properties, self.embedding_dim)
+        return manifest_schema(self.properties, self.embedding_dim, self.format)
 
 
 def create_run(storage: Storage, info: RunInfo) -> RunInfo:
@@ -108,7 +109,7 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
 
     UsageError if the plan is too large to be read again.
     """
-    document = {"format": FORMAT, **dataclasses.asdict(info)}
+    document = {"format": info.format, **dataclasses.asdict(info)}
     data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
     if count_values(data) > MOST_VALUES:
         raise UsageError(
@@ -139,7 +140,7 @@ def read_run(storage: Storage) -> RunInfo:
 def _parse(data: bytes) -> RunInfo:
     try:
         document = read_json(data)
-        number = document.pop("format")
+        number = document["format"]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ManifestError(f"{RUN_FILE}: it is damaged: {error}") from error
     if isinstance(number, int) and number > FORMAT:
@@ -244,6 +245,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    format: Annotated[int, Field(ge=1)]
     run_id: str
     created_at: str
     name: str

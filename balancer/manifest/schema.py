@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
-from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, Type
+from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, NEWEST, Type
 
 SCHEMA_VERSION = 2
 VERSION_KEY = b"balancer.schema_version"
@@ -23,9 +23,10 @@ VERSION_KEY = b"balancer.schema_version"
 Row = Mapping[str, Any]
 
 
-def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Schema:
+def manifest_schema(properties: Mapping[str, int], embedding_dim: int, run_format: int = NEWEST) -> pa.Schema:
     """`properties` are what candidates are scored on: `class` and the facets, in the config's order, each
-    with the number of its values. `probabilities` has one for every value, in that order too.
+    with the number of its values. `probabilities` has one for every value, in that order too. `run_format` is
+    that of run.json.
 
     The numbers a verdict follows from are kept as they were judged, in 64 bits: judging a row again
     under the same rules gives the same verdict.
@@ -35,6 +36,7 @@ def manifest_schema(properties: Mapping[str, int], embedding_dim: int) -> pa.Sch
     fields = [
         (name, types[column.type])
         for column in COLUMNS
+        if column.since <= run_format
         for name in (facets if column.name == FACET else [column.name])
     ]
     return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})

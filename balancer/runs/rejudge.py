@@ -79,8 +79,6 @@ COMMIT_ROWS = 1024
 PARTS_AT_ONCE = 32
 """Commits whose whole rows are in memory at once; each lot reads the log again."""
 
-_COLUMNS = names_read_by("rejudge")
-
 _HISTORY = pa.schema(
     [(name, pa.string()) for name in ("source", "cell", "slot", "status", "reason")]
     + [("attempt", pa.int32())]
@@ -174,17 +172,23 @@ def rejudge(storage: Storage, settings: Sequence[str] = ()) -> Rejudgement:
 
     Raises ConfigError for invalid settings, UsageError for settings that stored numbers cannot decide.
     """
-    return _look(storage, read_run(storage), read_log(storage, _COLUMNS), settings)
+    info = read_run(storage)
+    return _look(storage, info, read_log(storage, _columns(info)), settings)
+
+
+def _columns(info: RunInfo) -> tuple[str, ...]:
+    return names_read_by("rejudge", info.format)
 
 
 def _look(
     storage: Storage, info: RunInfo, known: LogView | ManifestLog, settings: Sequence[str]
 ) -> Rejudgement:
-    table = known.table if isinstance(known, LogView) else known.table(_COLUMNS)
+    columns = _columns(info)
+    table = known.table if isinstance(known, LogView) else known.table(columns)
     config, overrides = _overridden(effective_config(info, known.rules), settings)
     rules = Rules(merged(known.rules.overrides, overrides))
     changed_copies = "copies" in rules.overrides.get("verification", {})
-    rows = [row for row in table.select(list(_COLUMNS)).to_pylist() if row["source"] == SYNTHETIC]
+    rows = [row for row in table.select(list(columns)).to_pylist() if row["source"] == SYNTHETIC]
     pixels = dict(zip(*(table[name].to_pylist() for name in ("id", "pixel_sha256")), strict=True))
     cells = cells_of_plan(info)
     copies: dict[str, Nearest] = {}
@@ -382,8 +386,8 @@ def read_measurement(row: Row, cell: Cell) -> Measurement:
         phash="",
         embedding=b"",
         unsafe=row["unsafe"],
-        typicality=row["typicality"],
-        domain_score=row["domain_score"],
+        typicality=row.get("typicality"),  # runs of earlier versions have neither
+        domain_score=row.get("domain_score"),
     )
 
 
@@ -409,7 +413,8 @@ def apply(
 
     If it is interrupted, the same call completes it. Raises UsageError while a driver seems to be running.
     """
-    info, view = read_run(storage), read_log(storage, _COLUMNS)
+    info = read_run(storage)
+    view = read_log(storage, _columns(info))
     refuse_running(storage, view.last, now(), "its verdicts can be changed")
     result = _look(storage, info, view, settings)
     if not result.pending:

@@ -254,6 +254,7 @@ def run_facts(info: RunInfo, config: Config) -> RunFacts:
         verifier_revision=info.models["verifier"]["revision"],
         cell_offsets=offsets,
         domain=info.domain_limits,
+        has_domain=info.format > 1,
     )
 
 

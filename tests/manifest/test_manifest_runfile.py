@@ -102,8 +102,8 @@ def test_a_damaged_run_file_is_named(data):
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
-    with pytest.raises(ManifestError, match="format 2 is newer than 1") as caught:
-        read_run(MemoryStorage(files={RUN_FILE: damaged(format=2)}))
+    with pytest.raises(ManifestError, match="format 3 is newer than 2") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=3)}))
     assert caught.value.hint == "upgrade balancer"
 
 

@@ -17,8 +17,8 @@ COLUMNS = (
     "id file_name class lighting burn_level cell slot attempt source status reason review score scores "
     "probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
     "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
-    "brightness deviation nonfinite unsafe pixel_sha256 phash nearest_id nearest_distance "
-    "nearest_similarity embedding parent_id split device batch_size generated_at run_id"
+    "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
+    "nearest_id nearest_distance nearest_similarity embedding parent_id split device batch_size generated_at run_id"
 ).split()
 SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
@@ -30,6 +30,11 @@ def values(column: str, *given: object) -> list[object]:
 
 def test_the_columns_are_those_of_the_design():
     assert SCHEMA.names == COLUMNS
+
+
+def test_runs_of_earlier_versions_have_the_columns_of_their_time():
+    earlier = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=1)
+    assert [name for name in COLUMNS if name not in earlier.names] == ["typicality", "domain_score"]
 
 
 def test_no_facet_may_be_named_after_a_column_or_a_key_of_the_plan():
@@ -76,7 +81,10 @@ def test_every_value_of_a_property_has_its_probability():
         values("probabilities", {"class": [0.25, 0.5, 0.25]})
 
 
-@pytest.mark.parametrize("column", ["brightness", "deviation", "unsafe", "nearest_similarity", "score"])
+VERDICT_NUMBERS = "brightness deviation unsafe typicality domain_score nearest_similarity score".split()
+
+
+@pytest.mark.parametrize("column", VERDICT_NUMBERS)
 def test_what_a_verdict_follows_from_is_kept_to_the_last_bit(column):
     assert values(column, 0.1, 0.7) == [0.1, 0.7]
 
