@@ -36,7 +36,7 @@ from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
-from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, ManifestError
+from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import typicality_path
 from balancer.manifest.log.closing import closing_on_error
@@ -44,7 +44,7 @@ from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
-from balancer.manifest.runfile import RunInfo, create_run
+from balancer.manifest.runfile import RunInfo, create_run, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back
@@ -65,14 +65,13 @@ from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import Snapshot, progress_line
 from balancer.scheduling.schedule import Schedule
-from balancer.storage import MissingFileError, Storage, open_storage, refuse_without_create_only
+from balancer.storage import Storage, open_storage, refuse_without_create_only
 from balancer.storage.address import KEPT_OUT
 from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
 from balancer.verification.calibration import read_configured
 from balancer.verification.off_domain import refuse_accepted_challenges, summarise
 from balancer.verification.preflight import refuse_unproven, summary
-from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
 
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""
@@ -356,11 +355,11 @@ class _Measuring:
         self.reporter.note(summary(result))
         return measured
 
-    def domain(self, measured: RealImages, storage: Storage) -> dict[str, Any]:
+    def domain(self, measured: RealImages, storage: Storage) -> dict[str, Any] | None:
         """How candidates of none of the classes are told, for run.json; UsageError if they cannot be. Writes
         what candidates are compared with."""
         if self.config.actors.kind == "simulated":
-            return {}
+            return None
         domain = study(self.config, self.audit, self.holdout, measured, self._call_all)
         refuse_accepted_challenges(domain.proof, self.config)
         self.reporter.note(summarise(domain.proof))
@@ -382,15 +381,8 @@ class _Measuring:
 
 def _typicality(info: RunInfo, storage: Storage) -> Any:
     """A reference to what candidates are compared with, None if the run does not."""
-    if info.typicality is None:
-        return None
-    path = typicality_path(info.typicality)
-    try:
-        data = storage.read(path, MAX_TYPICALITY_BYTES)
-        return shared(read_typicality(data, info.typicality))
-    except (MissingFileError, ValueError) as error:
-        problem = "it is missing" if isinstance(error, MissingFileError) else str(error)
-        raise ManifestError(f"{path}: {problem}", hint="restore the file, or begin another run") from error
+    model = load_typicality(storage, info)
+    return None if model is None else shared(model)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config.schema import EMBEDDED_MODEL, SIMULATED, Config
+from balancer.config.schema import EMBEDDED_MODEL, OFF_DOMAIN, SIMULATED, Config
 from balancer.dataset.splits import EVALUATION
 from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
@@ -108,8 +108,9 @@ class Card:
     @property
     def unproven(self) -> tuple[str, ...]:
         """Values that were judged although labelled images did not prove the verifier on them."""
-        properties = {CLASS_PROPERTY, *self.config.facets}
-        return tuple(name for name in self.config.verification.unjudged if name not in properties)
+        others = {CLASS_PROPERTY, *self.config.facets, OFF_DOMAIN}
+        entries = self.config.verification.unjudged
+        return tuple(name for name in entries if name not in others and name.partition("=")[0] != OFF_DOMAIN)
 
     @property
     def shown_classes(self) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
-from balancer.manifest.layout import RUN_FILE
+from balancer.manifest.layout import RUN_FILE, typicality_path
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import MOST_VALUES, count_values, read_json
 from balancer.verification.verdict import DomainLimits
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from balancer.verification.typicality import Typicality
 
 FORMAT = 2
 """Earlier versions refuse fields that they do not know. Format 1 has no `challenge`."""
@@ -36,7 +38,7 @@ class RunInfo:
     """`plan` has one dict per cell: "class", each facet (None where it does not apply), "cell", "quota",
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
     `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
-    classes, empty if it did not ask."""
+    classes (`DomainProof.as_dict`), None if it did not ask."""
 
     run_id: str
     created_at: str
@@ -51,18 +53,18 @@ class RunInfo:
     embedding_dim: int
     versions: dict[str, str]
     models: dict[str, dict[str, str | None]]
-    challenge: dict[str, Any] = field(default_factory=dict)
+    challenge: dict[str, Any] | None = None
     format: int = FORMAT
 
     @property
     def domain_limits(self) -> DomainLimits:
-        told = self.challenge
-        return DomainLimits(told.get("min_typicality"), told.get("min_domain_score"))
+        limits = self.challenge or {}
+        return DomainLimits(limits.get("min_typicality"), limits.get("min_domain_score"))
 
     @property
     def typicality(self) -> str | None:
         """The sha256 of the file with what candidates are compared with."""
-        return self.challenge.get("typicality")
+        return (self.challenge or {}).get("typicality")
 
     @property
     def wanted(self) -> int:
@@ -135,6 +137,22 @@ def read_run(storage: Storage) -> RunInfo:
             hint="give the folder that `balancer run` wrote",
         ) from None
     return _parse(data)
+
+
+def load_typicality(storage: Storage, info: RunInfo) -> Typicality | None:
+    """What candidates are compared with, None if they are not; ManifestError unless it is as it was written."""
+    if info.typicality is None:
+        return None
+    from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
+
+    path = typicality_path(info.typicality)
+    try:
+        return read_typicality(storage.read(path, MAX_TYPICALITY_BYTES), info.typicality)
+    except MissingFileError:
+        problem = "it is missing"
+    except ValueError as error:
+        problem = str(error)
+    raise ManifestError(f"{path}: {problem}", hint="restore the file, or begin another run")
 
 
 def _parse(data: bytes) -> RunInfo:
@@ -232,12 +250,29 @@ class _Models(BaseModel):
     verifier: _Model
 
 
-class _Challenge(_Open):
-    """What is read of it as it stands."""
+_Share = Annotated[float, Field(ge=0, le=1)]
 
-    typicality: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    min_typicality: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_domain_score: Annotated[float, Field(ge=0, le=1)] | None = None
+
+class _Challenged(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    images: _Count
+    before: _Share
+    accepted: _Share
+
+
+class _Challenge(_Open):
+    accepted_share: _Share
+    images: _Count
+    by_kind: dict[str, _Challenged]
+    true_lost: _Share | None
+    labelled_images: _Count
+    by_class: dict[str, _Count]
+    typicality: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    features: list[str]
+    min_typicality: _Share | None
+    min_domain_score: _Share | None
+    notes: list[str]
 
 
 class _Document(BaseModel):
@@ -259,4 +294,4 @@ class _Document(BaseModel):
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_EMBEDDING_DIM)]
     versions: dict[str, str]
     models: _Models
-    challenge: _Challenge = _Challenge()
+    challenge: _Challenge | None = None

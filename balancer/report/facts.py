@@ -12,6 +12,7 @@ from balancer.config.schema import Config
 from balancer.dataset.splits import EVALUATION
 from balancer.manifest.rules import config_under
 from balancer.scheduling.adaptive import Tally
+from balancer.verification.off_domain import DomainProof
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,6 +119,11 @@ class Facts:
         """Generated images not judged on each property, without properties that were judged in all."""
         counts: Mapping[str, int] = self.status["unjudged"]
         return counts
+
+    @property
+    def domain(self) -> DomainProof | None:
+        """To how many images of none of the classes the verifier said no before the run."""
+        return None if self.run.challenge is None else DomainProof.from_dict(self.run.challenge)
 
     @property
     def real(self) -> int:

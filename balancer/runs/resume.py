@@ -87,7 +87,7 @@ def describe_run(
         embedding_dim=int(models["verifier"]["embedding_dim"]),
         versions={name: _version(name) for name in VERSIONED_PACKAGES},
         models={kind: _identity(described) for kind, described in models.items()},
-        challenge=dict(challenge or {}),
+        challenge=None if challenge is None else dict(challenge),
     )
 
 

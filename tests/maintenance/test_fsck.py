@@ -8,19 +8,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
-from balancer.errors import UsageError
+from balancer.errors import ManifestError, UsageError
 from balancer.manifest import check_run, fsck, read_run
-from balancer.manifest.layout import DATA_DIR, HEAD_FILE, INDEX_FILE, LOG_DIR, RUN_FILE, fragment_path
+from balancer.manifest.layout import (
+    DATA_DIR,
+    HEAD_FILE,
+    INDEX_FILE,
+    LOG_DIR,
+    RUN_FILE,
+    fragment_path,
+    typicality_path,
+)
 from balancer.manifest.rows import revoked
+from balancer.manifest.runfile import load_typicality
 from balancer.manifest.snapshot.build import Files, compact, publish_index
 from balancer.manifest.snapshot.index import read_index
 from balancer.storage import open_storage, slug_of_before
+from balancer.verification.typicality import fit_typicality, to_bytes
 from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
 
 ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
@@ -71,6 +82,56 @@ def test_checking_changes_nothing(run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     fsck(open_storage(run, create=False))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def with_typicality(root: Path) -> str:
+    """The path of what the run's candidates are compared with."""
+    distances = {"few": np.random.default_rng(0).normal(0, 1, (20, 4))}
+    data = to_bytes(fit_typicality(distances, np.arange(20), ["few"]))
+    challenge = {
+        "accepted_share": 0.0,
+        "images": 32,
+        "by_kind": {"blobs": {"images": 32, "before": 0.9, "accepted": 0.0}},
+        "true_lost": 0.02,
+        "labelled_images": 20,
+        "by_class": {"basic": 20},
+        "typicality": hashlib.sha256(data).hexdigest(),
+        "features": ["few"],
+        "min_typicality": 0.02,
+        "min_domain_score": None,
+        "notes": [],
+    }
+    run_file = root / RUN_FILE
+    run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"challenge": challenge}))
+    path = typicality_path(challenge["typicality"])
+    open_storage(root, create=False).publish(path, data)
+    return path
+
+
+def test_what_candidates_are_compared_with_is_the_file_that_the_run_names(run):
+    path = with_typicality(run)
+    storage = open_storage(run, create=False)
+    assert load_typicality(storage, read_run(storage)) is not None
+    found = check_run(storage)
+    assert (found.problems, found.notes) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda file: file.unlink(), "it is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "its content is not what its name says"),
+    ],
+)
+def test_a_lost_or_changed_typicality_is_found_and_stops_the_run(run, damage, problem):
+    path = with_typicality(run)
+    damage(run / path)
+    storage = open_storage(run, create=False)
+    [found] = check_run(storage).problems
+    assert (found.rule, found.path) == ("typicality is what run.json names", path)
+    assert found.detail == f"{path}: {problem}"
+    with pytest.raises(ManifestError, match=problem):
+        load_typicality(storage, read_run(storage))
 
 
 def rows(*planted: dict[str, Any]) -> Fault:

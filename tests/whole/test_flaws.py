@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,51 @@ def test_an_image_is_over_or_underexposed_by_what_its_lighting_allows(judged, li
     assert all(row["reason"] != reason for row in rows if row is not one)
     low, high = (float(limit) for limit in limits.strip("[]").split(","))
     assert not low <= one["brightness"] <= high
+
+
+def wrong_scale(folder):
+    """Latents reach the decoder four times too strong."""
+    path = folder / "vae/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"scaling_factor": config["scaling_factor"] / 4}))
+
+
+def constant_latents(folder):
+    """Every position of the latents is drawn to the same value."""
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.weight"].zero_()
+    tensors["conv_out.bias"].fill_(3.0)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def nothing_but_noise(folder):
+    """The latents stay as noisy as they begin."""
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.weight"].zero_()
+    tensors["conv_out.bias"].zero_()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("spoil", [wrong_scale, constant_latents, nothing_but_noise])
+def test_a_run_with_a_broken_generator_ends_short_as_its_images_are_of_no_class(
+    project, tmp_path, ray_session, spoil
+):
+    folder = tmp_path / "generator"
+    shutil.copytree(project / EMBEDDED, folder)
+    spoil(folder)
+    settings = [
+        *SMALL,
+        f"generation.model={folder}",
+        "target.per_class=4",
+        "verification.max_challenge_accepted=1",
+    ]
+    result = run(load_config(project / "configs/demo.yaml", settings), tmp_path / "run")
+    assert (result.state, result.accepted, result.short) == ("short", 0, 16)
+    assert result.rejected_by_reason == {"off_domain": 16}
+    rows = open_manifest(tmp_path / "run").to_table(status="all", filter="source = 'synthetic'")
+    assert max(rows["typicality"].to_pylist()) < 0.05
 
 
 # ---- copies --------------------------------------------------------------------------------------

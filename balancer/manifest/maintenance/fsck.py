@@ -42,7 +42,7 @@ from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
-from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.runfile import RunInfo, load_typicality, read_run
 from balancer.manifest.snapshot.current import problem_of_current
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.unjudged import lacks_a_score
@@ -253,16 +253,13 @@ def _values(fragment: Fragment, known: Known) -> Iterator[Problem]:
 
 
 def _typicality(storage: Storage, info: RunInfo) -> Iterator[Problem]:
-    """The file with what candidates are compared with, without which the run cannot go on."""
-    if info.typicality is None:
-        return
-    from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
-
-    path = typicality_path(info.typicality)
+    """The file without which the run cannot go on."""
     try:
-        read_typicality(storage.read(path, MAX_TYPICALITY_BYTES), info.typicality)
-    except (BalancerError, ValueError) as error:
-        yield Problem("typicality is the run's", path, str(error))
+        load_typicality(storage, info)
+    except BalancerError as error:
+        yield Problem(
+            "typicality is what run.json names", typicality_path(info.typicality or ""), error.message
+        )
 
 
 def _config(info: RunInfo) -> Iterator[Problem]:
