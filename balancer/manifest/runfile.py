@@ -140,7 +140,7 @@ def read_run(storage: Storage) -> RunInfo:
 
 
 def load_typicality(storage: Storage, info: RunInfo) -> Typicality | None:
-    """What candidates are compared with, None if they are not; ManifestError unless it is as it was written."""
+    """What candidates are compared with, None if they are not; ManifestError unless it is as written."""
     if info.typicality is None:
         return None
     from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality

@@ -88,6 +88,7 @@ def with_typicality(root: Path) -> str:
     """The path of what the run's candidates are compared with."""
     distances = {"few": np.random.default_rng(0).normal(0, 1, (20, 4))}
     data = to_bytes(fit_typicality(distances, np.arange(20), ["few"]))
+    sha256 = hashlib.sha256(data).hexdigest()
     challenge = {
         "accepted_share": 0.0,
         "images": 32,
@@ -95,7 +96,7 @@ def with_typicality(root: Path) -> str:
         "true_lost": 0.02,
         "labelled_images": 20,
         "by_class": {"basic": 20},
-        "typicality": hashlib.sha256(data).hexdigest(),
+        "typicality": sha256,
         "features": ["few"],
         "min_typicality": 0.02,
         "min_domain_score": None,
@@ -103,13 +104,13 @@ def with_typicality(root: Path) -> str:
     }
     run_file = root / RUN_FILE
     run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"challenge": challenge}))
-    path = typicality_path(challenge["typicality"])
+    path = typicality_path(sha256)
     open_storage(root, create=False).publish(path, data)
     return path
 
 
 def test_what_candidates_are_compared_with_is_the_file_that_the_run_names(run):
-    path = with_typicality(run)
+    with_typicality(run)
     storage = open_storage(run, create=False)
     assert load_typicality(storage, read_run(storage)) is not None
     found = check_run(storage)

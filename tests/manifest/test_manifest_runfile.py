@@ -8,6 +8,7 @@ from balancer.config.schema import Config, CopiesConfig
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import create_run, read_run
 from balancer.manifest.layout import RUN_FILE
+from balancer.verification.verdict import DomainLimits
 from tests.manifest_samples import CONFIG, MemoryStorage, planned, run_info
 
 
@@ -42,6 +43,21 @@ def test_a_folder_without_a_run_is_a_usage_error():
         read_run(MemoryStorage())
 
 
+CHALLENGE = {
+    "accepted_share": 0.01,
+    "images": 32,
+    "by_kind": {"blobs": {"images": 32, "before": 0.9, "accepted": 0.01}},
+    "true_lost": None,
+    "labelled_images": 0,
+    "by_class": {},
+    "typicality": None,
+    "features": [],
+    "min_typicality": None,
+    "min_domain_score": 0.5,
+    "notes": ["no typicality"],
+}
+
+
 def damaged(**changes: object) -> bytes:
     storage = MemoryStorage()
     create_run(storage, run_info())
@@ -67,6 +83,22 @@ def damaged(**changes: object) -> bytes:
         damaged(config={}),
         damaged(config=CONFIG | {"facets": {}}),
         damaged(format="gone"),
+        damaged(format=0),
+        damaged(challenge={}),
+        damaged(challenge=[]),
+        *(
+            damaged(challenge=CHALLENGE | changed)
+            for changed in (
+                {"typicality": "../" * 21 + "x"},
+                {"typicality": "a" * 64 + "\n"},
+                {"min_typicality": -1.0},
+                {"min_domain_score": float("nan")},
+                {"by_kind": {"blobs": {"images": 3}}},
+                {"by_kind": {"blobs": {"images": 1, "before": 1.0, "accepted": "x"}}},
+                {"features": [3]},
+                {"true_lost": 2.0},
+            )
+        ),
         damaged(embedding_dim=2**31),
         damaged(embedding_dim=0),
         damaged(embedding_dim=True),
@@ -99,6 +131,12 @@ def damaged(**changes: object) -> bytes:
 def test_a_damaged_run_file_is_named(data):
     with pytest.raises(ManifestError, match=r"^run\.json: it is damaged: "):
         read_run(MemoryStorage(files={RUN_FILE: data}))
+
+
+def test_what_the_pre_flight_found_out_comes_back():
+    limits = read_run(MemoryStorage(files={RUN_FILE: damaged(challenge=CHALLENGE)})).domain_limits
+    assert limits == DomainLimits(None, 0.5)
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged()})).domain_limits == DomainLimits()
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
