@@ -23,6 +23,7 @@ from balancer.text.quantities import counted, percent
 from balancer.verification.calibration import LEAST_PROBABILITY, calibrated
 from balancer.verification.challenges import BLENDED
 from balancer.verification.typicality import (
+    FINAL,
     Features,
     Floats,
     Typicality,
@@ -49,7 +50,6 @@ WITHOUT_PLACES = (
     ("block1.moments", *_PIXELS),
     (*_TEXTURES, *_PIXELS),
     (*_TEXTURES, *_PIXELS, "cuts"),
-    ("final", *_PIXELS),
 )
 WITH_PLACES = (
     (*_TEXTURES, "block1.grid", *_PIXELS),
@@ -57,7 +57,12 @@ WITH_PLACES = (
 )
 """Where things are in a picture tells much, but classes without a labelled image may have them elsewhere."""
 
-KINDS = tuple(dict.fromkeys(kind for kinds in (*WITHOUT_PLACES, *WITH_PLACES) for kind in kinds))
+WITHOUT_LAYERS = ((FINAL, *_PIXELS),)
+"""For a model that does not give out its layers."""
+
+KINDS = tuple(
+    dict.fromkeys(kind for kinds in (*WITHOUT_PLACES, *WITH_PLACES, *WITHOUT_LAYERS) for kind in kinds)
+)
 """Every kind of feature that may be picked."""
 
 
@@ -263,7 +268,7 @@ def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
     available = real[0].seen.features.keys()
     candidates = [
         kinds for kinds in (*WITHOUT_PLACES, *(WITH_PLACES if everywhere else ())) if available >= set(kinds)
-    ]
+    ] or [*WITHOUT_LAYERS]
     used = dict.fromkeys(kind for kinds in candidates for kind in kinds)
     features = {
         kind: np.concatenate([image.seen.features[kind] for image in real]).astype(np.float64)

@@ -32,7 +32,7 @@ MAX_TYPICALITY_BYTES = 500_000_000
 FINAL = "final"
 PIXEL_KINDS = ("sharpness", "relative_sharpness", "seams", "cuts")
 
-FOLDS = 8
+FOLDS = 5
 MIN_GROUPS = 8
 """With fewer, no fold could be left out; and a p-value could not go below 1 / 9."""
 
