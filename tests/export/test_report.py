@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import html
 import io
+import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -210,6 +211,32 @@ def test_the_command_refuses_a_folder_that_is_not_there_in_one_line(tmp_path):
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+def test_the_report_says_what_passed_that_shows_none_of_the_classes(run):
+    assert "none of the classes" not in render_report(run.uri, now=NOW)
+    document = json.loads(run.storage.read("run.json"))
+    document["challenge"] = {
+        "accepted_share": 0.25,
+        "images": 64,
+        "by_kind": {
+            "blobs": {"images": 32, "before": 0.9, "accepted": 0.5},
+            "flat": {"images": 32, "before": 0.9, "accepted": 0.0},
+            "blended": {"images": 32, "before": 0.9, "accepted": 0.9},
+        },
+        "true_lost": 0.02,
+        "labelled_images": 20,
+        "by_class": {"basic": 20},
+        "typicality": None,
+        "features": [],
+        "min_typicality": None,
+        "min_domain_score": 0.5,
+        "notes": ["no <b>typicality</b>"],
+    }
+    run.storage.replace("run.json", json.dumps(document).encode())
+    page = " ".join(render_report(run.uri, now=NOW).split())
+    assert "Of 64 images made to show none of the classes, 25.0% would have passed; about 2.0% of" in page
+    assert "no &lt;b&gt;typicality&lt;/b&gt;." in page
 
 
 def test_names_are_text_never_markup(run):
