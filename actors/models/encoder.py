@@ -101,9 +101,8 @@ class Encoder:
         if FINAL in kinds:
             seen[FINAL] = embeddings
         features = {kind: values.float().cpu().numpy() for kind, values in seen.items()}
-        if wanted := set(PIXEL_KINDS) & set(kinds):
-            of_pixels = pixel_features(filled.permute(0, 2, 3, 1).cpu().numpy())
-            features |= {kind: of_pixels[kind].astype(np.float32) for kind in PIXEL_KINDS if kind in wanted}
+        if not set(PIXEL_KINDS).isdisjoint(kinds):
+            features |= pixel_features(filled.permute(0, 2, 3, 1).cpu().numpy(), kinds)
         return embeddings, features
 
     @torch.inference_mode()

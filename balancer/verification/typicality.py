@@ -14,7 +14,7 @@ pooled, the many variations would decide what share of the real images is lost.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Features = Mapping[str, NDArray[np.floating[Any]]]
 """Kind of feature -> (images, numbers)."""
 
@@ -325,7 +326,7 @@ def _check_finite(arrays: Iterable[Floats], dimensions: int) -> None:
 # ---- features of plain pixels ------------------------------------------------------------------
 
 
-def pixel_features(images: NDArray[Any]) -> dict[str, Floats]:
+def pixel_features(images: NDArray[Any], kinds: Collection[str] = PIXEL_KINDS) -> dict[str, Singles]:
     """Features that need no model, of images (N, height, width, 3) of one size, at least 16 pixels a side, as
     a verifier's preprocessing gives them: about -1 to 1.
 
@@ -333,60 +334,71 @@ def pixel_features(images: NDArray[Any]) -> dict[str, Floats]:
     `seams` has how far straight lines from edge to edge stand out, in whole and half pictures, and `cuts` how
     far those do that are one pixel wide: collages have them, and tiles that were decoded apart.
     """
-    colours = [np.asarray(images[..., channel], np.float64) for channel in range(3)]
+    # Channel by channel, because numpy is slow along a last axis of three.
+    colours = [np.ascontiguousarray(images[..., channel], np.float32) for channel in range(3)]
     grey = _mean(colours)
-    octaves = _octaves(grey)
-    contrast = np.log(grey.std(axis=(1, 2)) + 1e-3)
-    across = _mean([np.abs(np.diff(colour, axis=2)) for colour in colours])
-    down = _mean([np.abs(np.diff(colour, axis=1)) for colour in colours]).transpose(0, 2, 1)
-    return {
-        "sharpness": octaves,
-        "relative_sharpness": octaves - contrast[:, None],
-        "seams": np.concatenate([_seams(grey), _seams(grey.transpose(0, 2, 1))], axis=1),
-        "cuts": np.concatenate([_cuts(across), _cuts(down)], axis=1),
-    }
+    features = {}
+    if {"sharpness", "relative_sharpness"} & set(kinds):
+        octaves = _octaves(grey)
+        contrast = np.log(grey.std(axis=(1, 2)) + 1e-3)
+        features = {"sharpness": octaves, "relative_sharpness": octaves - contrast[:, None]}
+    if "seams" in kinds:
+        features["seams"] = _both_ways(_seams, [grey])
+    if "cuts" in kinds:
+        features["cuts"] = _both_ways(_cuts, colours)
+    return {kind: features[kind] for kind in PIXEL_KINDS if kind in kinds}
 
 
-def _mean(channels: Sequence[Floats]) -> Floats:
-    """Over the channels one by one: numpy is slow along a last axis of three."""
-    red, green, blue = channels
-    mean: Floats = (red + green + blue) / 3.0
+def _mean(channels: Sequence[Singles]) -> Singles:
+    mean: Singles = sum(channels[1:], start=channels[0]) / np.float32(len(channels))
     return mean
 
 
-def _octaves(grey: Floats) -> Floats:
+def _both_ways(measure: Callable[[Singles, int], Singles], channels: Sequence[Singles]) -> Singles:
+    """Of vertical and of horizontal lines: `measure` takes the steps of brightness across them, (N, height,
+    width), and the axis along the lines."""
+    ways = []
+    for across, along in ((2, 1), (1, 2)):
+        steps = _mean([np.abs(np.diff(channel, axis=across)) for channel in channels])
+        ways.append(measure(steps, along))
+    return np.concatenate(ways, axis=1)
+
+
+def _octaves(grey: Singles) -> Singles:
     energies = []
     for _ in range(4):
-        rows, columns = grey.shape[1] // 2, grey.shape[2] // 2
-        even = grey[:, : 2 * rows, : 2 * columns]
-        half = even.reshape(len(even), rows, 2, columns, 2).mean(axis=(2, 4))
-        detail = even - half.repeat(2, axis=1).repeat(2, axis=2)
-        energies.append(np.log(np.square(detail).mean(axis=(1, 2)) + 1e-10) / 2.0)
+        rows, columns = 2 * (grey.shape[1] // 2), 2 * (grey.shape[2] // 2)
+        quarters = [grey[:, row:rows:2, column:columns:2] for row in (0, 1) for column in (0, 1)]
+        half = _mean(quarters)
+        detail = _mean([np.square(quarter - half) for quarter in quarters]).mean(axis=(1, 2))
+        energies.append(np.log(detail + np.float32(1e-10)) / 2)
         grey = half
     return np.stack(energies, axis=1)
 
 
-def _seams(grey: Floats) -> Floats:
-    steps, middle = np.abs(np.diff(grey, axis=2)), grey.shape[1] // 2
-    edges_of_parts = []
-    for part in (steps, steps[:, :middle], steps[:, middle:]):
-        edges = part.mean(axis=1)
+def _seams(steps: Singles, along: int) -> Singles:
+    first, second = np.array_split(steps, 2, axis=along)
+    strengths = []
+    for part in (steps, first, second):
+        edges = part.mean(axis=along)
         usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
-        edges_of_parts.append(np.log(_strongest(edges) / usual + 1e-3))
-    return np.concatenate(edges_of_parts, axis=1)
+        strengths.append(np.log(_strongest(edges) / usual + 1e-3))
+    return np.concatenate(strengths, axis=1).astype(np.float32)
 
 
-def _cuts(steps: Floats) -> Floats:
-    """Of steps between columns, what exceeds the steps on either side, and in how many rows it does."""
-    inner = steps[:, :, 1:-1]
-    excess = np.clip(inner - np.maximum(steps[:, :, :-2], steps[:, :, 2:]), 0.0, 0.25)
-    edges, alone = excess.mean(axis=1), (excess > 0.5 * inner + 0.01).mean(axis=1)
+def _cuts(steps: Singles, along: int) -> Singles:
+    """Of the steps what exceeds those on either side, and in how many places along the line it does."""
+    if along == 1:
+        before, inner, after = steps[:, :, :-2], steps[:, :, 1:-1], steps[:, :, 2:]
+    else:
+        before, inner, after = steps[:, :-2], steps[:, 1:-1], steps[:, 2:]
+    excess = np.clip(inner - np.maximum(before, after), 0.0, 0.25)
+    edges, alone = excess.mean(axis=along), (excess > 0.5 * inner + 0.01).mean(axis=along)
     usual = np.median(edges, axis=1, keepdims=True) + STEP_FLOOR
-    return np.concatenate(
-        [np.log(_strongest(edges) / usual + 0.05), np.log(_strongest(alone) + 0.02)], axis=1
-    )
+    strengths = [np.log(_strongest(edges) / usual + 0.05), np.log(_strongest(alone) + 0.02)]
+    return np.concatenate(strengths, axis=1).astype(np.float32)
 
 
-def _strongest(edges: Floats) -> Floats:
+def _strongest(edges: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """The first, third and seventh: pictures of two, four and eight tiles have as many."""
     return np.sort(edges, axis=1)[:, [-1, -3, -7]]
