@@ -7,7 +7,7 @@ Batches have a fixed size, so a measurement does not depend on the number of ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from actors.models.device import device_name
-from actors.models.encoder import HINT, Encoder
+from actors.models.encoder import HINT, Encoder, Features
 from actors.weights.view import wrap_model_errors
 from balancer.cells import CLASS_PROPERTY, Cell
 from balancer.images import (
@@ -143,7 +143,7 @@ class Verifier:
         images = make_challenges(
             kind, count, seed, size, [image for image, _ in sources], [label for _, label in sources]
         )
-        embeddings, features = self._encoder.look(self._encoder.prepare_all(images), KINDS)
+        embeddings, features = self.look(images, KINDS)
         views = self._read(embeddings, {})
         luminance = np.array([luminance_stats(image) for image in images])
         return SeenImages(
@@ -156,6 +156,10 @@ class Verifier:
             brightness=luminance[:, 0],
             deviation=luminance[:, 1],
         )
+
+    def look(self, pixels: np.ndarray, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
+        """Embeddings of images (N, height, width, 3), and features of some kinds; see `Encoder.look`."""
+        return self._encoder.look(self._encoder.prepare_all(pixels), kinds)
 
     def describe(self) -> dict[str, str]:
         """Model, revision, device and embedding size, for the manifest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import transformers
 from PIL import Image
 
 import balancer
+from actors.models.verifier import Verifier
 from actors.specs import verifier_spec
 from balancer.cells import Cell
 from balancer.config.load import load_config
+from balancer.verification.off_domain import WITH_PLACES
+from balancer.verification.typicality import Typicality, fit_typicality
 from balancer.verification.verdict import ImageFlags
 from benchmarking.record import save
 
@@ -47,16 +50,23 @@ def _embedded(images: int, repeats: int) -> dict[str, Any]:
     pixels = _pictures(images, 128)
     cell = Cell("basic", (("lighting", "dim_ambient"),))
 
-    def ours() -> None:
-        verifier.measure(pixels, [ImageFlags()] * len(pixels), [cell] * len(pixels))
-
+    given = (pixels, [ImageFlags()] * len(pixels), [cell] * len(pixels))
+    typicality = _typicality(verifier, pixels)
     loop = _PlainLoop(model, transform, tokenize, texts)
-    ways = {
-        "balancer": ours,
+    ways: dict[str, Callable[[], object]] = {
+        "balancer": lambda: verifier.measure(*given, typicality),
+        "balancer, without typicality": lambda: verifier.measure(*given),
         "open_clip, texts encoded with each image": lambda: loop.with_texts_each_time(pixels),
         "open_clip, texts encoded once": lambda: loop.with_texts_once(pixels),
     }
     return {"model": "embedded", "side": 128, "images": images} | _rates(ways, images, repeats)
+
+
+def _typicality(verifier: Verifier, pixels: np.ndarray) -> Typicality:
+    """By as many features as may be picked."""
+    kinds = WITH_PLACES[-1]
+    _, features = verifier.look(pixels, kinds)
+    return fit_typicality(features, np.arange(len(pixels)), kinds)
 
 
 def _full_size(images: int, repeats: int) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def _full_size(images: int, repeats: int) -> dict[str, Any]:
             clip(input_ids=ids, **inputs).logits_per_image.softmax(-1)
 
     loop = _PlainLoop(model, transform, tokenize, texts)
-    ways: dict[str, Callable[[], None]] = {
+    ways: dict[str, Callable[[], object]] = {
         "balancer": ours,
         "open_clip, texts encoded with each image": lambda: loop.with_texts_each_time(pixels),
         "open_clip, texts encoded once": lambda: loop.with_texts_once(pixels),
@@ -142,7 +152,7 @@ def _pictures(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def _rates(ways: dict[str, Callable[[], None]], images: int, repeats: int) -> dict[str, Any]:
+def _rates(ways: Mapping[str, Callable[[], object]], images: int, repeats: int) -> dict[str, Any]:
     """Images a second of CPU time, the best of some runs, and how many times the first way's rate that is."""
     rates = {name: images / min(_cpu_s(way) for _ in range(repeats)) for name, way in ways.items()}
     ours = rates["balancer"]
@@ -154,7 +164,7 @@ def _rates(ways: dict[str, Callable[[], None]], images: int, repeats: int) -> di
     }
 
 
-def _cpu_s(way: Callable[[], None]) -> float:
+def _cpu_s(way: Callable[[], object]) -> float:
     began = time.process_time()
     way()
     return time.process_time() - began
