@@ -6,13 +6,14 @@ It takes seconds, so the result is kept in the cache folder. A damaged file coun
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.real_images import REAL, RealImages, list_references, read_unchanged
 from actors.weights import resolve as weights
@@ -36,6 +37,9 @@ from balancer.verification.off_domain import (
     prove_domain,
 )
 from balancer.verification.typicality import read_typicality
+
+if TYPE_CHECKING:
+    from actors.models.verifier import Verifier
 
 FORMAT = 1
 MAX_BYTES = 500_000_000
@@ -92,14 +96,17 @@ def study(
 def study_here(config: Config, audit: Audit, holdout: Audit | None, measured: RealImages) -> Domain:
     """In this process. Loads the verifier only if it is needed."""
 
-    def call_all(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    @functools.cache
+    def verifier() -> Verifier:
         from actors.models.verifier import Verifier
 
         judged = config.verification
         negatives = (*NEGATIVES, *judged.negatives)
-        verifier = Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+        return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+
+    def call_all(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         for number, arguments in enumerate(calls):
-            yield number, getattr(verifier, method)(*arguments)
+            yield number, getattr(verifier(), method)(*arguments)
 
     return study(config, audit, holdout, measured, call_all)
 

@@ -250,17 +250,23 @@ def _rules(real: Sequence[RealImage], config: Config) -> tuple[list[_Rule], list
         few = f"no typicality: {counted(groups, 'labelled image')}, {MIN_IMAGES} needed"
         return [_Rule(DomainLimits(None, MIN_DOMAIN_SCORE), None, None)], [few]
     by_words = sum(not image.seen.domain_score > MIN_DOMAIN_SCORE for image in real) / len(real)
-    # With words first: of rules that keep equally many, the first is chosen.
-    words = [*([(MIN_DOMAIN_SCORE, by_words)] if by_words <= wanted.max_true_lost else []), (None, 0.0)]
+    words: list[tuple[float | None, float]] = [(None, 0.0)]
+    notes = []
+    if by_words <= wanted.max_true_lost:
+        words.insert(0, (MIN_DOMAIN_SCORE, by_words))  # of rules that keep equally many, the first is chosen
+    else:
+        notes.append(
+            f"words do not decide: they would reject {percent(by_words, 1, 1)} of the labelled images"
+        )
     if wanted.typicality == "never":
-        rules = [_Rule(DomainLimits(None, score), None, lost) for score, lost in words]
-        return rules, ["no typicality: verification.typicality is never"]
+        notes.append("no typicality: verification.typicality is never")
+        return [_Rule(DomainLimits(None, score), None, lost) for score, lost in words], notes
     models, rules = _models(real, config), []
     for score, lost in words:
         # No p-value is lower than 1 / (n + 1), so no lower limit would reject anything.
         limit = max(wanted.max_true_lost - lost, (1.0 + 1e-9) / (groups + 1.0))
         rules += [_Rule(DomainLimits(limit, score), model, lost + limit) for model in models]
-    return rules, []
+    return rules, notes
 
 
 def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:

@@ -109,6 +109,7 @@ def test_words_reject_where_features_do_not():
 def test_words_that_would_reject_too_many_true_images_do_not_decide():
     proof = proof_of({"blobs": seen(domain_score=0.3)}, real(domain_score=0.4))
     assert proof.limits.domain_score is None
+    assert proof.notes == ("words do not decide: they would reject 100% of the labelled images",)
     assert accepted(proof)["blobs"] > 0.8
 
 
