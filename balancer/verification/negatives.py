@@ -1,4 +1,4 @@
-"""Wordings of what no wanted image is: a verifier that compares classes with each other only always picks one.
+"""Wordings of what no wanted image is: a verifier that compares only classes always picks one of them.
 
 An image belongs to the domain if the classes have a larger share of the probability than these wordings have.
 Contrast by the softmax over concept names is from MCM (Ming et al., "Delving into Out-of-Distribution
@@ -73,7 +73,7 @@ _COMMON = frozenset("a an any by for from in of on or the to with without and im
 
 
 def negatives_for(wordings: Iterable[str], negatives: Iterable[str] = NEGATIVES) -> tuple[str, ...]:
-    """The negatives that share no telling word with the classes' `wordings`: of dogs, "a dog" is no negative."""
+    """The negatives that share no telling word with `wordings` of the classes: of dogs, "a dog" is none."""
     wanted = {word for wording in wordings for word in _telling_words(wording)}
     return tuple(negative for negative in negatives if not wanted & _telling_words(negative))
 
