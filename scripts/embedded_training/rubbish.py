@@ -120,8 +120,8 @@ def _make(
     autoencoder: AutoencoderTiny,
     latents: torch.Tensor,
 ) -> torch.Tensor:
-    generator = step_generator(f"rubbish {kind}", 0)
     if kind in FROM_LATENTS:
+        generator = step_generator(f"rubbish {kind}", 0)
         return _decode(autoencoder, FROM_LATENTS[kind](latents, count, generator))
     if kind in FROM_SOURCES:
         random = np.random.default_rng([SEED, list(KINDS).index(kind)])
@@ -129,10 +129,9 @@ def _make(
         made = np.stack([FROM_SOURCES[kind](random, sources[index]) for index in picked])
     else:
         made = make_challenges(kind, count, SEED, (SIZE, SIZE), sources, labels)
-    pictures = torch.from_numpy(made).permute(0, 3, 1, 2).contiguous()
-    decoded = torch.rand(count, generator=generator) < DECODED
-    pictures[decoded] = _decode(autoencoder, _encode(autoencoder, made[decoded.numpy()]))
-    return pictures
+    pictures = torch.from_numpy(made).permute(0, 3, 1, 2)
+    decoded = round(DECODED * count)
+    return torch.cat([_decode(autoencoder, _encode(autoencoder, made[:decoded])), pictures[decoded:]])
 
 
 @torch.no_grad()

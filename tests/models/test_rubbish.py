@@ -29,7 +29,7 @@ def autoencoder():
 
 @pytest.fixture
 def make(renders, autoencoder, monkeypatch):
-    monkeypatch.setattr(rubbish, "PER_SHARE", 2)
+    monkeypatch.setattr(rubbish, "PER_SHARE", 3)
     monkeypatch.setattr(rubbish, "SOURCES", FEW)
     latents = torch.randn(FEW, LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
     return lambda path: rubbish.load_or_make(path, renders, autoencoder, latents)
@@ -37,10 +37,10 @@ def make(renders, autoencoder, monkeypatch):
 
 def test_every_kind_is_made_in_its_share_and_kept(make, tmp_path, monkeypatch):
     made = make(tmp_path / "rubbish.pt")
-    assert made.pictures.shape == (2 * sum(kind.share for kind in rubbish.KINDS.values()), 3, SIZE, SIZE)
+    assert made.pictures.shape == (3 * sum(kind.share for kind in rubbish.KINDS.values()), 3, SIZE, SIZE)
     assert len(made.kinds) == len(made.pictures)
     for name, kind in rubbish.KINDS.items():
-        assert made.kinds.count(name) == 2 * kind.share
+        assert made.kinds.count(name) == 3 * kind.share
     monkeypatch.setattr(rubbish, "_make", None)
     assert torch.equal(make(tmp_path / "rubbish.pt").pictures, made.pictures)
 
