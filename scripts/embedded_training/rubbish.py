@@ -100,9 +100,8 @@ def load_or_make(
     """The same rubbish for the same renders and autoencoder, kept in a file for the next time."""
     kinds = tuple(name for name, kind in KINDS.items() for _ in range(kind.share * PER_SHARE))
     if (state := load_checkpoint(path)) is None:
-        chosen = range(0, len(renders.pictures), len(renders.pictures) // SOURCES)
-        sources = [np.asarray(renders.pictures[index]) for index in chosen]
-        labels = [renders.cell(index).class_name for index in chosen]
+        sources = [np.asarray(picture) for picture in renders.pictures[:SOURCES]]
+        labels = [renders.cell(index).class_name for index in range(len(sources))]
         parts = [
             _make(name, kind.share * PER_SHARE, sources, labels, autoencoder, latents)
             for name, kind in KINDS.items()
