@@ -78,7 +78,7 @@ def main(
         calibration = data.load_or_render(
             work / "calibration.npy", data.CALIBRATION_SEEDS, CALIBRATION_RENDERS
         )
-        imitations = verifier.imitate(pictures.cpu(), latents, IMITATIONS)
+        imitations = verifier.imitate(pictures.cpu(), renders, IMITATIONS)
         junk = rubbish.load_or_make(work / "rubbish.pt", renders, pictures.cpu(), latents)
         loop = Loop(verifier_steps, target)
         verifier.train_verifier(renders, calibration, imitations, junk, work, out / "verifier", loop)

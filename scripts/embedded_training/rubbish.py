@@ -58,13 +58,13 @@ KINDS: Mapping[str, Kind] = {
     "edges": Kind(1, ("a line drawing",)),
     "noised_latents": Kind(4, ("a picture drowned in noise", "an unfinished smudge")),
     "random_latents": Kind(2, ("a corrupted image file",)),
-    "strong_latents": Kind(1, ("garish oversaturated colours",)),
-    "weak_latents": Kind(1, ("a faint unfinished picture",)),
+    "strong_latents": Kind(2, ("garish oversaturated colours",)),
+    "weak_latents": Kind(3, ("a faint unfinished picture",)),
     "shuffled_latents": Kind(1, ("scrambled tiles", "a corrupted image file")),
     "mean_latents": Kind(1, ("an unfinished smudge",)),
 }
 
-FRESH: Mapping[str, int] = {"shuffled": 5, "cut_and_mixed": 2, "blurred": 1, "inverted": 1}
+FRESH: Mapping[str, int] = {"shuffled": 8, "cut_and_mixed": 2, "blurred": 1, "inverted": 1}
 """How many of these are made anew from the true pictures of each batch: too varied for a kept set."""
 
 OTHER_ORDERS = ((2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1))
@@ -271,6 +271,13 @@ def _some(latents: torch.Tensor, count: int, generator: torch.Generator) -> torc
     return latents[torch.randint(len(latents), (count,), generator=generator)]
 
 
+def _disturbed(latents: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """A little, as generated ones are."""
+    clean = _some(latents, count, generator)
+    amount = latents.std() * _each(count, 0.0, 0.3, generator)
+    return clean + amount * torch.randn(clean.shape, generator=generator)
+
+
 def _each(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
 
@@ -295,11 +302,11 @@ def _random(latents: torch.Tensor, count: int, generator: torch.Generator) -> to
 
 
 def _strong(latents: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    return _some(latents, count, generator) * _each(count, 2.0, 5.0, generator)
+    return _disturbed(latents, count, generator) * _each(count, 2.0, 6.0, generator)
 
 
 def _weak(latents: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    return _some(latents, count, generator) * _each(count, 0.0, 0.4, generator)
+    return _disturbed(latents, count, generator) * _each(count, 0.0, 0.4, generator)
 
 
 def _shuffled(latents: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from open_clip.model import CLIP
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
-from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS
+from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture
 from balancer.verification.negatives import NEGATIVES
 from embedded_training import captions
 from embedded_training.checkpoints import load_checkpoint, publish, save_checkpoint
@@ -25,7 +27,7 @@ from embedded_training.rubbish import KINDS, Rubbish
 from embedded_training.tokens import build_tokenizer
 
 BATCH = 64
-KEPT_RUBBISH = 24
+KEPT_RUBBISH = 20
 """Beside BATCH true pictures and the rubbish that is made from them."""
 LEARNING_RATE = 1.5e-3
 LABEL_SMOOTHING = 0.02
@@ -125,17 +127,29 @@ def train_verifier(
 
 
 @torch.no_grad()
-def imitate(autoencoder: AutoencoderTiny, latents: torch.Tensor, count: int) -> torch.Tensor:
-    """Renders decoded from slightly wrong latents: soft, a little off, as generated ones are."""
+def imitate(autoencoder: AutoencoderTiny, renders: Renders, count: int) -> torch.Tensor:
+    """Renders decoded from slightly wrong latents: soft and a little off, as generated ones are."""
     generator = step_generator("imitations", 0)
     parts = []
     for start in range(0, count, 64):
-        part = latents[start : start + 64]
+        soft = [_softened(renders.pictures[index], index) for index in range(start, min(start + 64, count))]
+        part = autoencoder.encode(pixels(np.stack(soft), autoencoder.device)).latents.cpu()
         amount = 0.3 * torch.rand(len(part), 1, 1, 1, generator=generator)
         part = part + amount * part.std() * torch.randn(part.shape, generator=generator)
         decoded = autoencoder.decode(part).sample.clamp(-1.0, 1.0)
         parts.append(((decoded + 1.0) * 127.5).to(torch.uint8))
     return torch.cat(parts)
+
+
+def _softened(picture: Picture, number: int) -> Picture:
+    """As it is, blurred, or without its grain and small parts, in turn; far less than blurred rubbish."""
+    random = np.random.default_rng(number)
+    filters = (
+        ImageFilter.GaussianBlur(0.0),
+        ImageFilter.GaussianBlur(random.uniform(0.0, 2.5)),
+        ImageFilter.MedianFilter(int(random.choice([3, 5, 7]))),
+    )
+    return np.asarray(Image.fromarray(picture).filter(filters[random.integers(len(filters))]))
 
 
 def _batch(renders: Renders, imitations: torch.Tensor, step: int) -> tuple[torch.Tensor, list[Cell]]:
