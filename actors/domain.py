@@ -26,7 +26,7 @@ from balancer.storage.regular_files import read_regular
 from balancer.text.json_reading import read_json
 from balancer.verification.calibration import load_temperatures
 from balancer.verification.challenges import FROM_IMAGES, FROM_NOTHING
-from balancer.verification.negatives import NEGATIVES
+from balancer.verification.negatives import negatives_of
 from balancer.verification.off_domain import (
     MIN_IMAGES,
     Domain,
@@ -101,7 +101,7 @@ def study_here(config: Config, audit: Audit, holdout: Audit | None, measured: Re
         from actors.models.verifier import Verifier
 
         judged = config.verification
-        negatives = (*NEGATIVES, *judged.negatives)
+        negatives = negatives_of(config)
         return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
 
     def call_all(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -177,7 +177,7 @@ def _cache_file(config: Config, labelled: Sequence[_Labelled]) -> Path:
         "properties": [[name, [*values.items()]] for name, values in config.properties().items()],
         "facets": [[facet.name, sorted(facet.classes)] for facet in config.facet_axes()],
         "temperatures": load_temperatures(config),
-        "negatives": [*NEGATIVES, *judged.negatives],
+        "negatives": negatives_of(config),
         "verification": judged.model_dump(mode="json", include=DECISIVE),
         "images": [[image.sha256, image.class_name, image.group] for image in labelled],
     }

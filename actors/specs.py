@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from balancer.config.schema import Config, SafetyConfig, SecondJudgeConfig
 from balancer.verification.calibration import load_temperatures
-from balancer.verification.negatives import NEGATIVES
+from balancer.verification.negatives import negatives_of
 
 if TYPE_CHECKING:
     from actors.models.generator import Generator
@@ -229,7 +229,7 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
         temperatures=load_temperatures(config),
         second_judge=_second_judge(wanted.second_judge),
         safety=_safety(wanted.safety),
-        negatives=(*NEGATIVES, *wanted.negatives),
+        negatives=negatives_of(config),
     )
 
 

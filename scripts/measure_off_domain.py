@@ -1,13 +1,13 @@
-"""Measure how many images of none of the classes the embedded verifier takes for one, before and after
-typicality, and how many true images typicality costs.
+"""Measure how many images of none of the classes the embedded verifier takes for one: by the classes alone,
+with the share that they have against the negatives, with typicality, and with both; and how many true images
+each costs.
 
-Prints one JSON object. Six kinds are never chosen on: text, photographs, textile, clothes, and two ways in
-which a generator fails.
+Prints one JSON object. SEEN_IN_TRAINING are kinds of which the verifier was trained on others; the rest it
+never saw. Typicality's kinds of features are chosen on challenges of another seed, none of them in HELD_BACK.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import tempfile
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from actors.models.verifier import Verifier
 from balancer.cells import CLASS_PROPERTY, Cell
@@ -28,9 +27,12 @@ from balancer.config.load import load_config
 from balancer.dataset.sample import CLASSES, Picture, write_dataset
 from balancer.images import Pixels
 from balancer.verification.challenges import BLENDED, KINDS, make_challenges, make_variations
+from balancer.verification.negatives import NEGATIVES
 from balancer.verification.typicality import Typicality, choose, fit_typicality
 from balancer.verification.verdict import ImageFlags
+from embedded_training import rubbish
 from embedded_training.data import CELLS, SIZE, render_set
+from embedded_training.unseen import unseen_pictures
 from measure_embedded import EMBEDDED, PASS_SCORE, prompt
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,7 +40,9 @@ RENDER_SEEDS = 2**47
 VARIATIONS = 6
 CHOOSING_SEED, MEASURING_SEED = 7, 101
 STEPS, UNFINISHED = 10, 4
+WRONG_SCALES = (0.2, 0.33, 3.0, 5.0)
 BATCH = 16
+LEAST_DOMAIN_SCORE = 0.5
 MAX_LOST = 4.0
 """Per cent of held-out images, of which there are only 120."""
 
@@ -56,12 +60,14 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
 HELD_BACK = ("text", BLENDED)
 """Challenges that nothing is chosen on: one as a test, one because it is half right."""
 
+SEEN_IN_TRAINING = (*(kind for kind in KINDS if kind in rubbish.KINDS), "random_latents", "wrong_scale")
+
 Features = dict[str, np.ndarray]
 
 
 class Seen:
-    """What the verifier sees in one set of pictures: features, and whether it accepts them as some class, and
-    as the cell that was asked for."""
+    """What the verifier sees in one set of pictures: features, whether it accepts them as some class, or as
+    the cell that was asked for, and whether the classes outweigh the negatives."""
 
     def __init__(self, verifier: Verifier, pictures: Picture, asked: list[int] | None = None) -> None:
         self.features = verifier.typicality_features(pictures)
@@ -74,14 +80,19 @@ class Seen:
             self.accepted = np.array(
                 [_score(*pair) >= PASS_SCORE for pair in zip(likely, wanted, strict=True)]
             )
+        scores = np.array([sum(one["domain"][name] for name in CLASSES) for one in likely])
+        self.of_the_domain = scores >= LEAST_DOMAIN_SCORE
 
-    def share(self, model: Typicality, alpha: float) -> float:
-        """Of all pictures, those accepted that are typical as well; in per cent."""
-        return _per_cent(self.accepted & (model.p_values(self.features) > alpha))
+    def typical(self, model: Typicality, alpha: float) -> np.ndarray:
+        return model.p_values(self.features) > alpha
 
-    def lost(self, model: Typicality, alpha: float) -> float:
-        """Of the accepted pictures, those that are not typical; in per cent."""
-        return _per_cent((model.p_values(self.features) <= alpha)[self.accepted])
+    def share(self, *conditions: np.ndarray) -> float:
+        """Of all pictures, those accepted that meet the conditions; in per cent."""
+        return _per_cent(np.all([self.accepted, *conditions], axis=0))
+
+    def lost(self, *conditions: np.ndarray) -> float:
+        """Of the accepted pictures, those that do not meet all conditions; in per cent."""
+        return _per_cent(~np.all(conditions, axis=0)[self.accepted])
 
 
 def _score(likely: Mapping[str, Mapping[str, float]], cell: Any) -> float:
@@ -94,38 +105,41 @@ def _per_cent(chosen: np.ndarray) -> float:
 
 
 @click.command()
+@click.option("--verifier", "model", default="embedded", show_default=True, help="Or another one's folder.")
 @click.option("--per-kind", default=300, show_default=True)
 @click.option("--renders", default=2016, show_default=True)
+@click.option("--generated", default=640, show_default=True)
 @click.option("--alpha", default=0.02, show_default=True)
 @click.option(
     "--clothes", type=click.Path(path_type=Path), help="t10k-images-idx3-ubyte.gz of Fashion-MNIST."
 )
-def main(per_kind: int, renders: int, alpha: float, clothes: Path | None) -> None:
+@click.option("--work", type=click.Path(path_type=Path), help="Keep the pictures here for the next time.")
+def main(
+    model: str,
+    per_kind: int,
+    renders: int,
+    generated: int,
+    alpha: float,
+    clothes: Path | None,
+    work: Path | None,
+) -> None:
     torch.set_num_threads(1)
-    verifier = Verifier("embedded", None, load_config(PROJECT / "configs/demo.yaml").properties(), "cpu", 1)
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder) / "sample")
         train, holdout = (_read(Path(folder) / "sample" / split) for split in ("train", "holdout"))
+        sets = _pictures(work or Path(folder), per_kind, renders, generated, clothes)
+    verifier = _verifier(model)
     choosing = {
         kind: Seen(verifier, make_challenges(kind, 64, CHOOSING_SEED, (SIZE, SIZE), *train))
         for kind in KINDS
         if kind not in HELD_BACK
     }
-    generated, unseen = _generate(per_kind), _unseen(per_kind, clothes)
-    challenges = {
-        kind: Seen(verifier, pictures)
-        for kind, pictures in {
-            **{kind: make_challenges(kind, per_kind, MEASURING_SEED, (SIZE, SIZE), *train) for kind in KINDS},
-            **unseen,
-            "unfinished": generated["unfinished"],
-            "random_latents": generated["random_latents"],
-        }.items()
-    }
-    fresh = render_set(RENDER_SEEDS, renders)
     true = {
-        "renders": Seen(verifier, fresh.pictures, [number % len(CELLS) for number in range(renders)]),
-        "generated": Seen(verifier, generated["finished"], _cells(per_kind)),
+        "renders": Seen(verifier, sets.pop("renders"), [number % len(CELLS) for number in range(renders)]),
+        "generated": Seen(verifier, sets.pop("generated"), _cells(generated)),
     }
+    sets |= {kind: make_challenges(kind, per_kind, MEASURING_SEED, (SIZE, SIZE), *train) for kind in KINDS}
+    challenges = {kind: Seen(verifier, pictures) for kind, pictures in sorted(sets.items())}
     held_out = Seen(verifier, np.stack(holdout[0]))
     results = {
         "training images": _measure(
@@ -135,8 +149,43 @@ def main(per_kind: int, renders: int, alpha: float, clothes: Path | None) -> Non
             _reference(verifier, train[0] + holdout[0]), None, choosing, challenges, true, alpha
         ),
     }
-    now = {kind: _per_cent(seen.accepted) for kind, seen in challenges.items()}
-    click.echo(json.dumps({"alpha": alpha, "per_kind": per_kind, "accepted_now": now, **results}, indent=2))
+    figures = {
+        "alpha": alpha,
+        "per_kind": per_kind,
+        "seen_in_training": SEEN_IN_TRAINING,
+        "accepted_as_asked": {kind: seen.share() for kind, seen in true.items()},
+        "accepted_by_classes": {kind: seen.share() for kind, seen in challenges.items()},
+        "accepted_with_negatives": {
+            kind: seen.share(seen.of_the_domain) for kind, seen in challenges.items()
+        },
+        "lost_with_negatives": {kind: seen.lost(seen.of_the_domain) for kind, seen in true.items()},
+    }
+    click.echo(json.dumps({**figures, **results}, indent=2))
+
+
+def _verifier(model: str) -> Verifier:
+    """One that judges against the negatives as well, as one more property."""
+    properties = load_config(PROJECT / "configs/demo.yaml").properties()
+    negatives = {negative: (negative,) for negative in NEGATIVES}
+    properties = {**properties, "domain": {**properties[CLASS_PROPERTY], **negatives}}
+    return Verifier(model, None, properties, "cpu", 1)
+
+
+def _pictures(
+    work: Path, per_kind: int, renders: int, generated: int, clothes: Path | None
+) -> dict[str, Picture]:
+    """True ones, `renders` and `generated`, and some of each kind that is no challenge."""
+    path = work / f"off-domain-{per_kind}-{renders}-{generated}.npz"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        sets = {
+            "renders": render_set(RENDER_SEEDS, renders).pictures,
+            **_generate(generated, per_kind),
+            **unseen_pictures(per_kind, clothes),
+        }
+        np.savez(path, allow_pickle=False, **sets)
+    with np.load(path) as kept:
+        return dict(kept)
 
 
 def _measure(
@@ -150,23 +199,36 @@ def _measure(
     """`held_out` are true images that were not fitted on; without any, the p-value says what is lost."""
     models = {name: fit_typicality(*reference, kinds) for name, kinds in CANDIDATES.items()}
     kept = {
-        name: {kind: seen.share(model, alpha) for kind, seen in choosing.items()}
+        name: {kind: seen.share(seen.typical(model, alpha)) for kind, seen in choosing.items()}
         for name, model in models.items()
     }
-    lost = {name: 0.0 if held_out is None else held_out.lost(model, alpha) for name, model in models.items()}
+    lost = {
+        name: 0.0 if held_out is None else held_out.lost(held_out.typical(model, alpha))
+        for name, model in models.items()
+    }
     chosen, expected = choose(kept, lost, MAX_LOST)
-    figures = {
-        name: {
-            "lost": {kind: seen.lost(model, alpha) for kind, seen in true.items()},
-            "accepted": {kind: seen.share(model, alpha) for kind, seen in challenges.items()},
-        }
-        for name, model in models.items()
-    }
+    figures = {name: _figures(model, challenges, true, alpha) for name, model in models.items()}
     return {
         "chosen": chosen,
         "lost_of_held_out": lost,
         "expected_of_kinds_not_chosen_on": expected,
         "candidates": figures,
+    }
+
+
+def _figures(
+    model: Typicality, challenges: Mapping[str, Seen], true: Mapping[str, Seen], alpha: float
+) -> dict[str, Any]:
+    typical = {kind: seen.typical(model, alpha) for kind, seen in {**challenges, **true}.items()}
+    return {
+        "lost": {kind: seen.lost(typical[kind]) for kind, seen in true.items()},
+        "lost_with_negatives": {
+            kind: seen.lost(typical[kind], seen.of_the_domain) for kind, seen in true.items()
+        },
+        "accepted": {kind: seen.share(typical[kind]) for kind, seen in challenges.items()},
+        "accepted_with_negatives": {
+            kind: seen.share(typical[kind], seen.of_the_domain) for kind, seen in challenges.items()
+        },
     }
 
 
@@ -190,14 +252,15 @@ def _cells(count: int) -> list[int]:
     return [number * 7 % len(CELLS) for number in range(count)]
 
 
-def _generate(count: int) -> dict[str, Picture]:
-    """Finished pictures, latents decoded after 1 to 4 of 10 steps, and latents that were never denoised."""
+def _generate(count: int, per_kind: int) -> dict[str, Picture]:
+    """`count` finished pictures, and `per_kind` of latents that were decoded after 1 to 4 of 10 steps, at a
+    wrong scale, or without a step."""
     pipeline = AutoPipelineForText2Image.from_pretrained(
         EMBEDDED / "generator", use_safetensors=True, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
-    finished, unfinished = [], []
-    for start in range(0, count, BATCH):
+    made: dict[str, list[Picture]] = {"generated": [], "unfinished": [], "wrong_scale": []}
+    for start in range(0, max(count, per_kind), BATCH):
         numbers = [10_000 + start + offset for offset in range(BATCH)]
         cells = [CELLS[number] for number in _cells(start + BATCH)[start:]]
         latents: list[torch.Tensor] = []
@@ -212,15 +275,18 @@ def _generate(count: int) -> dict[str, Picture]:
             output_type="latent",
             callback_on_step_end=_keep(latents),
         ).images
-        finished.append(_decode(pipeline, last))
-        early = torch.stack([latents[offset % UNFINISHED][offset] for offset in range(BATCH)])
-        unfinished.append(_decode(pipeline, early))
-    noise = torch.randn(count, *last.shape[1:], generator=torch.Generator().manual_seed(0))
+        made["generated"].append(_decode(pipeline, last))
+        if start < per_kind:
+            early = torch.stack([latents[offset % UNFINISHED][offset] for offset in range(BATCH)])
+            scales = torch.tensor([WRONG_SCALES[offset % len(WRONG_SCALES)] for offset in range(BATCH)])
+            made["unfinished"].append(_decode(pipeline, early))
+            made["wrong_scale"].append(_decode(pipeline, last * scales[:, None, None, None]))
+    noise = torch.randn(per_kind, *last.shape[1:], generator=torch.Generator().manual_seed(0))
     noise[::2] = noise[::2, :, :1, :1]  # constant latents
+    made["random_latents"] = [_decode(pipeline, part) for part in noise.split(BATCH)]
     return {
-        "finished": np.concatenate(finished)[:count],
-        "unfinished": np.concatenate(unfinished)[:count],
-        "random_latents": np.concatenate([_decode(pipeline, part) for part in noise.split(BATCH)]),
+        name: np.concatenate(parts)[: count if name == "generated" else per_kind]
+        for name, parts in made.items()
     }
 
 
@@ -238,50 +304,6 @@ def _decode(pipeline: Any, latents: torch.Tensor) -> Picture:
     shown = (decoded / 2.0 + 0.5).clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy()
     pictures: Picture = (shown * 255.0).round().astype(np.uint8)
     return pictures
-
-
-def _unseen(count: int, clothes: Path | None) -> dict[str, Picture]:
-    rng = np.random.default_rng(1)
-    kinds = {"photographs": _photographs(count, rng), "textile": _textile(count, rng)}
-    if clothes is not None:
-        with gzip.open(clothes) as file:
-            images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-        picked = images[rng.choice(len(images), count, replace=False)]
-        kinds["clothes"] = np.stack([_enlarged(Image.fromarray(image)) for image in picked])
-    return kinds
-
-
-def _enlarged(image: Image.Image) -> Pixels:
-    return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-
-
-def _photographs(count: int, rng: np.random.Generator) -> Picture:
-    """Squares cut from the two photographs, of a temple and of a flower, that scikit-learn ships."""
-    pictures, images = [], load_sample_images().images
-    for number in range(count):
-        image, side = images[number % 2], int(rng.integers(100, 420))
-        top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
-        pictures.append(_enlarged(Image.fromarray(image[top : top + side, left : left + side])))
-    return np.stack(pictures)
-
-
-def _textile(count: int, rng: np.random.Generator) -> Picture:
-    """Grey cloth, thread by thread over and under."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
-    pictures = []
-    for _ in range(count):
-        thread = int(rng.integers(3, 9))
-        over = (x // thread + y // thread) % 2 == 0
-        bent = np.sin(np.pi * (np.where(over, x, y) % thread + 0.5) / thread)
-        warp, weft = rng.normal(0.0, 0.06, (2, SIZE))
-        grey = (
-            rng.uniform(0.3, 0.7) + 0.25 * (bent - 0.6) + np.where(over, warp[x // thread], weft[y // thread])
-        )
-        grey += rng.normal(0.0, 0.04, grey.shape)
-        picture = Image.fromarray((np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8))
-        turned = picture.rotate(rng.uniform(-8.0, 8.0), Image.Resampling.BICUBIC, fillcolor=128)
-        pictures.append(_enlarged(turned))
-    return np.stack(pictures)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
+from balancer.verification.negatives import NEGATIVES
+
 CLASS_WORDINGS: Mapping[str, tuple[str, ...]] = {
     "basic": (
         "a basic pizza",
@@ -112,6 +114,12 @@ MISSING_PHRASES = 0.07
 def vocabulary() -> tuple[str, ...]:
     """Special tokens first, then every word in use, in alphabetical order."""
     return (*SPECIAL_TOKENS, *sorted({word for phrase in phrases() for word in words(phrase)}))
+
+
+def verifier_vocabulary() -> tuple[str, ...]:
+    """The generator's vocabulary, then the other words of the negatives, which only the verifier knows."""
+    known = vocabulary()
+    return (*known, *sorted({word for phrase in NEGATIVES for word in words(phrase)} - set(known)))
 
 
 def phrases() -> list[str]:

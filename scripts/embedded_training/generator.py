@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(captions.vocabulary())
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
@@ -146,7 +146,7 @@ class Batches:
         self._renders = renders
         self._latents = (latents * scale).contiguous(memory_format=torch.channels_last)
         self._device = device
-        self._tokenizer = build_tokenizer()
+        self._tokenizer = build_tokenizer(captions.vocabulary())
         self._noise = DDPMScheduler(**NOISE_SCHEDULE)
         self._tables = [renders.table(index) for index in range(len(latents))]
 
@@ -206,8 +206,8 @@ def export_pipeline(denoiser: Denoiser, autoencoder: AutoencoderTiny, folder: Pa
         vae=copy.deepcopy(autoencoder).half(),
         text_encoder=parts.text_encoder,
         text_encoder_2=parts.text_encoder_2,
-        tokenizer=build_tokenizer(),
-        tokenizer_2=build_tokenizer(),
+        tokenizer=build_tokenizer(captions.vocabulary()),
+        tokenizer_2=build_tokenizer(captions.vocabulary()),
         unet=parts.unet,
         scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing"),
         # An empty caption was trained, so its embedding means "anything"; zeros would not.

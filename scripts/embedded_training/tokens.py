@@ -1,4 +1,4 @@
-"""One word-level tokenizer for both models."""
+"""The word-level tokenizers of both models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from embedded_training import captions
 
 
 @cache
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    ids = {word: number for number, word in enumerate(captions.vocabulary())}
+def build_tokenizer(vocabulary: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=captions.UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[^a-z0-9]+"), behavior="removed")

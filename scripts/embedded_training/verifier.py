@@ -9,22 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from open_clip.model import CLIP
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
-from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS
+from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture
+from balancer.verification.negatives import NEGATIVES
 from embedded_training import captions
 from embedded_training.checkpoints import load_checkpoint, publish, save_checkpoint
 from embedded_training.data import SIZE, Cell, Renders
 from embedded_training.loop import Loop, pixels, step_generator
+from embedded_training.rubbish import KINDS, Rubbish
 from embedded_training.tokens import build_tokenizer
 
 BATCH = 64
+KEPT_RUBBISH = 20
+"""Beside BATCH true pictures and the rubbish that is made from them."""
 LEARNING_RATE = 1.5e-3
 LABEL_SMOOTHING = 0.02
+FEWEST_NEGATIVES = 8
+TRUE_WEIGHT = 0.3
+"""Of the loss that teaches which negative is true: less than whether any is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ PROPERTIES = (
 
 
 def model_config() -> dict[str, Any]:
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(captions.verifier_vocabulary())
     return {
         "embed_dim": 64,
         "vision_cfg": {
@@ -79,12 +88,13 @@ def train_verifier(
     renders: Renders,
     calibration: Renders,
     imitations: torch.Tensor,
+    rubbish: Rubbish,
     work: Path,
     folder: Path,
     loop: Loop,
 ) -> None:
     """`imitations` are uint8 pictures (N, 3, H, W) of the first N renders as a generator would
-    show them; half of every batch is of that kind."""
+    show them; half of the true pictures of every batch are of that kind."""
     torch.manual_seed(2)
     model = CLIP(**model_config()).to(loop.device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
@@ -106,7 +116,10 @@ def train_verifier(
 
     def loss_at(step: int) -> torch.Tensor:
         pictures, cells = _batch(renders, imitations, step)
-        return _loss(model, pictures.to(loop.device), cells, random.Random(step))
+        generator = step_generator("rubbish", step)
+        junk, kinds = rubbish.draw(KEPT_RUBBISH, pictures, step, generator)
+        seen = torch.cat([pictures, _augmented(junk, generator)]).to(loop.device)
+        return _loss(model, seen, cells, kinds, random.Random(step))
 
     loop.run("verifier", done, optimizer, LEARNING_RATE, loss_at, save)
     calibrate(model, calibration, loop.device)
@@ -114,17 +127,29 @@ def train_verifier(
 
 
 @torch.no_grad()
-def imitate(autoencoder: AutoencoderTiny, latents: torch.Tensor, count: int) -> torch.Tensor:
-    """Renders decoded from slightly wrong latents: soft, a little off, as generated ones are."""
+def imitate(autoencoder: AutoencoderTiny, renders: Renders, count: int) -> torch.Tensor:
+    """Renders decoded from slightly wrong latents: soft and a little off, as generated ones are."""
     generator = step_generator("imitations", 0)
     parts = []
     for start in range(0, count, 64):
-        part = latents[start : start + 64]
+        soft = [_softened(renders.pictures[index], index) for index in range(start, min(start + 64, count))]
+        part = autoencoder.encode(pixels(np.stack(soft), autoencoder.device)).latents.cpu()
         amount = 0.3 * torch.rand(len(part), 1, 1, 1, generator=generator)
         part = part + amount * part.std() * torch.randn(part.shape, generator=generator)
         decoded = autoencoder.decode(part).sample.clamp(-1.0, 1.0)
         parts.append(((decoded + 1.0) * 127.5).to(torch.uint8))
     return torch.cat(parts)
+
+
+def _softened(picture: Picture, number: int) -> Picture:
+    """As it is, blurred, or without its grain and small parts, in turn; far less than blurred rubbish."""
+    random = np.random.default_rng(number)
+    filters = (
+        ImageFilter.GaussianBlur(0.0),
+        ImageFilter.GaussianBlur(random.uniform(0.0, 2.5)),
+        ImageFilter.MedianFilter(int(random.choice([3, 5, 7]))),
+    )
+    return np.asarray(Image.fromarray(picture).filter(filters[random.integers(len(filters))]))
 
 
 def _batch(renders: Renders, imitations: torch.Tensor, step: int) -> tuple[torch.Tensor, list[Cell]]:
@@ -160,16 +185,45 @@ def _augmented(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return pictures + grain * torch.randn(pictures.shape, generator=generator)
 
 
-def _loss(model: CLIP, pictures: torch.Tensor, cells: Sequence[Cell], rng: random.Random) -> torch.Tensor:
-    images = model.encode_image(pictures, normalize=True)
+def _loss(
+    model: CLIP, pictures: torch.Tensor, cells: Sequence[Cell], kinds: Sequence[str], rng: random.Random
+) -> torch.Tensor:
+    """`pictures` are true ones, of `cells`, then rubbish of `kinds`."""
+    every = model.encode_image(pictures, normalize=True)
+    images, scale = every[: len(cells)], model.logit_scale.exp()
     total = images.new_zeros(())
+    texts = {}
     for judged in PROPERTIES:
         labels = torch.tensor([judged.label(cell) for cell in cells], device=images.device)
         known = labels >= 0
         chosen = [_some(wordings, rng) for wordings in judged.wordings.values()]
-        logits = model.logit_scale.exp() * images[known] @ text_embeddings(model, chosen).T
+        texts[judged.name] = text_embeddings(model, chosen)
+        logits = scale * images[known] @ texts[judged.name].T
         total = total + F.cross_entropy(logits, labels[known], label_smoothing=LABEL_SMOOTHING)
-    return total
+    negatives = scale * every @ text_embeddings(model, [[wording] for wording in NEGATIVES]).T
+    classes = scale * every @ texts[PROPERTIES[0].name].T
+    total = total + _domain_loss(classes, negatives, len(cells), rng)
+    return total + TRUE_WEIGHT * _true_negatives_loss(negatives[len(cells) :], kinds)
+
+
+def _domain_loss(
+    classes: torch.Tensor, negatives: torch.Tensor, true_pictures: int, rng: random.Random
+) -> torch.Tensor:
+    """Minus the logarithm of the classes' share for true pictures, which come first, and of the negatives'
+    share for rubbish. Some negatives only: users add theirs, and drop those that name their classes."""
+    some = rng.sample(range(len(NEGATIVES)), rng.randint(FEWEST_NEGATIVES, len(NEGATIVES)))
+    odds = classes.logsumexp(1) - negatives[:, some].logsumexp(1)
+    return F.softplus(-odds[:true_pictures]).mean() + F.softplus(odds[true_pictures:]).mean()
+
+
+def _true_negatives_loss(negatives: torch.Tensor, kinds: Sequence[str]) -> torch.Tensor:
+    """Minus the logarithm of the share of the negatives that are true, of pictures that have any."""
+    described = [number for number, kind in enumerate(kinds) if KINDS[kind].true]
+    true = torch.zeros_like(negatives, dtype=torch.bool)
+    for number in described:
+        true[number, [NEGATIVES.index(wording) for wording in KINDS[kinds[number]].true]] = True
+    shares = negatives.log_softmax(1).masked_fill(~true, -torch.inf).logsumexp(1)
+    return -shares[described].mean()
 
 
 def _some(wordings: Sequence[str], rng: random.Random) -> list[str]:
@@ -180,7 +234,7 @@ def _some(wordings: Sequence[str], rng: random.Random) -> list[str]:
 
 def text_embeddings(model: CLIP, wordings: Sequence[Sequence[str]]) -> torch.Tensor:
     """For each value, the normalised mean of its wordings' normalised embeddings."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(captions.verifier_vocabulary())
     tokens = tokenizer(
         [wording for value in wordings for wording in value],
         padding="max_length",
@@ -235,6 +289,6 @@ def export_verifier(model: CLIP, folder: Path) -> None:
     def write(partial: Path) -> None:
         (partial / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
         save_file(weights, partial / "open_clip_model.safetensors")
-        build_tokenizer().save_pretrained(partial)
+        build_tokenizer(captions.verifier_vocabulary()).save_pretrained(partial)
 
     publish(folder, write)

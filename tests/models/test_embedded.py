@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from balancer.dataset import sample
+from balancer.verification.challenges import BLENDED, KINDS, make_challenges
+from balancer.verification.negatives import NEGATIVES, domain_score, negatives_for
 
 EMBEDDED = Path(sample.__file__).parents[1] / "embedded"
 GENERATOR = EMBEDDED / "generator"
@@ -112,6 +114,27 @@ def test_every_word_of_every_phrase_is_known(path: Path, captions: Any) -> None:
     assert wanted <= set(known)
 
 
+def _words(tokenizer: Path) -> list[str]:
+    """In the order of their ids."""
+    ids: dict[str, int] = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    return sorted(ids, key=ids.__getitem__)
+
+
+def test_the_verifier_knows_the_words_of_the_negatives_after_those_of_the_generator(captions: Any) -> None:
+    generator, verifier = _words(GENERATOR / "tokenizer"), _words(VERIFIER)
+    assert generator == _words(GENERATOR / "tokenizer_2") == list(captions.vocabulary())
+    assert verifier[: len(generator)] == generator
+    assert set(verifier) == {*generator, *(word for phrase in NEGATIVES for word in captions.words(phrase))}
+    weights = safe_open(VERIFIER / "open_clip_model.safetensors", "pt")
+    assert weights.get_slice("token_embedding.weight").get_shape()[0] == len(verifier)
+
+
+def test_no_negative_names_a_class_or_facet_of_the_training(captions: Any) -> None:
+    groups = (captions.CLASS_WORDINGS, captions.LIGHTING_WORDINGS, captions.BURN_LEVEL_WORDINGS)
+    wordings = [wording for group in groups for values in group.values() for wording in values]
+    assert negatives_for(wordings) == NEGATIVES
+
+
 def test_tokens_ignore_case_and_punctuation(verifier: tuple[Any, Any, Any], captions: Any) -> None:
     tokenizer = verifier[2]
     plain, fancy = tokenizer(["a burnt pizza close up", "A burnt pizza, (close-up)!"])
@@ -156,10 +179,18 @@ def test_the_prompt_decides(pipeline: Any) -> None:
     assert bright.mean() > 1.5 * dim.mean()
 
 
-@torch.no_grad()
 def probabilities(
     verifier: tuple[Any, Any, Any],
     pictures: list[sample.Picture],
+    wordings: Mapping[str, tuple[str, ...]],
+) -> torch.Tensor:
+    return logits(verifier, pictures, wordings).softmax(-1)
+
+
+@torch.no_grad()
+def logits(
+    verifier: tuple[Any, Any, Any],
+    pictures: Sequence[sample.Picture],
     wordings: Mapping[str, tuple[str, ...]],
 ) -> torch.Tensor:
     model, preprocess, tokenizer = verifier
@@ -170,8 +201,8 @@ def probabilities(
         model.encode_text(tokenizer(list(texts)), normalize=True).mean(0) for texts in wordings.values()
     ]
     texts = torch.nn.functional.normalize(torch.stack(values), dim=-1)
-    found: torch.Tensor = (model.logit_scale.exp() * images @ texts.T).softmax(-1)
-    return found
+    scaled: torch.Tensor = model.logit_scale.exp() * images @ texts.T
+    return scaled
 
 
 def test_verifier_judges_fresh_renders(verifier: tuple[Any, Any, Any], captions: Any) -> None:
@@ -196,6 +227,41 @@ def test_verifier_judges_fresh_renders(verifier: tuple[Any, Any, Any], captions:
             for answer, number in zip(found.argmax(-1), known, strict=True)
         ]
         assert np.mean(right) >= 0.9, names
+
+
+def domain_scores(
+    verifier: tuple[Any, Any, Any], captions: Any, pictures: Sequence[sample.Picture]
+) -> np.ndarray:
+    classes = logits(verifier, pictures, captions.CLASS_WORDINGS)
+    negatives = logits(verifier, pictures, {wording: (wording,) for wording in NEGATIVES})
+    return domain_score(classes.numpy(), negatives.numpy())
+
+
+def fresh_renders(count: int, first_seed: int) -> tuple[list[sample.Picture], list[str]]:
+    names = [sample.CLASSES[number % len(sample.CLASSES)] for number in range(count)]
+    return [
+        sample.render(
+            name,
+            sample.LIGHTINGS[number % len(sample.LIGHTINGS)],
+            sample.BURN_LEVELS[number % len(sample.BURN_LEVELS)] if name == "burnt" else None,
+            first_seed + number,
+        )
+        for number, name in enumerate(names)
+    ], names
+
+
+def test_fresh_renders_are_of_the_domain(verifier: tuple[Any, Any, Any], captions: Any) -> None:
+    pictures, _ = fresh_renders(48, FRESH_SEEDS + 10_000)
+    assert (domain_scores(verifier, captions, pictures) >= 0.5).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != BLENDED])
+def test_images_of_none_of_the_classes_are_not_of_the_domain(
+    verifier: tuple[Any, Any, Any], captions: Any, kind: str
+) -> None:
+    sources, labels = fresh_renders(24, FRESH_SEEDS + 20_000)
+    pictures = make_challenges(kind, 50, FRESH_SEEDS, (128, 128), sources, labels)
+    assert np.mean(domain_scores(verifier, captions, list(pictures)) >= 0.5) <= 0.04
 
 
 def test_model_card_states_the_figures() -> None:
