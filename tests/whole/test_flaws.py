@@ -64,7 +64,7 @@ def reasons(rows):
 
 def test_an_image_that_shows_another_class_is_rejected_for_its_class(judged):
     asked = "classes.combined={prompts: [a single slice of pizza], labels: [a pizza with many toppings]}"
-    rows = judged(asked)
+    rows = judged(asked, "verification.unjudged=[off_domain]")
     assert reasons(rows) == {"class"}
     assert all(row["score"] == row["scores"]["class"] < 0.6 for row in rows.values())
 
@@ -129,13 +129,12 @@ def test_a_run_with_a_broken_generator_ends_short_as_its_images_are_of_no_class(
         *SMALL,
         f"generation.model={folder}",
         "target.per_class=4",
-        "verification.max_challenge_accepted=1",
     ]
     result = run(load_config(project / "configs/demo.yaml", settings), tmp_path / "run")
     assert (result.state, result.accepted, result.short) == ("short", 0, 16)
     assert result.rejected_by_reason == {"off_domain": 16}
     rows = open_manifest(tmp_path / "run").to_table(status="all", filter="source = 'synthetic'")
-    assert max(rows["typicality"].to_pylist()) < 0.05
+    assert all(row["typicality"] <= 0.02 or row["domain_score"] <= 0.5 for row in rows.to_pylist())
 
 
 # ---- copies --------------------------------------------------------------------------------------
