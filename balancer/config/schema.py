@@ -388,7 +388,7 @@ class VerificationConfig(_Section):
     """Reject images that are unlike the labelled real images (`off_domain`). It takes 20 of them, from
     `dataset.path` and `dataset.holdout`; with fewer, `auto` does without."""
 
-    max_true_lost: float = Field(default=0.02, ge=0.001, le=0.2)
+    max_true_lost: float = Field(default=0.0125, ge=0.001, le=0.2)
     """Fraction of images like the labelled ones that may be rejected as `off_domain`."""
 
     negatives: tuple[Phrase, ...] = ()

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 MIN_IMAGES = 20
 """Labelled images that typicality needs. With n of them no p-value is below 1 / (n + 1)."""
 
-MIN_DOMAIN_SCORE = 0.5
-"""More like one of the classes than like anything else that the words name."""
+MIN_DOMAIN_SCORE = 0.05
+"""Words alone reject an image only if what they name is nineteen times as likely as the classes: a verifier
+is less sure of soft or dark images, and those of something else are usually far below."""
 
 _PIXELS = ("sharpness", "relative_sharpness", "seams")
 _TEXTURES = ("block1.moments", "block1.variogram", "block2.variogram")

@@ -101,13 +101,13 @@ def test_the_file_is_the_typicality_that_was_proven():
 
 
 def test_words_reject_where_features_do_not():
-    proof = proof_of({"blobs": seen(domain_score=0.3)})
+    proof = proof_of({"blobs": seen(domain_score=0.03)})
     assert accepted(proof) == {"blobs": 0.0}
     assert proof.limits.domain_score == MIN_DOMAIN_SCORE
 
 
 def test_words_that_would_reject_too_many_true_images_do_not_decide():
-    proof = proof_of({"blobs": seen(domain_score=0.3)}, real(domain_score=0.4))
+    proof = proof_of({"blobs": seen(domain_score=0.03)}, real(domain_score=0.04))
     assert proof.limits.domain_score is None
     assert proof.notes == ("words do not decide: they would reject 100% of the labelled images",)
     assert accepted(proof)["blobs"] > 0.8
@@ -115,8 +115,8 @@ def test_words_that_would_reject_too_many_true_images_do_not_decide():
 
 def test_words_and_features_together_lose_no_more_than_allowed():
     images = real()
-    images[0] = replace(images[0], seen=replace(images[0].seen, domain_score=0.1))
-    proof = proof_of({"blobs": seen(domain_score=0.3)}, images)
+    images[0] = replace(images[0], seen=replace(images[0].seen, domain_score=0.01))
+    proof = proof_of({"blobs": seen(domain_score=0.03)}, images)
     assert proof.limits.domain_score == MIN_DOMAIN_SCORE
     assert proof.limits.typicality == pytest.approx(0.05 - 1 / 60)
     assert proof.lost == pytest.approx(0.05)
@@ -137,7 +137,7 @@ def test_the_limit_of_typicality_is_never_one_that_rejects_nothing():
     ],
 )
 def test_without_typicality_words_decide_and_the_proof_says_why(images, settings, note):
-    proof = proof_of({"blobs": seen(domain_score=0.3), "flat": seen(odd=KINDS)}, images, **settings)
+    proof = proof_of({"blobs": seen(domain_score=0.03), "flat": seen(odd=KINDS)}, images, **settings)
     assert (proof.limits.typicality, proof.picked, proof.sha256) == (None, (), None)
     assert proof.limits.domain_score == MIN_DOMAIN_SCORE
     assert accepted(proof) == {"blobs": 0.0, "flat": 1.0}
