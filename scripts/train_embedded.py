@@ -43,7 +43,7 @@ IMITATIONS = 2_048
     " shipped one is what its stage trained, in half precision: pictures differ in their last bits.",
 )
 @click.option("--autoencoder-steps", default=1_500, show_default=True)
-@click.option("--verifier-steps", default=800, show_default=True)
+@click.option("--verifier-steps", default=1_000, show_default=True)
 @click.option("--generator-steps", default=2_900, show_default=True)
 @click.option(
     "--workers",
