@@ -285,3 +285,12 @@ def test_model_card_states_the_figures() -> None:
     assert passed is not None
     assert 65.0 <= float(passed[1]) <= 97.0
     assert int(passed[2]) == 640
+
+
+def test_the_model_card_shows_the_kept_figures(project: Any) -> None:
+    kept = json.loads((project / "benchmarks/off_domain.json").read_text())["all labelled images"]["accepted"]
+    card = (project / "balancer/embedded/README.md").read_text()
+    for kind, accepted in kept.items():
+        [row] = [line for line in card.splitlines() if line.startswith(f"| {kind.replace('_', ' ')} |")]
+        figures = [float(cell) for cell in row.split("|")[3:-1]]
+        assert figures == [accepted["classes"], accepted["words"], accepted["run"]]
