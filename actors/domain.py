@@ -21,6 +21,7 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import Audit
 from balancer.dataset.near_duplicates import find_near_duplicates
 from balancer.errors import DatasetError
+from balancer.manifest.runfile import check_challenge
 from balancer.storage.cache import cache_folder, keep
 from balancer.storage.regular_files import read_regular
 from balancer.text.json_reading import read_json
@@ -41,7 +42,7 @@ from balancer.verification.typicality import read_typicality
 if TYPE_CHECKING:
     from actors.models.verifier import Verifier
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 500_000_000
 
 MAX_IMAGES = 200
@@ -142,7 +143,9 @@ def _study(labelled: Sequence[_Labelled], config: Config, call_all: CallAll) -> 
                 raise DatasetError(f"{image.path}: {result}")
             seen[image.sha256] = result
     groups = {group: number for number, group in enumerate(dict.fromkeys(each.group for each in labelled))}
-    return [RealImage(each.class_name, groups[each.group], seen[each.sha256]) for each in labelled]
+    return [
+        RealImage(each.class_name, groups[each.group], seen[each.sha256], str(each.path)) for each in labelled
+    ]
 
 
 def _challenge(labelled: Sequence[_Labelled], config: Config, call_all: CallAll) -> dict[str, SeenImages]:
@@ -188,6 +191,7 @@ def _cache_file(config: Config, labelled: Sequence[_Labelled]) -> Path:
 def _load(path: Path) -> Domain | None:
     try:
         document = read_json(read_regular(path, max_bytes=MAX_BYTES, follow_links=True))
+        check_challenge(document["proof"])
         proof = DomainProof.from_dict(document["proof"])
         data = None if proof.sha256 is None else base64.b64decode(document["typicality"])
         if data is not None and proof.sha256 is not None:

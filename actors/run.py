@@ -57,6 +57,7 @@ from balancer.runs.resume import (
     count_wordings,
     describe_run,
     find_run,
+    is_another_verifier,
     restore_schedule,
     run_facts,
     spelled_as_begun,
@@ -246,7 +247,7 @@ def _run(
                 *pools,
                 references=NearDuplicateIndex(list_references(measured), config.verification.copies),
                 stop=stop,
-                typicality=_typicality(info, storage),
+                typicality=_typicality(info, models, storage, reporter),
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -360,7 +361,16 @@ class _Measuring:
         what candidates are compared with."""
         if self.config.actors.kind == "simulated":
             return None
-        domain = study(self.config, self.audit, self.holdout, measured, self._call_all)
+
+        def look(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+            shown = {
+                "study_files": "labelled images and variations",
+                "challenge": "images of none of the classes",
+            }
+            self.reporter.step(f"the verifier is shown {shown[method]}")
+            return self._call_all(method, calls)
+
+        domain = study(self.config, self.audit, self.holdout, measured, look)
         refuse_accepted_challenges(domain.proof, self.config)
         self.reporter.note(summarise(domain.proof))
         if domain.proof.sha256 is not None and domain.typicality is not None:
@@ -379,9 +389,17 @@ class _Measuring:
             )
 
 
-def _typicality(info: RunInfo, storage: Storage) -> Any:
+def _typicality(
+    info: RunInfo, models: Mapping[str, Mapping[str, Any]], storage: Storage, reporter: Reporter
+) -> Any:
     """A reference to what candidates are compared with, None if the run does not."""
     model = load_typicality(storage, info)
+    if model is not None and is_another_verifier(models, info):
+        reporter.note(
+            "warning: the run began with another verifier, which saw the real images differently: candidates"
+            " are no longer compared with them"
+        )
+        return None
     return None if model is None else shared(model)
 
 

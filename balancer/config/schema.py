@@ -59,14 +59,17 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Split = Literal["train", "validation", "test"]
 
-RESERVED_FACET_NAMES = frozenset({*names_where(lambda column: column.name != FACET), "quota", "priority"})
-"""Columns of the manifest and keys of a plan, which a facet must not be named after."""
-
-RESERVED_AT_FIRST = RESERVED_FACET_NAMES - {*names_where(lambda column: column.since > 1)}
-"""Those of runs that earlier versions began."""
-
 OFF_DOMAIN = "off_domain"
 """Names in `verification.unjudged` that images of none of the classes may pass."""
+
+RESERVED_FACET_NAMES = frozenset(
+    {*names_where(lambda column: column.name != FACET), "quota", "priority", OFF_DOMAIN}
+)
+"""Columns of the manifest, keys of a plan, and what is no property in `verification.unjudged`: a facet must
+not be named after them."""
+
+RESERVED_AT_FIRST = RESERVED_FACET_NAMES - {OFF_DOMAIN, *names_where(lambda column: column.since > 1)}
+"""Those of runs that earlier versions began."""
 
 LEAST_GPU_SHARE = 0.0001
 
@@ -116,9 +119,9 @@ def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
     """What may be named of `off_domain`."""
     if not any(name.startswith(OFF_DOMAIN) for name in names):
         return ()
-    from balancer.verification.challenges import KINDS
+    from balancer.verification.challenges import BLENDED, KINDS
 
-    return (OFF_DOMAIN, *(f"{OFF_DOMAIN}={kind}" for kind in KINDS))
+    return (OFF_DOMAIN, *(f"{OFF_DOMAIN}={kind}" for kind in KINDS if kind != BLENDED))
 
 
 class DatasetConfig(_Section):
@@ -388,10 +391,10 @@ class VerificationConfig(_Section):
     """Reject images that are unlike the labelled real images (`off_domain`). It takes 20 of them, from
     `dataset.path` and `dataset.holdout`; with fewer, `auto` does without."""
 
-    max_true_lost: float = Field(default=0.0125, ge=0.001, le=0.2)
+    max_true_lost: float = Field(default=0.0125, ge=0.005, le=0.2)
     """Fraction of images like the labelled ones that may be rejected as `off_domain`."""
 
-    negatives: tuple[Phrase, ...] = ()
+    negatives: tuple[Phrase, ...] = Field(default=(), max_length=1000)
     """Wordings of what the images might show and must not, such as `a drawing`, beside a list of unrelated
     things and image failures. An image more like these than like the classes is rejected as `off_domain`."""
 

@@ -113,6 +113,10 @@ class Card:
         return tuple(name for name in entries if name not in others and name.partition("=")[0] != OFF_DOMAIN)
 
     @property
+    def off_domain_passes(self) -> bool:
+        return OFF_DOMAIN in self.config.verification.unjudged
+
+    @property
     def shown_classes(self) -> int:
         """The number of classes with an image in the export."""
         return sum(bool(figures.real or figures.generated) for figures in self.classes)

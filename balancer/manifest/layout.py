@@ -26,12 +26,17 @@ DOES_NOT_APPLY = "-"
 MAX_SEQ = 10**12
 """Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
 
+_TYPICALITY = re.compile(rf"{TYPICALITY_DIR}/[0-9a-f]{{64}}\.safetensors")
 _FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
 
 
 def typicality_path(sha256: str) -> str:
     """What candidates are compared with, under the hash of its content."""
     return f"{TYPICALITY_DIR}/{sha256}.safetensors"
+
+
+def is_typicality(path: str) -> bool:
+    return _TYPICALITY.fullmatch(path) is not None
 
 
 def fragment_path(seq: int) -> str:

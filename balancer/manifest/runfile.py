@@ -7,9 +7,9 @@ import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
@@ -137,6 +137,11 @@ def read_run(storage: Storage) -> RunInfo:
             hint="give the folder that `balancer run` wrote",
         ) from None
     return _parse(data)
+
+
+def check_challenge(document: Any) -> None:
+    """ValueError unless it is what `RunInfo.challenge` may be."""
+    _Challenge.model_validate(document)
 
 
 def load_typicality(storage: Storage, info: RunInfo) -> Typicality | None:
@@ -273,6 +278,12 @@ class _Challenge(_Open):
     min_typicality: _Share | None
     min_domain_score: _Share | None
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _typicality_has_its_limit(self) -> Self:
+        if (self.typicality is None) != (self.min_typicality is None):
+            raise ValueError("typicality and min_typicality are there together, or neither is")
+        return self
 
 
 class _Document(BaseModel):

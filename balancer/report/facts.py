@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from balancer.config.schema import Config
+from balancer.config.schema import OFF_DOMAIN, Config
 from balancer.dataset.splits import EVALUATION
 from balancer.manifest.rules import config_under
 from balancer.scheduling.adaptive import Tally
@@ -123,7 +123,10 @@ class Facts:
     @property
     def domain(self) -> DomainProof | None:
         """To how many images of none of the classes the verifier said no before the run."""
-        return None if self.run.challenge is None else DomainProof.from_dict(self.run.challenge)
+        if self.run.challenge is None:
+            return None
+        proof = DomainProof.from_dict(self.run.challenge)
+        return proof.as_unjudged() if OFF_DOMAIN in self.config.verification.unjudged else proof
 
     @property
     def real(self) -> int:

@@ -17,7 +17,7 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.errors import UsageError
-from balancer.manifest.layout import RUN_FILE, TYPICALITY_DIR
+from balancer.manifest.layout import RUN_FILE, is_typicality
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
@@ -40,6 +40,8 @@ CALIBRATION = "calibration"
 SHAPING = ("classes", "share")
 """Settings of a facet and its values that shape the plan."""
 
+SETTLED = tuple(("verification", name) for name in ("typicality", "max_true_lost", "negatives"))
+
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
 
@@ -60,8 +62,8 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
     if storage.exists(RUN_FILE):
         return read_run(storage)
     # The first file of a run is written before run.json, which names it.
-    ours = f"{TYPICALITY_DIR}/"
-    if others := [path for path in storage.list("") if not (is_temporary(path) or path.startswith(ours))]:
+    others = [path for path in storage.list("") if not (is_temporary(path) or is_typicality(path))]
+    if others:
         raise UsageError(
             f"{out} holds files but no run, such as {others[0]}",
             hint="choose another --out, or empty the folder",
@@ -160,6 +162,7 @@ def check_unchanged(
         for part in _differing(recorded, _identity(models[kind]))
     ]
     _refuse_another_plan(before, config, paths)
+    _refuse_what_is_settled(paths)
     _refuse_another_size(models, known)
     if changed and settings and not allowed:
         raise UsageError(
@@ -184,6 +187,15 @@ def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[s
         " change it",
         hint="choose another --out, or undo the change",
     )
+
+
+def _refuse_what_is_settled(paths: Sequence[tuple[str, ...]]) -> None:
+    """What decides who is of the domain was found out, and written down, before the first image."""
+    if settled := [join_keys(path) for path in paths if path[:2] in SETTLED]:
+        raise UsageError(
+            f"settled when the run began: {', '.join(settled)}",
+            hint="choose another --out, or undo the change",
+        )
 
 
 def _shapes_plan(path: Sequence[str]) -> bool:
@@ -213,6 +225,11 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         yield "weights"
     if before.get(CALIBRATION) != now.get(CALIBRATION):
         yield CALIBRATION
+
+
+def is_another_verifier(models: Models, known: RunInfo) -> bool:
+    """Whether it has other weights than when the run began."""
+    return "weights" in _differing(known.models["verifier"], _identity(models["verifier"]))
 
 
 def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:

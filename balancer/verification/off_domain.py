@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import OFF_DOMAIN
 from balancer.errors import UsageError
+from balancer.scheduling.prompts import ladder
 from balancer.text.quantities import counted, percent
 from balancer.verification.calibration import LEAST_PROBABILITY, calibrated
 from balancer.verification.challenges import BLENDED
@@ -32,13 +33,18 @@ from balancer.verification.typicality import (
     fit_kinds,
     to_bytes,
 )
-from balancer.verification.verdict import BLANK_DEVIATION, DomainLimits
+from balancer.verification.verdict import BLANK_DEVIATION, NO_LIMITS, DomainLimits
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
 
 MIN_IMAGES = 20
 """Labelled images that typicality needs. With n of them no p-value is below 1 / (n + 1)."""
+
+LISTED = 3
+"""Images that a note names."""
+
+UNJUDGED = "nothing is rejected as off_domain: verification.unjudged names it"
 
 MIN_DOMAIN_SCORE = 0.05
 """Words alone reject an image only if what they name is nineteen times as likely as the classes: a verifier
@@ -91,11 +97,12 @@ class SeenReal:
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`group` is the same for images that show the same."""
+    """`group` is the same for images that show the same, `name` is for messages."""
 
     class_name: str
     group: int
     seen: SeenReal
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,11 @@ class DomainProof:
     challenges: tuple[Challenged, ...]
     by_class: Mapping[str, int]
     notes: tuple[str, ...] = ()
+
+    def as_unjudged(self) -> DomainProof:
+        """What it comes to if nothing is rejected as `off_domain`."""
+        challenges = tuple(replace(each, accepted=each.before) for each in self.challenges)
+        return replace(self, limits=NO_LIMITS, lost=0.0, challenges=challenges, notes=(UNJUDGED,))
 
     @property
     def judged(self) -> tuple[Challenged, ...]:
@@ -244,30 +256,40 @@ class _Rule:
 
 
 def _rules(real: Sequence[RealImage], config: Config) -> tuple[list[_Rule], list[str]]:
-    """Those that lose no more of the labelled images than allowed, and why there are no others."""
+    """Those that may be chosen, and why there are no others."""
     wanted = config.verification
+    if OFF_DOMAIN in wanted.unjudged:
+        return [_Rule(NO_LIMITS, None, 0.0)], [UNJUDGED]
+    words, notes = _words(real, wanted.max_true_lost)
     groups = len({image.group for image in real})
-    if groups < MIN_IMAGES:
-        few = f"no typicality: {counted(groups, 'labelled image')}, {MIN_IMAGES} needed"
-        return [_Rule(DomainLimits(None, MIN_DOMAIN_SCORE), None, None)], [few]
-    by_words = sum(not image.seen.domain_score > MIN_DOMAIN_SCORE for image in real) / len(real)
-    words: list[tuple[float | None, float]] = [(None, 0.0)]
-    notes = []
-    if by_words <= wanted.max_true_lost:
-        words.insert(0, (MIN_DOMAIN_SCORE, by_words))  # of rules that keep equally many, the first is chosen
-    else:
-        notes.append(
-            f"words do not decide: they would reject {percent(by_words, 1, 1)} of the labelled images"
-        )
-    if wanted.typicality == "never":
-        notes.append("no typicality: verification.typicality is never")
+    if wanted.typicality == "never" or groups < MIN_IMAGES:
+        few = f"{counted(groups, 'different labelled image')}, {MIN_IMAGES} needed"
+        never = "verification.typicality is never"
+        notes.append(f"no typicality: {never if wanted.typicality == 'never' else few}")
         return [_Rule(DomainLimits(None, score), None, lost) for score, lost in words], notes
     models, rules = _models(real, config), []
     for score, lost in words:
         # No p-value is lower than 1 / (n + 1), so no lower limit would reject anything.
-        limit = max(wanted.max_true_lost - lost, (1.0 + 1e-9) / (groups + 1.0))
-        rules += [_Rule(DomainLimits(limit, score), model, lost + limit) for model in models]
+        limit = max(wanted.max_true_lost - (lost or 0.0), (1.0 + 1e-9) / (groups + 1.0))
+        rules += [_Rule(DomainLimits(limit, score), model, (lost or 0.0) + limit) for model in models]
     return rules, notes
+
+
+def _words(
+    real: Sequence[RealImage], max_lost: float
+) -> tuple[list[tuple[float | None, float | None]], list[str]]:
+    """Limits of the domain score that may be chosen, each with the share of the labelled images below it, and
+    which images these are. Of many images one may always be odd."""
+    rejected = [image.name for image in real if not image.seen.domain_score > MIN_DOMAIN_SCORE]
+    if not rejected:
+        return [(MIN_DOMAIN_SCORE, 0.0 if real else None), (None, 0.0 if real else None)], []
+    share = len(rejected) / len(real)
+    names = ", ".join(rejected[:LISTED])
+    which = f"{len(rejected)} of the {counted(len(real), 'labelled image')}, such as {names}"
+    if len(rejected) <= max(max_lost * len(real), 1 if len(real) >= MIN_IMAGES else 0):
+        # With words first: of rules that keep equally many, the first is chosen.
+        return [(MIN_DOMAIN_SCORE, share), (None, 0.0)], [f"words reject {which}"]
+    return [(None, 0.0)], [f"words do not decide: they would reject {which}"]
 
 
 def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
@@ -290,8 +312,10 @@ def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
 def accepted_by_some_cell(
     seen: SeenImages, temperatures: Mapping[str, float], config: Config
 ) -> NDArray[np.bool_]:
-    """Which images some cell would accept if nothing asked whether they are one of the classes at all."""
+    """Which images some cell would accept, at the lowest threshold of any attempt, if nothing asked whether
+    they are one of the classes at all."""
     wanted = config.verification
+    threshold = min(rung.threshold for rung in ladder(config))
     low, high = wanted.brightness
     passes = (seen.deviation >= BLANK_DEVIATION) & (seen.brightness >= low) & (seen.brightness <= high)
     likely = {
@@ -304,10 +328,10 @@ def accepted_by_some_cell(
     for number, class_name in enumerate(config.classes):
         fits = passes.copy()
         if CLASS_PROPERTY in likely:
-            fits &= likely[CLASS_PROPERTY][:, number] >= wanted.threshold
+            fits &= likely[CLASS_PROPERTY][:, number] >= threshold
         for facet in facets:
             if facet.applies_to(class_name) and facet.name in likely:
-                fits &= likely[facet.name].max(axis=1) >= wanted.threshold
+                fits &= likely[facet.name].max(axis=1) >= threshold
         by_class |= fits
     return by_class
 
@@ -321,17 +345,20 @@ def refuse_accepted_challenges(proof: DomainProof, config: Config) -> None:
     wanted = config.verification
     if {CLASS_PROPERTY, OFF_DOMAIN} & set(wanted.unjudged):
         return
-    share = proof.accepted_share(allowed_kinds(config))
+    allowed = allowed_kinds(config)
+    share = proof.accepted_share(allowed)
     if share <= wanted.max_challenge_accepted:
         return
-    worst = sorted(proof.judged, key=lambda each: -each.accepted)[:3]
+    others = [each for each in proof.judged if each.kind not in allowed]
+    worst = sorted(others, key=lambda each: -each.accepted)[:LISTED]
+    more = ", ".join([*wanted.unjudged, f"{OFF_DOMAIN}={worst[0].kind}"])
     often = ", ".join(f"{each.kind} ({percent(each.accepted, 1, 1)})" for each in worst)
     raise UsageError(
         f"the verifier would accept {percent(share, 1, 1)} of images that are none of the classes,"
         f" {percent(wanted.max_challenge_accepted, 1, 1)} allowed (verification.max_challenge_accepted);"
         f" most often {often}" + "".join(f"\n  {reason}" for reason in proof.notes),
-        hint="label more real images, choose another verification.model, or accept that such images pass:"
-        f" verification.unjudged: [{OFF_DOMAIN}], or [{OFF_DOMAIN}={worst[0].kind}] for one kind",
+        hint="label more real images, choose another verification.model, or allow a kind of them:"
+        f" verification.unjudged: [{more}]; {OFF_DOMAIN} alone there rejects no image for it",
     )
 
 
@@ -346,9 +373,9 @@ def allowed_kinds(config: Config) -> frozenset[str]:
 def summarise(proof: DomainProof) -> str:
     """One line."""
     lost = (
-        "too few labelled images to say how many true ones are lost"
+        "no labelled image to say what true ones it costs"
         if proof.lost is None
-        else f"about {percent(proof.lost, 1, 1)} of true ones are lost"
+        else f"of {counted(proof.images, 'labelled image')} about {percent(proof.lost, 1, 1)} would not"
     )
     line = (
         f"off_domain: of {sum(each.images for each in proof.judged)} images of none of the classes "

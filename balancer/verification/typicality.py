@@ -310,7 +310,12 @@ def _read_distance(
 ) -> Distance:
     _check_finite((centre, scale, variances, numbers), dimensions=1)
     _check_finite((axes,), dimensions=2)
-    if scale.shape != centre.shape or axes.shape != (len(centre), len(variances)) or len(numbers) != 3:
+    if (
+        not len(centre)
+        or scale.shape != centre.shape
+        or axes.shape != (len(centre), len(variances))
+        or len(numbers) != 3
+    ):
         raise ValueError("a distance whose parts do not fit together")
     rest, usual, spread = numbers.tolist()
     if not min(rest, spread, *scale, *variances) > 0.0:

@@ -97,6 +97,8 @@ def damaged(**changes: object) -> bytes:
                 {"by_kind": {"blobs": {"images": 1, "before": 1.0, "accepted": "x"}}},
                 {"features": [3]},
                 {"true_lost": 2.0},
+                {"min_typicality": 0.02},
+                {"typicality": "a" * 64},
             )
         ),
         damaged(embedding_dim=2**31),

@@ -15,7 +15,7 @@ from balancer.config.schema import Config
 from balancer.errors import UsageError
 from balancer.manifest import ManifestLog
 from balancer.manifest.schema import rows_to_table
-from balancer.runs.resume import check_unchanged, restore_schedule, spelled_as_begun
+from balancer.runs.resume import check_unchanged, is_another_verifier, restore_schedule, spelled_as_begun
 from tests.manifest_samples import MemoryStorage, rejected, row, run_info, start, void
 
 INFO = run_info()
@@ -33,6 +33,29 @@ def test_a_schedule_goes_on_where_the_committed_rows_left_it():
     batch = [candidate.id for candidate in schedule.next_batch(4)]
     assert "basic/dim/0001-1" in batch
     assert "basic/dim/0000-3" not in batch
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"typicality": "never"}, {"max_true_lost": 0.1}, {"negatives": ("a fox",)}],
+    ids=lambda c: next(iter(c)),
+)
+def test_what_decides_who_is_of_the_domain_is_settled_when_a_run_begins(change):
+    begun = Config.model_validate(INFO.config)
+    models = {name: model | {"embedding_dim": INFO.embedding_dim} for name, model in INFO.models.items()}
+    changed = begun.model_copy(update={"verification": begun.verification.model_copy(update=change)})
+    with pytest.raises(UsageError, match=f"settled when the run began: verification.{next(iter(change))}"):
+        check_unchanged(changed, models, INFO, allowed=True)
+
+
+def test_another_verifier_is_told_by_its_weights():
+    def with_hash(sha256):
+        return {"verifier": INFO.models["verifier"] | {"sha256": sha256}}
+
+    info = run_info(models=INFO.models | with_hash("a"))
+    assert not is_another_verifier(with_hash("a"), info)
+    assert is_another_verifier(with_hash("b"), info)
+    assert not is_another_verifier(with_hash(None), info)  # not yet known
 
 
 @pytest.mark.parametrize("was_on", [True, False])

@@ -145,7 +145,18 @@ def test_the_result_is_kept(config):
 def test_a_damaged_file_counts_as_missing(config, cache):
     first = run_study(config, Looker())
     [path] = cache.iterdir()
-    for damaged in (b"", b"{", path.read_bytes()[:-100], path.read_bytes().replace(b"A", b"B")):
+    whole = path.read_bytes()
+    wrong = [
+        changed
+        for old, new in (
+            (b"A", b"B"),
+            (b'"accepted": 0', b'"accepted": "x"'),
+            (b'"min_typicality"', b'"min"'),
+        )
+        if (changed := whole.replace(old, new)) != whole
+    ]
+    assert len(wrong) == 3
+    for damaged in (b"", b"{", whole[:-100], *wrong):
         path.write_bytes(damaged)
         assert run_study(config, Looker()) == first
 

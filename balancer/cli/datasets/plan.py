@@ -152,7 +152,7 @@ def _print_domain(proof: DomainProof | None, config: Config) -> None:
     console.say()
     console.table(
         "challenge: images of none of the classes that some cell would accept",
-        ["kind", "images", "by class and facets", "in a run"],
+        ["kind", "images", "by class and facets", "expected in a run"],
         rows,
     )
     console.say(summarise(proof))
