@@ -264,8 +264,8 @@ def test_blends_of_two_classes_are_shown_and_do_not_count():
 def test_the_summary_says_what_passes_and_what_it_costs():
     proof = proof_of({"blobs": seen(odd=TEXTURES), "blended": seen()})
     assert summarise(proof) == (
-        "off_domain: of 32 images of none of the classes 0% would pass; of 60 labelled images about 5.0% would"
-        " not"
+        "off_domain: of 32 images of none of the classes 0% would pass;"
+        " of 60 labelled images about 5.0% would not"
     )
     assert "; no labelled image to say what true ones it costs; no typicality: " in summarise(
         proof_of({"blobs": seen()}, [])
