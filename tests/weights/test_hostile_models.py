@@ -393,7 +393,7 @@ def test_a_pickle_that_open_clip_prefers_is_not_loaded(model):
     (folder / "open_clip_model.safetensors").rename(folder / "model.safetensors")
     tensors = load_file(folder / "model.safetensors") | {"logit_scale": torch.tensor(9.0)}
     torch.save(tensors, folder / "open_clip_pytorch_model.bin")
-    assert load("verifier", folder)._scale.log().item() == pytest.approx(2.0)
+    assert load("verifier", folder)._encoder.scale.log().item() == pytest.approx(2.0)
 
 
 SIBLINGS = ("model.gguf", "tf_model.h5", "flax_model.msgpack", "model.onnx", "pytorch_model.bin", "evil.py")
