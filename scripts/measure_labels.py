@@ -2,9 +2,10 @@
 (`embedded_training/label_judge.py`).
 
 Candidates of every cell are generated and measured by the classes a run uses, under a config of the embedded
-models. Of the accepted and of the rejected ones at each threshold, the share with a label that the judge
-agrees with is counted. Mistakes of the judge make this a lower bound: its own accuracy on renders is measured
-first, and `--sheet` shows every accepted picture it disagrees on. Prints one JSON object, whose figures are
+models, as a run measures them. Of the accepted and of the rejected ones at each threshold, the share with a
+label that the judge agrees with is counted, and how many of as many challenge images some cell accepts.
+Mistakes of the judge make this a lower bound: its own accuracy on renders is measured first, and `--sheet`
+shows every accepted picture it disagrees on. Prints one JSON object, whose figures are
 in the model card.
 """
 
@@ -30,12 +31,24 @@ from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.dataset.sample import Picture
 from balancer.scheduling.prompts import ladder, request_for
-from balancer.verification.verdict import ImageFlags, Measurement, Verdict, criteria_for, judge
+from balancer.verification.challenges import BLENDED, KINDS, make_challenges
+from balancer.verification.typicality import from_bytes
+from balancer.verification.verdict import (
+    DomainLimits,
+    ImageFlags,
+    Measurement,
+    Verdict,
+    criteria_for,
+    judge,
+)
 from embedded_training import data
 from embedded_training.checkpoints import load_checkpoint, save_checkpoint
 from embedded_training.data import CELLS, Renders
 from embedded_training.label_judge import VALUES, LabelJudge, soften, train_judge, wanted_value
 from embedded_training.loop import pixels, step_generator
+from measure_off_domain import study_sample, training_images
+
+CHALLENGE_SEED = 202
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 THRESHOLDS = (0.5, 0.6, 0.8)
@@ -71,8 +84,14 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
     ]
     pictures, flags = _pictures(config, candidates, work)
     cells = [candidate.slot.cell for candidate in candidates]
-    measurements = verifier_spec(config).load().measure(pictures, flags, cells)
+    domain = study_sample(config)
+    limits = domain.proof.limits
+    typicality = None if domain.typicality is None else from_bytes(domain.typicality)
+    verifier = verifier_spec(config).load()
+    measurements = verifier.measure(pictures, flags, cells, typicality)
     answers = referee.answers(pictures)
+    challenges = _challenges(len(candidates), config)
+    challenged = verifier.measure(challenges, flags, cells, typicality)
     figures = {
         "judge": {
             "training_renders": TRAINING_RENDERS,
@@ -82,12 +101,15 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
         },
         "candidates": len(candidates),
         "thresholds": {
-            str(threshold): _precision(cells, _verdicts(measurements, cells, threshold, config), answers)
+            str(threshold): _precision(
+                cells, _verdicts(measurements, cells, threshold, config, limits), answers
+            )
+            | {"as_many_challenges_accepted": _accepted_by_any(challenged, cells, threshold, config, limits)}
             for threshold in THRESHOLDS
         },
     }
     if sheet is not None:
-        accepted = [v.accepted for v in _verdicts(measurements, cells, SHEET_THRESHOLD, config)]
+        accepted = [v.accepted for v in _verdicts(measurements, cells, SHEET_THRESHOLD, config, limits)]
         _save_sheet(pictures, cells, answers, accepted, sheet)
     click.echo(json.dumps(figures, indent=2))
 
@@ -124,12 +146,41 @@ def _pictures(
 
 
 def _verdicts(
-    measurements: Sequence[Measurement], cells: Sequence[Cell], threshold: float, config: Config
+    measurements: Sequence[Measurement],
+    cells: Sequence[Cell],
+    threshold: float,
+    config: Config,
+    limits: DomainLimits,
 ) -> list[Verdict]:
     return [
-        judge(measurement, cell, criteria_for(cell, threshold, config))
+        judge(measurement, cell, criteria_for(cell, threshold, config, limits))
         for measurement, cell in zip(measurements, cells, strict=True)
     ]
+
+
+def _challenges(count: int, config: Config) -> Picture:
+    """As many of every kind but blends, which are half right; all that some cell accepts are mistakes."""
+    images, labels = training_images(config)
+    kinds = [kind for kind in KINDS if kind != BLENDED]
+    each = -(-count // len(kinds))
+    made = [
+        make_challenges(kind, each, CHALLENGE_SEED, (data.SIZE, data.SIZE), images, labels) for kind in kinds
+    ]
+    return np.concatenate(made)[:count]
+
+
+def _accepted_by_any(
+    measurements: Sequence[Measurement],
+    cells: Sequence[Cell],
+    threshold: float,
+    config: Config,
+    limits: DomainLimits,
+) -> int:
+    every = dict.fromkeys(cells)
+    return sum(
+        any(judge(one, cell, criteria_for(cell, threshold, config, limits)).accepted for cell in every)
+        for one in measurements
+    )
 
 
 def _accuracy(referee: LabelJudge, renders: Renders, pictures: Picture) -> dict[str, Any]:

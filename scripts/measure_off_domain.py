@@ -76,7 +76,7 @@ def main(
         "renders": [_cell(number % len(CELLS)) for number in range(renders)],
         "generated": [_cell(number) for number in _cells(generated)],
     }
-    images, labels = _training_images(load_config(DEMO))
+    images, labels = training_images(load_config(DEMO))
     sets |= {
         kind: make_challenges(kind, per_kind, MEASURING_SEED, (SIZE, SIZE), images, labels) for kind in KINDS
     }
@@ -99,7 +99,7 @@ def _figures(
     config: Config, sets: Mapping[str, Picture], asked: Mapping[str, Sequence[cells.Cell]]
 ) -> dict[str, Any]:
     """In per cent: of other images those that some cell accepts, of true ones those that their cell does."""
-    domain = _study(config)
+    domain = study_sample(config)
     judged = config.verification
     verifier = Verifier(judged.model, None, config.properties(), "cpu", 1, negatives=negatives_of(config))
     typicality = None if domain.typicality is None else from_bytes(domain.typicality)
@@ -127,7 +127,7 @@ def _figures(
     }
 
 
-def _study(config: Config) -> Domain:
+def study_sample(config: Config) -> Domain:
     audit, holdout = audit_dataset(config), audit_holdout(config)
     return study_here(config, audit, holdout, measure_here(config, audit, holdout))
 
@@ -147,7 +147,7 @@ def _cell(number: int) -> cells.Cell:
     return cells.Cell(cell.class_name, tuple((name, value) for name, value in facets if value is not None))
 
 
-def _training_images(config: Config) -> tuple[list[Picture], list[str]]:
+def training_images(config: Config) -> tuple[list[Picture], list[str]]:
     audit = audit_dataset(config)
     pictures = [np.asarray(Image.open(audit.path / each.file_name).convert("RGB")) for each in audit.images]
     return pictures, [each.class_name for each in audit.images]
