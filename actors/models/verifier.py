@@ -28,6 +28,7 @@ from balancer.images import (
     pixel_sha256,
 )
 from balancer.verification.challenges import make_challenges, make_variations
+from balancer.verification.negatives import domain_score
 from balancer.verification.off_domain import KINDS, SeenImages, SeenReal
 from balancer.verification.typicality import Typicality
 from balancer.verification.verdict import ImageFlags, Measurement
@@ -224,9 +225,11 @@ class Verifier:
         """The probability of the classes against what images must not show; 1 if there is nothing of it."""
         if self._negatives is None:
             return np.ones(len(embeddings))
-        classes = self._encoder.logits(embeddings, self._texts[CLASS_PROPERTY]).logsumexp(1)
-        others = self._encoder.logits(embeddings, self._negatives).logsumexp(1)
-        return (classes - others).sigmoid().cpu().numpy()
+        classes, others = (
+            self._encoder.logits(embeddings, texts).cpu().numpy()
+            for texts in (self._texts[CLASS_PROPERTY], self._negatives)
+        )
+        return domain_score(classes, others)
 
     def _by_value(self, name: str, probabilities: Sequence[float]) -> dict[str, float]:
         return dict(zip(self._values[name], probabilities, strict=True))
