@@ -46,7 +46,7 @@ from embedded_training.checkpoints import load_checkpoint, save_checkpoint
 from embedded_training.data import CELLS, Renders
 from embedded_training.label_judge import VALUES, LabelJudge, soften, train_judge, wanted_value
 from embedded_training.loop import pixels, step_generator
-from measure_off_domain import study_sample, training_images
+from measure_off_domain import passes_any, study_sample, training_images
 
 CHALLENGE_SEED = 202
 
@@ -90,7 +90,7 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
     verifier = verifier_spec(config).load()
     measurements = verifier.measure(pictures, flags, cells, typicality)
     answers = referee.answers(pictures)
-    challenges = _challenges(len(candidates), config)
+    challenges, every = _challenges(len(candidates), config), tuple(dict.fromkeys(cells))
     challenged = verifier.measure(challenges, flags, cells, typicality)
     figures = {
         "judge": {
@@ -104,7 +104,11 @@ def main(work: Path, config_path: Path, per_cell: int, steps: int, threads: int,
             str(threshold): _precision(
                 cells, _verdicts(measurements, cells, threshold, config, limits), answers
             )
-            | {"as_many_challenges_accepted": _accepted_by_any(challenged, cells, threshold, config, limits)}
+            | {
+                "as_many_challenges_accepted": sum(
+                    passes_any(one, every, limits, config, threshold) for one in challenged
+                )
+            }
             for threshold in THRESHOLDS
         },
     }
@@ -167,20 +171,6 @@ def _challenges(count: int, config: Config) -> Picture:
         make_challenges(kind, each, CHALLENGE_SEED, (data.SIZE, data.SIZE), images, labels) for kind in kinds
     ]
     return np.concatenate(made)[:count]
-
-
-def _accepted_by_any(
-    measurements: Sequence[Measurement],
-    cells: Sequence[Cell],
-    threshold: float,
-    config: Config,
-    limits: DomainLimits,
-) -> int:
-    every = dict.fromkeys(cells)
-    return sum(
-        any(judge(one, cell, criteria_for(cell, threshold, config, limits)).accepted for cell in every)
-        for one in measurements
-    )
 
 
 def _accuracy(referee: LabelJudge, renders: Renders, pictures: Picture) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _figures(
         )
         wanted = [[cell] for cell in asked[kind]] if kind in asked else [every] * len(measured)
         accepted[kind] = {
-            name: _per_cent([_passes(*each, rule, config) for each in zip(measured, wanted, strict=True)])
+            name: _per_cent([passes_any(*each, rule, config) for each in zip(measured, wanted, strict=True)])
             for name, rule in rules.items()
         }
     return {
@@ -132,9 +132,16 @@ def study_sample(config: Config) -> Domain:
     return study_here(config, audit, holdout, measure_here(config, audit, holdout))
 
 
-def _passes(measured: Measurement, wanted: Sequence[cells.Cell], rule: DomainLimits, config: Config) -> bool:
-    threshold = config.verification.threshold
-    return any(judge(measured, cell, criteria_for(cell, threshold, config, rule)).accepted for cell in wanted)
+def passes_any(
+    measured: Measurement,
+    wanted: Sequence[cells.Cell],
+    limits: DomainLimits,
+    config: Config,
+    threshold: float | None = None,
+) -> bool:
+    """Whether some cell accepts it, by default at the config's threshold."""
+    least = config.verification.threshold if threshold is None else threshold
+    return any(judge(measured, cell, criteria_for(cell, least, config, limits)).accepted for cell in wanted)
 
 
 def _per_cent(chosen: Sequence[bool]) -> float:
