@@ -396,7 +396,8 @@ class VerificationConfig(_Section):
 
     negatives: tuple[Phrase, ...] = Field(default=(), max_length=1000)
     """Wordings of what the images might show and must not, such as `a drawing`, beside a list of unrelated
-    things and image failures. An image more like these than like the classes is rejected as `off_domain`."""
+    things and image failures. An image far likelier to show these than the classes is rejected as
+    `off_domain`."""
 
     max_challenge_accepted: Probability = 0.02
     """A run does not start if the verifier would accept more than this fraction of images made to show none

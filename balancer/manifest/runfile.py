@@ -38,7 +38,8 @@ class RunInfo:
     """`plan` has one dict per cell: "class", each facet (None where it does not apply), "cell", "quota",
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
     `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
-    classes (`DomainProof.as_dict`), None if it did not ask."""
+    classes (`DomainProof.as_dict`), None if it did not ask. `format` is that of
+    the file."""
 
     run_id: str
     created_at: str
