@@ -6,7 +6,6 @@ It takes seconds, so the result is kept in the cache folder. A damaged file coun
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 from collections import defaultdict
@@ -15,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.real_images import REAL, RealImages, list_references, read_unchanged
+from actors.real_images import (
+    REAL,
+    MeasureCall,
+    RealImages,
+    Results,
+    list_references,
+    over_files,
+    read_unchanged,
+    verifier_here,
+)
 from actors.weights import resolve as weights
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit
 from balancer.dataset.near_duplicates import find_near_duplicates
-from balancer.errors import DatasetError
 from balancer.manifest.runfile import check_challenge
 from balancer.storage.cache import cache_folder, keep
 from balancer.storage.regular_files import read_regular
@@ -35,6 +42,7 @@ from balancer.verification.off_domain import (
     RealImage,
     SeenImages,
     SeenReal,
+    lowest_threshold,
     prove_domain,
 )
 from balancer.verification.typicality import read_typicality
@@ -55,11 +63,8 @@ SOURCES = 24
 
 SEED = 20_260_901
 
-DECISIVE = {"threshold", "unjudged", "typicality", "max_true_lost", "brightness", "copies"}
+DECISIVE = {"unjudged", "typicality", "max_true_lost", "brightness", "copies"}
 """Settings of `verification` that the result depends on, besides models and wordings."""
-
-
-FILES_PER_CALL = 8
 
 CallAll = Callable[[str, Iterable[tuple[Any, ...]]], Iterable[tuple[int, Any]]]
 """Calls a method of the verifier with each of many arguments; yields number and result of each, in any
@@ -94,79 +99,71 @@ def study(
     return domain
 
 
-def study_here(config: Config, audit: Audit, holdout: Audit | None, measured: RealImages) -> Domain:
+def study_here(
+    config: Config,
+    audit: Audit,
+    holdout: Audit | None,
+    measured: RealImages,
+    verifier: Callable[[], Verifier] | None = None,
+) -> Domain:
     """In this process. Loads the verifier only if it is needed."""
-
-    @functools.cache
-    def verifier() -> Verifier:
-        from actors.models.verifier import Verifier
-
-        judged = config.verification
-        negatives = negatives_of(config)
-        return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+    load = verifier or verifier_here(config)
 
     def call_all(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         for number, arguments in enumerate(calls):
-            yield number, getattr(verifier(), method)(*arguments)
+            yield number, getattr(load(), method)(*arguments)
 
     return study(config, audit, holdout, measured, call_all)
 
 
 def _labelled(config: Config, audit: Audit, holdout: Audit | None, measured: RealImages) -> list[_Labelled]:
     """At most MAX_IMAGES, of every class as many as of the others as far as there are, by their hashes."""
-    duplicates = find_near_duplicates(list_references(measured), config.verification.copies)
     by_class = defaultdict(list)
-    for name, image in zip(measured.ids, measured.images, strict=True):
+    for known, image in zip(list_references(measured), measured.images, strict=True):
         if image.class_name in config.classes:
-            folder = audit.path if name.startswith(f"{REAL}/") or holdout is None else holdout.path
-            group = duplicates[name].id if name in duplicates else name
-            by_class[image.class_name].append(
-                _Labelled(folder / image.file_name, image.sha256, image.class_name, group)
-            )
+            by_class[image.class_name].append((image.sha256, known.id, image, known))
     ranked = [
-        (rank, image.class_name, image)
-        for images in by_class.values()
-        for rank, image in enumerate(sorted(images, key=lambda image: image.sha256))
+        (rank, name, each[2:])
+        for name, images in by_class.items()
+        for rank, each in enumerate(sorted(images, key=lambda each: each[:2]))
     ]
-    return [image for _, _, image in sorted(ranked, key=lambda each: each[:2])][:MAX_IMAGES]
+    chosen = [pair for _, _, pair in sorted(ranked, key=lambda each: each[:2])][:MAX_IMAGES]
+    duplicates = find_near_duplicates([known for _, known in chosen], config.verification.copies)
+    return [
+        _Labelled(
+            path=(audit if known.id.startswith(f"{REAL}/") or holdout is None else holdout).path
+            / image.file_name,
+            sha256=image.sha256,
+            class_name=image.class_name,
+            group=duplicates[known.id].id if known.id in duplicates else known.id,
+        )
+        for image, known in chosen
+    ]
 
 
 def _study(labelled: Sequence[_Labelled], config: Config, call_all: CallAll) -> list[RealImage]:
-    enough = len({each.group for each in labelled}) >= MIN_IMAGES
-    variations = VARIATIONS if enough and config.verification.typicality != "never" else 0
-    parts = [labelled[start : start + FILES_PER_CALL] for start in range(0, len(labelled), FILES_PER_CALL)]
-    calls = ((_read(part, config), *_limits(config), variations, SEED) for part in parts)
-    seen: dict[str, SeenReal] = {}
-    for number, results in call_all("study_files", calls):
-        for image, result in zip(parts[number], results, strict=True):
-            if isinstance(result, str):
-                raise DatasetError(f"{image.path}: {result}")
-            seen[image.sha256] = result
     groups = {group: number for number, group in enumerate(dict.fromkeys(each.group for each in labelled))}
+    enough = len(groups) >= MIN_IMAGES
+    variations = VARIATIONS if enough and config.verification.typicality != "never" else 0
+
+    def look(calls: Iterable[MeasureCall]) -> Results[SeenReal]:
+        return call_all("study_files", ((*call, variations, SEED) for call in calls))
+
+    seen = dict(over_files({each.sha256: each.path for each in labelled}, config, look))
     return [
         RealImage(each.class_name, groups[each.group], seen[each.sha256], str(each.path)) for each in labelled
     ]
 
 
 def _challenge(labelled: Sequence[_Labelled], config: Config, call_all: CallAll) -> dict[str, SeenImages]:
-    sources = labelled[:SOURCES]
-    files, labels = _read(sources, config), [each.class_name for each in sources]
+    sources, limits = labelled[:SOURCES], config.dataset
+    max_bytes, max_pixels = round(limits.max_image_megabytes * 1e6), round(limits.max_image_megapixels * 1e6)
+    files = [read_unchanged(image.path, image.sha256, max_bytes) for image in sources]
     kinds = [*FROM_NOTHING, *(FROM_IMAGES if len(sources) > 1 else ())]
-    made_from = {True: (files, labels), False: ([], [])}
-    calls = (
-        (kind, IMAGES_PER_KIND, SEED, *made_from[kind in FROM_IMAGES], *_limits(config)) for kind in kinds
-    )
+    made_from = {True: (files, [each.class_name for each in sources]), False: ([], [])}
+    calls = ((kind, IMAGES_PER_KIND, SEED, *made_from[kind in FROM_IMAGES], max_pixels) for kind in kinds)
     seen = dict(call_all("challenge", calls))
     return {kind: seen[number] for number, kind in enumerate(kinds)}
-
-
-def _read(images: Sequence[_Labelled], config: Config) -> list[bytes]:
-    max_bytes = round(config.dataset.max_image_megabytes * 1e6)
-    return [read_unchanged(image.path, image.sha256, max_bytes) for image in images]
-
-
-def _limits(config: Config) -> tuple[int]:
-    return (round(config.dataset.max_image_megapixels * 1e6),)
 
 
 # ---- the cache -----------------------------------------------------------------------------------
@@ -182,6 +179,7 @@ def _cache_file(config: Config, labelled: Sequence[_Labelled]) -> Path:
         "temperatures": load_temperatures(config),
         "negatives": negatives_of(config),
         "verification": judged.model_dump(mode="json", include=DECISIVE),
+        "threshold": lowest_threshold(config),
         "images": [[image.sha256, image.class_name, image.group] for image in labelled],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -6,6 +6,7 @@ A damaged file counts as missing, since it can be made again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import zipfile
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +38,11 @@ from balancer.verification.calibration import (
     load_temperatures,
     read_configured,
 )
+from balancer.verification.negatives import negatives_of
 from balancer.verification.preflight import Preflight, preflight
 
 if TYPE_CHECKING:
+    from actors.models.verifier import Verifier
     from balancer.config.schema import Config
     from balancer.verification.verdict import Measurement, Nearest
 
@@ -66,6 +69,10 @@ MeasureCall = tuple[list[bytes], int]
 """Arguments of `measure_files`."""
 
 Measurements = list["Measurement | str"]
+
+Seen = TypeVar("Seen")
+Results = Iterable[tuple[int, list[Seen | str]]]
+"""The number of each call, and what was seen in each of its files, or the reason why it cannot be read."""
 
 MeasureAll = Callable[[Iterable[MeasureCall]], Iterable[tuple[int, Measurements]]]
 """Calls `measure_files` for each of many arguments; yields the number and the result of each call, in any
@@ -112,7 +119,7 @@ def measure_real_images(
     missing = {image.sha256: path / image.file_name for _, image, path in files if image.sha256 not in seen}
     if missing:
         try:
-            for sha256, measurement in _measure_missing(missing, config, measure):
+            for sha256, measurement in over_files(missing, config, measure):
                 seen[sha256] = _to_cached(measurement, sizes)
         finally:
             if cache is not None:  # also after an interruption
@@ -128,24 +135,38 @@ def measure_real_images(
     )
 
 
-def measure_here(config: Config, audit: Audit, holdout: Audit | None) -> RealImages:
-    """Measure in this process, on its GPU if it has one. Loads the verifier only if it is needed."""
+def verifier_here(config: Config) -> Callable[[], Verifier]:
+    """Loads the verifier in this process, on its GPU if it has one, at the first call."""
 
-    def measure(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
+    @functools.cache
+    def load() -> Verifier:
         from actors.models.verifier import Verifier
 
         judged = config.verification
-        verifier = Verifier(judged.model, judged.revision, config.properties())
+        negatives = negatives_of(config)
+        return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+
+    return load
+
+
+def measure_here(
+    config: Config, audit: Audit, holdout: Audit | None, verifier: Callable[[], Verifier] | None = None
+) -> RealImages:
+    """Measure in this process. Loads the verifier only if it is needed."""
+    load = verifier or verifier_here(config)
+
+    def measure(calls: Iterable[MeasureCall]) -> Iterator[tuple[int, Measurements]]:
         for number, arguments in enumerate(calls):
-            yield number, verifier.measure_files_here(*arguments)
+            yield number, load().measure_files_here(*arguments)
 
     return measure_real_images(config, audit, holdout, measure)
 
 
-def _measure_missing(
-    paths: Mapping[str, Path], config: Config, measure: MeasureAll
-) -> Iterator[tuple[str, Measurement]]:
-    """The hash and the measurement of each image file."""
+def over_files(
+    paths: Mapping[str, Path], config: Config, measure: Callable[[Iterable[MeasureCall]], Results[Seen]]
+) -> Iterator[tuple[str, Seen]]:
+    """The hash of each image file, and what `measure` sees in it. DatasetError for one that cannot be read,
+    or has changed."""
     sent: list[list[str]] = []  # filled as `measure` consumes the calls
 
     def calls() -> Iterator[MeasureCall]:

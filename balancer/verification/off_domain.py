@@ -213,14 +213,9 @@ def prove_domain(
         }
         for rule in rules
     ]
-    best, expected = choose(
-        {
-            str(number): {kind: share for kind, share in shares.items() if kind != BLENDED}
-            for number, shares in enumerate(kept)
-        }
-    )
-    expected |= {kind: share for kind, share in kept[int(best)].items() if kind == BLENDED}
-    rule = rules[int(best)]
+    chosen_on = [{kind: share for kind, share in shares.items() if kind != BLENDED} for shares in kept]
+    best, expected = choose(dict(enumerate(chosen_on)))
+    rule, expected = rules[best], kept[best] | expected
     data = None if rule.model is None else to_bytes(rule.model)
     proof = DomainProof(
         images=len(real),
@@ -309,13 +304,18 @@ def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
     return [combine(fits, groups, kinds) for kinds in candidates]
 
 
+def lowest_threshold(config: Config) -> float:
+    """Of all attempts, the fallback included."""
+    return min(rung.threshold for rung in ladder(config))
+
+
 def accepted_by_some_cell(
     seen: SeenImages, temperatures: Mapping[str, float], config: Config
 ) -> NDArray[np.bool_]:
     """Which images some cell would accept, at the lowest threshold of any attempt, if nothing asked whether
     they are one of the classes at all."""
     wanted = config.verification
-    threshold = min(rung.threshold for rung in ladder(config))
+    threshold = lowest_threshold(config)
     low, high = wanted.brightness
     passes = (seen.deviation >= BLANK_DEVIATION) & (seen.brightness >= low) & (seen.brightness <= high)
     likely = {

@@ -14,15 +14,16 @@ pooled, the many variations would decide what share of the real images is lost.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+Candidate = TypeVar("Candidate", bound=Hashable)
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Features = Mapping[str, NDArray[np.floating[Any]]]
@@ -225,7 +226,7 @@ def _shrinkage(scaled: Floats) -> tuple[float, float]:
 # ---- choosing ----------------------------------------------------------------------------------
 
 
-def choose(kept: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+def choose(kept: Mapping[Candidate, Mapping[str, float]]) -> tuple[Candidate, dict[str, float]]:
     """The candidate that keeps the fewest challenges, of equals the first. `kept[candidate][kind]` is the
     share of a kind that it takes for real.
 
@@ -233,7 +234,7 @@ def choose(kept: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, floa
     what to expect of a kind that was not chosen on.
     """
 
-    def best(without: str | None) -> str:
+    def best(without: str | None) -> Candidate:
         totals = {
             name: sum(share for kind, share in shares.items() if kind != without)
             for name, shares in kept.items()

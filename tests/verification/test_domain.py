@@ -12,7 +12,7 @@ from actors import domain
 from actors.domain import IMAGES_PER_KIND, SOURCES, VARIATIONS, study, study_here
 from actors.real_images import measure_here, measure_real_images
 from balancer.config.load import load_config
-from balancer.config.schema import Config
+from balancer.config.schema import Config, FallbackConfig
 from balancer.dataset.audit import audit_dataset, audit_holdout
 from balancer.errors import DatasetError
 from balancer.verification.challenges import BLENDED, FROM_IMAGES, FROM_NOTHING
@@ -168,6 +168,13 @@ def test_other_settings_are_proven_anew(config, tmp_path, change):
     run_study(config, Looker())
     with pytest.raises(AssertionError, match="asked again"):
         run_study(make_config(tmp_path, **change), never)
+
+
+def test_a_lower_threshold_of_any_attempt_is_proven_anew(config):
+    run_study(config, Looker())
+    attempts = config.attempts.model_copy(update={"fallback": FallbackConfig(threshold=0.4)})
+    with pytest.raises(AssertionError, match="asked again"):
+        run_study(config.model_copy(update={"attempts": attempts}), never)
 
 
 def test_settings_that_change_nothing_are_not(config, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ from balancer.text.commands import suggested
 from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
+    from actors.models.verifier import Verifier
     from actors.real_images import RealImages
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
@@ -93,8 +95,11 @@ def _measured(run: str) -> Measured:
 
 
 class _Seen(NamedTuple):
+    """`verifier` gives the one that measured them, or loads it."""
+
     images: RealImages
     holdout: Audit | None
+    verifier: Callable[[], Verifier]
 
 
 def _measure(config: Config, audit: Audit) -> _Seen | None:
@@ -115,8 +120,9 @@ def _measure(config: Config, audit: Audit) -> _Seen | None:
             console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
             return None
         real_images.load_calibration(config)
-        holdout = audit_holdout(config)
-        return _Seen(real_images.measure_here(config, audit, holdout), holdout)
+        holdout, verifier = audit_holdout(config), real_images.verifier_here(config)
+        measured = real_images.measure_here(config, audit, holdout, verifier)
+        return _Seen(measured, holdout, verifier)
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
         return None
@@ -134,7 +140,7 @@ def _domain(seen: _Seen, config: Config, audit: Audit) -> DomainProof | None:
     from actors.domain import study_here
 
     try:
-        return study_here(config, audit, seen.holdout, seen.images).proof
+        return study_here(config, audit, seen.holdout, seen.images, seen.verifier).proof
     except BalancerError as error:
         console.warn(f"no challenge: {error.message}")
         return None
