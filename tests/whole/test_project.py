@@ -272,6 +272,14 @@ def test_no_module_imports_itself_through_others_not_even_inside_functions(proje
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)
 
 
+def test_arrow_groups_in_one_thread(project):
+    """In several, now and then: "ArrowIndexError: thread index 11 is out of range [0, 11)"."""
+    for path in [*project.glob("balancer/**/*.py"), *project.glob("actors/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".group_by"):
+                assert "use_threads=False" in ast.unparse(node), f"{path}:{node.lineno}"
+
+
 def test_folders_and_classes_stay_small_enough_to_read(project):
     folders = Counter(
         path.parent

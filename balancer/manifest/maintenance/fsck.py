@@ -280,7 +280,7 @@ def _misnamed(fragments: Sequence[Fragment], info: RunInfo) -> Iterator[Problem]
         columns = [table[name].cast(pa.string()) for name in names]
         is_made = pc.equal(table["source"].cast(pa.string()), SYNTHETIC)
         named = pa.table(columns, names=keys).filter(is_made)
-        for row in named.group_by(keys).aggregate([]).to_pylist():
+        for row in named.group_by(keys, use_threads=False).aggregate([]).to_pylist():
             cell, *values = (row[key] for key in keys)
             if cell in planned and planned[cell] != values:
                 detail = f"a row of cell {cell!r} says it is {shortened(', '.join(map(str, values)))}"

@@ -153,9 +153,9 @@ class ManifestRows:
         parts = [self._counts_schema(names).empty_table()]
         for batch in scanner.to_batches():
             rows = pa.Table.from_batches([batch]).rename_columns(keys)
-            counts = rows.group_by(keys).aggregate([([], "count_all")])
+            counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
             parts.append(counts.rename_columns([*keys, COUNT]).cast(parts[0].schema))
-        groups = pa.concat_tables(parts).group_by(keys).aggregate([(COUNT, "sum")])
+        groups = pa.concat_tables(parts).group_by(keys, use_threads=False).aggregate([(COUNT, "sum")])
         return groups.rename_columns([*keys, COUNT])
 
     def _counts_schema(self, names: Sequence[str]) -> pa.Schema:
