@@ -30,16 +30,8 @@ from balancer.dataset.audit import audit_dataset, audit_holdout
 from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates
 from balancer.dataset.sample import Picture
 from balancer.verification.calibration import Examples, calibration_error, one_vs_rest_auc, reliability
-from balancer.verification.heads import (
-    MARGIN,
-    FittedHead,
-    Integers,
-    better,
-    candidates,
-    fit_head,
-    log_softmax,
-    no_head,
-)
+from balancer.verification.head_fitting import FittedHead, candidates, fit_head, no_head
+from balancer.verification.heads import MARGIN, Integers, better, log_softmax
 from balancer.verification.verdict import ImageFlags
 from benchmarking.record import save
 from embedded_training import data
@@ -302,9 +294,11 @@ def _summary(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def measure_sample(config: Config) -> dict[str, Any]:
     """The labelled images of the sample dataset, all and those of the training split, and fresh renders."""
     verifier = Verifier("embedded", None, config.properties(), "cpu", 1)
-    audits = [audit_dataset(config), audit_holdout(config)]
-    pictures, labels = [], {name: [] for name in config.properties()}
-    for audit in audits:
+    training, holdout = audit_dataset(config), audit_holdout(config)
+    assert holdout is not None
+    pictures: list[Picture] = []
+    labels: dict[str, list[int]] = {name: [] for name in config.properties()}
+    for audit in (training, holdout):
         for image in audit.images:
             pictures.append(np.asarray(Image.open(audit.path / image.file_name).convert("RGB")))
             for name, own in labels.items():
@@ -317,13 +311,12 @@ def measure_sample(config: Config) -> dict[str, Any]:
     )
     fresh = {"burn_level": (burnt, Seen.of(verifier, burnt.pictures))}
     seen_every = Seen.of(verifier, every.pictures)
-    training = len(audits[0].images)
     return {
         name: {
             split: _measure_property(
                 config, name, labelled, np.array(own), rows, *fresh.get(name, (every, seen_every))
             )
-            for split, rows in (("all", len(own)), ("training", training))
+            for split, rows in (("all", len(own)), ("training", len(training.images)))
         }
         for name, own in labels.items()
     }

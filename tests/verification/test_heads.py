@@ -7,23 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from balancer.verification.heads import (
-    EDGES,
+from balancer.verification.head_fitting import (
     FOLDS,
-    MAX_VALUES,
-    THUMBNAIL,
     FittedHead,
-    HeadProof,
     _evenly,
-    as_dict,
-    better,
     candidates,
     fit_head,
+    no_head,
+)
+from balancer.verification.heads import (
+    MAX_VALUES,
+    HeadProof,
+    as_dict,
+    better,
     from_dict,
     log_softmax,
-    no_head,
-    picture_features,
 )
+from balancer.verification.small_pictures import EDGES, THUMBNAIL, picture_features
 
 VALUES = ("hole", "stain", "crease", "fine")
 RIGHT, WRONG = 6.0, 0.0
