@@ -60,8 +60,8 @@ class Head:
             raise ValueError(f"scores of {len(self.values)} values expected, not {zero_shot.shape[1:]}")
         evidence = np.broadcast_to(self.intercepts, (len(zero_shot), len(self.learned)))
         for kind, weights in self.weights.items():
-            if features[kind].shape != (len(zero_shot), len(weights)):
-                raise ValueError(f"{kind}: {len(weights)} numbers an image expected")
+            if kind not in features or features[kind].shape != (len(zero_shot), len(weights)):
+                raise ValueError(f"{len(weights)} numbers an image of kind {kind} expected")
             evidence = evidence + features[kind] @ weights
         words = log_softmax(zero_shot / self.words_temperature)
         return _combined(words, np.array(self.learned), evidence, self.temperature)
@@ -166,9 +166,7 @@ def from_dict(document: Mapping[str, Any]) -> Head:
     weights = {kind: _numbers(rows, 2) for kind, rows in document["weights"].items()}
     intercepts = _numbers(document["intercepts"], 1)
     _read_names(list(weights))
-    if any(rows.shape[1:] != intercepts.shape for rows in weights.values()) or len(intercepts) != len(
-        learned
-    ):
+    if {intercepts.shape, *(rows.shape[1:] for rows in weights.values())} != {(len(learned),)}:
         raise ValueError("a weight for each learned value expected")
     if sum(rows.size for rows in weights.values()) > MAX_NUMBERS:
         raise ValueError(f"more than {MAX_NUMBERS} weights")

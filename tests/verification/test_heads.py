@@ -141,9 +141,10 @@ def test_scores_of_other_values_or_images_are_refused(words):
         fitted().head.log_probabilities(features, np.zeros(words))
 
 
-def test_features_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="final: 20 numbers"):
-        fitted().head.log_probabilities({"final": np.zeros((1, 19))}, np.zeros((1, 4)))
+@pytest.mark.parametrize("features", [{}, {"final": np.zeros((1, 19))}, {"final": np.zeros((2, 20))}])
+def test_features_that_a_head_was_not_fitted_on_are_refused(features):
+    with pytest.raises(ValueError, match="20 numbers an image of kind final"):
+        fitted().head.log_probabilities(features, np.zeros((1, 4)))
 
 
 def test_an_image_with_nan_gets_no_probability():
