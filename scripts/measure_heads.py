@@ -2,9 +2,10 @@
 
 It knows no word for Fashion-MNIST: 70,000 photographs of clothes in ten classes (MIT licence; Debian package
 `dataset-fashion-mnist`). The kinds of features and the priors of heads were picked on its training images,
-without those that are drawn here; its test images, and scikit-learn's handwritten digits, had no part in it.
-The words of the sample dataset it knows well: no head should replace them. Prints one JSON object, and keeps
-it as `benchmarks/heads.json`.
+without those that are drawn here; its test images had no part in it. Handwritten digits, from scikit-learn,
+had one: a first measurement of them led to the heavy tails of the temperature's prior. The words of the
+sample dataset it knows well: no head should replace them. Prints one JSON object, and keeps it as
+`benchmarks/heads.json`.
 """
 
 from __future__ import annotations
