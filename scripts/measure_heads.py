@@ -32,7 +32,7 @@ from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates
 from balancer.dataset.sample import Picture
 from balancer.verification.calibration import Examples, calibration_error, one_vs_rest_auc, reliability
 from balancer.verification.head_fitting import FittedHead, candidates, fit_head, no_head
-from balancer.verification.heads import MARGIN, Integers, better, log_softmax
+from balancer.verification.heads import KINDS, MARGIN, Integers, better, log_softmax
 from balancer.verification.verdict import ImageFlags
 from benchmarking.record import save
 from embedded_training import data
@@ -86,7 +86,7 @@ class Seen:
 
     @classmethod
     def _of_some(cls, verifier: Verifier, pictures: Picture) -> Seen:
-        features = verifier.typicality_features(pictures)
+        _, features = verifier.look(pictures, KINDS)
         cells = [Cell("any")] * len(pictures)  # for a second judge, which there is not
         measured = verifier.measure(pictures, [ImageFlags()] * len(pictures), cells)
         words = {

@@ -10,7 +10,7 @@ alike, however many images they have: a run fills up the rare ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from balancer.verification.heads import (
     log_softmax,
 )
 from balancer.verification.small_pictures import EDGES, THUMBNAIL
+from balancer.verification.typicality import FINAL
 
 FOLDS = 5
 STRENGTHS = (0.16, 0.08, 0.04, 0.028, 0.02, 0.014, 0.01, 0.005)
@@ -47,9 +48,6 @@ TEMPERATURE_SPREAD = 0.05
 """A prior, log-Cauchy: a strength chosen by log loss leaves a temperature little to do, or else much."""
 
 TEMPERATURE_STEP = 0.03
-
-FINAL = "final"
-"""The kind of feature that is the verifier's embedding."""
 
 LEAST_GROUPS = 3
 """Of a value. With fewer, a fold inside a fold could be without any."""
@@ -95,7 +93,7 @@ def candidates(kinds: Iterable[str]) -> list[tuple[str, ...]]:
 class _Labelled:
     """Labelled images. `labels` index into the values, of which `learned` have enough examples."""
 
-    features: Features
+    features: Mapping[str, Floats]
     words: Floats
     labels: Integers
     groups: Integers
@@ -106,6 +104,14 @@ class _Labelled:
         features = {kind: numbers[rows] for kind, numbers in self.features.items()}
         words, labels, groups = self.words[rows], self.labels[rows], self.groups[rows]
         return _Labelled(features, words, labels, groups, self.values, self.learned)
+
+    def folds(self) -> Integers:
+        return _deal(self.labels, self.groups)
+
+    def balanced(self) -> _Labelled:
+        """The images that a head is fitted on."""
+        seen = self.take(np.isin(self.labels, self.learned))
+        return seen.take(_evenly(seen.labels, seen.groups)[:FITTED_IMAGES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +157,8 @@ def fit_head(
 
     ValueError if `no_head` gives a reason.
     """
-    if problem := no_head(labels, groups, values, min_examples):
-        raise ValueError(problem)
-    enough = _count_groups(labels, groups, len(values)) >= max(min_examples, LEAST_GROUPS)
-    groups = np.unique(groups, return_inverse=True)[1]
-    every = _Labelled(features, zero_shot, labels, groups, tuple(values), np.flatnonzero(enough))
-    words, judged, folds = np.empty_like(zero_shot), np.empty_like(zero_shot), _deal(labels, groups)
+    every = _labelled(features, labels, groups, zero_shot, values, min_examples)
+    words, judged, folds = np.empty_like(zero_shot), np.empty_like(zero_shot), every.folds()
     for fold in np.unique(folds):
         head, left_out = _fit(every.take(folds != fold)), every.take(folds == fold)
         words[folds == fold] = log_softmax(left_out.words / head.words_temperature)
@@ -164,14 +166,39 @@ def fit_head(
     return FittedHead(_fit(every), _prove(every, words, judged), judged)
 
 
+def words_loss(
+    labels: Integers, groups: Integers, zero_shot: Floats, values: Sequence[str], min_examples: int
+) -> float:
+    """`HeadProof.words_loss` without fitting a head: none can gain more than this."""
+    every = _labelled({}, labels, groups, zero_shot, values, min_examples)
+    words, folds = np.empty_like(zero_shot), every.folds()
+    for fold in np.unique(folds):
+        temperature = _words_temperature(every.take(folds != fold).balanced())
+        words[folds == fold] = log_softmax(zero_shot[folds == fold] / temperature)
+    return _prove(every, words, words).words_loss
+
+
+def _labelled(
+    features: Features,
+    labels: Integers,
+    groups: Integers,
+    zero_shot: Floats,
+    values: Sequence[str],
+    min_examples: int,
+) -> _Labelled:
+    if problem := no_head(labels, groups, values, min_examples):
+        raise ValueError(problem)
+    enough = _count_groups(labels, groups, len(values)) >= max(min_examples, LEAST_GROUPS)
+    groups = np.unique(groups, return_inverse=True)[1]
+    doubles = {kind: np.asarray(numbers, np.float64) for kind, numbers in features.items()}
+    return _Labelled(doubles, zero_shot, labels, groups, tuple(values), np.flatnonzero(enough))
+
+
 def _fit(every: _Labelled) -> Head:
     """Choose, fit and calibrate on `every`, and on nothing else."""
-    seen = every.take(np.isin(every.labels, every.learned))
-    seen = seen.take(_evenly(seen.labels, seen.groups)[:FITTED_IMAGES])
+    seen = every.balanced()
     weights = _weights(seen.labels, seen.groups)
-    words_temperature = _temperature(
-        seen.words, _Problem(seen.words, seen.labels, weights), _usual_temperature
-    )
+    words_temperature = _words_temperature(seen)
     offset = log_softmax(seen.words[:, seen.learned] / words_temperature)
     problem = _Problem(offset, np.searchsorted(seen.learned, seen.labels), weights)
     scales = {kind: _scale(numbers) for kind, numbers in seen.features.items()}
@@ -195,6 +222,11 @@ def _fit(every: _Labelled) -> Head:
         choice.temperature,
         choice.strength,
     )
+
+
+def _words_temperature(seen: _Labelled) -> float:
+    problem = _Problem(seen.words, seen.labels, _weights(seen.labels, seen.groups))
+    return _temperature(seen.words, problem, _usual_temperature)
 
 
 def _scale(numbers: Floats) -> tuple[Floats, Floats]:
@@ -277,14 +309,14 @@ def _regress(along: Floats, problem: _Problem, strengths: Sequence[float]) -> It
             gradient = inputs.T @ residual + penalty * current
             return loss + 0.5 * float((penalty * current * current).sum()), (gradient * step).ravel()
 
-        found = minimize(
+        fit = minimize(
             objective,
             (coefficients / step).ravel(),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": 200, "gtol": 1e-3, "ftol": 1e-7},
         )
-        coefficients = found.x.reshape(axes, values) * step
+        coefficients = fit.x.reshape(axes, values) * step
         yield coefficients[:-1], coefficients[-1]
 
 

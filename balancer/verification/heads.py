@@ -10,22 +10,38 @@ for a value v of S, and P(v) = P_words(v) for the others, so probabilities sum t
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from balancer.verification.calibration import TEMPERATURES
+from balancer.verification.small_pictures import EDGES, THUMBNAIL
+from balancer.verification.typicality import FINAL
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.intp]
-Features = Mapping[str, Floats]
+Features = Mapping[str, NDArray[np.floating[Any]]]
 """Kind of feature -> (images, numbers)."""
 
-FORMAT = 1
+LAYERS = 4
+"""Of a model, at most, that features are taken from."""
+
+KINDS = (
+    FINAL,
+    THUMBNAIL,
+    EDGES,
+    *(f"block{layer}.{part}" for layer in range(1, LAYERS + 1) for part in ("moments", "grid")),
+)
+"""Every kind of feature that a head may use."""
+
+MAX_HEAD_BYTES = 20_000_000
 
 MARGIN = 0.05
 """How much lower the log loss must be, in nats, for a head to replace the words."""
@@ -87,6 +103,26 @@ class HeadProof:
     words_error: float
     error: float
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> HeadProof:
+        """Raises AttributeError, KeyError or TypeError if it is not what `as_dict` gives."""
+        values, loss, error = (document[name] for name in ("values", "log_loss", "calibration_error"))
+        examples, words_auc, auc = (
+            tuple(entry[name] for entry in values.values()) for name in ("examples", "words_auc", "auc")
+        )
+        return cls(
+            values=tuple(values),
+            examples=examples,
+            folds=document["folds"],
+            words_auc=words_auc,
+            auc=auc,
+            words_loss=loss["words"],
+            loss=loss["head"],
+            gain_error=loss["gain_error"],
+            words_error=error["words"],
+            error=error["head"],
+        )
+
     @property
     def gain(self) -> float:
         return self.words_loss - self.loss
@@ -140,68 +176,81 @@ def _mean(aucs: Iterable[float | None]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-# ---- as plain numbers --------------------------------------------------------------------------
+# ---- as a file ---------------------------------------------------------------------------------
 
 
-def as_dict(head: Head) -> dict[str, Any]:
-    """For JSON."""
-    return {
-        "format": FORMAT,
-        "values": list(head.values),
-        "learned": list(head.learned),
-        "weights": {kind: weights.tolist() for kind, weights in head.weights.items()},
-        "intercepts": head.intercepts.tolist(),
-        "words_temperature": head.words_temperature,
-        "temperature": head.temperature,
-        "strength": head.strength,
-    }
+def to_bytes(head: Head) -> bytes:
+    """As safetensors, with the weights in single precision. The names of the values are not in it."""
+    numbers = np.array([head.words_temperature, head.temperature, head.strength])
+    arrays = {f"{_WEIGHTS}{kind}": weights.astype("<f4") for kind, weights in head.weights.items()}
+    parts = {_LEARNED: np.array(head.learned, "<i8"), _INTERCEPTS: head.intercepts, _NUMBERS: numbers}
+    return bytes(save({name: np.ascontiguousarray(part) for name, part in {**arrays, **parts}.items()}))
 
 
-def from_dict(document: Mapping[str, Any]) -> Head:
-    """Raises KeyError, TypeError, AttributeError or ValueError if it is not what `as_dict` gives."""
-    if document["format"] != FORMAT:
-        raise ValueError(f"format {document['format']!r}, not {FORMAT}")
-    values = _read_names(document["values"])
-    learned = _read_positions(document["learned"], len(values))
-    weights = {kind: _numbers(rows, 2) for kind, rows in document["weights"].items()}
-    intercepts = _numbers(document["intercepts"], 1)
-    _read_names(list(weights))
-    if {intercepts.shape, *(rows.shape[1:] for rows in weights.values())} != {(len(learned),)}:
+def read_head(data: bytes, sha256: str, values: Collection[str]) -> Head:
+    """ValueError if it is not the file of that hash, or no head of these `values`."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("its content is not what its name says")
+    return from_bytes(data, values)
+
+
+def from_bytes(data: bytes, values: Collection[str]) -> Head:
+    """Raises ValueError if it is not what `to_bytes` gives for a head of `values`."""
+    try:
+        arrays = load(data)
+        learned, intercepts, numbers = (arrays.pop(name) for name in (_LEARNED, _INTERCEPTS, _NUMBERS))
+        weights = {name.removeprefix(_WEIGHTS): _numbers(rows, 2) for name, rows in arrays.items()}
+        _check_weights(weights, intercepts)
+        words_temperature, temperature, strength = _numbers(numbers, 1).tolist()
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"no head: {error}") from error
+    _check_positions(learned, len(values))
+    if learned.shape != intercepts.shape:
+        raise ValueError("a weight for each learned value expected")
+    for number, limits in (
+        (words_temperature, TEMPERATURES),
+        (temperature, TEMPERATURES),
+        (strength, STRENGTH_LIMITS),
+    ):
+        _check_limits(number, *limits)
+    return Head(
+        tuple(values),
+        tuple(learned.tolist()),
+        weights,
+        _numbers(intercepts, 1),
+        words_temperature,
+        temperature,
+        strength,
+    )
+
+
+_WEIGHTS, _LEARNED, _INTERCEPTS, _NUMBERS = "weights/", "learned", "intercepts", "numbers"
+
+
+def _check_weights(weights: Mapping[str, Floats], intercepts: NDArray[Any]) -> None:
+    if not weights or not weights.keys() <= set(KINDS):
+        raise ValueError("weights for kinds of features that there are expected")
+    if {rows.shape[1:] for rows in weights.values()} != {intercepts.shape}:
         raise ValueError("a weight for each learned value expected")
     if sum(rows.size for rows in weights.values()) > MAX_NUMBERS:
         raise ValueError(f"more than {MAX_NUMBERS} weights")
-    words_temperature, temperature = (
-        _number(document[name], *TEMPERATURES) for name in ("words_temperature", "temperature")
-    )
-    strength = _number(document["strength"], *STRENGTH_LIMITS)
-    return Head(values, learned, weights, intercepts, words_temperature, temperature, strength)
 
 
-def _read_names(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError("a list of names expected")
-    if not 0 < len(set(names)) == len(names) <= MAX_VALUES:
-        raise ValueError(f"1 to {MAX_VALUES} different names expected")
-    return tuple(names)
-
-
-def _read_positions(positions: Any, count: int) -> tuple[int, ...]:
-    if not isinstance(positions, list) or not all(type(position) is int for position in positions):
-        raise TypeError("a list of positions expected")
-    if len(positions) < 2 or sorted({*positions} & {*range(count)}) != positions:
+def _check_positions(positions: NDArray[Any], count: int) -> None:
+    if positions.dtype.kind != "i" or positions.ndim != 1 or count > MAX_VALUES:
+        raise ValueError(f"positions of at most {MAX_VALUES} values expected")
+    listed = positions.tolist()
+    if len(listed) < 2 or sorted({*listed} & {*range(count)}) != listed:
         raise ValueError(f"at least two ascending positions below {count} expected")
-    return tuple(positions)
 
 
-def _number(value: Any, low: float, high: float) -> float:
-    if type(value) not in (int, float) or not low <= value <= high:
+def _check_limits(value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
         raise ValueError(f"{value!r} is not between {low:g} and {high:g}")
-    return float(value)
 
 
-def _numbers(values: Any, dimensions: int) -> Floats:
-    array = np.array(values)
-    if array.dtype.kind not in "if" or array.ndim != dimensions or not array.size:
+def _numbers(array: NDArray[Any], dimensions: int) -> Floats:
+    if array.dtype.kind != "f" or array.ndim != dimensions or not array.size:
         raise ValueError(f"numbers in {dimensions} dimensions expected")
     if not (np.abs(array) <= MAX_WEIGHT).all():
         raise ValueError(f"finite numbers up to {MAX_WEIGHT:g} expected")

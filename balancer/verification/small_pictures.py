@@ -3,6 +3,7 @@ the classes of a config apart."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,20 @@ THUMBNAIL_SIDE = 16
 EDGES_SIDE, EDGES_PARTS, DIRECTIONS = 32, 8, 8
 
 
-def picture_features(images: NDArray[Any]) -> dict[str, Floats]:
-    """Features of small versions of images (N, height, width, 3), as a verifier's preprocessing gives them.
+def picture_features(images: NDArray[Any], kinds: Collection[str] = (THUMBNAIL, EDGES)) -> dict[str, Floats]:
+    """Features of some `kinds`, of small versions of images (N, height, width, 3) as a verifier's
+    preprocessing gives them.
 
     THUMBNAIL has the pixels of 16 x 16, EDGES how strong the edges of 8 directions are in each of 8 x 8 parts
     (histograms of oriented gradients, Dalal and Triggs 2005).
     """
     pixels = np.asarray(images, np.float64).transpose(0, 3, 1, 2)
-    return {
-        THUMBNAIL: _shrunk(pixels, THUMBNAIL_SIDE).reshape(len(images), -1),
-        EDGES: _edges(_shrunk(pixels, EDGES_SIDE).mean(axis=1)).reshape(len(images), -1),
-    }
+    features = {}
+    if THUMBNAIL in kinds:
+        features[THUMBNAIL] = _shrunk(pixels, THUMBNAIL_SIDE).reshape(len(images), -1)
+    if EDGES in kinds:
+        features[EDGES] = _edges(_shrunk(pixels, EDGES_SIDE).mean(axis=1)).reshape(len(images), -1)
+    return features
 
 
 def _shrunk(pixels: Floats, side: int) -> Floats:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from balancer.verification.head_fitting import (
     FOLDS,
@@ -14,14 +16,15 @@ from balancer.verification.head_fitting import (
     candidates,
     fit_head,
     no_head,
+    words_loss,
 )
 from balancer.verification.heads import (
     MAX_VALUES,
     HeadProof,
-    as_dict,
     better,
-    from_dict,
     log_softmax,
+    read_head,
+    to_bytes,
 )
 from balancer.verification.small_pictures import EDGES, THUMBNAIL, picture_features
 
@@ -196,7 +199,7 @@ def test_an_image_changes_nothing_for_the_others_of_its_fold():
 
 def test_fitting_is_deterministic():
     again = fit(*images(60))
-    assert as_dict(again.head) == as_dict(fitted().head)
+    assert to_bytes(again.head) == to_bytes(fitted().head)
     assert again.proof == fitted().proof
 
 
@@ -261,6 +264,13 @@ def test_a_head_without_enough_examples_cannot_be_fitted():
         fit(features, labels, zero_shot)
 
 
+@pytest.mark.parametrize("words", [RIGHT, WRONG])
+def test_what_the_words_lose_is_known_without_a_head(words):
+    _, labels, zero_shot = images(60, words=words)
+    loss = words_loss(labels, np.arange(60), zero_shot, VALUES, 5)
+    assert loss == fitted(words).proof.words_loss
+
+
 # ---- better ------------------------------------------------------------------------------------
 
 
@@ -297,7 +307,7 @@ def test_a_proof_has_words_and_head_side_by_side():
     document = PROOF.as_dict()
     assert document["values"]["a"] == {"examples": 20, "words_auc": 0.6, "auc": 0.9}
     assert document["log_loss"] == {"words": 0.7, "head": 0.6, "gain_error": 0.02}
-    assert json.loads(json.dumps(document)) == document
+    assert HeadProof.from_dict(json.loads(json.dumps(document))) == PROOF
 
 
 # ---- features ----------------------------------------------------------------------------------
@@ -355,62 +365,78 @@ def test_every_kind_is_tried_alone():
     assert {(kind,) for kind in kinds} < {*candidates(kinds)}
 
 
-# ---- as plain numbers --------------------------------------------------------------------------
+# ---- as a file ---------------------------------------------------------------------------------
 
 
-def test_a_head_written_as_json_judges_the_same():
+def read(data: bytes, values=VALUES):
+    return read_head(data, hashlib.sha256(data).hexdigest(), values)
+
+
+def test_a_head_that_was_written_judges_the_same():
     features, _, zero_shot = images(30, 1)
     for made in (fitted(), fitted_on_three()):
-        again = from_dict(json.loads(json.dumps(as_dict(made.head))))
-        assert np.array_equal(
-            again.log_probabilities(features, zero_shot), made.head.log_probabilities(features, zero_shot)
-        )
+        again = read(to_bytes(made.head))
+        assert again.values == made.head.values
+        assert again.learned == made.head.learned
+        judged = again.log_probabilities(features, zero_shot)
+        assert judged == pytest.approx(made.head.log_probabilities(features, zero_shot), abs=1e-5)
+        assert to_bytes(again) == to_bytes(made.head)
 
 
-def refused(changed) -> None:
-    with pytest.raises((KeyError, TypeError, AttributeError, ValueError)):
-        from_dict(json.loads(json.dumps(as_dict(fitted().head))) | changed)
+def test_a_head_of_another_hash_is_refused():
+    with pytest.raises(ValueError, match="its content is not what its name says"):
+        read_head(to_bytes(fitted().head), "0" * 64, VALUES)
+
+
+@pytest.mark.parametrize("values", ["abc", [str(number) for number in range(MAX_VALUES + 1)]])
+def test_a_head_of_other_values_is_refused(values):
+    with pytest.raises(ValueError, match="position"):
+        read(to_bytes(fitted().head), values)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"format": 2},
-        {"values": []},
-        {"values": "abcd"},
-        {"values": ["hole", "hole", "crease", "fine"]},
-        {"values": ["hole", 1, "crease", "fine"]},
-        {"values": ["hole", "stain", "crease"]},
-        {"values": [str(number) for number in range(MAX_VALUES + 1)]},
-        {"learned": [0]},
-        {"learned": [0, 1, 2]},
-        {"learned": [0, 1, 2, 4]},
-        {"learned": [0, 1, 2, -1]},
-        {"learned": [1, 0, 2, 3]},
-        {"learned": [False, True, 2, 3]},
-        {"weights": {}},
-        {"weights": []},
-        {"weights": {"": [[0.0] * 4]}},
-        {"weights": {"final": [[0.0] * 3]}},
-        {"weights": {"final": [[0.0] * 4, [0.0]]}},
-        {"weights": {"final": [["0"] * 4]}},
-        {"weights": {"final": [[float("nan")] * 4]}},
-        {"weights": {"final": [[1e10] * 4]}},
-        {"weights": {"final": []}},
-        {"intercepts": [0.0] * 3},
-        {"intercepts": [0.0, 0.0, 0.0, float("inf")]},
-        {"intercepts": [True] * 4},
+        {"learned": np.array([0])},
+        {"learned": np.array([0, 1, 2])},
+        {"learned": np.array([0, 1, 2, 4])},
+        {"learned": np.array([0, 1, 2, -1])},
+        {"learned": np.array([1, 0, 2, 3])},
+        {"learned": np.array([0.0, 1.0, 2.0, 3.0])},
+        {"learned": np.array([[0, 1, 2, 3]])},
+        {"learned": None},
+        {"weights/final": None},
+        {"weights/other": np.zeros((3, 4))},
+        {"weights/final": np.zeros((20, 3))},
+        {"weights/final": np.zeros(4)},
+        {"weights/final": np.zeros((0, 4))},
+        {"weights/final": np.zeros((20, 4), int)},
+        {"weights/final": np.full((20, 4), np.nan)},
+        {"weights/final": np.full((20, 4), 1e10)},
+        {"intercepts": np.zeros(3)},
+        {"intercepts": np.array([0.0, 0.0, 0.0, np.inf])},
+        {"intercepts": np.zeros(4, bool)},
         {"intercepts": None},
-        {"words_temperature": 0.0},
-        {"temperature": float("nan")},
-        {"temperature": True},
-        {"strength": -1.0},
+        {"numbers": np.array([0.0, 1.0, 0.02])},
+        {"numbers": np.array([1.0, np.nan, 0.02])},
+        {"numbers": np.array([1.0, 1.0, -1.0])},
+        {"numbers": np.array([1.0, 1.0])},
+        {"numbers": None},
     ],
 )
 def test_what_is_no_head_is_refused(changed):
-    refused(changed)
+    arrays = load(to_bytes(fitted().head)) | changed
+    with pytest.raises(ValueError, match=r"expected|is not between|no head|unpack"):
+        read(save({name: array for name, array in arrays.items() if array is not None}))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"x" * 100])
+def test_what_is_no_file_of_tensors_is_refused(data):
+    with pytest.raises(ValueError, match="no head"):
+        read(data)
 
 
 def test_more_weights_than_a_head_has_are_refused(monkeypatch):
     monkeypatch.setattr("balancer.verification.heads.MAX_NUMBERS", 79)
-    refused({})
+    with pytest.raises(ValueError, match="more than 79 weights"):
+        read(to_bytes(fitted().head))
