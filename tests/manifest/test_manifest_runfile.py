@@ -58,6 +58,23 @@ CHALLENGE = {
 }
 
 
+HEAD = {
+    "taken": True,
+    "why": "better than the words alone",
+    "examples": {"basic": 20, "burnt": 20},
+    "features": ["final"],
+    "sha256": "a" * 64,
+    "bytes": 840,
+    "out_of_fold": {
+        "folds": 5,
+        "values": {"basic": {"examples": 20, "words_auc": 0.5, "auc": 0.9}},
+        "log_loss": {"words": 0.7, "head": 0.2, "gain_error": 0.01},
+        "calibration_error": {"words": 0.1, "head": 0.01},
+    },
+}
+NO_HEAD = HEAD | {"taken": False, "sha256": None, "bytes": 0, "features": [], "out_of_fold": None}
+
+
 def damaged(**changes: object) -> bytes:
     storage = MemoryStorage()
     create_run(storage, run_info())
@@ -101,6 +118,21 @@ def damaged(**changes: object) -> bytes:
                 {"typicality": "a" * 64},
             )
         ),
+        damaged(heads=[]),
+        damaged(heads={"unknown": NO_HEAD}),
+        *(
+            damaged(heads={"class": HEAD | changed})
+            for changed in (
+                {"sha256": None},
+                {"sha256": "../" * 21 + "x"},
+                {"taken": False},
+                {"taken": "yes"},
+                {"bytes": -1},
+                {"out_of_fold": None},
+                {"out_of_fold": {"folds": 5}},
+                {"features": "final"},
+            )
+        ),
         damaged(embedding_dim=2**31),
         damaged(embedding_dim=0),
         damaged(embedding_dim=True),
@@ -139,6 +171,13 @@ def test_what_the_pre_flight_found_out_comes_back():
     limits = read_run(MemoryStorage(files={RUN_FILE: damaged(challenge=CHALLENGE)})).domain_limits
     assert limits == DomainLimits(None, 0.5)
     assert read_run(MemoryStorage(files={RUN_FILE: damaged()})).domain_limits == DomainLimits()
+
+
+def test_the_heads_of_a_run_come_back():
+    info = read_run(MemoryStorage(files={RUN_FILE: damaged(heads={"class": HEAD, "lighting": NO_HEAD})}))
+    assert info.head_files == {"class": "a" * 64}
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged()})).head_files == {}
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged(heads="gone")})).head_files == {}
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
