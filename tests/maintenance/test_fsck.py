@@ -35,7 +35,7 @@ from balancer.storage import open_storage, slug_of_before
 from balancer.verification import heads
 from balancer.verification.heads import Head
 from balancer.verification.typicality import fit_typicality, to_bytes
-from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
+from tests.manifest_samples import CONFIG, HEAD, NOON, image_bytes, real, rejected, row, start, void
 
 ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
 IMAGE = f"images/{ONE}-1.png"
@@ -143,20 +143,7 @@ def with_head(root: Path) -> str:
     head = Head(("basic", "burnt"), (0, 1), {"final": np.ones((4, 2))}, np.zeros(2), 1.0, 1.0, 0.02)
     data = heads.to_bytes(head)
     sha256 = hashlib.sha256(data).hexdigest()
-    recorded = {
-        "taken": True,
-        "why": "better",
-        "examples": {"basic": 5, "burnt": 5},
-        "features": ["final"],
-        "sha256": sha256,
-        "bytes": len(data),
-        "out_of_fold": {
-            "folds": 5,
-            "values": {},
-            "log_loss": {"words": 0.7, "head": 0.1, "gain_error": 0.01},
-            "calibration_error": {"words": 0.1, "head": 0.0},
-        },
-    }
+    recorded = HEAD | {"sha256": sha256, "bytes": len(data)}
     run_file = root / RUN_FILE
     run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"heads": {"class": recorded}}))
     open_storage(root, create=False).publish(head_path(sha256), data)

@@ -9,7 +9,7 @@ from balancer.errors import ManifestError, UsageError
 from balancer.manifest import create_run, read_run
 from balancer.manifest.layout import RUN_FILE
 from balancer.verification.verdict import DomainLimits
-from tests.manifest_samples import CONFIG, MemoryStorage, planned, run_info
+from tests.manifest_samples import CONFIG, HEAD, NO_HEAD, MemoryStorage, planned, run_info
 
 
 def test_a_run_is_read_as_it_was_written():
@@ -56,23 +56,6 @@ CHALLENGE = {
     "min_domain_score": 0.5,
     "notes": ["no typicality"],
 }
-
-
-HEAD = {
-    "taken": True,
-    "why": "better than the words alone",
-    "examples": {"basic": 20, "burnt": 20},
-    "features": ["final"],
-    "sha256": "a" * 64,
-    "bytes": 840,
-    "out_of_fold": {
-        "folds": 5,
-        "values": {"basic": {"examples": 20, "words_auc": 0.5, "auc": 0.9}},
-        "log_loss": {"words": 0.7, "head": 0.2, "gain_error": 0.01},
-        "calibration_error": {"words": 0.1, "head": 0.01},
-    },
-}
-NO_HEAD = HEAD | {"taken": False, "sha256": None, "bytes": 0, "features": [], "out_of_fold": None}
 
 
 def damaged(**changes: object) -> bytes:
