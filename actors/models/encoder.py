@@ -21,15 +21,17 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 from actors.models.device import pick_device, use_threads
 from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
+from balancer.images import Pixels
+from balancer.verification.heads import LAYERS
+from balancer.verification.small_pictures import EDGES, THUMBNAIL, picture_features
 from balancer.verification.typicality import FINAL, PIXEL_KINDS, pixel_features
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images per batch: a CPU needs few, a GPU several."""
 
-LAYERS = 4
 LAGS = (1, 2, 4)
 GRID = 4
-"""What typicality looks at: layers, distances between positions, parts of an image per side."""
+"""What is looked at in a layer: distances between positions, parts of an image per side."""
 
 HINT = "verification.model must name an open_clip model"
 
@@ -63,6 +65,14 @@ class Encoder:
         images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
         return self._preprocess(images)
 
+    def shrink(self, picture: Pixels) -> Pixels:
+        """No larger than the model needs, in the same proportions."""
+        scale = max(self.size) / min(picture.shape[:2])
+        if scale >= 1.0:
+            return picture
+        height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
     def prepare_all(self, pixels: np.ndarray) -> torch.Tensor:
         """Like `prepare`, of any number of images."""
         size = INTERNAL_BATCH[self.device.type]
@@ -77,9 +87,9 @@ class Encoder:
 
     @torch.inference_mode()
     def look(self, images: torch.Tensor, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
-        """Embeddings (images, dim) of inputs, and their features of some `kinds` for
-        `balancer.verification.typicality`, (images, numbers) in single precision by kind, as far as this
-        model has them: those of layers only if it gives them out."""
+        """Embeddings (images, dim) of inputs, and their features of some `kinds` of
+        `balancer.verification.typicality` and `.heads`, (images, numbers) in single precision by kind, as far
+        as this model has them: those of layers only if it gives them out."""
         looks = [self.look_at_batch(batch, kinds) for batch in self.batches(images)]
         features = {kind: np.concatenate([each[1][kind] for each in looks]) for kind in looks[0][1]}
         embeddings = torch.cat([each[0] for each in looks])
@@ -101,8 +111,12 @@ class Encoder:
         if FINAL in kinds:
             seen[FINAL] = embeddings
         features = {kind: values.float().cpu().numpy() for kind, values in seen.items()}
-        if not set(PIXEL_KINDS).isdisjoint(kinds):
-            features |= pixel_features(filled.permute(0, 2, 3, 1).cpu().numpy(), kinds)
+        if not {*PIXEL_KINDS, THUMBNAIL, EDGES}.isdisjoint(kinds):
+            pixels = filled.permute(0, 2, 3, 1).cpu().numpy()
+            small = picture_features(pixels, kinds)
+            features |= {kind: values.astype(np.float32) for kind, values in small.items()}
+            if not set(PIXEL_KINDS).isdisjoint(kinds):
+                features |= pixel_features(pixels, kinds)
         return embeddings, features
 
     @torch.inference_mode()

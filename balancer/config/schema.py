@@ -385,7 +385,14 @@ class VerificationConfig(_Section):
     of a value from the others. Values below it must be listed in `unjudged`."""
 
     min_examples: int = Field(default=5, ge=1, le=10**9)
-    """Labelled images that a value needs for that test."""
+    """Labelled images that a value needs for that test, for a calibration, and for a head; for a head, images
+    of the training split that are no near-duplicates of each other."""
+
+    heads: Literal["auto", "never", "always"] = "auto"
+    """Judge a property by a head, a small classifier that is fitted on labelled training images and combined
+    with the words, where no words describe it. `auto` does so where a head is better than the words alone, on
+    images that it was not fitted on, by more than 0.05 nats of log loss and two standard errors; `always`
+    wherever two values have `min_examples` images, and stops if no property has."""
 
     typicality: Literal["auto", "never"] = "auto"
     """Reject images that are unlike the labelled real images (`off_domain`). It takes 20 of them, from

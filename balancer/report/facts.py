@@ -129,6 +129,11 @@ class Facts:
         return proof.as_unjudged() if OFF_DOMAIN in self.config.verification.unjudged else proof
 
     @property
+    def heads(self) -> dict[str, str]:
+        """For each property that a head judges besides the words, what came out before the run."""
+        return {name: head["why"] for name, head in (self.run.heads or {}).items() if head["taken"]}
+
+    @property
     def real(self) -> int:
         """Real training images."""
         return sum(count.real for count in self.classes)

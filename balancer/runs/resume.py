@@ -17,7 +17,7 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.errors import UsageError
-from balancer.manifest.layout import RUN_FILE, is_typicality
+from balancer.manifest.layout import RUN_FILE, is_learned
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
@@ -40,7 +40,7 @@ CALIBRATION = "calibration"
 SHAPING = ("classes", "share")
 """Settings of a facet and its values that shape the plan."""
 
-SETTLED = tuple(("verification", name) for name in ("typicality", "max_true_lost", "negatives"))
+SETTLED = tuple(("verification", name) for name in ("typicality", "max_true_lost", "negatives", "heads"))
 
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
@@ -61,8 +61,8 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    # The first file of a run is written before run.json, which names it.
-    others = [path for path in storage.list("") if not (is_temporary(path) or is_typicality(path))]
+    # The first files of a run are written before run.json, which names them.
+    others = [path for path in storage.list("") if not (is_temporary(path) or is_learned(path))]
     if others:
         raise UsageError(
             f"{out} holds files but no run, such as {others[0]}",
@@ -72,9 +72,14 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
 
 
 def describe_run(
-    config: Config, plan: Plan, models: Models, challenge: Mapping[str, Any] | None = None
+    config: Config,
+    plan: Plan,
+    models: Models,
+    challenge: Mapping[str, Any] | None = None,
+    heads: Mapping[str, dict[str, Any]] | None = None,
 ) -> RunInfo:
-    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`."""
+    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`, and `heads` is
+    `Heads.as_dict`."""
     return RunInfo(
         run_id=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -90,6 +95,7 @@ def describe_run(
         versions={name: _version(name) for name in VERSIONED_PACKAGES},
         models={kind: _identity(described) for kind, described in models.items()},
         challenge=None if challenge is None else dict(challenge),
+        heads=None if heads is None else dict(heads),
     )
 
 
@@ -190,7 +196,8 @@ def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[s
 
 
 def _refuse_what_is_settled(paths: Sequence[tuple[str, ...]]) -> None:
-    """What decides who is of the domain was found out, and written down, before the first image."""
+    """What decides who is of the domain, and what judges, was found out and written down before the first
+    image."""
     if settled := [join_keys(path) for path in paths if path[:2] in SETTLED]:
         raise UsageError(
             f"settled when the run began: {', '.join(settled)}",

@@ -89,10 +89,11 @@ class SeenImages:
 @dataclass(frozen=True, slots=True)
 class SeenReal:
     """A labelled real image and variations of it: `features` by kind, (1 + variations, numbers), the first
-    row of the image itself, as is its `domain_score`."""
+    row of the image itself, as are its `domain_score` and its `head_features`, (numbers) by kind."""
 
     features: Mapping[str, NDArray[np.float32]]
     domain_score: float
+    head_features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

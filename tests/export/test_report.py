@@ -29,6 +29,7 @@ from balancer.report.scores import BINS, score_histograms
 from balancer.report.sheets import Sheet, _generated_pixels, evenly_spaced, rejected_sheets, thumbnail_uri
 from balancer.run_manifest import open_manifest
 from balancer.storage import Storage, open_storage
+from tests.manifest_samples import HEAD, NO_HEAD
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 HOSTILE = "<script>alert(1)<"
@@ -238,6 +239,16 @@ def test_the_report_says_what_passed_that_shows_none_of_the_classes(run):
     assert "Of 64 images made to show none of the classes, 25.0% would have passed" in page
     assert "; of 20 labelled ones about 2.0% would not" in page
     assert "no &lt;b&gt;typicality&lt;/b&gt;." in page
+
+
+def test_the_report_says_what_a_head_judged(run):
+    assert "labelled training images" not in render_report(run.uri, now=NOW)
+    document = json.loads(run.storage.read("run.json"))
+    document["heads"] = {"class": HEAD | {"why": "<b>better</b>"}, "lighting": NO_HEAD}
+    run.storage.replace("run.json", json.dumps(document).encode())
+    page = " ".join(render_report(run.uri, now=NOW).split())
+    assert "class was judged by words and labelled training images (&lt;b&gt;better&lt;/b&gt;)" in page
+    assert "lighting was judged by" not in page
 
 
 def test_names_are_text_never_markup(run):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,11 +16,12 @@ from balancer.text.commands import suggested
 from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
-    from actors.models.verifier import Verifier
+    from actors.labelled import Looking
     from actors.real_images import RealImages
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Measured, Plan
+    from balancer.verification.head_choice import Heads
     from balancer.verification.off_domain import DomainProof
     from balancer.verification.preflight import Preflight, ValueProof
 
@@ -59,10 +60,10 @@ def command(
     counts = match_classes(training, loaded)
     facets, seen = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
-        if not no_preflight and (seen := _measure(loaded, audit)) is not None:
+        if not no_preflight and (seen := _measure(loaded, audit, splits)) is not None:
             from actors.real_images import real_facets
 
-            facets = real_facets(seen.images, loaded, splits)
+            facets = real_facets(seen.judged, loaded, splits)
         else:
             console.warn("target.count_real_facets: only values in the metadata are counted here")
     plan = make_plan(loaded, counts, facets)
@@ -76,14 +77,18 @@ def command(
     if not as_json:
         _print(plan, cost, list(loaded.facets))
     if not no_preflight and seen is None:
-        seen = _measure(loaded, audit)
-    checked = None if seen is None else _preflight(seen.images, loaded)
-    domain = None if seen is None else _domain(seen, loaded, audit)
+        seen = _measure(loaded, audit, splits)
+    checked = None if seen is None else _preflight(seen.judged, loaded)
+    domain = None if seen is None else _domain(seen)
     if as_json:
-        shown = checked and checked.as_dict() | {"challenge": domain and domain.as_dict()}
+        shown = checked and checked.as_dict() | {
+            "challenge": domain and domain.as_dict(),
+            "heads": seen and seen.heads.as_dict(),
+        }
         console.print_json(_as_json(plan, cost, list(loaded.facets)) | {"preflight": shown})
-    elif checked is not None:
+    elif checked is not None and seen is not None:
         _print_preflight(checked)
+        _print_heads(seen.heads, loaded)
         _print_domain(domain, loaded)
 
 
@@ -95,20 +100,22 @@ def _measured(run: str) -> Measured:
 
 
 class _Seen(NamedTuple):
-    """`verifier` gives the one that measured them, or loads it."""
+    """`judged` are the real images as a run would judge them."""
 
-    images: RealImages
-    holdout: Audit | None
-    verifier: Callable[[], Verifier]
+    looking: Looking
+    heads: Heads
+    judged: RealImages
 
 
-def _measure(config: Config, audit: Audit) -> _Seen | None:
+def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen | None:
     """The real images as the verifier sees them. If it cannot, prints why and returns None: the plan does not
     fail."""
     if config.actors.kind == "simulated":
         console.note("no pre-flight: simulated actors judge nothing")
         return None
     from actors import real_images
+    from actors.heads import judge_real_images, study_heads
+    from actors.labelled import Looking, call_here
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_holdout
 
@@ -122,7 +129,9 @@ def _measure(config: Config, audit: Audit) -> _Seen | None:
         real_images.load_calibration(config)
         holdout, verifier = audit_holdout(config), real_images.verifier_here(config)
         measured = real_images.measure_here(config, audit, holdout, verifier)
-        return _Seen(measured, holdout, verifier)
+        looking = Looking(config, audit, holdout, measured, call_here(config, verifier), splits)
+        heads = study_heads(looking)
+        return _Seen(looking, heads, judge_real_images(looking, heads))
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
         return None
@@ -134,16 +143,26 @@ def _preflight(images: RealImages, config: Config) -> Preflight:
     return run_preflight(images, config)
 
 
-def _domain(seen: _Seen, config: Config, audit: Audit) -> DomainProof | None:
+def _domain(seen: _Seen) -> DomainProof | None:
     """To how many images of none of the classes the verifier says no. If it cannot be told, prints why and
     returns None."""
-    from actors.domain import study_here
+    from actors.domain import study
 
     try:
-        return study_here(config, audit, seen.holdout, seen.images, seen.verifier).proof
+        return study(seen.looking, seen.heads).proof
     except BalancerError as error:
         console.warn(f"no challenge: {error.message}")
         return None
+
+
+def _print_heads(heads: Heads, config: Config) -> None:
+    from balancer.verification.head_choice import refuse_lacking_heads, summarise_heads
+
+    console.say(summarise_heads(heads.results))
+    try:
+        refuse_lacking_heads(heads, config)
+    except UsageError as error:
+        console.warn(f"`run` would stop: {error.message}")
 
 
 def _print_domain(proof: DomainProof | None, config: Config) -> None:
