@@ -49,12 +49,14 @@ _SECTION: Mapping[ModelKind, str] = {
     "verifier": "verification",
     "second judge": "verification.second_judge",
     "safety checker": "verification.safety",
+    "backbone": "verification.backbone",
 }
 _LAYOUT: Mapping[ModelKind, str] = {
     "generator": "diffusers",
     "verifier": "open_clip",
     "second judge": "transformers",
     "safety checker": "transformers",
+    "backbone": "transformers",
 }
 _EMBEDDED: frozenset[ModelKind] = frozenset({"generator", "verifier"})
 
@@ -90,6 +92,8 @@ def wanted_models(config: Config) -> dict[ModelKind, tuple[str, str | None, str 
         wanted["second judge"] = (judged.second_judge.model, judged.second_judge.revision, None)
     if judged.safety is not None:
         wanted["safety checker"] = (judged.safety.model, judged.safety.revision, None)
+    if judged.backbone is not None:
+        wanted["backbone"] = (judged.backbone.model, judged.backbone.revision, None)
     return wanted
 
 

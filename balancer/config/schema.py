@@ -344,6 +344,17 @@ class SecondJudgeConfig(_Section):
         return question
 
 
+class BackboneConfig(_Section):
+    """An image encoder of transformers or timm that compares candidates with the labelled real images, in the
+    place of the verifier's own image tower: for typicality and heads. Words stay with the verifier."""
+
+    model: str
+    """A hub id or a folder in transformers or timm layout; the model class must be built into one of them."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+
 class CopiesConfig(_Section):
     """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
 
@@ -416,6 +427,7 @@ class VerificationConfig(_Section):
     _brightness_is_a_range = field_validator("brightness")(_check_range)
 
     copies: CopiesConfig = CopiesConfig()
+    backbone: BackboneConfig | None = None
     safety: SafetyConfig | None = None
     second_judge: SecondJudgeConfig | None = None
 
