@@ -31,7 +31,7 @@ from balancer.verification.off_domain import (
 )
 from balancer.verification.typicality import read_typicality
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 500_000_000
 
 IMAGES_PER_KIND = 32
@@ -84,7 +84,7 @@ def _cache_file(looking: Looking, heads: Heads) -> Path:
     config, judged = looking.config, looking.config.verification
     identity = {
         "format": [FORMAT, MAX_COMPARED, VARIATIONS, IMAGES_PER_KIND, SOURCES, SEED],
-        "weights": weights.fingerprint(judged.model, judged.revision, "verifier"),
+        "weights": weights.fingerprints_of_eyes(config),
         "properties": [[name, [*values.items()]] for name, values in config.properties().items()],
         "facets": [[facet.name, sorted(facet.classes)] for facet in config.facet_axes()],
         "temperatures": load_temperatures(config),

@@ -309,6 +309,7 @@ class _Challenge(_Open):
     images: _Count
     by_kind: dict[str, _Challenged]
     true_lost: _Share | None
+    true_lost_unseen: _Share | None = None
     labelled_images: _Count
     by_class: dict[str, _Count]
     typicality: _Hash | None
