@@ -58,7 +58,7 @@ def _cache_file(looking: Looking, images: LabelledImages, try_all: bool) -> Path
     config, judged = looking.config, looking.config.verification
     identity = {
         "format": [FORMAT, try_all],
-        "weights": weights.fingerprint(judged.model, judged.revision, "verifier"),
+        "weights": weights.fingerprints_of_eyes(config),
         "properties": [[name, [*values.items()]] for name, values in config.properties().items()],
         "verification": judged.model_dump(mode="json", include=DECISIVE),
         "images": [each.sha256 for each in looking.examples],

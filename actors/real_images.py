@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.specs import backbone_spec
 from actors.weights import resolve as weights
 from balancer.cells import CLASS_PROPERTY
 from balancer.dataset.audit import Audit, RealImage, known_values
@@ -149,9 +150,14 @@ def verifier_here(config: Config) -> Callable[[], Verifier]:
     def load() -> Verifier:
         from actors.models.verifier import Verifier
 
-        judged = config.verification
-        negatives = negatives_of(config)
-        return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+        judged, backbone = config.verification, backbone_spec(config.verification.backbone)
+        return Verifier(
+            judged.model,
+            judged.revision,
+            config.properties(),
+            negatives=negatives_of(config),
+            backbone=None if backbone is None else backbone.load("auto"),
+        )
 
     return load
 

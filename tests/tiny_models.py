@@ -108,7 +108,7 @@ def save_image_encoder(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
     if kind == "timm":
         folder.mkdir(exist_ok=True)
         model = timm.create_model("test_vit", pretrained=False, img_size=SIDE)
-        timm.models.save_for_hf(model, folder, model_args={"img_size": SIDE}, safe_serialization=True)
+        timm.models.save_for_hf(model, str(folder), model_args={"img_size": SIDE}, safe_serialization=True)
         return folder
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": SIDE}
     encoders = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from actors.models.device import device_name
-from actors.models.encoder import HINT, Encoder, Features
+from actors.models.vision.encoder import HINT, Encoder, Features, Inputs
 from actors.weights.view import wrap_model_errors
 from balancer.cells import CLASS_PROPERTY, Cell
 from balancer.images import (
@@ -36,6 +36,7 @@ from balancer.verification.verdict import ImageFlags, Measurement
 
 if TYPE_CHECKING:
     from actors.models.safety import SafetyChecker
+    from actors.models.vision.backbone import Backbone
     from actors.models.vlm_judge import VlmJudge
 
 Probabilities = dict[str, dict[str, float]]
@@ -132,7 +133,7 @@ class Verifier:
 
     `properties` has the wordings of each value of each property, `temperatures` the calibrated temperature of
     a property (default 1), `negatives` wordings of what images must not show. `second_judge` and `safety` are
-    models that judge the same images.
+    models that judge the same images, `backbone` one that gives features of them.
     """
 
     def __init__(
@@ -145,9 +146,10 @@ class Verifier:
         temperatures: Mapping[str, float] | None = None,
         second_judge: VlmJudge | None = None,
         safety: SafetyChecker | None = None,
+        backbone: Backbone | None = None,
         negatives: Sequence[str] = (),
     ) -> None:
-        self._encoder = encoder = Encoder(model, revision, device, threads)
+        self._encoder = encoder = Encoder(model, revision, device, threads, backbone)
         self.model, self.revision, self.device = model, encoder.revision, encoder.device
         with wrap_model_errors(encoder.folder, model, HINT):
             self._words = _Words.embedded(encoder, properties, negatives)
@@ -182,7 +184,7 @@ class Verifier:
         uncalibrated, because calibrations are fitted on them."""
         pictures = [_decoded(data, max_pixels) for data in files]
         readable = [self._encoder.prepare(each[None]) for each in pictures if not isinstance(each, str)]
-        batches = self._encoder.batches(torch.cat(readable)) if readable else ()
+        batches = self._encoder.batches(Inputs.joined(readable)) if readable else ()
         views = (view for batch in batches for view in self._views(batch, {}))
         return [
             picture if isinstance(picture, str) else _measurement(picture, ImageFlags(), next(views))
@@ -267,7 +269,7 @@ class Verifier:
         for picture in pictures:
             shrunk = self._encoder.shrink(picture)
             images += [picture, *make_variations(shrunk, variations, seed, shrunk.shape[:2])]
-        inputs = torch.cat([self._encoder.prepare(each[None]) for each in images])
+        inputs = Inputs.joined([self._encoder.prepare(each[None]) for each in images])
         embeddings, features = self._encoder.look(inputs, {*KINDS, *head_kinds})
         scores = self._words.domain_scores(embeddings[::rows]).tolist()
         return [
@@ -281,7 +283,7 @@ class Verifier:
 
     def _views(
         self,
-        images: torch.Tensor,
+        images: Inputs,
         temperatures: Mapping[str, float],
         typicality: Typicality | None = None,
         heads: Mapping[str, Head] = NO_HEADS,

@@ -197,6 +197,16 @@ def fingerprint(model: str, revision: str | None, kind: ModelKind) -> str:
     return _content_digest(available.folder)
 
 
+def fingerprints_of_eyes(config: Config) -> list[str | None]:
+    """Of the verifier and of its backbone, which together decide what is seen in an image."""
+    judged = config.verification
+    backbone = judged.backbone
+    return [
+        fingerprint(judged.model, judged.revision, "verifier"),
+        None if backbone is None else fingerprint(backbone.model, backbone.revision, "backbone"),
+    ]
+
+
 def _content_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

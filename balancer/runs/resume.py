@@ -40,7 +40,9 @@ CALIBRATION = "calibration"
 SHAPING = ("classes", "share")
 """Settings of a facet and its values that shape the plan."""
 
-SETTLED = tuple(("verification", name) for name in ("typicality", "max_true_lost", "negatives", "heads"))
+SETTLED = tuple(
+    ("verification", name) for name in ("typicality", "max_true_lost", "negatives", "heads", "backbone")
+)
 
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
@@ -235,8 +237,12 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 
 def is_another_verifier(models: Models, known: RunInfo) -> bool:
-    """Whether it has other weights than when the run began."""
-    return "weights" in _differing(known.models["verifier"], _identity(models["verifier"]))
+    """Whether it, or its backbone, has other weights than when the run began."""
+    return any(
+        "weights" in _differing(known.models[kind], _identity(models[kind]))
+        for kind in ("verifier", "backbone")
+        if kind in known.models and kind in models
+    )
 
 
 def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:

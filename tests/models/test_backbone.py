@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, CLIPImageProcessor
 
-from actors.models.backbone import Backbone, as_map
+from actors.models.vision.backbone import Backbone, as_map
 from balancer.errors import WeightsError
 from tests.tiny_models import SIDE, save_image_encoder
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 KINDS = ("final", "block1.moments", "block2.variogram", "block4.grid")
 
 
@@ -54,6 +54,12 @@ def refusal(folder):
     with pytest.raises(WeightsError) as caught:
         Backbone(str(folder), None, CPU)
     return caught.value.message
+
+
+def test_preprocessing_that_keeps_the_shape_of_images_is_refused(tmp_path):
+    save_image_encoder(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, do_center_crop=False).save_pretrained(tmp_path)
+    assert "images of one size" in refusal(tmp_path)
 
 
 def test_weights_that_lack_a_tensor_are_refused(tmp_path):

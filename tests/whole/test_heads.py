@@ -14,16 +14,18 @@ from PIL import Image
 import actors.run as job
 from actors.models.verifier import Verifier
 from actors.run import Reporter, run
+from actors.weights.resolve import describe
 from balancer import open_manifest
 from balancer.cells import Cell
 from balancer.cli import main
 from balancer.config.load import load_config
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import check_run
-from balancer.manifest.runfile import load_heads, read_run
+from balancer.manifest.runfile import load_heads, load_typicality, read_run
 from balancer.runs.rejudge import apply
 from balancer.storage import open_storage
 from balancer.verification.verdict import ImageFlags
+from tests.tiny_models import save_image_encoder
 
 WANTED = 12
 LABELLED = 56
@@ -174,3 +176,20 @@ def test_the_same_run_fits_the_same_head(project, begun, tmp_path, monkeypatch):
     )
     heads = json.loads(result.stdout)["preflight"]["heads"]
     assert heads == json.loads((begun[0] / "run.json").read_text())["heads"]
+
+
+def test_with_a_backbone_candidates_are_compared_in_its_features(project, tmp_path, ray_session):
+    """16 channels: its moments are 32 numbers, those of the verifier are more. It was never trained."""
+    model = save_image_encoder(tmp_path / "encoder")
+    settings = f"verification.backbone.model={model}", "verification.max_challenge_accepted=1"
+    config = make_config(project, *settings)
+    out = tmp_path / "run"
+    assert run(config, out, limit=2).candidates > 0
+    info = read_run(stored(out))
+    assert info.models["backbone"]["sha256"] == describe(str(model), None, None, "backbone")["sha256"]
+    distances = load_typicality(stored(out), info).distances
+    assert len(distances["block1.moments"].centre) == 32
+    rows = [row for row in made(out).values() if row["file_name"]]
+    assert all(0.0 < row["typicality"] <= 1.0 for row in rows)
+    with pytest.raises(UsageError, match=r"settled when the run began: verification\.backbone"):
+        run(make_config(project, "verification.max_challenge_accepted=1"), out)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from actors.models.encoder import layer_features
+from actors.models.device import pick_device
 from actors.models.pretrained import load_pretrained
+from actors.models.vision.layer_features import layer_features
 from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
 from balancer.verification.typicality import FINAL
@@ -26,7 +27,7 @@ MOST_OTHER_TOKENS = 16
 class Backbone:
     """An encoder on one device, in float32."""
 
-    def __init__(self, model: str, revision: str | None, device: torch.device) -> None:
+    def __init__(self, model: str, revision: str | None, device: str = "auto") -> None:
         self.model = model
         self._model, self._processor, folder, self.revision = load_pretrained(
             transformers.AutoModel,
@@ -35,14 +36,16 @@ class Backbone:
             revision,
             "backbone",
             HINT,
-            device,
+            pick_device(device),
             torch.float32,
         )
         self._model = getattr(self._model, "vision_model", self._model)  # of a model of images and texts
         with wrap_model_errors(folder, model, HINT):
-            seen = self.look_at_batch(self.prepare(np.zeros((1, 32, 32, 3), np.uint8)), (FINAL,))
-            if not seen[FINAL].isfinite().all():
-                raise WeightsError(f"{model}: gives no numbers for a black image", hint=HINT)
+            square, wide = (self.prepare(np.full((1, 48, width, 3), 90, np.uint8)) for width in (48, 96))
+            if square.shape != wide.shape:
+                raise WeightsError(f"{model}: its preprocessing does not make images of one size", hint=HINT)
+            if not self.look_at_batch(square, (FINAL,))[FINAL].isfinite().all():
+                raise WeightsError(f"{model}: gives no numbers for a grey image", hint=HINT)
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
         """Images uint8 (N, height, width, 3) as input of the model."""
@@ -76,8 +79,8 @@ def as_map(layer: torch.Tensor) -> torch.Tensor | None:
     side = math.isqrt(tokens)
     if side < 2 or tokens - side * side > MOST_OTHER_TOKENS:
         return None
-    parts = layer[:, tokens - side * side :]
-    return parts.transpose(1, 2).unflatten(2, (side, side))
+    parts: torch.Tensor = layer[:, tokens - side * side :].transpose(1, 2)
+    return parts.reshape(*parts.shape[:2], side, side)
 
 
 def _pooled(outputs: object) -> torch.Tensor:
