@@ -27,7 +27,7 @@ from actors.real_images import (
 )
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit
-from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates
+from balancer.dataset.near_duplicates import find_near_duplicates, group_near_duplicates
 from balancer.dataset.splits import TRAIN
 from balancer.verification.head_choice import LabelledImages
 from balancer.verification.heads import KINDS, Features
@@ -49,7 +49,8 @@ order."""
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Image `row` of those that were measured. `group` is the same for near-duplicates."""
+    """Image `row` of those that were measured. `group` is the same for near-duplicates: for examples, of any
+    in a chain of them."""
 
     row: int
     path: Path
@@ -89,7 +90,11 @@ class Looking:
             for name, images in by_class.items()
             for rank, (_, _, row) in enumerate(sorted(images))
         ]
-        return self._labelled([row for _, _, row in sorted(ranked, key=lambda each: each[:2])][:MAX_COMPARED])
+        chosen = [row for _, _, row in sorted(ranked, key=lambda each: each[:2])][:MAX_COMPARED]
+        known = [self._known[row] for row in chosen]
+        duplicates = find_near_duplicates(known, self.config.verification.copies)
+        groups = (duplicates[own.id].id if own.id in duplicates else own.id for own in known)
+        return self._labelled(chosen, groups)
 
     @functools.cached_property
     def examples(self) -> list[Labelled]:
@@ -106,14 +111,16 @@ class Looking:
             ranked.append((min((counts[label] for label in own), default=0), row))
             for label in own:
                 counts[label] += 1
-        return self._labelled([row for _, row in sorted(ranked, key=lambda each: each[0])][:MAX_EXAMPLES])
+        chosen = [row for _, row in sorted(ranked, key=lambda each: each[0])][:MAX_EXAMPLES]
+        known = [self._known[row] for row in chosen]
+        groups = group_near_duplicates(known, self.config.verification.copies)
+        return self._labelled(chosen, map(str, groups))
 
     def labelled_images(self) -> LabelledImages:
         """The examples, and which of them heads may be fitted on: training images that nothing kept apart
         shows as well."""
         rows = [each.row for each in self.examples]
-        numbers = {group: number for number, group in enumerate({each.group: None for each in self.examples})}
-        groups = np.array([numbers[each.group] for each in self.examples], np.intp)
+        groups = np.array([int(each.group) for each in self.examples], np.intp)
         held_out = find_holdout_duplicates(self.measured, self.config)
         apart = np.array([self._is_apart(self._known[row].id, held_out) for row in rows], bool)
         return LabelledImages(
@@ -145,18 +152,16 @@ class Looking:
             if image.class_name in self.config.classes
         )
 
-    def _labelled(self, rows: Sequence[int]) -> list[Labelled]:
-        known: list[KnownImage] = [self._known[row] for row in rows]
-        duplicates = find_near_duplicates(known, self.config.verification.copies)
+    def _labelled(self, rows: Sequence[int], groups: Iterable[str]) -> list[Labelled]:
         return [
             Labelled(
                 row=row,
-                path=self._folder(own.id) / self.measured.images[row].file_name,
+                path=self._folder(self._known[row].id) / self.measured.images[row].file_name,
                 sha256=self.measured.images[row].sha256,
                 class_name=self.measured.images[row].class_name,
-                group=duplicates[own.id].id if own.id in duplicates else own.id,
+                group=group,
             )
-            for row, own in zip(rows, known, strict=True)
+            for row, group in zip(rows, groups, strict=True)
         ]
 
     def _folder(self, name: str) -> Path:

@@ -25,9 +25,10 @@ hypothesis.settings.load_profile("balancer")
 
 
 LONG = """
-    whole/test_main_job.py whole/test_flaws.py whole/test_faults.py whole/test_heads.py runs/test_crashes.py
-    whole/test_run.py cluster/test_ray_job.py cluster/test_nodes.py runs/test_reproduce.py
-    dataset/test_real_images.py verification/test_heads.py verification/test_labelled.py
+    whole/test_main_job.py whole/test_flaws.py whole/test_faults.py whole/test_head_run.py
+    runs/test_crashes.py whole/test_run.py cluster/test_ray_job.py cluster/test_nodes.py
+    runs/test_reproduce.py dataset/test_real_images.py verification/test_heads.py
+    verification/test_head_choice.py verification/test_labelled.py
 """.split()
 """Files that take longest, and so come first: one that begins last keeps the other processes waiting."""
 

@@ -112,6 +112,15 @@ def check(model: str, revision: str | None, variant: str | None, kind: ModelKind
     return Availability("hub", None, sum(file.num_bytes for file in files.values()))
 
 
+def is_here(model: str, revision: str | None, kind: ModelKind) -> bool:
+    """Whether a model can be loaded without a download. Does not ask the hub."""
+    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+        return True
+    if _names_hub(model, kind):
+        return _cached(model, _commit(model, revision, kind), None, kind) is not None
+    return expanded(model).is_dir()
+
+
 def refuse_faulty(config: Config) -> None:
     """Raise what `check` raises for the models on this machine. Does not ask the hub, and ignores missing and
     incomplete models."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +17,7 @@ from balancer.config.schema import (
     INTERNAL_PREFIX,
     RESERVED_FACET_NAMES,
     SAMPLE_DATASET,
+    Config,
     Name,
     VerificationConfig,
 )
@@ -44,8 +46,9 @@ _LIGHTING = {
 }
 
 
-def starter_config(dataset: str) -> str:
-    """A config for the dataset at this path, as YAML for `load_config`.
+def starter_config(dataset: str, look: Callable[[Config], str] = lambda config: "") -> str:
+    """A config for the dataset at this path, as YAML for `load_config`. `look` may say what a head sees in
+    the labelled images of a config.
 
     Raises DatasetError if it is not a dataset, or has classes that no config can name.
     """
@@ -57,25 +60,30 @@ def starter_config(dataset: str) -> str:
     facets, left_out = _read_facets(audit)
     shown = facets or (DraftFacet("lighting", _LIGHTING, None, {}),)
     labelled = [*audit.images, *(holdout.audit.images if holdout else ())]
-    text = format_config(
-        ConfigDraft(
-            dataset=dataset,
-            audit=audit,
-            counts={name: audit.counts.get(name, 0) for name in names},
-            training={name: training[name] for name in names},
-            holdout=holdout,
-            facets=shown,
-            has_facets=bool(facets),
-            left_out=left_out,
-            unproven=_unproven(names, facets, labelled),
-        )
+    draft = ConfigDraft(
+        dataset=dataset,
+        audit=audit,
+        counts={name: audit.counts.get(name, 0) for name in names},
+        training={name: training[name] for name in names},
+        holdout=holdout,
+        facets=shown,
+        has_facets=bool(facets),
+        left_out=left_out,
+        unproven=_unproven(names, facets, labelled),
     )
+    text, config = _formatted(draft)
+    return _formatted(replace(draft, heads=seen))[0] if (seen := look(config)) else text
+
+
+def _formatted(draft: ConfigDraft) -> tuple[str, Config]:
+    text = format_config(draft)
     if len(text.encode()) > MAX_FILE_BYTES:
-        limit = size(MAX_FILE_BYTES)
-        raise DatasetError(f"{dataset}: {len(names)} classes need more than {limit}, the limit of a config")
-    document = read_document(text, lambda line: f"config for {dataset}, line {line}")
-    validate_document(document or Document())  # never return a config that does not load
-    return text
+        limit, classes = size(MAX_FILE_BYTES), len(draft.counts)
+        raise DatasetError(
+            f"{draft.dataset}: {classes} classes need more than {limit}, the limit of a config"
+        )
+    document = read_document(text, lambda line: f"config for {draft.dataset}, line {line}")
+    return text, validate_document(document or Document())  # never return a config that does not load
 
 
 def _check_names(dataset: str, audit: Audit) -> None:

@@ -44,7 +44,7 @@ class ConfigDraft:
 
     `counts` include classes of the hold-out only; `training` excludes images that the table's column `split`
     assigns to validation or test. `left_out` are columns that are not facets, with the reason. `unproven` are
-    the entries of `verification.unjudged`.
+    the entries of `verification.unjudged`, `heads` what a head sees in the images, empty if nothing more.
     """
 
     dataset: str
@@ -56,6 +56,7 @@ class ConfigDraft:
     has_facets: bool
     left_out: Sequence[str]
     unproven: Sequence[str]
+    heads: str = ""
 
 
 def format_config(draft: ConfigDraft) -> str:
@@ -104,6 +105,7 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
             "revision": verifier.revision,
             "threshold": 0.6,
             **({"unjudged": [*draft.unproven]} if draft.unproven else {}),
+            **({"heads": "auto"} if draft.heads else {}),
         },
         "attempts": {"max": 3},
         "review": {"fraction": 0.1},
@@ -129,6 +131,7 @@ def _above(draft: ConfigDraft) -> dict[KeyPath, str]:
         ("generation",): _GENERATION,
         ("verification",): "threshold: least probability each property of an accepted image must have.",
         ("verification", "unjudged"): _UNJUDGED,
+        ("verification", "heads"): f"{draft.heads}. {_HEADS}",
         ("review",): "Fraction of the accepted images marked for a person to check.",
         ("actors",): "Stop at once on a machine without a GPU, instead of taking days.",
         ("planning",): "Assumptions of `balancer plan`, not limits.",
@@ -191,6 +194,10 @@ The generated images of a class are spread evenly over the values; for another d
 value a `share`."""
 
 _GENERATION = "Makes photographs. Needs a CUDA GPU with 16 GB or more and, on first use, a download of 7 GB."
+
+_HEADS = """\
+auto: a run looks again with its own verifier, and takes a head for each property that one judges better \
+than the words alone, on images left out."""
 
 _UNJUDGED = f"""\
 There are fewer than {VerificationConfig().min_examples} labelled images of these, or none of anything \
