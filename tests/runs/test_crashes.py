@@ -843,8 +843,8 @@ Course = Callable[[Schedules, int], None]
 
 
 def power_fails(world: Schedules, names: int = 0) -> None:
-    """And returns; data that was not synced is lost. `names` is which of the entries that an unsynced name may
-    have it gets: 0 for that before all changes, -1 for that after them."""
+    """And returns; data that was not synced is lost. `names` is which of the entries that an unsynced name
+    may have it gets: 0 for that before all changes, -1 for that after them."""
     world.disk.has_power = False
     world.restart(lambda what, options: options[0 if what == "unsynced data" else names])
 
