@@ -25,10 +25,10 @@ hypothesis.settings.load_profile("balancer")
 
 
 LONG = """
-    whole/test_main_job.py whole/test_flaws.py whole/test_faults.py whole/test_head_run.py
-    runs/test_crashes.py whole/test_run.py cluster/test_ray_job.py cluster/test_nodes.py
-    runs/test_reproduce.py dataset/test_real_images.py verification/test_heads.py
-    verification/test_head_choice.py verification/test_labelled.py
+    whole/test_main_job.py whole/test_faults.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
+    whole/test_head_run.py runs/test_crashes.py cluster/test_ray_job.py cluster/test_ray_access.py
+    runs/test_reproduce.py verification/test_calibrate.py verification/test_heads.py
+    manifest/test_manifest_log_objects.py dataset/test_real_images.py
 """.split()
 """Files that take longest, and so come first: one that begins last keeps the other processes waiting."""
 
@@ -84,11 +84,18 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test finds the user's caches, Ray cluster or network; all share one rendered sample dataset."""
+    """No test finds the user's caches, Ray cluster or network; all share one rendered sample dataset, and
+    what the verifier saw in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BALANCER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("BALANCER_CACHE", str(_shared_folder(tmp_path_factory) / "cache"))
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -149,8 +156,7 @@ def project() -> Path:
 @pytest.fixture(scope="session")
 def reference_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference case on the embedded models, run once by the command line for all test processes."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = _shared_folder(tmp_path_factory)
     out = shared / "reference" / "run"
     command = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--out", str(out)]
     with filelock.FileLock(shared / "reference.lock"):
@@ -172,3 +178,12 @@ def ray_session() -> Iterator[None]:
     start_here({"num_cpus": 4, "num_gpus": 2, "log_to_driver": False, "logging_level": logging.ERROR})
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def here(ray_session: None) -> Iterator[None]:
+    """Runs have their actors in this process: for tests in which nothing befalls an actor."""
+    from tests.resident import actors_here
+
+    with actors_here():
+        yield

@@ -150,12 +150,12 @@ class Disk:
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """Happens before the next call but `calls_left`, of whatever process; it may end that process. With a
-    `name`, only calls of that name count."""
+    """Happens before the next call but `calls_left`, of whatever process; it may end that process. With
+    `names`, only calls of these names count."""
 
     calls_left: int
     happen: Callable[[Process], None]
-    name: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -195,7 +195,7 @@ class Process:
         if self._observer:
             return
         for event in self.disk.events:
-            event.calls_left -= event.name in (None, name)
+            event.calls_left -= not event.names or name in event.names
         while due := [event for event in self.disk.events if event.calls_left < 0]:
             self.disk.events.remove(due[0])
             due[0].happen(self)

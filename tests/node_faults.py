@@ -89,9 +89,6 @@ class Trial:
 
     # ---- scenarios -----------------------------------------------------------------------------
 
-    def nothing(self) -> None:
-        pass
-
     def lost_and_added(self) -> None:
         """The node of all generators is switched off, with results that nobody had fetched; another comes."""
         self.cluster.remove_node(self.worker, allow_graceful=False)

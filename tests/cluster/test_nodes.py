@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.run import run
+from balancer import open_manifest
+from tests.node_faults import config
+from tests.resident import actors_here
+
 ROOM_BYTES = 1_500_000_000
 
 
@@ -38,8 +43,11 @@ def play(dataset, tmp_path_factory, project):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(play):
-    return play("nothing")["accepted"]
+def undisturbed(dataset, tmp_path_factory, ray_session):
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with actors_here():
+        run(config(str(dataset)), out)
+    return sorted(open_manifest(out).to_table(["id"], "source = 'synthetic'")["id"].to_pylist())
 
 
 def test_a_node_that_is_lost_counts_once_and_its_actors_go_on_where_another_node_comes(play, undisturbed):

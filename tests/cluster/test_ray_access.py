@@ -86,15 +86,12 @@ LOOPBACK = {
 }
 
 
-def test_rays_folder_stays_closed_while_it_runs(project):
-    with started(project) as (_, told):
-        assert stat.S_IMODE(os.stat(os.path.dirname(private_folder())).st_mode) == 0o700
-        assert told["address"].startswith("127.0.0.1:")
-
-
-def test_nothing_of_a_local_ray_listens_beyond_loopback_and_all_of_it_asks_for_a_token(project, tmp_path):
+def test_nothing_of_a_local_ray_is_open_to_others(project, tmp_path):
+    """Neither its folder nor a port; it listens on loopback alone, and asks for a token."""
     home = {"HOME": str(tmp_path)}
     with started(project, **home) as (session, told):
+        assert stat.S_IMODE(os.stat(os.path.dirname(private_folder())).st_mode) == 0o700
+        assert told["address"].startswith("127.0.0.1:")
         addresses = listening(session.members())
         assert addresses
         assert addresses <= LOOPBACK

@@ -469,9 +469,10 @@ def test_the_command_tells_lost_fragments_from_the_rows_saved_of_them(tmp_path):
     )
 
 
-# ---- whole runs, on real Ray with simulated actors -----------------------------------------------
+# ---- whole runs, with simulated actors ------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_whose_log_was_damaged_is_repaired_and_ends_as_it_would_have(make_config, tmp_path):
     out = tmp_path / "run"
     config = make_config(output={"commit_rows": 4})

@@ -25,7 +25,7 @@ GENERATED = {
 
 
 def test_a_run_begun_by_an_earlier_version_is_finished_with_the_same_images(
-    project, tmp_path, monkeypatch, ray_session
+    project, tmp_path, monkeypatch, here
 ):
     shutil.copytree(project / "tests/data/earlier_run", tmp_path / "kept")
     monkeypatch.chdir(tmp_path / "kept")

@@ -757,7 +757,7 @@ def test_the_command_applies_and_says_how_to_go_on(folder):
     assert CliRunner().invoke(main, ["fsck", str(folder)]).exit_code == 0
 
 
-# ---- whole runs, on real Ray with simulated actors -----------------------------------------------
+# ---- whole runs, with simulated actors ------------------------------------------------------------
 
 
 class DyingStorage:
@@ -788,6 +788,7 @@ def later() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_after_the_threshold_was_raised_a_run_ends_as_one_that_began_with_it(
     make_config, tmp_path, monkeypatch, stopped
@@ -819,6 +820,7 @@ def test_after_the_threshold_was_raised_a_run_ends_as_one_that_began_with_it(
     assert not rejudge(storage).pending
 
 
+@pytest.mark.usefixtures("here")
 def test_after_the_threshold_was_lowered_what_was_not_kept_is_made_again(make_config, tmp_path):
     sections: dict[str, Any] = {"attempts": {"max": 1}, "planning": {"acceptance": 0.3}}
     out, storage = tmp_path / "run", open_storage(tmp_path / "run", create=True)

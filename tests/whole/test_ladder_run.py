@@ -1,4 +1,4 @@
-"""Rungs, wordings and cells that are given up, in runs on Ray with simulated actors."""
+"""Rungs, wordings and cells that are given up, in runs with simulated actors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNGS = [
 
 
 @pytest.fixture
-def make_config(tmp_path, ray_session):
+def make_config(tmp_path, here):
     (tmp_path / "dataset" / "cat").mkdir(parents=True)
 
     def make(acceptance=0.5, wanted=WANTED, **sections):

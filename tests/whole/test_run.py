@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.runfile import create_run, read_run
 from balancer.storage import open_storage
+from tests.resident import actors_here
 from tests.workers import DyingWriterSpec, PoisonedSpec, UnsyncedWriterSpec, with_faults, with_worker
 
 PER_CLASS = 12
@@ -33,9 +35,7 @@ REAL = {"cat": 3, "dog": 0}
 WANTED = 2 * PER_CLASS - sum(REAL.values())
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    root = tmp_path / "dataset"
+def write_dataset(root):
     for name, count in REAL.items():
         (root / name).mkdir(parents=True)
         for index in range(count):
@@ -45,24 +45,30 @@ def dataset(tmp_path):
 
 
 @pytest.fixture
-def make_config(dataset, ray_session):
-    def make(**sections):
-        base = {
-            "seed": 5,
-            "dataset": {"path": str(dataset)},
-            "classes": {"cat": {"prompts": ["a cat"]}, "dog": {"prompts": ["a dog"]}},
-            "facets": {"light": {"values": {"day": {"prompts": ["day"]}, "night": {"prompts": ["night"]}}}},
-            "target": {"per_class": PER_CLASS},
-            "generation": {"width": 64, "height": 64, "batch_size": 4},
-            "actors": {"kind": "simulated", "generators": 2},
-            "planning": {"acceptance": 0.6},
-            "output": {"commit_seconds": 0.01},
-        }
-        for name, values in sections.items():
-            base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
-        return Config.model_validate(base)
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "dataset")
 
-    return make
+
+@pytest.fixture
+def make_config(dataset, ray_session):
+    return functools.partial(config_of, dataset)
+
+
+def config_of(dataset, /, **sections):
+    base = {
+        "seed": 5,
+        "dataset": {"path": str(dataset)},
+        "classes": {"cat": {"prompts": ["a cat"]}, "dog": {"prompts": ["a dog"]}},
+        "facets": {"light": {"values": {"day": {"prompts": ["day"]}, "night": {"prompts": ["night"]}}}},
+        "target": {"per_class": PER_CLASS},
+        "generation": {"width": 64, "height": 64, "batch_size": 4},
+        "actors": {"kind": "simulated", "generators": 2},
+        "planning": {"acceptance": 0.6},
+        "output": {"commit_seconds": 0.01},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+    return Config.model_validate(base)
 
 
 def accepted_ids(out):
@@ -81,12 +87,12 @@ def after(count, action, of="candidates"):
     return Reporter(progress=look)
 
 
-@pytest.fixture
-def reference(make_config, tmp_path_factory):
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, ray_session):
     """The ids an undisturbed run accepts."""
-    out = tmp_path_factory.mktemp("reference") / "run"
-    run(make_config(), out)
-    return accepted_ids(out)
+    folder = tmp_path_factory.mktemp("reference")
+    run(config_of(write_dataset(folder / "dataset")), folder / "run")
+    return accepted_ids(folder / "run")
 
 
 def test_a_run_says_what_takes_long_before_it_does_it_and_its_log_has_all_it_said(make_config, tmp_path):
@@ -108,6 +114,7 @@ def test_a_run_says_what_takes_long_before_it_does_it_and_its_log_has_all_it_sai
     assert re.search(rf"(complete|short): \d+ of {WANTED} images accepted", log.splitlines()[-1])
 
 
+@pytest.mark.usefixtures("here")
 def test_the_images_that_a_run_ends_without_stand_in_its_log(make_config, tmp_path):
     notes = []
     result = run(make_config(), tmp_path / "run", limit=1, reporter=Reporter(note=notes.append))
@@ -121,6 +128,7 @@ def test_the_images_that_a_run_ends_without_stand_in_its_log(make_config, tmp_pa
         assert f"Z {line}\n" in log
 
 
+@pytest.mark.usefixtures("here")
 def test_a_driver_that_takes_over_says_so(make_config, tmp_path):
     notes = []
     run(make_config(), tmp_path / "run", limit=1)
@@ -133,6 +141,7 @@ def test_a_driver_that_takes_over_says_so(make_config, tmp_path):
     assert len([note for note in notes if note.startswith("taking over from another driver")]) == 1
 
 
+@pytest.mark.usefixtures("here")
 def test_an_error_that_ends_a_run_stands_in_its_log(make_config, tmp_path, monkeypatch):
     def broken(driver):
         raise StalledError("actors keep dying")
@@ -151,6 +160,7 @@ def test_a_run_ends_with_exactly_the_images_that_were_missing(make_config, tmp_p
     assert manifest.to_table(filter="source = 'real'").num_rows == sum(REAL.values())
 
 
+@pytest.mark.usefixtures("here")
 def test_every_accepted_row_has_its_file_and_every_rejected_row_has_none(make_config, tmp_path):
     run(make_config(), tmp_path / "run")
     rows = open_manifest(tmp_path / "run").to_table(status="all").to_pylist()
@@ -160,12 +170,14 @@ def test_every_accepted_row_has_its_file_and_every_rejected_row_has_none(make_co
     assert any(row["status"] == "rejected" for row in rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_rejections_are_rows_with_the_weakest_property_as_reason(make_config, tmp_path):
     result = run(make_config(), tmp_path / "run")
     assert sum(result.rejected_by_reason.values()) == result.candidates - result.accepted
     assert set(result.rejected_by_reason) <= {"class", "light"}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_tenth_of_the_accepted_images_is_marked_for_review_evenly(make_config, tmp_path):
     run(make_config(review={"fraction": 0.25}, planning={"acceptance": 1.0}), tmp_path / "run")
     rows = open_manifest(tmp_path / "run").to_table(filter="review").to_pylist()
@@ -182,12 +194,16 @@ def test_neither_actors_nor_batch_size_change_what_is_accepted(
     assert accepted_ids(tmp_path / "run") == reference
 
 
-@pytest.mark.parametrize("kind", ["generator", "verifier"])
 @pytest.mark.parametrize("fault", ["die", "raise"])
-def test_a_failing_actor_changes_nothing_in_the_result(make_config, tmp_path, reference, kind, fault):
-    once = with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / "struck")))
+def test_a_failing_actor_changes_nothing_in_the_result(make_config, tmp_path, reference, fault):
+    def once(usual):
+        for kind in ("generator", "verifier"):
+            usual = with_faults(kind, Fault(call=2, kind=fault, once=str(tmp_path / kind)))(usual)
+        return usual
+
     run(make_config(), tmp_path / "run", change_workers=once)
-    assert (tmp_path / "struck").exists()
+    assert (tmp_path / "generator").exists()
+    assert (tmp_path / "verifier").exists()
     assert accepted_ids(tmp_path / "run") == reference
 
 
@@ -200,11 +216,15 @@ def test_a_writer_that_is_killed_changes_nothing_in_the_result(make_config, tmp_
     assert fsck(open_storage(tmp_path / "run", create=False)) == []
 
 
-@pytest.mark.parametrize("kind", ["generator", "verifier"])
-def test_a_process_that_a_cuda_error_poisoned_is_replaced(make_config, tmp_path, reference, kind):
-    poisoned = with_worker(kind, PoisonedSpec, struck=str(tmp_path / "struck"))
+def test_a_process_that_a_cuda_error_poisoned_is_replaced(make_config, tmp_path, reference):
+    def poisoned(usual):
+        for kind in ("generator", "verifier"):
+            usual = with_worker(kind, PoisonedSpec, struck=str(tmp_path / kind))(usual)
+        return usual
+
     run(make_config(), tmp_path / "run", change_workers=poisoned)
-    assert (tmp_path / "struck").exists()
+    assert (tmp_path / "generator").exists()
+    assert (tmp_path / "verifier").exists()
     assert accepted_ids(tmp_path / "run") == reference
 
 
@@ -233,10 +253,12 @@ def test_a_writer_whose_disk_cannot_sync_stops_the_run_and_the_same_command_goes
         run(make_config(), tmp_path / "run", change_workers=unsynced)
     assert caught.value.exit_code == 4
     assert accepted_ids(tmp_path / "run") != reference
-    run(make_config(), tmp_path / "run")
+    with actors_here():
+        run(make_config(), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.usefixtures("here")
 def test_a_driver_whose_disk_cannot_sync_commits_nothing_more(make_config, tmp_path, reference, monkeypatch):
     def break_disk():
         monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
@@ -254,14 +276,16 @@ def test_an_interrupted_run_commits_and_the_same_command_goes_on(make_config, tm
     # Batches of one, so that what is under way when the signal comes is far less than what is wanted.
     config = make_config(target={"per_class": 40}, generation={"batch_size": 1})
     out, whole = tmp_path / "run", tmp_path / "whole"
-    run(config, whole)
+    with actors_here():
+        run(config, whole)
     stop = after(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], of="accepted")
     with pytest.raises(InterruptedRun) as caught:
         run(config, out, reporter=stop)
     assert caught.value.exit_code == 130
     part = accepted_ids(out)
     assert 0 < len(part) < len(accepted_ids(whole))
-    run(config, out)
+    with actors_here():
+        run(config, out)
     assert accepted_ids(out) == accepted_ids(whole)
     assert set(part) <= set(accepted_ids(whole))
 
@@ -273,12 +297,14 @@ def test_sigterm_ends_with_the_exit_code_of_a_shell(make_config, tmp_path):
     assert caught.value.exit_code == 143
 
 
+@pytest.mark.usefixtures("here")
 def test_signals_are_the_users_again_after_a_run(make_config, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     run(make_config(), tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("here")
 def test_a_finished_run_is_left_alone_without_starting_ray(make_config, tmp_path, monkeypatch):
     config = make_config(planning={"acceptance": 1.0})
     first = run(config, tmp_path / "run")
@@ -286,6 +312,7 @@ def test_a_finished_run_is_left_alone_without_starting_ray(make_config, tmp_path
     assert run(config, tmp_path / "run") == first
 
 
+@pytest.mark.usefixtures("here")
 def test_a_budget_of_candidates_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
     result = run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
     assert result.state == "budget"
@@ -293,23 +320,27 @@ def test_a_budget_of_candidates_ends_the_run_with_its_gaps_listed(make_config, t
     assert sum(result.open_cells.values()) == WANTED - result.accepted
 
 
+@pytest.mark.usefixtures("here")
 def test_a_larger_budget_goes_on_with_the_same_run(make_config, tmp_path, reference):
     run(make_config(budget={"max_candidates": 8}), tmp_path / "run")
     run(make_config(), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.usefixtures("here")
 def test_a_limit_works_on_that_many_slots(make_config, tmp_path):
     result = run(make_config(planning={"acceptance": 1.0}), tmp_path / "run", limit=5)
     assert (result.state, result.accepted) == ("interrupted", 5)
 
 
+@pytest.mark.usefixtures("here")
 def test_images_that_never_pass_leave_the_run_short_and_nothing_accepted(make_config, tmp_path):
     result = run(make_config(planning={"acceptance": 1e-9}), tmp_path / "run")
     assert (result.state, result.accepted, result.short) == ("short", 0, WANTED)
     assert result.candidates == 3 * WANTED
 
 
+@pytest.mark.usefixtures("here")
 def test_the_fallback_rung_is_one_more_attempt_and_marked(make_config, tmp_path):
     config = make_config(planning={"acceptance": 0.2}, attempts={"max": 1, "fallback": {"threshold": 0.5}})
     run(config, tmp_path / "run")
@@ -318,6 +349,7 @@ def test_the_fallback_rung_is_one_more_attempt_and_marked(make_config, tmp_path)
     assert seen == {(1, False, 0.6), (2, True, 0.5)}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_changed_config_is_refused_with_what_changed(make_config, tmp_path):
     run(make_config(), tmp_path / "run", limit=1)
     with pytest.raises(UsageError, match=r"seed, verification\.threshold") as caught:
@@ -326,6 +358,7 @@ def test_a_changed_config_is_refused_with_what_changed(make_config, tmp_path):
     assert "--allow-config-change" in caught.value.hint
 
 
+@pytest.mark.usefixtures("here")
 def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_config, tmp_path):
     run(make_config(), tmp_path / "run", limit=1)
     run(make_config(verification={"threshold": 0.7}), tmp_path / "run", limit=1, allow_config_change=True)
@@ -333,6 +366,7 @@ def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_conf
         run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
 
 
+@pytest.mark.usefixtures("here")
 def test_weights_that_changed_under_the_same_name_are_refused(make_config, tmp_path, monkeypatch):
     def models(sha256):
         original = vars(job)["describe_models"](make_config())
@@ -349,12 +383,14 @@ def test_weights_that_changed_under_the_same_name_are_refused(make_config, tmp_p
     run(make_config(), tmp_path / "run", limit=1, allow_config_change=True)
 
 
+@pytest.mark.usefixtures("here")
 def test_how_a_run_is_made_may_change_between_starts(make_config, tmp_path, reference):
     run(make_config(), tmp_path / "run", limit=4)
     run(make_config(actors={"generators": 1}, generation={"batch_size": 8}), tmp_path / "run")
     assert accepted_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.usefixtures("here")
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(make_config, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -364,6 +400,7 @@ def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(make_config,
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_driver_that_was_taken_over_stops_and_repeats_no_row(make_config, tmp_path):
     out = tmp_path / "run"
 
@@ -379,6 +416,7 @@ def test_a_driver_that_was_taken_over_stops_and_repeats_no_row(make_config, tmp_
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_whose_folder_another_run_takes_stops_and_commits_nothing_there(make_config, tmp_path):
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
 
@@ -396,6 +434,7 @@ def test_a_run_whose_folder_another_run_takes_stops_and_commits_nothing_there(ma
     assert fsck(open_storage(elsewhere, create=False)) == []
 
 
+@pytest.mark.usefixtures("here")
 def test_real_images_are_copied_byte_for_byte_or_referenced(make_config, tmp_path, dataset):
     run(make_config(), tmp_path / "copied", limit=1)
     run(make_config(output={"real_images": "reference"}), tmp_path / "referenced", limit=1)
@@ -425,6 +464,7 @@ def test_generators_hold_different_gpus_and_the_verifier_fits_beside_them(make_c
     assert list(seen["verifier"].values()) in ([["0"]], [["1"]])
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_with_splits_fills_up_what_is_trained_on(make_config, tmp_path, dataset):
     shutil.copy(dataset / "cat" / "0.png", dataset / "cat" / "copy.png")
     shares = {"path": str(dataset), "splits": {"train": 0.5, "validation": 0.5}}
@@ -442,6 +482,7 @@ def test_a_run_with_splits_fills_up_what_is_trained_on(make_config, tmp_path, da
     assert {one["id"]: one["split"] for one in again} == splits
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_path, dataset):
     (tmp_path / "holdout" / "cat").mkdir(parents=True)
     shutil.copy(dataset / "cat" / "1.png", tmp_path / "holdout" / "cat")
@@ -458,6 +499,7 @@ def test_a_run_tells_of_real_images_that_the_hold_out_shows(make_config, tmp_pat
         assert "real/cat/1.png" not in {image.id for image in manifest.images()}
 
 
+@pytest.mark.usefixtures("here")
 def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, dataset):
     whole = (dataset / "cat" / "0.png").read_bytes()
     (dataset / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
@@ -476,6 +518,7 @@ def test_unreadable_images_are_told_of_and_made_up_for(make_config, tmp_path, da
     )
 
 
+@pytest.mark.usefixtures("here")
 def test_a_budget_of_time_ends_the_run_with_its_gaps_listed(make_config, tmp_path):
     result = run(make_config(budget={"max_hours": 1e-9}), tmp_path / "run")
     assert (result.state, result.accepted) == ("budget", 0)
