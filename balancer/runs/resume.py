@@ -122,6 +122,8 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
     settings = config.model_dump(mode="json")
     settings["classes"] = {named(name): entry for name, entry in settings["classes"].items()}
     settings["facets"] = {named(name): entry for name, entry in settings["facets"].items()}
+    wanted = settings["target"]
+    wanted["classes"] = {named(name): target for name, target in wanted["classes"].items()}
     for facet in settings["facets"].values():
         facet["values"] = {named(value): entry for value, entry in facet["values"].items()}
         if facet["classes"] != "all":

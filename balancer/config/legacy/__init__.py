@@ -131,21 +131,21 @@ def _convert_classes(conversion: Conversion) -> tuple[str, ...]:
 
 
 def _convert_targets(conversion: Conversion, names: Sequence[str]) -> None:
-    """All classes share one target in the current layout. Differing targets are a problem."""
-    new: KeyPath = ("target", "per_class")
+    """One target if all classes have the same, else one for each class."""
+    common: KeyPath = ("target", "per_class")
     wanted = {name: _target(conversion, name) for name in names}
-    if conversion.has(new):
+    if conversion.has(common):
         for old, _ in wanted.values():
             conversion.reasons[old] = "the target of all classes together is used instead"
         return
-    first, (at, number) = next(iter(wanted.items()))
-    conversion.put(new, number, at)
+    first, number = next(iter(wanted.values()))
+    share_one = all(value == number for _, value in wanted.values())
+    if share_one:
+        conversion.put(common, number, first)
     for name, (old, value) in wanted.items():
         conversion.use(old)
-        if value != number:
-            text = f"the target of {name} is {value}, of {first} {number}, but all classes share one target"
-            conversion.problem(new, f"{text}; choose it with --set target.per_class=N", at=old)
-            return
+        if not share_one:
+            conversion.put(("target", "classes", name), value, old)
 
 
 def _target(conversion: Conversion, name: str) -> tuple[KeyPath, object]:
@@ -299,13 +299,13 @@ def _convert_models(conversion: Conversion) -> None:
 def _convert_class_fill(conversion: Conversion) -> None:
     """Convert the minimum number of images per class into a fraction of the target."""
     given = _find(conversion, ("min_images_per_class",))
-    target = (
-        cast("dict[str, dict[str, object]]", conversion.document.value).get("target", {}).get("per_class")
-    )
-    in_doubt = any(problem.path == ("target", "per_class") for problem in conversion.document.problems)
+    target = cast("dict[str, dict[str, object]]", conversion.document.value).get("target", {})
     least = conversion.value(given[0]) if given else None
-    if isinstance(least, int) and isinstance(target, int) and target > 0 and not in_doubt:
-        conversion.take(("criteria", "class_fill"), given[0], min(1.0, round(least / target, 4)))
+    if given and "classes" in target:
+        conversion.reasons[given[0]] = "it becomes a fraction of the target, and targets differ by class"
+    common = target.get("per_class")
+    if isinstance(least, int) and isinstance(common, int) and common > 0:
+        conversion.take(("criteria", "class_fill"), given[0], min(1.0, round(least / common, 4)))
 
 
 def _require_dataset(conversion: Conversion) -> None:
