@@ -6,6 +6,7 @@ Results go to stdout; notes, warnings and progress go to stderr, which keeps pip
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import os
 import re
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL_S = 10.0
 """Plain progress lines are at least this far apart: a night's log stays readable."""
+
+BARS = 20
+"""Classes with a bar of their own: those that are least full."""
 
 Cell = str | int | float | None
 
@@ -52,6 +56,19 @@ def table(
             _rich_table(title, columns, cells, numeric, one_line)
         else:
             print("\n".join(_plain_table(title, columns, cells, numeric)), file=stdout)
+
+
+LISTED = 50
+"""Rows of a table that may have thousands, unless `--all` is given."""
+
+
+def first_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], more: str, *, every: bool
+) -> None:
+    """A table with the first `LISTED` rows, or `every` one; `more` names the others: `classes`."""
+    table(title, columns, rows if every else rows[:LISTED])
+    if len(rows) > LISTED and not every:
+        say(f"  and {len(rows) - LISTED} more {more} (--all lists them)")
 
 
 def say(text: str = "") -> None:
@@ -291,9 +308,14 @@ def _class_bars(snapshot: Snapshot) -> Table:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 1))
-    for name, progress in snapshot.by_class.items():
+    shown = list(snapshot.by_class.items())
+    if len(shown) > BARS:
+        shown = heapq.nsmallest(BARS, shown, key=lambda item: item[1].accepted / max(item[1].wanted, 1))
+    for name, progress in shown:
         short = f"{progress.short} short" if progress.short else ""
         bar = ProgressBar(total=max(progress.wanted, 1), completed=progress.accepted, width=40)
         count = Text(f"{progress.accepted}/{progress.wanted}", justify="right")
         grid.add_row(Text(f"  {printable(name)}"), bar, count, Text(short, style="yellow"))
+    if len(shown) < len(snapshot.by_class):
+        grid.add_row(Text(f"  and {len(snapshot.by_class) - len(shown)} classes that are fuller"))
     return grid

@@ -22,6 +22,9 @@ from rich.cells import cell_len
 
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
+from balancer.config.load import load_config
+from balancer.planning.plan import make_plan
+from balancer.runs.resume import describe_run, restore_schedule
 from balancer.scheduling.progress import ClassProgress, Snapshot, progress_line
 from balancer.storage import open_storage
 from balancer.text.quantities import duration
@@ -293,6 +296,7 @@ light
 estimate
   what                  expected  basis
   candidates            6         6 images, 100% of candidates pass (planning.acceptance), up to 3 attempts
+  images missing        0         0% of slots fail all 3 attempts, which pass at 100% (planning.acceptance), if all cells pass alike
   time                  0:30      6 candidates of 10 s each (planning.seconds_per_candidate), 2 generators (actors.generators)
   cost                  -         set planning.cost_per_generator_hour for an estimate
   disk                  44 kB     6 images of 7 kB (60 % of raw pixels; planning.bytes_per_image)
@@ -300,13 +304,62 @@ estimate
   time per image        10 s      1 candidates of 10 s each (planning.seconds_per_candidate) on one generator
   cost per image        -         set planning.cost_per_generator_hour for an estimate
 
-cells, in the order in which they are filled
+cells, in the order in which they are begun; all are filled to the same share
   priority  class  light   images
   critical  b      dark         2
-  critical  b      bright       2
   high      a      -            2
+  critical  b      bright       2
 """  # noqa: E501
     )
+
+
+@pytest.fixture
+def large_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """60 classes of 8 cells, which lack 1 to 60 images."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"class{number:02d}" for number in range(60)]
+    for name in names:
+        (tmp_path / "dataset" / name).mkdir(parents=True)
+    config = {
+        "dataset": {"path": "dataset"},
+        "classes": {name: {"prompts": [name]} for name in names},
+        "facets": {"light": {"values": {f"light{n}": {"prompts": ["x"]} for n in range(8)}}},
+        "target": {"classes": {name: number + 1 for number, name in enumerate(names)}},
+        "actors": {"kind": "simulated"},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_plan_of_many_classes_begins_with_a_summary_and_lists_those_that_lack_most(large_job: Path):
+    lines = invoke("plan", "job.yaml").stdout.splitlines()
+    assert lines[:3] == [
+        "priorities", "  priority  classes  cells  images", "  critical       60    452    1830",
+    ]  # fmt: skip
+    assert lines[4] == "1830 images to generate in 452 cells of 60 classes"
+    assert lines[6].split() == ["class59", "0", "60", "60", "60"]
+    assert "  and 10 more classes, which lack no more (--all lists them)" in lines
+    assert lines[-1] == "  and 402 more cells (--all lists them)"
+
+
+def test_plan_lists_all_if_asked(large_job: Path):
+    lines = invoke("plan", "job.yaml", "--all").stdout.splitlines()
+    assert lines[2].split() == ["class00", "0", "1", "1", "1"]
+    assert not any("--all" in line for line in lines)
+    assert len([line for line in lines if line.startswith("  critical")]) == 452
+
+
+def test_plan_lists_cells_in_the_order_in_which_a_run_begins_them(large_job: Path):
+    config = load_config("job.yaml")
+    models: dict[str, dict[str, Any]] = {
+        "generator": {"model": "m", "revision": None},
+        "verifier": {"model": "m", "revision": None, "embedding_dim": 8},
+    }
+    info = describe_run(config, make_plan(config, {}), models)
+    schedule = restore_schedule(info, config, info.schema().empty_table(), None)
+    begun = dict.fromkeys(candidate.slot.cell.key for candidate in schedule.next_batch(10_000))
+    cells = json.loads(invoke("plan", "job.yaml", "--json").stdout)["cells"]
+    assert [f"{cell['class']}/{cell['light']}" for cell in cells] == list(begun)
 
 
 def test_plan_as_json_is_one_object(small_job: Path):
@@ -318,8 +371,8 @@ def test_plan_as_json_is_one_object(small_job: Path):
     }
     assert plan["cells"] == [
         {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
-        {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
         {"class": "a", "light": None, "quota": 2, "priority": "high"},
+        {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
     ]
     assert (plan["estimate"]["candidates"], plan["estimate"]["hours"]) == (6, pytest.approx(1 / 120))
 

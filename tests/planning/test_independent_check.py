@@ -21,7 +21,7 @@ SHARES = {
     "angle": {"above": "0.5", "level": "0.3", "below": "0.2"},
     "damage": {"slight": "0.40", "moderate": "0.35", "severe": "0.25"},
 }
-SINGLE = {"class00": 37, "class17": "keep", "class21": 901, "class39": 640}
+SINGLE: dict[str, Any] = {"class00": 37, "class17": "keep", "class21": 901, "class39": 640}
 
 TARGETS: dict[str, dict[str, Any]] = {
     "per class": {"per_class": 500},

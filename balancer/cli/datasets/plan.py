@@ -30,11 +30,20 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--measured", metavar="RUN", default=None, help="Estimate from this run's measurements.")
+@click.option("--all", "every", is_flag=True, help="List every class, value and cell, however many.")
 @click.option("--no-preflight", is_flag=True, help="Do not load the verifier and test what it can judge.")
 def command(
-    config: str, as_json: bool, overrides: tuple[str, ...], measured: str | None, no_preflight: bool
+    config: str,
+    as_json: bool,
+    overrides: tuple[str, ...],
+    measured: str | None,
+    every: bool,
+    no_preflight: bool,
 ) -> None:
     """Show what `run` would generate for CONFIG: quotas, priorities, expected candidates, time and disk.
+
+    Classes and cells are in the order in which a run begins them. All are filled to the same share, so that
+    none is behind when a budget ends the run.
 
     Generates nothing. If the verifier is on this machine, the pre-flight shows what it can tell apart on the
     labelled real images.
@@ -74,7 +83,7 @@ def command(
     for line in held_back(plan):
         console.warn(line)
     if not as_json:
-        _print(plan, cost, list(loaded.facets))
+        _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
         seen = _measure(loaded, audit)
     checked = None if seen is None else _preflight(seen.images, loaded)
@@ -208,7 +217,7 @@ def _warn_about_faults(audit: Audit, config: Config) -> None:
 
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
-    cells = [wanted.as_dict(facets) for wanted in plan.cells]
+    cells = [wanted.as_dict(facets) for wanted in plan.in_turn()]
     classes = {
         name: {"now": now, "to_generate": lacking, "then": then, "target": target}
         for name, now, lacking, then, target in _by_class(plan)
@@ -216,22 +225,28 @@ def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]
     return {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
 
 
-def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
-    """Print the summary first, because there may be hundreds of cells."""
+def _print(plan: Plan, cost: Estimate, facets: list[str], every: bool) -> None:
+    """Print summaries first, because there may be thousands of classes and cells."""
     if all(count >= plan.targets[name] for name, count in plan.counts.items()):
         console.say("nothing to generate: every class has its target (`target` in the config sets it)")
-    console.table(
+    classes = _by_class(plan)
+    if len(classes) > console.LISTED and not every:
+        _print_priorities(plan)
+        classes.sort(key=lambda row: -row[2])
+    console.first_rows(
         f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
         f"{counted(len(plan.counts), 'class', 'classes')}",
         ["class", "now", "to generate", "then", "target"],
-        _by_class(plan),
+        classes,
+        "classes, which lack no more",
+        every=every,
     )
     for facet in facets:
-        _print_facet(plan, facet)
+        _print_facet(plan, facet, every)
     _print_estimate(cost)
     console.say()
-    console.table(
-        "cells, in the order in which they are filled",
+    console.first_rows(
+        "cells, in the order in which they are begun; all are filled to the same share",
         ["priority", "class", *facets, "images"],
         [
             [
@@ -240,9 +255,28 @@ def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
                 *(wanted.cell.value(facet) for facet in facets),
                 wanted.quota,
             ]
-            for wanted in plan.cells
+            for wanted in plan.in_turn()
         ],
+        "cells",
+        every=every,
     )
+
+
+def _print_priorities(plan: Plan) -> None:
+    """How many classes lack how much."""
+    classes, cells, images = dict[str, set[str]](), Counter[str](), Counter[str]()
+    for wanted in plan.cells:
+        classes.setdefault(wanted.priority.value, set()).add(wanted.cell.class_name)
+        cells[wanted.priority.value] += 1
+        images[wanted.priority.value] += wanted.quota
+    rows: list[list[console.Cell]] = [
+        [priority, len(names), cells[priority], images[priority]] for priority, names in classes.items()
+    ]
+    full = len(plan.counts) - sum(len(names) for names in classes.values())
+    if full:
+        rows.append(["nothing lacking", full, None, None])
+    console.table("priorities", ["priority", "classes", "cells", "images"], rows)
+    console.say()
 
 
 def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
@@ -256,7 +290,7 @@ def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
     ]
 
 
-def _print_facet(plan: Plan, facet: str) -> None:
+def _print_facet(plan: Plan, facet: str, every: bool) -> None:
     totals = Counter[str]()
     for wanted in plan.cells:
         value = wanted.cell.value(facet)
@@ -264,13 +298,14 @@ def _print_facet(plan: Plan, facet: str) -> None:
             totals[value] += wanted.quota
     if totals:
         console.say()
-        console.table(facet, ["value", "to generate"], list(totals.items()))
+        console.first_rows(facet, ["value", "to generate"], list(totals.items()), "values", every=every)
 
 
 def _print_estimate(cost: Estimate) -> None:
     time = None if cost.hours is None else duration(cost.hours * 3600)
     rows: list[list[console.Cell]] = [
         ["candidates", str(cost.candidates), cost.candidates_basis],
+        ["images missing", str(cost.missing), cost.missing_basis],
         ["time", time, cost.hours_basis],
         ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
         ["disk", size(cost.bytes), cost.bytes_basis],
