@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar, cast
 
 from balancer.cli.streams import note as note
 from balancer.cli.streams import results
@@ -34,6 +34,8 @@ BARS = 20
 """Classes with a bar of their own: those that are least full."""
 
 Cell = str | int | float | None
+
+T = TypeVar("T")
 
 _ANY_WIDTH = 10**9
 _PADDING = re.compile(r" +$", re.MULTILINE)
@@ -63,12 +65,19 @@ LISTED = 50
 
 
 def first_rows(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], more: str, *, every: bool
+    title: str,
+    columns: Sequence[str],
+    items: Sequence[T],
+    more: str,
+    *,
+    every: bool,
+    row: Callable[[T], Sequence[Cell]] = lambda item: cast("Sequence[Cell]", item),
 ) -> None:
-    """A table with the first `LISTED` rows, or `every` one; `more` names the others: `classes`."""
-    table(title, columns, rows if every else rows[:LISTED])
-    if len(rows) > LISTED and not every:
-        say(f"  and {len(rows) - LISTED} more {more} (--all lists them)")
+    """A table with the `row` of each of the first `LISTED` items, or of `every` one; `more` names the others:
+    `classes`."""
+    table(title, columns, [row(item) for item in (items if every else items[:LISTED])])
+    if len(items) > LISTED and not every:
+        say(f"  and {len(items) - LISTED} more {more} (--all lists them)")
 
 
 def say(text: str = "") -> None:

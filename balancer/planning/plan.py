@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from balancer.cells import Cell, Facet
 from balancer.planning.rounding import round_quotas
 from balancer.planning.targets import compute_targets, max_generated, values_to_add
+from balancer.process.collection import gc_paused
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.order import cells_in_turn
 from balancer.text.quantities import counted, percent, size
@@ -74,11 +75,12 @@ class Plan:
     def in_turn(self) -> list[CellQuota]:
         """The cells in the order in which a run begins them."""
         ranks = {priority: rank for rank, priority in enumerate(Priority)}
-        by_cell = {wanted.cell: wanted for wanted in self.cells}
-        quotas = ((wanted.cell, wanted.quota, ranks[wanted.priority]) for wanted in self.cells)
-        return [by_cell[cell] for cell in cells_in_turn(quotas)]
+        with gc_paused():
+            quotas = [(wanted.cell, wanted.quota, ranks[wanted.priority]) for wanted in self.cells]
+            return [self.cells[place] for place in cells_in_turn(quotas)]
 
 
+@gc_paused()
 def make_plan(config: Config, counts: Mapping[str, int], real_facets: RealFacets | None = None) -> Plan:
     """Plan from the images per class in `counts`; a missing class has none.
 

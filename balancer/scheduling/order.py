@@ -22,7 +22,7 @@ def slots_in_turn(quotas: Iterable[Quota]) -> Iterator[Slot]:
     """All slots in the order in which they are begun."""
     waiting = []
     for number, (rank, cells) in enumerate(_by_class(quotas)):
-        wanted = sum(quota for _, quota in cells)
+        wanted = sum(quota for _, quota, _ in cells)
         waiting.append((_share(0, wanted), rank, number, 0, wanted, _slots_of_class(cells)))
     heapq.heapify(waiting)
     while waiting:
@@ -34,36 +34,44 @@ def slots_in_turn(quotas: Iterable[Quota]) -> Iterator[Slot]:
             heapq.heappop(waiting)
 
 
-def cells_in_turn(quotas: Iterable[Quota]) -> list[Cell]:
-    """All cells in the order of their first slots, without going through the slots: there may be millions."""
+def cells_in_turn(quotas: Sequence[Quota]) -> list[int]:
+    """The places of the quotas in the order of their cells' first slots, without going through the slots:
+    there may be millions."""
     turns = []
     for number, (rank, cells) in enumerate(_by_class(quotas)):
-        wanted = sum(quota for _, quota in cells)
+        wanted = sum(quota for _, quota, _ in cells)
+        first_slots = _slots_before([quota for _, quota, _ in cells])
         turns += [
-            (_share(before, wanted), rank, number, before, cell)
-            for before, (cell, _) in zip(_slots_before([quota for _, quota in cells]), cells, strict=True)
+            (_share(before, wanted), rank, number, before, place)
+            for before, (_, _, place) in zip(first_slots, cells, strict=True)
         ]
     turns.sort()
-    return [cell for *_, cell in turns]
+    return [place for *_, place in turns]
 
 
-def _by_class(quotas: Iterable[Quota]) -> list[tuple[int, list[tuple[Cell, int]]]]:
-    """The rank of each class, and its cells with their quotas."""
-    classes: dict[str, tuple[int, list[tuple[Cell, int]]]] = {}
-    for cell, quota, rank in quotas:
+_Lacking = tuple[Cell, int, int]
+"""A cell, its quota and its place in the plan."""
+
+
+def _by_class(quotas: Iterable[Quota]) -> list[tuple[int, list[_Lacking]]]:
+    """The rank of each class, and its cells."""
+    classes: dict[str, tuple[int, list[_Lacking]]] = {}
+    for place, (cell, quota, rank) in enumerate(quotas):
         if quota > 0:
-            classes.setdefault(cell.class_name, (rank, []))[1].append((cell, quota))
+            if (own := classes.get(cell.class_name)) is None:
+                own = classes[cell.class_name] = (rank, [])
+            own[1].append((cell, quota, place))
     return list(classes.values())
 
 
-def _slots_of_class(cells: Sequence[tuple[Cell, int]]) -> Iterator[Slot]:
-    waiting = [(_share(0, quota), number, 0, quota, cell) for number, (cell, quota) in enumerate(cells)]
+def _slots_of_class(cells: Iterable[_Lacking]) -> Iterator[Slot]:
+    waiting = [(_share(0, quota), place, 0, quota, cell) for cell, quota, place in cells]
     heapq.heapify(waiting)
     while waiting:
-        _, number, index, quota, cell = waiting[0]
+        _, place, index, quota, cell = waiting[0]
         yield Slot(cell, index)
         if index + 1 < quota:
-            heapq.heapreplace(waiting, (_share(index + 1, quota), number, index + 1, quota, cell))
+            heapq.heapreplace(waiting, (_share(index + 1, quota), place, index + 1, quota, cell))
         else:
             heapq.heappop(waiting)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -241,39 +242,34 @@ def _print(plan: Plan, cost: Estimate, facets: list[str], every: bool) -> None:
         "classes, which lack no more",
         every=every,
     )
-    for facet in facets:
-        _print_facet(plan, facet, every)
+    _print_facets(plan, facets, every)
     _print_estimate(cost)
     console.say()
     console.first_rows(
         "cells, in the order in which they are begun; all are filled to the same share",
         ["priority", "class", *facets, "images"],
-        [
-            [
-                wanted.priority.value,
-                wanted.cell.class_name,
-                *(wanted.cell.value(facet) for facet in facets),
-                wanted.quota,
-            ]
-            for wanted in plan.in_turn()
-        ],
+        plan.in_turn(),
         "cells",
         every=every,
+        row=lambda wanted: [
+            wanted.priority.value,
+            wanted.cell.class_name,
+            *map(wanted.cell.value, facets),
+            wanted.quota,
+        ],
     )
 
 
 def _print_priorities(plan: Plan) -> None:
     """How many classes lack how much."""
-    classes, cells, images = dict[str, set[str]](), Counter[str](), Counter[str]()
-    for wanted in plan.cells:
-        classes.setdefault(wanted.priority.value, set()).add(wanted.cell.class_name)
-        cells[wanted.priority.value] += 1
-        images[wanted.priority.value] += wanted.quota
-    rows: list[list[console.Cell]] = [
-        [priority, len(names), cells[priority], images[priority]] for priority, names in classes.items()
-    ]
-    full = len(plan.counts) - sum(len(names) for names in classes.values())
-    if full:
+    rows: list[list[console.Cell]] = []
+    lacking = 0
+    for priority, group in groupby(plan.cells, key=lambda wanted: wanted.priority):
+        cells = list(group)
+        classes = len({wanted.cell.class_name for wanted in cells})
+        rows.append([priority.value, classes, len(cells), sum(wanted.quota for wanted in cells)])
+        lacking += classes
+    if full := len(plan.counts) - lacking:
         rows.append(["nothing lacking", full, None, None])
     console.table("priorities", ["priority", "classes", "cells", "images"], rows)
     console.say()
@@ -290,15 +286,15 @@ def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
     ]
 
 
-def _print_facet(plan: Plan, facet: str, every: bool) -> None:
-    totals = Counter[str]()
+def _print_facets(plan: Plan, facets: list[str], every: bool) -> None:
+    totals = {facet: Counter[str]() for facet in facets}
     for wanted in plan.cells:
-        value = wanted.cell.value(facet)
-        if value is not None:
-            totals[value] += wanted.quota
-    if totals:
-        console.say()
-        console.first_rows(facet, ["value", "to generate"], list(totals.items()), "values", every=every)
+        for facet, value in wanted.cell.facets:
+            totals[facet][value] += wanted.quota
+    for facet, images in totals.items():
+        if images:
+            console.say()
+            console.first_rows(facet, ["value", "to generate"], list(images.items()), "values", every=every)
 
 
 def _print_estimate(cost: Estimate) -> None:
