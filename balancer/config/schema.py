@@ -40,8 +40,9 @@ SIMULATED = "simulated"
 MAX_EMBEDDING_DIM = 65_536
 """Length of the verifier's embeddings; published models have up to 1,664."""
 
-MAX_CELLS = 150_000
-"""Over all classes. Planning this many takes two or three seconds, with three facets as with nine."""
+MAX_CELLS = 120_000
+"""Over all classes. Planning this many takes two or three seconds, with three facets as with nine;
+readers of run.json limit its values (`balancer.text.json_reading`)."""
 
 MAX_FACETS = 500
 """Each facet is a column of the manifest."""
