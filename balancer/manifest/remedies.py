@@ -158,7 +158,7 @@ def _of_cells(judged: pa.Table, cells: Collection[str]) -> pa.Table:
 
 def _grouped(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     """The values of some columns, and how many rows have them."""
-    table = rows.select(names).group_by(list(names)).aggregate([([], "count_all")])
+    table = rows.select(names).group_by(list(names), use_threads=False).aggregate([([], "count_all")])
     yield from zip(*(table[name].to_pylist() for name in (*names, "count_all")), strict=True)
 
 
@@ -221,7 +221,12 @@ def _thresholds(rows: pa.Table, config: Config) -> Iterator[Threshold]:
     by_score = pc.is_in(rows["reason"], value_set=pa.array(list(config.properties()), pa.string()))
     rejected = rows.filter(by_score).filter(pc.field("status") == REJECTED)
     rejected = rejected.filter(pc.invert(pc.is_in(rejected["slot"], value_set=filled.combine_chunks())))
-    best = rejected.group_by("slot").aggregate([("score", "max")])["score_max"].drop_null().to_pylist()
+    best = (
+        rejected.group_by("slot", use_threads=False)
+        .aggregate([("score", "max")])["score_max"]
+        .drop_null()
+        .to_pylist()
+    )
     scores = [score for score in best if not math.isnan(score)]
     fills = 0
     for step in range(1, math.ceil(now / STEP)):
