@@ -118,6 +118,14 @@ def warn(text: str) -> None:
     note(f"warning: {text}")
 
 
+def warn_each(lines: Sequence[str], more: str, *, every: bool) -> None:
+    """The first `LISTED` warnings of a kind, or `every` one; `more` names the others."""
+    for line in lines if every else lines[:LISTED]:
+        warn(line)
+    if len(lines) > LISTED and not every:
+        warn(f"the same of {len(lines) - LISTED} more {more} (--all lists them)")
+
+
 class ProgressDisplay(Protocol):
     def update(self, snapshot: Snapshot) -> None: ...
 

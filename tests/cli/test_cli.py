@@ -349,6 +349,14 @@ def test_plan_lists_all_if_asked(large_job: Path):
     assert len([line for line in lines if line.startswith("  critical")]) == 452
 
 
+def test_plan_warns_of_some_of_many_classes_that_stay_below_their_target(large_job: Path):
+    arguments = ("plan", "job.yaml", "--set", "target.max_synthetic_share=0.5")
+    warnings = [line for line in invoke(*arguments).stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == console.LISTED + 1
+    assert warnings[-1] == "warning: the same of 10 more classes (--all lists them)"
+    assert invoke(*arguments, "--all").stderr.count("target.max_synthetic_share allows no more") == 60
+
+
 def test_plan_lists_cells_in_the_order_in_which_a_run_begins_them(large_job: Path):
     config = load_config("job.yaml")
     models: dict[str, dict[str, Any]] = {

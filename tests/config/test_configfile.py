@@ -346,6 +346,13 @@ def test_a_missing_key_is_named_where_its_section_begins():
     assert problems(GOOD.replace("prompts:", "labels:")) == ["job.yaml:3: classes.basic.prompts: missing"]
 
 
+def test_null_removes_the_target_of_a_class_that_a_base_gives(tmp_path: Path):
+    Path("base.yaml").write_text(GOOD.replace("{per_class: 50}", "{per_class: 50, classes: {basic: 7}}"))
+    assert load("extends: base.yaml\n").target.classes == {"basic": 7}
+    assert load("extends: base.yaml\ntarget: {classes: {basic: null}}\n").target.classes == {}
+    assert load("extends: base.yaml\ntarget: {classes: null}\n").target.classes == {}
+
+
 def test_a_target_is_given_once():
     rule = "one of per_class, ratio_to_largest, total, rule must be given"
     assert problems(GOOD.replace("{per_class: 50}", "{}")) == [

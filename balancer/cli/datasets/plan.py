@@ -81,8 +81,7 @@ def command(
     _warn_about_faults(audit, loaded)
     if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
-    for line in held_back(plan):
-        console.warn(line)
+    console.warn_each(held_back(plan), "classes", every=every)
     if not as_json:
         _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
@@ -93,7 +92,7 @@ def command(
         shown = checked and checked.as_dict() | {"challenge": domain and domain.as_dict()}
         console.print_json(_as_json(plan, cost, list(loaded.facets)) | {"preflight": shown})
     elif checked is not None:
-        _print_preflight(checked)
+        _print_preflight(checked, every)
         _print_domain(domain, loaded)
 
 
@@ -178,20 +177,26 @@ def _print_domain(proof: DomainProof | None, config: Config) -> None:
         console.warn(f"`run` would stop: {error.message}")
 
 
-def _print_preflight(checked: Preflight) -> None:
-    rows: list[list[console.Cell]] = [
-        [
+def _print_preflight(checked: Preflight, every: bool) -> None:
+    proofs = list(checked.values)
+    if len(proofs) > console.LISTED and not every:
+        proofs.sort(key=lambda proof: proof.proven)
+    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
+    console.say()
+    console.first_rows(
+        title,
+        ["property", "value", "examples", "AUC", "verdict"],
+        proofs,
+        "values",
+        every=every,
+        row=lambda proof: [
             proof.property_,
             proof.value,
             proof.examples,
             None if proof.auc is None else round(proof.auc, 3),
             _verdict(checked, proof),
-        ]
-        for proof in checked.values
-    ]
-    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
-    console.say()
-    console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
+        ],
+    )
     if checked.blocking:
         console.warn(
             f"`run` would stop: {counted(len(checked.blocking), 'value')} not proven and not in"
