@@ -343,17 +343,24 @@ def test_targets_that_differ_become_targets_of_single_classes(load: Callable[...
     assert config.target.per_class is None
 
 
+def test_a_target_of_all_classes_leaves_single_ones_theirs(load: Callable[..., Config]):
+    distribution = {"a": {"target": 5}, "b": {"target": 6}, "c": {"current": 3}}
+    target = load(small(target_distribution=distribution, images_per_class=5)).target
+    assert (target.per_class, target.classes) == (5, {"b": 6})
+
+
 def test_one_target_can_replace_targets_that_differ(tmp_path: Path):
     path = written(tmp_path, small(target_distribution={"a": 5, "b": 6}))
     target = load_config(path, [SAMPLE, "target.classes=null", "target.per_class=7"]).target
     assert (target.per_class, target.classes) == (7, {})
 
 
-def test_a_class_without_a_target_beside_others_is_reported_where_it_stands(
+def test_a_class_without_a_target_beside_others_is_reported(
     problems: Callable[..., list[str]],
 ):
     assert problems(small(target_distribution={"a": 5, "b": {"priority": 1}}), SAMPLE) == [
-        "old.json:5: target.classes.b: should be a whole number or `keep`, not null"
+        "old.json:4: target: b has no target; name it in target.classes, or give one of per_class,"
+        " ratio_to_largest, total, rule for all other classes"
     ]
 
 

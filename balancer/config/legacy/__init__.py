@@ -131,20 +131,21 @@ def _convert_classes(conversion: Conversion) -> tuple[str, ...]:
 
 
 def _convert_targets(conversion: Conversion, names: Sequence[str]) -> None:
-    """One target if all classes have the same, else one for each class."""
+    """The target of all classes, and of single classes what differs from it. If the file gives none for all,
+    it is that of the classes, if these have the same."""
     common: KeyPath = ("target", "per_class")
     wanted = {name: _target(conversion, name) for name in names}
+    values = [value for _, value in wanted.values()]
     if conversion.has(common):
-        for old, _ in wanted.values():
-            conversion.reasons[old] = "the target of all classes together is used instead"
-        return
-    first, number = next(iter(wanted.values()))
-    share_one = all(value == number for _, value in wanted.values())
-    if share_one:
-        conversion.put(common, number, first)
+        for_all = cast("dict[str, dict[str, object]]", conversion.document.value)["target"]["per_class"]
+    else:
+        for_all = values[0] if values.count(values[0]) == len(values) else None
+        if for_all is not None:
+            conversion.put(common, for_all, wanted[names[0]][0])
     for name, (old, value) in wanted.items():
+        has_none = value is None and conversion.has(common)
         conversion.use(old)
-        if not share_one:
+        if value != for_all and not has_none:
             conversion.put(("target", "classes", name), value, old)
 
 
