@@ -688,6 +688,16 @@ def test_a_live_display_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch)
     assert not steers(terminal.getvalue())
 
 
+def test_a_live_display_of_many_classes_shows_those_that_are_least_full(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch)
+    by_class = {f"class{n:04d}": ClassProgress(100, 100 - n // 50) for n in range(5000)}
+    with console.progress_display("run") as display:
+        display.update(snapshot(by_class=by_class))
+    shown = set(re.findall(r"class\d{4}", terminal.getvalue()))
+    assert shown == {f"class{n:04d}" for n in range(4950, 4950 + console.BARS)}
+    assert f"and {5000 - console.BARS} classes that are fuller" in terminal.getvalue()
+
+
 def test_csv_is_escaped_on_a_terminal_and_as_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch):
     data = f"name\n{STEERING}\n".encode()
     terminal = use_terminal(monkeypatch)
