@@ -271,8 +271,8 @@ def _say_attempts(attempts: Attempts | None) -> str:
         return ""
     hopeless = f"; in cells that lack {attempts.hopeless} none passed" if attempts.hopeless else ""
     return (
-        f"attempts.max={attempts.needed} would fill {attempts.fills} more, at the rate at which candidates"
-        f" passed{hopeless}"
+        f"attempts.max={attempts.needed} (--allow-config-change) would fill {attempts.fills} more, at the"
+        f" rate at which candidates passed{hopeless}"
     )
 
 
@@ -283,7 +283,7 @@ def _say_threshold(thresholds: Sequence[Threshold]) -> str:
     chosen = next(each for each in thresholds if 2 * each.fills >= thresholds[-1].fills)
     return (
         f"verification.threshold={chosen.threshold:g} would accept {chosen.fills} more, which show what was"
-        f" asked with a probability of {chosen.mean_score:.0%}"
+        f" asked with a probability of {chosen.mean_score:.0%} (`balancer rejudge`)"
     )
 
 
