@@ -49,7 +49,7 @@ from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, list_held_back
+from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import held_back, make_plan
 from balancer.process.signals import StopSignal, caught
 from balancer.runs.import_real import commit_real_images
@@ -102,6 +102,8 @@ class RunResult:
     """Those of these cells in which too few candidates pass, and how many did."""
     held_back: tuple[str, ...] = ()
     """A line for each class that stays below its target by `target.max_synthetic_share`."""
+    remedies: tuple[str, ...] = ()
+    """What would help, if images are missing; `balancer.run_status` has the figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,11 @@ def run(
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
+        result = replace(result, remedies=_remedies(out, result))
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
+        for line in result.remedies:
+            logged.note(f"what would help: {line}")
         log.flush_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
@@ -561,6 +566,14 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
         held_back=tuple(list_held_back(info)),
     )
+
+
+def _remedies(out: str | os.PathLike[str], result: RunResult) -> tuple[str, ...]:
+    if not result.open_cells:
+        return ()
+    with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
+        return tuple(suggest_remedies(open_storage(out, create=False)))
+    return ()
 
 
 def _why(result: RunResult, missing: int) -> str:

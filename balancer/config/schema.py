@@ -40,9 +40,9 @@ SIMULATED = "simulated"
 MAX_EMBEDDING_DIM = 65_536
 """Length of the verifier's embeddings; published models have up to 1,664."""
 
-MAX_CELLS = 100_000
-"""Over all classes. Planning this many takes seconds with few facets and half a minute with nine; twice as
-many took five minutes."""
+MAX_CELLS = 120_000
+"""Over all classes. Planning this many takes two or three seconds, with three facets as with nine;
+readers of run.json limit its values (`balancer.text.json_reading`)."""
 
 MAX_FACETS = 500
 """Each facet is a column of the manifest."""
@@ -226,9 +226,35 @@ class FacetConfig(_Section):
         return self
 
 
+COMMON_TARGETS = ("per_class", "ratio_to_largest", "total", "rule")
+
+
 class TargetConfig(_Section):
-    """How many training images there should be: exactly one of `per_class`, `ratio_to_largest` and `total`.
-    Real images in a validation or test split (`dataset.splits`) do not count."""
+    """How many training images there should be: one of `per_class`, `ratio_to_largest`, `total` and `rule`
+    for all classes, and `classes` for single ones. Real images in a validation or test split
+    (`dataset.splits`) do not count.
+
+    The two rules scale the largest class to its real images; `n` are the real images of a class (a class
+    without any counts as having one), `m` those of the largest. Targets are rounded up, never below the real
+    images, and never lower than those of a smaller class.
+
+    - `sqrt`, square-root sampling (Mikolov et al. 2013; Mahajan et al. 2018): the square root of `n` times
+      `m`. Classes end in proportion to the square roots of their real images.
+    - `effective_number` with `beta` (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of
+      Samples"): with `E(n) = (1 - beta^n) / (1 - beta)`, `n` times `E(m) / E(n)`. Classes end in proportion
+      to the weights that the class-balanced loss would give them. `beta: 0` generates nothing; near 1, all
+      classes end as large as the largest.
+
+    | real images | `sqrt` | `beta: 0.9` | `beta: 0.99` | `beta: 0.999` | `beta: 0.9999` |
+    |---:|---:|---:|---:|---:|---:|
+    | 0 | 23 | 10 | 100 | 394 | 488 |
+    | 1 | 23 | 10 | 100 | 394 | 488 |
+    | 10 | 71 | 16 | 104 | 396 | 488 |
+    | 50 | 159 | 51 | 126 | 404 | 489 |
+    | 100 | 224 | 101 | 157 | 414 | 491 |
+    | 250 | 354 | 250 | 271 | 445 | 494 |
+    | 500 | 500 | 500 | 500 | 500 | 500 |
+    """
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
     """Training images every class should have, real and generated together."""
@@ -240,6 +266,18 @@ class TargetConfig(_Section):
     """Images of all classes together. Classes are raised to one level; a class with more real images keeps
     them."""
 
+    rule: Literal["effective_number", "sqrt"] | None = None
+    """A published rule that gives smaller classes smaller targets, as above."""
+
+    beta: float | None = Field(default=None, ge=0, lt=1)
+    """Only with `rule: effective_number`, which needs it: how fully classes are balanced. Usual are 0.99,
+    0.999 and 0.9999."""
+
+    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = {}
+    """Targets of single classes, instead of the common one: `{cat: 80, dog: keep}`. With `keep` a class keeps
+    its real images and gets no others. They are part of a `total`. If all classes are here, no common target
+    is needed."""
+
     max_synthetic_share: float | None = Field(default=None, ge=0, lt=1)
     """Largest share of a class's images that may be generated. `plan` names the classes that cannot reach
     their target because of it."""
@@ -249,13 +287,24 @@ class TargetConfig(_Section):
     generated images alone; `known` counts values from the metadata; `measured` asks the verifier for the
     others."""
 
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The settings given for all classes together: one, or none if each class has its own."""
+        return tuple(kind for kind in COMMON_TARGETS if getattr(self, kind) is not None)
+
     @model_validator(mode="after")
     def _is_given_once(self) -> Self:
-        kinds = ("per_class", "ratio_to_largest", "total")
-        given = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(given) != 1:
-            actual = f"{' and '.join(given)} are given" if given else "none of them is"
-            raise ValueError(f"one of {', '.join(kinds)} must be given, and {actual}")
+        if len(self.common) > 1 or not (self.common or self.classes):
+            actual = f"{' and '.join(self.common)} are given" if self.common else "none of them is"
+            raise ValueError(f"one of {', '.join(COMMON_TARGETS)} must be given, and {actual}")
+        return self
+
+    @model_validator(mode="after")
+    def _beta_is_of_its_rule(self) -> Self:
+        if self.rule == "effective_number" and self.beta is None:
+            raise ValueError("rule: effective_number needs beta, such as 0.999")
+        if self.rule != "effective_number" and self.beta is not None:
+            raise ValueError("beta has no effect without rule: effective_number")
         return self
 
 
@@ -703,6 +752,21 @@ class Config(_Section):
                 if class_name not in self.classes:
                     known = ", ".join(self.classes)
                     raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_class_has_a_target(self) -> Self:
+        for name in self.target.classes:
+            if name not in self.classes:
+                meant = near(name, self.classes)
+                advice = f"did you mean {meant!r}?" if meant else f"the classes are {', '.join(self.classes)}"
+                raise ValueError(f"{join_keys(('target', 'classes', name))}: no class {name!r}; {advice}")
+        lacking = [name for name in self.classes if name not in self.target.classes]
+        if lacking and not self.target.common:
+            raise ValueError(
+                f"target: {lacking[0]} has no target; name it in target.classes, or give one of"
+                f" {', '.join(COMMON_TARGETS)} for all other classes"
+            )
         return self
 
     @model_validator(mode="after")

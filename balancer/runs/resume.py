@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import gc
 import importlib.metadata
 import json
 import os
 import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import Candidate, Cell, Slot
@@ -22,6 +20,7 @@ from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.planning.plan import Plan, Priority
+from balancer.process.collection import gc_paused
 from balancer.scheduling.adaptive import WordingCounts
 from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.prompts import ladder
@@ -130,6 +129,8 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
     settings = config.model_dump(mode="json")
     settings["classes"] = {named(name): entry for name, entry in settings["classes"].items()}
     settings["facets"] = {named(name): entry for name, entry in settings["facets"].items()}
+    wanted = settings["target"]
+    wanted["classes"] = {named(name): target for name, target in wanted["classes"].items()}
     for facet in settings["facets"].values():
         facet["values"] = {named(value): entry for value, entry in facet["values"].items()}
         if facet["classes"] != "all":
@@ -305,7 +306,7 @@ def restore_schedule(info: RunInfo, config: Config, rows: pa.Table, limit: int |
         (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
     rungs = ladder(config)
-    with _gc_paused():
+    with gc_paused():
         return Schedule(
             quotas,
             attempts=len(rungs),
@@ -322,18 +323,6 @@ def accepted_in_order(schedule: Schedule, facts: RunFacts) -> list[Candidate]:
     """Accepted candidates in the plan's order, not in that of acceptance."""
     slots = sorted(schedule.accepted, key=facts.number)
     return [Candidate(slot, schedule.accepted[slot]) for slot in slots]
-
-
-@contextmanager
-def _gc_paused() -> Iterator[None]:
-    """While millions of long-lived objects are created, garbage collection takes a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def count_wordings(rows: pa.Table) -> WordingCounts:

@@ -176,7 +176,8 @@ verifier too, and none may be copied."""
 
 _TARGET = """\
 Training images every class should have, real and generated together: as many as the largest class has.
-Instead of per_class: ratio_to_largest: 0.5, or total: 1000."""
+Instead of per_class: ratio_to_largest: 0.5, total: 1000, or rule: sqrt; for single classes, \
+classes: {NAME: 80}."""
 
 _CLASSES = """\
 EDIT the prompts: describe each class in several wordings; attempts use them in turn.

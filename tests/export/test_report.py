@@ -396,6 +396,36 @@ def test_images_of_validation_and_test_are_named_apart_from_training_images(run)
     assert "images in the dataset" not in page
 
 
+def test_of_too_many_classes_the_least_full_are_listed(run, monkeypatch):
+    run.fill()
+    monkeypatch.setattr("balancer.report.MAX_ROWS", 1)
+    assert "The 1 least full of 2 classes." in render_report(run.uri, now=NOW)
+    assert [count.name for count in run.facts().emptiest_first(1)] == [
+        min(run.facts().classes, key=lambda count: count.fill).name
+    ]
+
+
+def test_a_criterion_names_some_of_many_classes(run, monkeypatch):
+    monkeypatch.setattr("balancer.report.criteria.SHOWN_CLASSES", 1)
+    assert _criterion(run, "Every class").detail == "below: basic and 1 more"
+
+
+def test_the_report_says_what_would_help_a_run_that_ended_short(run):
+    for cell in PLAN:
+        for _ in range(cell["quota"]):
+            run.log.commit(
+                [
+                    row | {"id": f"{row['slot']}-{attempt}", "attempt": attempt}
+                    for row in [run._made(cell, 0.58)]
+                    for attempt in (1, 2, 3)
+                ]
+            )
+    run.log.close("short")
+    page = render_report(run.uri, now=NOW)
+    assert "What would help: lighting rejected 21 of 21 candidates there." in page
+    assert "verification.threshold=0.55 would accept 7 more" in page
+
+
 def test_cells_that_were_given_up_are_listed_with_their_numbers_and_reasons(run):
     failed = [run._made(PLAN[5], 0.2) | {"reason": reason} for reason in ["class"] * 100 + ["blank"] * 199]
     run.log.commit(failed[1:])

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @click.command(name="status")
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(run: str, as_json: bool) -> None:
+@click.option("--all", "every", is_flag=True, help="List every cell, however many.")
+def command(run: str, as_json: bool, every: bool) -> None:
     """Show the progress of RUN, from its files alone.
 
     A wanted image is accepted, `short` (every attempt failed) or `open` (a run can still make it).
@@ -35,7 +36,10 @@ def command(run: str, as_json: bool) -> None:
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
         _print_rules(status["overrides"])
-        _print_given_up(status["given_up"])
+        _print_short(status["short_cells"], every)
+        _print_given_up(status["given_up"], every)
+        for line in status["remedies"]["summary"]:
+            console.say(f"what would help: {line}")
         console.say()
         console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
@@ -93,12 +97,30 @@ def _print_images(check: ImageCheck) -> None:
         )
 
 
-def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
+def _print_short(cells: dict[str, dict[str, Any]], every: bool) -> None:
+    if cells:
+        most_first = sorted(cells.items(), key=lambda item: -item[1]["short"])
+        console.say()
+        console.first_rows(
+            "short: no attempt passed",
+            ("cell", "images", "candidates", "accepted", "rejected for"),
+            most_first,
+            "cells, which lack no more",
+            every=every,
+            row=lambda item: (
+                item[0],
+                *(item[1][name] for name in ("short", "candidates", "accepted")),
+                ", ".join(f"{reason} {count}" for reason, count in item[1]["reasons"].items()),
+            ),
+        )
+
+
+def _print_given_up(cells: dict[str, dict[str, int]], every: bool) -> None:
     if cells:
         rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
         console.say()
         title = "given up: too few candidates pass (attempts.give_up_below)"
-        console.table(title, ("cell", "candidates", "accepted"), rows)
+        console.first_rows(title, ("cell", "candidates", "accepted"), rows, "cells", every=every)
 
 
 def _share(part: int, whole: int) -> str | None:
