@@ -126,9 +126,24 @@ def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
 
 class DatasetConfig(_Section):
     path: str = SAMPLE_DATASET
-    """Folder with one subfolder of images per class, relative to the config file, or else to the working
-    folder. `sample` is the rendered sample dataset, made on first use in the cache folder
-    (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+    """The dataset, in one of the [layouts](datasets.md), most simply a folder with one subfolder of images
+    per class; relative to the config file, or else to the working folder. `sample` is the rendered sample
+    dataset, made on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+
+    layout: Literal["auto", "folders", "splits"] = "auto"
+    """How the dataset is laid out. `auto` recognises it; `balancer audit` and `plan` say as what. `folders`:
+    one folder per class. `splits`: `train`, `validation` and `test` folders with class folders in them, which
+    decide the splits like the column `split` of a table."""
+
+    include: tuple[Phrase, ...] = ()
+    """Patterns of the classes and images to use, such as `cat/2024-*`; by default all. A pattern is compared
+    with the class, with `class/file` and with the file name. `*` matches any characters, slashes too."""
+
+    exclude: tuple[Phrase, ...] = ()
+    """Patterns of classes and images to leave out, such as `unsorted` or `*/draft_*`; see `include`."""
+
+    labels: dict[str, Name] = {}
+    """Class names by folder or label, such as `{kitty: cat, tomcat: cat}`: renames and merges classes."""
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default

@@ -1,9 +1,8 @@
-"""Audit a dataset: a folder with one subfolder of images per class, and optional tables of facet values.
+"""Audit a dataset: the images of each class, in any layout (`readers`), and optional tables of facet values.
 
 Unusable files do not stop the audit: it lists them with their reasons. Only a folder that is not a dataset
-raises DatasetError. Hidden names are skipped, links are not followed, and images in deeper folders belong to
-the class folder above them. Names of classes, facets and values are composed (`balancer.text.names`), names
-of files stay as they are on the disk.
+raises DatasetError. Hidden names are skipped, links are not followed. Names of classes, facets and values are
+composed (`balancer.text.names`), names of files stay as they are on the disk.
 """
 
 from __future__ import annotations
@@ -24,17 +23,20 @@ from balancer.dataset.facet_table import (
 )
 from balancer.dataset.facet_values import FacetMatcher
 from balancer.dataset.joining import join
-from balancer.dataset.listing import list_dataset
 from balancer.dataset.location import dataset_folder, find_dataset, holdout_folder
+from balancer.dataset.readers.choice import list_dataset
+from balancer.dataset.splits import SPLIT_NAMES
 from balancer.errors import DatasetError
 from balancer.storage.address import refuse_credentials
 from balancer.text.names import composed, near, without_case
+from balancer.text.quantities import are, counted
 from balancer.text.safetext import shortened
 
 if TYPE_CHECKING:
     from balancer.cells import Facet
-    from balancer.config.schema import Config
+    from balancer.config.schema import Config, DatasetConfig
     from balancer.dataset.decoding.image_info import ImageInfo
+    from balancer.dataset.readers.listing import DatasetListing
 
 __all__ = [
     "Audit",
@@ -42,6 +44,7 @@ __all__ = [
     "audit",
     "audit_dataset",
     "audit_holdout",
+    "audit_path",
     "credited_facets",
     "dataset_folder",
     "find_dataset",
@@ -63,8 +66,8 @@ MAX_COLUMN_NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`file_name` is relative to the dataset, with slashes. `facets` and `split` come from the metadata
-    table; `split` is "" if it gives none."""
+    """`file_name` is relative to the dataset, with slashes. `facets` come from the metadata table, `split`
+    from split folders or the table; it is "" if they give none."""
 
     file_name: str
     class_name: str
@@ -109,6 +112,11 @@ class Audit:
     """Entries of the tables that are ambiguous or match nothing."""
     passed_over: tuple[str, ...] = ()
     """Columns that are not used as facets, because their values hardly repeat."""
+    layout: str = "folders"
+    layout_reason: str = ""
+    split_source: str = "column `split` of the metadata table"
+    """Where the splits of images come from."""
+
     lost_facets: tuple[str, ...] = ()
     """Facets of the config that should have values in the tables and have none that the config knows."""
 
@@ -125,53 +133,73 @@ def audit(
     facets: Sequence[str] | None = None,
     max_bytes: int = MAX_IMAGE_BYTES,
     max_pixels: int = MAX_IMAGE_PIXELS,
+    settings: DatasetConfig | None = None,
 ) -> Audit:
     """Read every image of a dataset. Raises DatasetError if `path` is not one.
 
     `metadata` is relative to `path`; by default `metadata.parquet`, `.csv` or `.jsonl`, there and in the
-    folders below. Without `facets`, every column that repeats a few values is a facet.
+    folders below. Without `facets`, every column that repeats a few values is a facet. `settings` are those
+    of a config's section `dataset` that say which images belong to which class.
     """
+    from balancer.config.schema import DatasetConfig
+
     refuse_credentials(os.fspath(path), "the path of this dataset")
-    return _run_audit(Path(path), metadata, facets, max_bytes, max_pixels)
+    how = _How(settings or DatasetConfig(), metadata, facets, max_bytes, max_pixels)
+    return _run_audit(Path(path), how)
 
 
-def _run_audit(
-    root: Path,
-    metadata: str | os.PathLike[str] | None,
+def audit_path(dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None) -> Audit:
+    """Audit the dataset that a command names, with the limits of its settings."""
+    return _run_audit(find_dataset(dataset), _how(settings, settings.metadata, facets))
+
+
+def _how(
+    settings: DatasetConfig,
+    metadata: str | None,
     facets: Sequence[str] | None,
-    max_bytes: int,
-    max_pixels: int,
     axes: Sequence[Facet] = (),
     classes: Iterable[str] = (),
-) -> Audit:
-    """`axes` and `classes` come from a config; the audit uses their spelling."""
-    listing = list_dataset(root)
-    tables = read_tables(root, metadata, listing.tables)
-    joined = join(tables, root, (*listing.files, *listing.outside, *dict(listing.faults)))
+) -> _How:
+    max_bytes, max_pixels = settings.max_image_megabytes * 1e6, settings.max_image_megapixels * 1e6
+    return _How(settings, metadata, facets, round(max_bytes), round(max_pixels), axes, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How to audit. `axes` and `classes` come from a config; the audit uses their spelling."""
+
+    settings: DatasetConfig
+    metadata: str | os.PathLike[str] | None
+    facets: Sequence[str] | None
+    max_bytes: int
+    max_pixels: int
+    axes: Sequence[Facet] = ()
+    classes: Iterable[str] = ()
+
+
+def _run_audit(root: Path, how: _How) -> Audit:
+    listing = list_dataset(root, how.settings)
+    tables = read_tables(root, how.metadata, listing.tables)
+    joined = join(tables, root, listing.every_name())
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     every_row = (row for table in tables for row in table.rows.values())
-    names = find_facet_columns(every_row) if facets is None else tuple(facets)
-    passed_over = find_ignored_columns(columns, names) if facets is None else ()
-    values = FacetMatcher.match(columns, names, axes)
-    spelling = {composed(name): name for name in classes}
-    classes_by_folder = {
-        folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes
-    }
-    results = _read_images(root, listing.files, classes_by_folder, max_bytes, max_pixels)
-    images = tuple(
-        _with_facets(result, joined.rows.get(result.file_name, {}), values)
-        for result in results
-        if isinstance(result, RealImage)
-    )
-    faults = [result for result in results if not isinstance(result, RealImage)]
+    names = find_facet_columns(every_row) if how.facets is None else tuple(how.facets)
+    passed_over = find_ignored_columns(columns, names) if how.facets is None else ()
+    values = FacetMatcher.match(columns, names, how.axes)
+    spelling = {composed(name): name for name in how.classes}
+    spelled = {label: spelling.get(composed(label), composed(label)) for label in listing.classes}
+    images, faults = _read_images(root, listing, spelled, how)
+    images = [
+        _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
+    ]
     per_class = Counter(image.class_name for image in images)
     table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
     return Audit(
         path=root,
-        images=images,
+        images=tuple(images),
         unreadable=tuple(sorted([*listing.faults, *faults])),
         duplicates=_same_bytes(images),
-        counts={name: per_class[name] for name in sorted(set(classes_by_folder.values()))},
+        counts={name: per_class[name] for name in sorted(set(spelled.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
         misfiled=tuple(
@@ -181,13 +209,18 @@ def _run_audit(
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
         tables=tuple(table.path for table in tables),
-        remarks=(*joined.remarks, *_remark_ignored_columns(passed_over)),
+        remarks=(*listing.remarks, *joined.remarks, *_remark_ignored_columns(passed_over)),
         passed_over=passed_over,
         warnings=(
-            *_warn_merged_folders(classes_by_folder),
+            *listing.warnings,
+            *_warn_merged_folders(spelled),
             *joined.warnings,
+            *_warn_other_splits(images, joined.rows, listing, table_names),
             *(values.warnings(table_names, columns) if joined.rows else ()),
         ),
+        layout=listing.layout,
+        layout_reason=listing.reason,
+        split_source=listing.split_source,
     )
 
 
@@ -227,16 +260,8 @@ def audit_holdout(config: Config) -> Audit | None:
 
 
 def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
-    dataset = config.dataset
-    audited = _run_audit(
-        folder,
-        metadata,
-        tuple(config.facets),
-        round(dataset.max_image_megabytes * 1e6),
-        round(dataset.max_image_megapixels * 1e6),
-        config.facet_axes(),
-        config.classes,
-    )
+    how = _how(config.dataset, metadata, tuple(config.facets), config.facet_axes(), config.classes)
+    audited = _run_audit(folder, how)
     if config.facets and not audited.tables and config.target.count_real_facets == "known":
         remark = (
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
@@ -315,20 +340,21 @@ def _refuse_lost_facets(audit: Audit) -> None:
 
 
 def _read_images(
-    root: Path, files: Iterable[str], classes_by_folder: Mapping[str, str], max_bytes: int, max_pixels: int
-) -> list[RealImage | tuple[str, str]]:
-    """For each file an image, or its name and the reason why it is not used."""
+    root: Path, listing: DatasetListing, spelled: Mapping[str, str], how: _How
+) -> tuple[list[RealImage], list[tuple[str, str]]]:
+    """The images, and the names of unusable files with the reason."""
     from balancer.dataset.decoding.decoders import read_all_images
     from balancer.dataset.decoding.image_info import DecodeLimits
 
-    names = sorted(files)
-    infos = read_all_images(root, names, DecodeLimits(max_bytes, max_pixels))
-    return [
-        (name, each)
-        if isinstance(each, str)
-        else _real_image(name, classes_by_folder[name.partition("/")[0]], each)
-        for name, each in zip(names, infos, strict=True)
-    ]
+    names = sorted(listing.files)
+    infos = read_all_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels))
+    images, faults = [], []
+    for name, info in zip(names, infos, strict=True):
+        if isinstance(info, str):
+            faults.append((name, info))
+        else:
+            images.append(_real_image(name, spelled[listing.files[name]], info))
+    return images, faults
 
 
 def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
@@ -346,8 +372,10 @@ def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
     )
 
 
-def _with_facets(image: RealImage, row: TableRow, values: FacetMatcher) -> RealImage:
-    split = row.get("split", "")
+def _with_facets(
+    image: RealImage, row: TableRow, values: FacetMatcher, splits: Mapping[str, str]
+) -> RealImage:
+    split = splits.get(image.file_name) or row.get("split", "")
     facets = values.read(row, image.class_name)
     return replace(image, facets=facets, split="" if is_missing(split) else split)
 
@@ -355,6 +383,26 @@ def _with_facets(image: RealImage, row: TableRow, values: FacetMatcher) -> RealI
 def _is_misfiled(image: RealImage, row: TableRow) -> bool:
     named = row.get("class", image.class_name)
     return without_case(named) != without_case(image.class_name) and not is_missing(named)
+
+
+def _warn_other_splits(
+    images: Iterable[RealImage], rows: Mapping[str, TableRow], listing: DatasetListing, tables: str
+) -> list[str]:
+    """Warn about images whose split folder contradicts the table."""
+    others = [
+        image.file_name
+        for image in images
+        if image.file_name in listing.splits
+        and (given := rows.get(image.file_name, {}).get("split", ""))
+        and not is_missing(given)
+        and SPLIT_NAMES.get(given.lower()) != SPLIT_NAMES.get(image.split.lower())
+    ]
+    if not others:
+        return []
+    count, example = counted(len(others), "image"), others[0]
+    such = example if len(others) == 1 else f"such as {example}"
+    verb = are(len(others))
+    return [f"{count} {verb} in another split folder than {tables} says: {such}; the folder counts"]
 
 
 def _warn_merged_folders(classes_by_folder: Mapping[str, str]) -> list[str]:

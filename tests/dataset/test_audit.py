@@ -272,13 +272,13 @@ def test_images_without_class_folders_are_no_dataset(dataset: Dataset):
     assert "named after the class" in caught.value.hint
 
 
-def test_a_folder_of_splits_is_no_dataset_and_a_split_is_offered(dataset: Dataset):
+def test_a_hold_out_beside_training_images_is_offered_as_such(dataset: Dataset):
     root = dataset({"holdout/basic/1.png": png(), "train/basic/1.png": png()})
     with pytest.raises(
-        DatasetError, match=r"contains splits of a dataset \(train, holdout\), not classes"
+        DatasetError, match=r"contains splits of a dataset \(train\) and a hold-out \(holdout\)"
     ) as caught:
         audit(root)
-    assert caught.value.hint == f"name one of them, such as {root / 'train'}"
+    assert caught.value.hint == f"set dataset.path: {root / 'train'} and dataset.holdout: {root / 'holdout'}"
 
 
 def test_a_class_may_be_called_like_a_split(dataset: Dataset):
@@ -580,6 +580,8 @@ def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):
         "  a           2        50\n"
         "  b           2        50\n"
         "\n"
+        "read as dataset.layout: folders (each folder is a class)\n"
+        "\n"
         "by lighting\n"
         "  class     dim  harsh  (no value)\n"
         "  a           1      1           0\n"
@@ -609,6 +611,8 @@ def test_audit_prints_one_json_object(dataset: Dataset):
     assert (code, err) == (0, "")
     assert json.loads(out) == {
         "path": str(root),
+        "layout": "folders",
+        "layout_reason": "each folder is a class",
         "images": 3,
         "classes": {
             "a": {"images": 2, "share": 2 / 3, "facets": {"lighting": {"dim": 1, "harsh": 1}}},
@@ -635,7 +639,8 @@ def test_audit_prints_one_json_object(dataset: Dataset):
 def test_audit_counts_the_splits_that_the_metadata_gives(dataset: Dataset):
     rows = [row | {"split": split} for row, split in zip(ROWS, ("train", "test", "train"), strict=False)]
     root = dataset({**FILES, "metadata.jsonl": table(*rows)})
-    shown = "by split, as the metadata table gives it\n  split  images\n  test        1\n  train       2\n"
+    source = "column `split` of the metadata table"
+    shown = f"by split, from {source}\n  split  images\n  test        1\n  train       2\n"
     assert shown in invoke("audit", str(root))[1]
     assert json.loads(invoke("audit", str(root), "--json")[1])["splits"] == {"test": 1, "train": 2}
 

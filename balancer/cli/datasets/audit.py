@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balancer.cli import console
+from balancer.config.dotted import DATASET_SETTING_HELP
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
@@ -22,15 +23,17 @@ MAX_LISTED = 20
 @click.command("audit")
 @click.argument("dataset")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every file name.")
-def command(dataset: str, as_json: bool) -> None:
-    """Count the images of DATASET, a folder with one subfolder of images per class.
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=DATASET_SETTING_HELP)
+def command(dataset: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Count the images of DATASET, most simply a folder with one subfolder of images per class.
 
     Shows counts and shares per class, and per facet if there is a metadata table; unreadable files with
     reasons; exact duplicates. DATASET `sample` is the rendered sample dataset.
     """
-    from balancer.dataset.audit import audit, find_dataset
+    from balancer.config.load import load_dataset_settings
+    from balancer.dataset.audit import audit_path
 
-    result = audit(find_dataset(dataset))
+    result = audit_path(dataset, load_dataset_settings(overrides))
     if as_json:
         console.print_json(_as_json(result))
     else:
@@ -38,13 +41,17 @@ def command(dataset: str, as_json: bool) -> None:
 
 
 def _print(audit: Audit) -> None:
+    from balancer.dataset.notices import describe_layout
+
     console.table(f"{audit.path}: {counted(len(audit.images), 'image')}", *_class_table(audit))
+    console.say()
+    console.say(describe_layout(audit))
     for facet in audit.facet_names:
         console.say()
         console.table(f"by {facet}", *_facet_table(audit, facet))
     if splits := _split_counts(audit):
         console.say()
-        console.table("by split, as the metadata table gives it", ["split", "images"], list(splits.items()))
+        console.table(f"by split, from {audit.split_source}", ["split", "images"], list(splits.items()))
     for title, lines in _remarks(audit).items():
         _print_remarks(title, lines)
     for line in audit.warnings:
@@ -104,6 +111,8 @@ def _as_json(audit: Audit) -> dict[str, object]:
     total = len(audit.images)
     return {
         "path": os.fsencode(audit.path).decode(errors="replace"),
+        "layout": audit.layout,
+        "layout_reason": audit.layout_reason,
         "images": total,
         "classes": {
             name: {"images": count, "share": _share(count, total), "facets": _facet_counts(audit, name)}
@@ -136,7 +145,7 @@ def _value_counts(audit: Audit, facet: str) -> dict[str, object]:
 
 
 def _split_counts(audit: Audit) -> dict[str, int]:
-    """Images per split in the metadata table; empty if it has none."""
+    """Images per split that the dataset itself gives; empty if it gives none."""
     return dict(sorted(Counter(image.split for image in audit.images if image.split).items()))
 
 

@@ -1,0 +1,221 @@
+"""Layouts of datasets: each gives images with their classes and splits, and says what it passed over."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from balancer.cli import main
+from balancer.config.schema import Config, DatasetConfig
+from balancer.dataset.audit import Audit, audit, audit_dataset
+from balancer.dataset.splits import assign_splits, describe_kept_apart
+from balancer.errors import DatasetError, UsageError
+from tests.dataset.here import read_here
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_here(monkeypatch)
+
+
+def picture(seed: int = 0, form: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def put(root: Path, *names: str) -> Path:
+    """Files below `root`: each name another picture, and a name that ends in a slash an empty folder."""
+    for number, name in enumerate(names):
+        path = root / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(picture(number) if path.suffix in (".png", ".jpg") else b"text")
+    return root
+
+
+def write(root: Path, contents: Mapping[str, str]) -> None:
+    for name, text in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+
+
+def read(root: Path, **settings: Any) -> Audit:
+    return audit(root, settings=DatasetConfig.model_validate(settings))
+
+
+def job(root: Path, *classes: str, **settings: Any) -> Config:
+    return Config.model_validate(
+        {
+            "dataset": {"path": str(root), **settings},
+            "classes": {name: {"prompts": [name]} for name in classes},
+            "target": {"per_class": 5},
+        }
+    )
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+# Split folders
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("val", "validation"),
+        ("valid", "validation"),
+        ("validation", "validation"),
+        ("dev", "validation"),
+        ("test", "test"),
+        ("testing", "test"),
+    ],
+)
+def test_split_folders_are_splits_by_any_usual_name(tmp_path, folder, split):
+    root = put(tmp_path, f"{folder}/cat/1.png", "train/dog/1.png")
+    audited = audit_dataset(job(root, "cat", "dog"))
+    assert (audited.layout, audited.counts) == ("splits", {"cat": 1, "dog": 1})
+    assert assign_splits(audited, job(root, "cat", "dog"))[f"{folder}/cat/1.png"] == split
+
+
+def test_images_of_split_folders_that_are_not_for_training_are_kept_apart_by_them(tmp_path):
+    config = job(put(tmp_path, "train/cat/1.png", "val/cat/2.png", "test/cat/3.png"), "cat")
+    audited = audit_dataset(config)
+    line = describe_kept_apart(audited, assign_splits(audited, config), config)
+    assert line == "2 real images are for validation or test (split folders), and not counted"
+
+
+def test_a_class_may_lack_in_a_split_and_images_may_be_deeper(tmp_path):
+    audited = read(put(tmp_path, "train/cat/a/1.png", "train/dog/2.png", "test/cat/3.png", "test/owl/"))
+    assert audited.counts == {"cat": 2, "dog": 1, "owl": 0}
+
+
+def test_a_test_set_without_labels_is_one_warning(tmp_path):
+    audited = read(put(tmp_path, "train/cat/1.png", "test/1.png", "test/2.png"))
+    assert audited.counts == {"cat": 1}
+    assert audited.outside == ("test/1.png", "test/2.png")
+    assert audited.warnings == (
+        "test: 2 images are in the split folder but in no class folder, and not counted",
+    )
+
+
+def test_splits_without_a_training_folder_are_a_warning(tmp_path):
+    audited = read(put(tmp_path, "val/cat/1.png", "test/cat/2.png"))
+    assert audited.warnings == ("no split folder is called train: test, val count for no target",)
+
+
+def test_splits_beside_other_folders_are_classes_with_a_warning(tmp_path):
+    audited = read(put(tmp_path, "train/cat/1.png", "extra/2.png"))
+    assert (audited.layout, audited.counts) == ("folders", {"extra": 1, "train": 1})
+    [warning] = audited.warnings
+    assert warning.startswith("train: named like a split and holding folders, but taken for a class")
+    assert warning.endswith("dataset.exclude can leave out extra")
+    assert read(tmp_path, exclude=["extra"]).layout == "splits"
+
+
+def test_the_layout_may_be_named(tmp_path):
+    root = put(tmp_path, "train/cat/1.png", "test/cat/2.png")
+    assert read(root, layout="folders").counts == {"test": 1, "train": 1}
+    put(root, "extra/2.png")
+    with pytest.raises(DatasetError, match=r"dataset\.layout is splits, but extra is no name of a split"):
+        read(root, layout="splits")
+    with pytest.raises(DatasetError, match="no class folder in test"):
+        read(put(tmp_path / "flat", "test/1.png"), layout="splits")
+
+
+def test_a_table_may_lie_in_a_split_folder(tmp_path):
+    root = put(tmp_path, "train/cat/1.png", "train/cat/2.png", "test/cat/3.png")
+    write(root, {"train/metadata.csv": "file_name,light\ncat/1.png,dim\ncat/2.png,dim\n"})
+    assert [image.facets for image in read(root).images] == [{}, {"light": "dim"}, {"light": "dim"}]
+
+
+def test_where_the_table_and_the_folder_give_another_split_the_folder_counts(tmp_path):
+    root = put(tmp_path, "train/cat/1.png", "test/cat/2.png")
+    write(root, {"metadata.csv": "file_name,split\ntrain/cat/1.png,test\ntest/cat/2.png,test\n"})
+    audited = read(root)
+    assert [image.split for image in audited.images] == ["test", "train"]
+    assert audited.warnings == (
+        "1 image is in another split folder than metadata.csv says: train/cat/1.png; the folder counts",
+    )
+
+
+def test_audit_and_plan_say_what_the_layout_is_and_why(tmp_path):
+    root = put(tmp_path / "data", "train/cat/1.png", "test/cat/2.png")
+    line = "read as dataset.layout: splits (test, train hold class folders)"
+    assert line in invoke("audit", str(root)).stdout
+    assert json.loads(invoke("audit", str(root), "--json").stdout)["layout"] == "splits"
+    (tmp_path / "job.json").write_text(job(root, "cat").model_dump_json(include={"dataset", "classes"})[:-1]
+                                       + ', "target": {"per_class": 3}}')  # fmt: skip
+    assert line in invoke("plan", str(tmp_path / "job.json"), "--no-preflight").stderr
+
+
+# Leaving out, renaming, merging
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({"exclude": ["junk"]}, {"cat": 3, "dog": 1}),
+        ({"include": ["cat"]}, {"cat": 3}),
+        ({"exclude": ["cat/2*"]}, {"cat": 1, "dog": 1, "junk": 1}),
+        ({"include": ["cat/*.png", "dog"], "exclude": ["*/21.png"]}, {"cat": 2, "dog": 1}),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_patterns_choose_classes_and_files(tmp_path, prefix, settings, counts):
+    names = ("cat/1.png", "cat/20.png", "cat/21.png", "dog/1.png", "junk/1.png")
+    root = put(tmp_path, *(prefix + name for name in names))
+    audited = read(root, **settings)
+    assert (audited.counts, audited.warnings) == (counts, ())
+
+
+def test_what_was_left_out_is_counted_and_its_rows_are_not_unknown(tmp_path):
+    root = put(tmp_path, "cat/1.png", "cat/2.png")
+    write(root, {"metadata.csv": "file_name,light\ncat/1.png,dim\ncat/2.png,dim\n"})
+    audited = read(root, exclude=["*/2.png"])
+    assert audited.remarks == ("left out by dataset.exclude: 1 image",)
+    assert (audited.unknown_rows, audited.warnings) == ((), ())
+
+
+def test_a_pattern_that_matches_nothing_is_a_warning(tmp_path):
+    audited = read(put(tmp_path, "cat/1.png"), include=["cat", "dgo"], exclude=["*.gif"])
+    assert audited.warnings == (
+        "dataset.include: 'dgo' matches no class and no file of the dataset",
+        "dataset.exclude: '*.gif' matches no class and no file of the dataset",
+    )
+
+
+def test_labels_rename_and_merge_classes(tmp_path):
+    root = put(tmp_path, "kitty/1.png", "Tomcat/2.png", "dog/3.png")
+    audited = read(root, labels={"kitty": "cat", "tomcat": "cat", "dgo": "dog"})
+    assert audited.counts == {"cat": 2, "dog": 1}
+    assert audited.remarks == ("by dataset.labels, Tomcat, kitty are cat",)
+    assert audited.warnings == ("dataset.labels: the dataset has no class 'dgo', did you mean 'dog'?",)
+
+
+def test_init_writes_the_settings_it_was_given(tmp_path):
+    root = put(tmp_path / "data", "kitty/1.png", "dog/3.png")
+    result = invoke("init", str(root), "--set", "dataset.labels.kitty=cat", "--set", "dataset.exclude=[x]")
+    assert "labels:\n    kitty: cat\n" in result.stdout
+    assert "\n  cat: # 1 image\n" in result.stdout
+    assert "dataset.exclude: 'x' matches no class" in result.stderr
+
+
+def test_a_command_without_a_config_takes_dataset_settings_only(tmp_path):
+    result = invoke("audit", str(put(tmp_path, "cat/1.png")), "--set", "seed=3")
+    assert (result.exit_code, result.stderr) == (
+        UsageError.exit_code,
+        "error: --set seed=3: only settings of `dataset` have an effect here\n",
+    )
