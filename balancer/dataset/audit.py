@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +158,7 @@ def _how(
     metadata: str | None,
     facets: Sequence[str] | None,
     axes: Sequence[Facet] = (),
-    classes: Iterable[str] = (),
+    classes: Collection[str] = (),
 ) -> _How:
     max_bytes, max_pixels = settings.max_image_megabytes * 1e6, settings.max_image_megapixels * 1e6
     return _How(settings, metadata, facets, round(max_bytes), round(max_pixels), axes, classes)
@@ -174,11 +174,11 @@ class _How:
     max_bytes: int
     max_pixels: int
     axes: Sequence[Facet] = ()
-    classes: Iterable[str] = ()
+    classes: Collection[str] = ()
 
 
 def _run_audit(root: Path, how: _How) -> Audit:
-    listing = list_dataset(root, how.settings)
+    listing = list_dataset(root, how.settings, how.classes)
     tables = read_tables(root, how.metadata, listing.tables)
     joined = join(tables, root, listing.every_name())
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
@@ -192,6 +192,9 @@ def _run_audit(root: Path, how: _How) -> Audit:
     images = [
         _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
     ]
+    misfiled = [
+        image.file_name for image in images if _is_misfiled(image, joined.rows.get(image.file_name, {}))
+    ]
     per_class = Counter(image.class_name for image in images)
     table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
     return Audit(
@@ -202,9 +205,7 @@ def _run_audit(root: Path, how: _How) -> Audit:
         counts={name: per_class[name] for name in sorted(set(spelled.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
-        misfiled=tuple(
-            image.file_name for image in images if _is_misfiled(image, joined.rows.get(image.file_name, {}))
-        ),
+        misfiled=tuple(misfiled),
         unknown_rows=tuple(sorted(joined.unknown)),
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
@@ -215,6 +216,7 @@ def _run_audit(root: Path, how: _How) -> Audit:
             *listing.warnings,
             *_warn_merged_folders(spelled),
             *joined.warnings,
+            *_warn_misfiled(misfiled, table_names),
             *_warn_other_splits(images, joined.rows, listing, table_names),
             *(values.warnings(table_names, columns) if joined.rows else ()),
         ),
@@ -399,10 +401,18 @@ def _warn_other_splits(
     ]
     if not others:
         return []
-    count, example = counted(len(others), "image"), others[0]
-    such = example if len(others) == 1 else f"such as {example}"
-    verb = are(len(others))
-    return [f"{count} {verb} in another split folder than {tables} says: {such}; the folder counts"]
+    return [f"{_such(others)} in another split folder than {tables} says; the folder counts"]
+
+
+def _warn_misfiled(names: Sequence[str], tables: str) -> list[str]:
+    if not names:
+        return []
+    return [f"{_such(names)} in another folder than the class in {tables}; the folder counts"]
+
+
+def _such(names: Sequence[str]) -> str:
+    such = names[0] if len(names) == 1 else f"such as {names[0]}"
+    return f"{counted(len(names), 'image')} ({such}) {are(len(names))}"
 
 
 def _warn_merged_folders(classes_by_folder: Mapping[str, str]) -> list[str]:

@@ -63,6 +63,11 @@ def job(root: Path, *classes: str, **settings: Any) -> Config:
     )
 
 
+def written(config: Config, folder: Path) -> str:
+    (folder / "job.json").write_text(config.model_dump_json(exclude_defaults=True))
+    return str(folder / "job.json")
+
+
 def invoke(*args: str) -> Result:
     return CliRunner().invoke(main, list(args))
 
@@ -147,7 +152,7 @@ def test_where_the_table_and_the_folder_give_another_split_the_folder_counts(tmp
     audited = read(root)
     assert [image.split for image in audited.images] == ["test", "train"]
     assert audited.warnings == (
-        "1 image is in another split folder than metadata.csv says: train/cat/1.png; the folder counts",
+        "1 image (train/cat/1.png) is in another split folder than metadata.csv says; the folder counts",
     )
 
 
@@ -156,9 +161,7 @@ def test_audit_and_plan_say_what_the_layout_is_and_why(tmp_path):
     line = "read as dataset.layout: splits (test, train hold class folders)"
     assert line in invoke("audit", str(root)).stdout
     assert json.loads(invoke("audit", str(root), "--json").stdout)["layout"] == "splits"
-    (tmp_path / "job.json").write_text(job(root, "cat").model_dump_json(include={"dataset", "classes"})[:-1]
-                                       + ', "target": {"per_class": 3}}')  # fmt: skip
-    assert line in invoke("plan", str(tmp_path / "job.json"), "--no-preflight").stderr
+    assert line in invoke("plan", written(job(root, "cat"), tmp_path), "--no-preflight").stderr
 
 
 # Leaving out, renaming, merging
@@ -219,3 +222,80 @@ def test_a_command_without_a_config_takes_dataset_settings_only(tmp_path):
         UsageError.exit_code,
         "error: --set seed=3: only settings of `dataset` have an effect here\n",
     )
+
+
+# What looks like a mistake
+
+
+MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "system folders": (
+        ("cat/1.png", "__MACOSX/cat/1.png", "cat/@eaDir/1.png", "$RECYCLE.BIN/",
+         "cat/.ipynb_checkpoints/1.png"),
+        "passed over, because a system made them: $RECYCLE.BIN, __MACOSX, cat/.ipynb_checkpoints, cat/@eaDir",
+    ),
+    "annotations": (
+        ("cat/1.png", "Annotations/1.xml"),
+        "Annotations: no image in it, passed over as a folder of annotations",
+    ),
+    "an image in no class": (
+        ("cat/1.png", "2.png"),
+        "1 image is beside the class folders, and not counted: 2.png",
+    ),
+    "one class called images": (
+        ("images/1.png",),
+        "the only class is called 'images': the images of each class belong into a folder named after the"
+        " class",
+    ),
+    "one class with a table": (
+        ("images/1.png", "labels.csv"),
+        "the only class is called 'images'; if labels.csv names the classes, set dataset.table: labels.csv",
+    ),
+    "one folder too high": (
+        ("data/cat/1.png", "data/dog/2.png"),
+        "the only class is called 'data' and holds folders (cat, dog): did you mean dataset.path: ROOT/data?",
+    ),
+    "classes by case": (
+        ("Cat/1.png", "cat/2.png"),
+        "classes equal but for case or Unicode form: Cat, cat (two classes; dataset.labels can merge them)",
+    ),
+    "files by case": (
+        ("cat/A.png", "cat/a.png"),
+        "file names equal but for case or Unicode form: cat/A.png, cat/a.png (some systems can keep only"
+        " one of them)",
+    ),
+    "files by Unicode form": (
+        ("cat/\u00e9.png", "cat/e\u0301.png"),
+        "file names equal but for case or Unicode form: cat/e\u0301.png, cat/\u00e9.png (some systems can"
+        " keep only one of them)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_what_looks_like_a_mistake_is_a_warning(tmp_path, what):
+    names, warning = MISTAKES[what]
+    assert read(put(tmp_path, *names)).warnings == (warning.replace("ROOT", str(tmp_path)),)
+
+
+def test_system_folders_and_annotations_are_no_classes(tmp_path):
+    assert read(put(tmp_path, "cat/1.png", "lost+found/", "labels/1.txt")).counts == {"cat": 1}
+
+
+def test_a_class_that_the_config_names_is_no_mistake(tmp_path):
+    audited = audit_dataset(job(put(tmp_path, "images/1.png", "masks/"), "images", "masks"))
+    assert (audited.counts, audited.warnings) == ({"images": 1, "masks": 0}, ())
+
+
+def test_a_class_of_the_table_that_is_not_the_folder_is_a_warning(tmp_path):
+    root = put(tmp_path, "cat/1.png", "dog/2.png")
+    write(root, {"metadata.csv": "file_name,class\ncat/1.png,dog\ndog/2.png,dog\n"})
+    assert read(root).warnings == (
+        "1 image (cat/1.png) is in another folder than the class in metadata.csv; the folder counts",
+    )
+
+
+@pytest.mark.parametrize("command", ["audit", "init", "plan"])
+def test_every_command_says_what_looks_like_a_mistake(tmp_path, command):
+    root = put(tmp_path / "data", "Cat/1.png", "cat/2.png")
+    at = [written(job(root, "Cat", "cat"), tmp_path), "--no-preflight"] if command == "plan" else [str(root)]
+    assert "warning: classes equal but for case" in invoke(command, *at).stderr
