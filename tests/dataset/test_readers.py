@@ -256,7 +256,7 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "classes by case": (
         ("Cat/1.png", "cat/2.png"),
-        "classes equal but for case or Unicode form: Cat, cat (two classes; dataset.labels can merge them)",
+        "classes equal but for case or Unicode form: Cat, cat (dataset.labels can merge them)",
     ),
     "files by case": (
         ("cat/A.png", "cat/a.png"),

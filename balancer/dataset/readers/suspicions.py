@@ -30,11 +30,7 @@ def suspect(root: Path, listing: DatasetListing, known: Collection[str]) -> None
             _system_folders(listing),
             _outside(listing),
             _generic_class(root, listing, mine),
-            _alike(
-                "class",
-                {composed(name) for name in listing.classes},
-                "two classes; dataset.labels can merge them",
-            ),
+            _alike("class", set(map(composed, listing.classes)), "dataset.labels can merge them"),
             _alike("file name", listing.files, "some systems can keep only one of them"),
         )
         if line
