@@ -177,10 +177,11 @@ class _How:
     classes: Collection[str] = ()
 
 
-def _run_audit(root: Path, how: _How) -> Audit:
-    listing = list_dataset(root, how.settings, how.classes)
-    tables = read_tables(root, how.metadata, listing.tables)
-    joined = join(tables, root, listing.every_name())
+def _run_audit(path: Path, how: _How) -> Audit:
+    listing = list_dataset(path, how.settings, how.classes)
+    root = listing.root
+    tables = listing.read_tables or read_tables(root, how.metadata, listing.tables)
+    joined = listing.joined or join(tables, root, listing.every_name())
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     every_row = (row for table in tables for row in table.rows.values())
     names = find_facet_columns(every_row) if how.facets is None else tuple(how.facets)
@@ -193,7 +194,9 @@ def _run_audit(root: Path, how: _How) -> Audit:
         _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
     ]
     misfiled = [
-        image.file_name for image in images if _is_misfiled(image, joined.rows.get(image.file_name, {}))
+        image.file_name
+        for image in images
+        if _is_misfiled(image, joined.rows.get(image.file_name, {}), listing.labels[image.file_name])
     ]
     per_class = Counter(image.class_name for image in images)
     table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
@@ -382,9 +385,10 @@ def _with_facets(
     return replace(image, facets=facets, split="" if is_missing(split) else split)
 
 
-def _is_misfiled(image: RealImage, row: TableRow) -> bool:
-    named = row.get("class", image.class_name)
-    return without_case(named) != without_case(image.class_name) and not is_missing(named)
+def _is_misfiled(image: RealImage, row: TableRow, label: str) -> bool:
+    """Whether the table names another class than the folder's `label` and what the config makes of it."""
+    named = without_case(row.get("class", label))
+    return named not in (without_case(label), without_case(image.class_name)) and not is_missing(named)
 
 
 def _warn_other_splits(

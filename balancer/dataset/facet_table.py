@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balancer.dataset.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, table_key
+from balancer.dataset.table_reader import (
+    MAX_COLUMNS,
+    OWN_COLUMNS,
+    OWN_NAMES,
+    READERS,
+    ColumnNames,
+    table_key,
+)
 from balancer.errors import DatasetError
 from balancer.text.json_reading import read_json
 
@@ -93,7 +100,13 @@ def _read(root: Path, name: str) -> Table:
     return table
 
 
-def _read_all(root: Path, names: Sequence[str]) -> list[Table]:
+def read_labels(root: Path, name: str, columns: ColumnNames) -> Table:
+    """Read the table of a dataset whose classes are in it. Raises DatasetError."""
+    [table] = _read_all(root, [name], columns)
+    return table
+
+
+def _read_all(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES) -> list[Table]:
     """Read the tables one after the other in one process."""
     for name in names:
         if Path(name).suffix.lower() not in READERS:
@@ -102,9 +115,10 @@ def _read_all(root: Path, names: Sequence[str]) -> list[Table]:
         return []
     from balancer.dataset.decoding.decoders import read_table_lines
 
-    lines = read_table_lines([root / name for name in names])
-    columns: dict[str, str] = {}
-    return [_read_one(root, name, lines, columns) for name in names]
+    paths = [root / name for name in names]
+    lines = read_table_lines(paths) if columns is OWN_NAMES else read_table_lines(paths, columns)
+    known: dict[str, str] = {}
+    return [_read_one(root, name, lines, known) for name in names]
 
 
 def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, str]) -> Table:

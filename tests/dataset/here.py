@@ -8,16 +8,16 @@ import pytest
 
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.image_info import answer, parse_answer
-from balancer.dataset.table_reader import read_table_answer
+from balancer.dataset.table_reader import OWN_NAMES, read_table_answer
 
 
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def images(root, names, limits):
         return [parse_answer(answer(root / name, limits).encode()) for name in names]
 
-    def tables(paths) -> Iterator[bytes]:
+    def tables(paths, columns=OWN_NAMES) -> Iterator[bytes]:
         for path in paths:
-            yield from read_table_answer(path)
+            yield from read_table_answer(path, columns)
 
     monkeypatch.setattr(decoders, "read_all_images", images)
     monkeypatch.setattr(decoders, "read_table_lines", tables)

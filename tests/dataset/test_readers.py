@@ -15,7 +15,8 @@ from PIL import Image
 
 from balancer.cli import main
 from balancer.config.schema import Config, DatasetConfig
-from balancer.dataset.audit import Audit, audit, audit_dataset
+from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout
+from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.splits import assign_splits, describe_kept_apart
 from balancer.errors import DatasetError, UsageError
 from tests.dataset.here import read_here
@@ -299,3 +300,136 @@ def test_every_command_says_what_looks_like_a_mistake(tmp_path, command):
     root = put(tmp_path / "data", "Cat/1.png", "cat/2.png")
     at = [written(job(root, "Cat", "cat"), tmp_path), "--no-preflight"] if command == "plan" else [str(root)]
     assert "warning: classes equal but for case" in invoke(command, *at).stderr
+
+
+# Tables of files and classes
+
+
+LABELS = "file_name,class\na.png,cat\nin/b.png,dog\nin/c.png,cat\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", LABELS),
+        ("labels.csv", "path;Label\na.png;cat\nin\\\\b.png;dog\n./in/c.png;cat\n"),
+        ("labels.jsonl", "".join(f'{{"image": "{file}", "label": "{name}"}}\n' for file, name in
+                                 (("a.png", "cat"), ("in/b.png", "dog"), ("in/c.png", "cat")))),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_table_gives_files_their_classes(tmp_path, name, content, as_path):
+    root = put(tmp_path, "a.png", "in/b.png", "in/c.png")
+    write(root, {name: content})
+    audited = read(root / name) if as_path else read(root, table=name)
+    assert (audited.layout, audited.layout_reason) == ("table", f"{name} names files and classes")
+    assert (audited.path, audited.counts, audited.warnings) == (root, {"cat": 2, "dog": 1}, ())
+    assert [image.file_name for image in audited.images] == ["a.png", "in/b.png", "in/c.png"]
+
+
+def test_a_parquet_table_gives_files_their_classes(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = put(tmp_path, "a.png", "in/b.png")
+    pq.write_table(pa.table({"path": ["a.png", "in/b.png"], "target": [0, 1]}), root / "labels.parquet")
+    assert read(root / "labels.parquet", labels={"0": "cat", "1": "dog"}).counts == {"cat": 1, "dog": 1}
+
+
+def test_columns_of_a_table_have_the_names_that_the_config_gives(tmp_path):
+    root = put(tmp_path, "a.png", "b.png")
+    write(root, {"t.csv": "img,class,kind,fold,light\na.png,9,cat,val,dim\nb.png,9,dog,train,dim\n"})
+    settings = {"columns": {"file": "img", "class": "kind", "split": "fold"}}
+    audited = read(root / "t.csv", **settings)
+    assert (audited.counts, audited.facet_names) == ({"cat": 1, "dog": 1}, ("class (column)", "light"))
+    config = job(root / "t.csv", "cat", "dog", **settings)
+    assert assign_splits(audited, config) == {"a.png": "validation", "b.png": "train"}
+    line = describe_kept_apart(audited, assign_splits(audited, config), config)
+    assert line == "1 real image is for validation or test (column `split` of t.csv), and not counted"
+
+
+def test_names_in_a_table_are_relative_to_it_and_lead_nowhere_else(tmp_path):
+    root = put(tmp_path / "data", "in/b.png", "in/link.png")
+    put(tmp_path, "secret.png", "a.png")
+    (root / "in/link.png").unlink()
+    (root / "in/link.png").symlink_to(tmp_path / "secret.png")
+    rows = (
+        "b.png",
+        "../../secret.png",
+        f"{tmp_path}/secret.png",
+        "link.png",
+        f"{root}/in/b.png",
+        "/etc/passwd",
+    )
+    write(root, {"in/labels.csv": "file_name,class\n" + "".join(f"{name},cat\n" for name in rows)})
+    audited = read(root, table="in/labels.csv")
+    assert [image.file_name for image in audited.images] == ["in/b.png"]
+    assert audited.unreadable == (("in/link.png", "a symbolic link, which is not followed"),)
+    assert len(audited.unknown_rows) == 3
+    [warning] = audited.warnings
+    assert warning.startswith("in/labels.csv: 3 of 6 rows name no image, such as ")
+
+
+def test_files_and_rows_that_do_not_meet_are_counted(tmp_path):
+    root = put(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    write(root, {"labels.csv": "file_name,class\na.png,cat\na.png,dog\nb.png,\ngone.png,dog\n"})
+    audited = read(root, table="labels.csv")
+    assert audited.counts == {"cat": 1}
+    assert audited.unreadable == (("b.png", "its row in the table names no class"),)
+    assert audited.outside == ("c.png", "d.png")
+    assert audited.warnings == (
+        "2 images are in no row of labels.csv, and not counted, such as c.png",
+        "labels.csv: 1 of 3 rows name no image, such as gone.png",
+        "labels.csv: rows of 1 file contradict each other, such as a.png; the first row counts",
+    )
+
+
+TABLE_ERRORS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "no class": ({"table": "x.csv"}, r"x\.csv: no column names the class; the columns are file_name, light$"),
+    "no such class column": (
+        {"table": "x.csv", "columns": {"class": "kind"}}, r"x\.csv: no column names the class",
+    ),
+    "no file column": (
+        {"table": "x.csv", "columns": {"file": "img"}},
+        r"the metadata table has no column `img`; the columns are file_name, light$",
+    ),
+    "no table": ({"table": "y.csv"}, r"dataset\.table: no such table: .*y\.csv"),
+    "no table by name": (
+        {"layout": "table"}, r"dataset\.layout is table, and which of w\.csv, x\.csv is it\?",
+    ),
+    "two tables": (
+        {"table": "x.csv", "metadata": "w.csv"}, r"dataset\.metadata: the classes are in .*x\.csv",
+    ),
+    "another kind": ({"table": "x.txt"}, r"x\.txt: a metadata table must be one of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TABLE_ERRORS)
+def test_a_table_of_labels_that_cannot_be_used_is_one_clear_line(tmp_path, what):
+    settings, problem = TABLE_ERRORS[what]
+    root = put(tmp_path, "a.png", "x.txt")
+    write(root, {"x.csv": "file_name,light\na.png,dim\n", "w.csv": "file_name\n"})
+    with pytest.raises(DatasetError, match=problem) as caught:
+        read(root, **settings)
+    assert "\n" not in caught.value.message
+
+
+def test_a_metadata_table_beside_images_without_folders_gives_the_classes(tmp_path):
+    root = put(tmp_path, "a.png", "b.png")
+    write(root, {"metadata.csv": "file_name,label\na.png,cat\nb.png,dog\n"})
+    audited = read(root)
+    assert (audited.counts, audited.layout_reason) == (
+        {"cat": 1, "dog": 1},
+        "metadata.csv lies beside the images",
+    )
+
+
+def test_two_tables_of_one_folder_of_images_are_dataset_and_hold_out(tmp_path):
+    root = put(tmp_path, "in/a.png", "in/b.png")
+    write(root, {"train.csv": "path,label\nin/a.png,cat\n", "test.csv": "path,label\nin/b.png,cat\n"})
+    config = job(root / "train.csv", "cat", holdout=str(root / "test.csv"))
+    refuse_shared_holdout(config)
+    assert [image.file_name for image in audit_dataset(config).images] == ["in/a.png"]
+    holdout = audit_holdout(config)
+    assert holdout is not None
+    assert [image.file_name for image in holdout.images] == ["in/b.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.split_folders import holding_folders
@@ -11,8 +12,13 @@ from balancer.dataset.readers.walking import Entry, is_folder, walk
 from balancer.errors import DatasetError
 from balancer.text.quantities import counted
 
+if TYPE_CHECKING:
+    from balancer.config.schema import DatasetConfig
 
-def read_folders(root: Path, entries: Sequence[Entry], listing: DatasetListing) -> None:
+
+def read_folders(
+    root: Path, entries: Sequence[Entry], listing: DatasetListing, _: DatasetConfig | None = None
+) -> None:
     walk(entries, 1, listing)
     if not listing.classes:
         direct = f"; {counted(len(listing.outside), 'image')} directly in it" if listing.outside else ""

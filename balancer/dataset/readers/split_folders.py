@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, is_folder, subfolders, walk
 from balancer.dataset.splits import SPLIT_NAMES
 from balancer.errors import DatasetError
 from balancer.text.quantities import are, counted
+
+if TYPE_CHECKING:
+    from balancer.config.schema import DatasetConfig
 
 HOLDOUT_NAMES = ("holdout", "hold-out", "hold_out")
 """Folders that belong into `dataset.holdout`."""
@@ -41,7 +45,9 @@ def why_splits(root: Path, entries: Sequence[Entry]) -> str:
     return f"{', '.join(holding)} {'holds' if len(holding) == 1 else 'hold'} class folders"
 
 
-def read_split_folders(root: Path, entries: Sequence[Entry], listing: DatasetListing) -> None:
+def read_split_folders(
+    root: Path, entries: Sequence[Entry], listing: DatasetListing, _: DatasetConfig | None = None
+) -> None:
     names = sorted(entry.name for entry in entries if is_folder(entry))
     _refuse_holdout(root, names)
     if others := [name for name in names if not is_split_name(name)]:

@@ -52,7 +52,7 @@ def _system_folders(listing: DatasetListing) -> str:
 
 
 def _outside(listing: DatasetListing) -> str:
-    if not (beside := [name for name in listing.outside if "/" not in name]):
+    if listing.joined or not (beside := [name for name in listing.outside if "/" not in name]):
         return ""
     images = f"{counted(len(beside), 'image')} {are(len(beside))}"
     return f"{images} beside the class folders, and not counted: {_named(sorted(beside))}"
@@ -68,8 +68,8 @@ def _generic_class(root: Path, listing: DatasetListing, known: Collection[str]) 
     said = f"the only class is called {name!r}"
     if len(inner) > 1:
         return f"{said} and holds folders ({_named(inner)}): did you mean dataset.path: {root / name}?"
-    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLES)
-    if tables:
+    at_top = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLES)
+    if listing.joined is None and (tables := [*at_top, *listing.tables]):
         return f"{said}; if {tables[0]} names the classes, set dataset.table: {tables[0]}"
     return f"{said}: the images of each class belong into a folder named after the class"
 
