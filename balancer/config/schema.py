@@ -172,6 +172,11 @@ class DatasetConfig(_Section):
     images, and none is made from a validation or test image. Those are used twice, like the images of
     `holdout`: a candidate that copies one is rejected, and the verifier is tested on their labels."""
 
+    count_marked_synthetic: bool = False
+    """Whether images that say of themselves that a model made them (IPTC `DigitalSourceType`) count as real.
+    By default they are left out: no target counts them, no split gets them, and the verifier is not tested on
+    them."""
+
     max_image_megabytes: float = Field(default=64, gt=0, le=1000)
     """Larger files are reported unreadable, not opened."""
 
