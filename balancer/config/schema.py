@@ -172,6 +172,13 @@ class DatasetConfig(_Section):
     images, and none is made from a validation or test image. Those are used twice, like the images of
     `holdout`: a candidate that copies one is rejected, and the verifier is tested on their labels."""
 
+    conflicts: Literal["error", "drop", "keep"] = "keep"
+    """What to do with one picture (the same pixels) in two classes, or in two splits that the dataset gives.
+    `keep` counts all its files, with a warning; no leak follows, because what trains or tests a model gets
+    only the file of the latest split. `drop` leaves out all files of a picture in two classes, and of one in
+    two splits those of the earlier one. `error` refuses the dataset. Pictures that only look alike are
+    listed."""
+
     count_marked_synthetic: bool = False
     """Whether images that say of themselves that a model made them (IPTC `DigitalSourceType`) count as real.
     By default they are left out: no target counts them, no split gets them, and the verifier is not tested on

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
 from balancer.dataset.facet_table import (
     TableRow,
     find_facet_columns,
@@ -117,6 +118,12 @@ class Audit:
     split_source: str = "column `split` of the metadata table"
     """Where the splits of images come from."""
 
+    conflicts: tuple[Conflict, ...] = ()
+    """Pictures in two classes or splits."""
+    lookalikes: tuple[Conflict, ...] = ()
+    """Different pictures that look alike, in two classes or splits."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """(file name, reason) of images that `dataset.conflicts` leaves out."""
     set_aside: tuple[RealImage, ...] = ()
     """Images that are not `images`, because they say that a model made them."""
     lost_facets: tuple[str, ...] = ()
@@ -197,6 +204,9 @@ def _run_audit(path: Path, how: _How) -> Audit:
         _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
     ]
     set_aside, images = _set_aside(images, how.settings)
+    resolved = resolve_conflicts(root, images, how.settings)
+    duplicates, images = _same_bytes(images), resolved.images
+    lookalikes = find_lookalikes(images)
     misfiled = [
         image.file_name
         for image in images
@@ -208,7 +218,7 @@ def _run_audit(path: Path, how: _How) -> Audit:
         path=root,
         images=tuple(images),
         unreadable=tuple(sorted([*listing.faults, *faults])),
-        duplicates=_same_bytes(images),
+        duplicates=duplicates,
         counts={name: per_class[name] for name in sorted(set(spelled.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
@@ -222,12 +232,17 @@ def _run_audit(path: Path, how: _How) -> Audit:
         warnings=(
             *listing.warnings,
             *_warn_marked(set_aside, images),
+            *resolved.warnings,
+            *_warn_lookalikes(lookalikes),
             *_warn_merged_folders(spelled),
             *joined.warnings,
             *_warn_misfiled(misfiled, table_names),
             *_warn_other_splits(images, joined.rows, listing, table_names),
             *(values.warnings(table_names, columns) if joined.rows else ()),
         ),
+        conflicts=resolved.conflicts,
+        lookalikes=tuple(lookalikes),
+        dropped=resolved.dropped,
         set_aside=set_aside,
         layout=listing.layout,
         layout_reason=listing.reason,
@@ -422,6 +437,13 @@ def _warn_marked(set_aside: Sequence[RealImage], images: Iterable[RealImage]) ->
         )
         if names
     ]
+
+
+def _warn_lookalikes(lookalikes: Sequence[Conflict]) -> list[str]:
+    if not lookalikes:
+        return []
+    pairs = counted(len(lookalikes), "pair")
+    return [f"{pairs} of pictures look alike in two classes or splits, such as {lookalikes[0]}"]
 
 
 def _warn_other_splits(

@@ -573,7 +573,11 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):
     root = dataset({**FILES, "b/2.png": b"", "b/3.png": png(1), "metadata.jsonl": table(*ROWS)})
     code, out, err = invoke("audit", str(root))
-    assert (code, err) == (0, "")
+    conflict = "a/1.png (a), b/3.png (b)"
+    assert code == 0
+    assert err == (
+        f"warning: 1 picture is in two classes, such as {conflict}; all of them count (dataset.conflicts)\n"
+    )
     assert out == (
         f"{root}: 4 images\n"
         "  class  images  share, %\n"
@@ -594,6 +598,9 @@ def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):
         "\n"
         "files with the same bytes (1)\n"
         "  a/1.png, b/3.png\n"
+        "\n"
+        "pictures in two classes or splits (1)\n"
+        f"  {conflict}\n"
         "\n"
         "images without a facet value in the metadata table (1)\n"
         "  b/3.png\n"
@@ -624,6 +631,9 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "splits": {},
         "unreadable": [{"file_name": "b/2.png", "reason": "the file is empty"}],
         "duplicates": [],
+        "conflicts": [],
+        "lookalikes": [],
+        "dropped": [],
         "unlabelled": [],
         "misfiled": [],
         "unknown_rows": [],

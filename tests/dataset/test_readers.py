@@ -493,3 +493,65 @@ def test_the_verifier_is_not_tested_on_images_marked_as_generated(tmp_path):
     measured = measure_real_images(config, audit_dataset(config), audit_holdout(config), measure)
     assert measured.ids == ("real/cat/1.png", "holdout/cat/1.png")
     assert not any(map(is_marked_synthetic, shown))
+
+
+# Labels that contradict
+
+
+def contradicting(root: Path) -> Path:
+    put(root, "train/cat/1.png", "train/dog/2.png", "train/owl/3.png", "test/owl/4.png")
+    Image.open(root / "train/cat/1.png").save(root / "train/dog/1 again.webp", lossless=True)
+    (root / "test/owl/3 again.png").write_bytes((root / "train/owl/3.png").read_bytes())
+    return root
+
+
+CONTRADICTION = (
+    "1 picture is in two classes, such as train/cat/1.png (cat), train/dog/1 again.webp (dog);"
+    " 1 picture is in two splits, such as test/owl/3 again.png (test), train/owl/3.png (train)"
+)
+
+
+def test_one_picture_in_two_classes_or_splits_counts_with_a_warning(tmp_path):
+    audited = read(contradicting(tmp_path))
+    assert audited.counts == {"cat": 1, "dog": 2, "owl": 3}
+    assert audited.warnings == (f"{CONTRADICTION}; all of them count (dataset.conflicts)",)
+
+
+def test_of_a_dropped_picture_no_class_and_only_the_later_split_stays(tmp_path):
+    audited = read(contradicting(tmp_path), conflicts="drop")
+    assert audited.counts == {"cat": 0, "dog": 1, "owl": 2}
+    assert [name for name, _ in audited.dropped] == [
+        "train/cat/1.png",
+        "train/dog/1 again.webp",
+        "train/owl/3.png",
+    ]
+    assert audited.warnings == (f"{CONTRADICTION}; 3 of their files are left out (dataset.conflicts)",)
+
+
+def test_contradictions_can_be_refused(tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        read(contradicting(tmp_path), conflicts="error")
+    assert caught.value.message == f"{tmp_path}: {CONTRADICTION}"
+    assert caught.value.hint == "correct the labels, or set dataset.conflicts to drop or keep"
+
+
+def test_copies_within_a_class_or_of_no_split_contradict_nothing(tmp_path):
+    root = put(tmp_path, "cat/1.png", "dog/2.png")
+    (root / "cat/again.png").write_bytes((root / "cat/1.png").read_bytes())
+    write(root, {"metadata.csv": "file_name,split\ncat/1.png,train\n"})
+    assert (read(root, conflicts="error").counts, read(root).conflicts) == ({"cat": 2, "dog": 1}, ())
+
+
+def test_pictures_that_look_alike_in_two_classes_are_listed_only(tmp_path):
+    put(tmp_path, "cat/3.png", "dog/4.png")
+    pixels = np.random.default_rng(9).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for class_name, grey in (("cat", 10), ("dog", 200)):
+        pixels[0, 0] = grey
+        Image.fromarray(pixels).save(tmp_path / class_name / "1.png")
+        Image.new("L", (64, 64), grey).save(tmp_path / class_name / "plain.png")
+    audited = read(tmp_path, conflicts="error")
+    assert audited.counts == {"cat": 3, "dog": 3}
+    assert [*map(str, audited.lookalikes)] == ["cat/1.png (cat), dog/1.png (dog)"]
+    assert audited.warnings == (
+        "1 pair of pictures look alike in two classes or splits, such as cat/1.png (cat), dog/1.png (dog)",
+    )

@@ -15,6 +15,7 @@ from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.dataset.audit import Audit
+    from balancer.dataset.conflicts import Conflict
 
 MAX_LISTED = 20
 """Problems of one kind that are listed; `--json` lists all."""
@@ -87,6 +88,9 @@ def _remarks(audit: Audit) -> dict[str, Sequence[str]]:
     return {
         "unreadable": [f"{name}: {reason}" for name, reason in audit.unreadable],
         "files with the same bytes": [", ".join(names) for names in audit.duplicates],
+        "pictures in two classes or splits": [*map(str, audit.conflicts)],
+        "pictures that look alike in two classes or splits": [*map(str, audit.lookalikes)],
+        "left out by dataset.conflicts": [f"{name}: {reason}" for name, reason in audit.dropped],
         "images without a facet value in the metadata table": audit.unlabelled,
         "images whose class in the metadata table is not their folder": audit.misfiled,
         "rows of the metadata table without an image": audit.unknown_rows,
@@ -122,6 +126,9 @@ def _as_json(audit: Audit) -> dict[str, object]:
         "splits": _split_counts(audit),
         "unreadable": [{"file_name": name, "reason": reason} for name, reason in audit.unreadable],
         "duplicates": [list(names) for names in audit.duplicates],
+        "conflicts": [_conflict(conflict) for conflict in audit.conflicts],
+        "lookalikes": [_conflict(conflict) for conflict in audit.lookalikes],
+        "dropped": [{"file_name": name, "reason": reason} for name, reason in audit.dropped],
         "unlabelled": list(audit.unlabelled),
         "misfiled": list(audit.misfiled),
         "unknown_rows": list(audit.unknown_rows),
@@ -131,6 +138,13 @@ def _as_json(audit: Audit) -> dict[str, object]:
         "tables": list(audit.tables),
         "remarks": list(audit.remarks),
         "warnings": list(audit.warnings),
+    }
+
+
+def _conflict(conflict: Conflict) -> dict[str, object]:
+    return {
+        "between": conflict.between,
+        "files": dict(zip(conflict.file_names, conflict.labels, strict=True)),
     }
 
 
