@@ -159,7 +159,7 @@ def test_an_unreadable_image_is_listed_with_its_reason_and_the_others_are_counte
     assert found.unreadable == (
         ("a/cut.png", "truncated: the file ends before the image does"),
         ("a/empty.jpg", "the file is empty"),
-        ("a/page.webp", "not a PNG, JPEG or WebP image"),
+        ("a/page.webp", "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"),
     )
 
 
@@ -177,10 +177,10 @@ def test_a_large_file_is_listed_with_the_limit(dataset: Dataset):
 
 
 def test_pictures_of_other_formats_are_listed_and_not_passed_over(dataset: Dataset):
-    found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.bmp": b"x"}))
+    found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.psd": b"x"}))
     assert found.unreadable == (
-        ("a/2.HEIC", "HEIC is not supported; PNG, JPEG and WebP are"),
-        ("a/3.bmp", "BMP is not supported; PNG, JPEG and WebP are"),
+        ("a/2.HEIC", "HEIC is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
+        ("a/3.psd", "PSD is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
     )
 
 

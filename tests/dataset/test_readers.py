@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -11,18 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, features
 
 from actors.real_images import measure_real_images
 from balancer.cli import main
-from balancer.config.schema import ActorsConfig, Config, DatasetConfig
+from balancer.config.schema import ActorsConfig, Config, DatasetConfig, OutputConfig
 from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout
 from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.splits import assign_splits, describe_kept_apart
 from balancer.errors import DatasetError, UsageError
-from balancer.images import encode_image, is_marked_synthetic
+from balancer.images import decode_image, encode_image, is_marked_synthetic, pixel_sha256
+from balancer.manifest import read_log
+from balancer.manifest.rows import RunFacts
+from balancer.runs.import_real import commit_real_images
+from balancer.storage import open_storage
 from balancer.verification.verdict import ImageFlags, Measurement
 from tests.dataset.here import read_here
+from tests.manifest_samples import start
 
 
 @pytest.fixture(autouse=True)
@@ -555,3 +561,36 @@ def test_pictures_that_look_alike_in_two_classes_are_listed_only(tmp_path):
     assert audited.warnings == (
         "1 pair of pictures look alike in two classes or splits, such as cat/1.png (cat), dog/1.png (dog)",
     )
+
+
+# Formats
+
+
+@pytest.mark.parametrize("form", ["TIFF", "BMP", "GIF", "AVIF"])
+def test_a_format_that_few_programs_read_is_png_in_the_run(tmp_path, form):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    name = f"basic/1.{form.lower()}"
+    put(tmp_path / "data", "basic/")
+    (tmp_path / "data" / name).write_bytes(picture(form=form))
+    config = job(tmp_path / "data", "basic")
+    storage = open_storage(tmp_path / "run", create=True)
+    facts = RunFacts("run-1", ("lighting", "burn_level"), config, None, None, {})
+    assert commit_real_images(audit_dataset(config), ["basic"], start(storage), storage, facts) == 1
+    [row] = read_log(storage).table.to_pylist()
+    assert (row["id"], row["file_name"].endswith(".png")) == (f"real/{name}", True)
+    data = storage.read(row["file_name"])
+    assert hashlib.sha256(data).hexdigest() == row["sha256"]
+    assert pixel_sha256(decode_image(data, max_pixels=100)) == row["pixel_sha256"]
+
+
+def test_a_run_cannot_refer_to_such_a_file(tmp_path):
+    put(tmp_path / "data", "basic/")
+    (tmp_path / "data/basic/1.bmp").write_bytes(picture(form="BMP"))
+    config = job(tmp_path / "data", "basic")
+    config = config.model_copy(update={"output": OutputConfig(real_images="reference")})
+    storage = open_storage(tmp_path / "run", create=True)
+    facts = RunFacts("run-1", ("lighting", "burn_level"), config, None, None, {})
+    with pytest.raises(DatasetError, match="refer to PNG, JPEG and WebP files only") as caught:
+        commit_real_images(audit_dataset(config), ["basic"], start(storage), storage, facts)
+    assert caught.value.hint.startswith("set output.real_images: copy")

@@ -11,11 +11,14 @@ from balancer.dataset.facet_table import METADATA_FILES
 from balancer.dataset.location import SAMPLE_HINT
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.errors import DatasetError
+from balancer.images import FORMATS, NAMES_OF_FORMATS
 
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .bmp .gif".split() + [".avif"] * ("AVIF" in FORMATS)
+)
 # Images that are reported as unreadable, not ignored like a text file.
-OTHER_PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .cr2 .dng .gif .heic .heif .jp2 .jxl .nef .ppm .psd .svg .tga .tif .tiff".split()
+OTHER_PICTURE_SUFFIXES = (
+    frozenset(".avif .cr2 .dng .heic .heif .jp2 .jxl .nef .ppm .psd .svg .tga".split()) - IMAGE_SUFFIXES
 )
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_PICTURE_SUFFIXES
 SYSTEM_FOLDERS = frozenset(
@@ -91,7 +94,7 @@ def _list_file(entry: Entry, name: str, level: int, listing: DatasetListing) -> 
     elif is_picture and not _is_utf8(name):
         listing.faults.append((_shown(name), _NOT_UTF8))
     elif suffix in OTHER_PICTURE_SUFFIXES:
-        listing.faults.append((name, f"{suffix[1:].upper()} is not supported; PNG, JPEG and WebP are"))
+        listing.faults.append((name, f"{suffix[1:].upper()} is not supported: save it as {NAMES_OF_FORMATS}"))
     elif is_picture and 0 < level <= len(folders):
         listing.files[name] = folders[level - 1]
     elif is_picture:
