@@ -130,15 +130,17 @@ class DatasetConfig(_Section):
     per class; relative to the config file, or else to the working folder. `sample` is the rendered sample
     dataset, made on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
 
-    layout: Literal["auto", "folders", "splits", "table"] = "auto"
+    layout: Literal["auto", "folders", "splits", "table", "coco", "voc"] = "auto"
     """How the dataset is laid out. `auto` recognises it; `balancer audit` and `plan` say as what. `folders`:
     one folder per class. `splits`: `train`, `validation` and `test` folders with class folders in them, which
-    decide the splits like the column `split` of a table. `table`: a table names files and classes."""
+    decide the splits like the column `split` of a table. `table`: a table names files and classes. `coco` and
+    `voc`: annotations of objects; an image has the category of its objects as class, if they are all of
+    one."""
 
     table: str | None = None
-    """Table of files and classes (CSV, JSON lines or Parquet), relative to `path`, which can also be the
-    table itself. File names are relative to the table, and only files below `path` are found. Its other
-    columns can be facets, as in `metadata`."""
+    """Table of files and classes (CSV, JSON lines or Parquet) or COCO file, relative to `path`, which can
+    also be the table itself. File names are relative to the table, and only files below `path` are found. Its
+    other columns can be facets, as in `metadata`."""
 
     columns: dict[Literal["file", "class", "split"], Phrase] = {}
     """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:

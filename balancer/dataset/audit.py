@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
 from balancer.dataset.facet_table import (
+    NO_CLASS,
     TableRow,
     find_facet_columns,
     find_ignored_columns,
@@ -192,7 +193,9 @@ def _run_audit(path: Path, how: _How) -> Audit:
     root = listing.root
     tables = listing.read_tables or read_tables(root, how.metadata, listing.tables)
     joined = listing.joined or join(tables, root, listing.every_name())
-    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    columns = [
+        name for name in dict.fromkeys(name for table in tables for name in table.columns) if name != NO_CLASS
+    ]
     every_row = (row for table in tables for row in table.rows.values())
     names = find_facet_columns(every_row) if how.facets is None else tuple(how.facets)
     passed_over = find_ignored_columns(columns, names) if how.facets is None else ()

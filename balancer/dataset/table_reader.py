@@ -151,33 +151,46 @@ class _Columns:
 def _answers(path: str | os.PathLike[str], columns: _Columns) -> Iterator[bytes]:
     number = answer_bytes = named = cells = 0
     first: RawRow = ()
-    with open_regular(path, follow_links=False) as file:
-        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-            raise TooLargeError(path, num_bytes, MAX_BYTES)
-        for number, row in enumerate(READERS[_suffix(path)](file, columns), start=1):
-            if isinstance(row, bytes):
-                yield row
-                continue
-            cells += len(row)
-            _check_shape(row, number, cells)
-            if not row:
-                continue
-            first = first or row
-            text = columns.text_values(row)
-            _check_columns(columns, number)
-            if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
-                named += 1
-                line = json.dumps([table_key(name), text]).encode()
-                answer_bytes += len(line)
-                if answer_bytes > MAX_ANSWER_BYTES:
-                    raise _TooMuchError(f"its values are more than {size(MAX_ANSWER_BYTES)} of text")
-                yield line
+    for number, row in enumerate(_rows(path, columns), start=1):
+        if isinstance(row, bytes):
+            yield row
+            continue
+        cells += len(row)
+        _check_shape(row, number, cells)
+        if not row:
+            continue
+        first = first or row
+        text = columns.text_values(row)
+        _check_columns(columns, number)
+        if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
+            named += 1
+            line = json.dumps([table_key(name), text]).encode()
+            answer_bytes += len(line)
+            if answer_bytes > MAX_ANSWER_BYTES:
+                raise _TooMuchError(f"its values are more than {size(MAX_ANSWER_BYTES)} of text")
+            yield line
     yield from columns.notes()
     if number and not named and _Columns(columns.own).text_values(first):
         wanted = " or ".join(f"`{name}`" for name in columns.own[FILE_NAME])
         yield _reason(f"has no column {wanted}; the columns are {_shown(first)}")
     else:
         yield str(number).encode()
+
+
+def _rows(path: str | os.PathLike[str], columns: _Columns) -> Iterator[RawRow | bytes]:
+    """The rows of a table, or of annotations: a COCO file, or the folder of a Pascal VOC dataset."""
+    from balancer.dataset.readers.annotation_files import coco_rows, voc_rows
+
+    if os.path.isdir(path) and not os.path.islink(path):
+        yield from voc_rows(os.fspath(path))
+        return
+    with open_regular(path, follow_links=False) as file:
+        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise TooLargeError(path, num_bytes, MAX_BYTES)
+        if (suffix := _suffix(path)) == ".json":
+            yield from coco_rows(file)
+        else:
+            yield from READERS[suffix](file, columns)
 
 
 def _check_shape(row: RawRow, number: int, cells: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -594,3 +594,121 @@ def test_a_run_cannot_refer_to_such_a_file(tmp_path):
     with pytest.raises(DatasetError, match="refer to PNG, JPEG and WebP files only") as caught:
         commit_real_images(audit_dataset(config), ["basic"], start(storage), storage, facts)
     assert caught.value.hint.startswith("set output.real_images: copy")
+
+
+# Annotations of objects
+
+
+def coco(**objects: Sequence[str]) -> str:
+    """A COCO file with the categories of each image's objects."""
+    names = sorted({name for categories in objects.values() for name in categories})
+    return json.dumps(
+        {
+            "images": [{"id": place, "file_name": f"{name}.png"} for place, name in enumerate(objects)],
+            "categories": [{"id": 7 + place, "name": name} for place, name in enumerate(names)],
+            "annotations": [
+                {"image_id": place, "category_id": 7 + names.index(name), "segmentation": [[0.5, 1]]}
+                for place, categories in enumerate(objects.values())
+                for name in categories
+            ],
+        }
+    )
+
+
+def test_coco_images_have_the_category_of_their_objects(tmp_path):
+    root = put(tmp_path, "train2017/a.png", "train2017/b.png", "val2017/a.png", "val2017/c.png")
+    write(
+        root,
+        {
+            "annotations/instances_train2017.json": coco(a=["cat", "cat"], b=["dog"]),
+            "annotations/instances_val2017.json": coco(a=["dog"], c=["cat", "dog"]),
+            "annotations/captions_val2017.json": "{}",
+        },
+    )
+    config = job(root, "cat", "dog")
+    audited = audit_dataset(config)
+    assert (audited.layout, audited.counts) == ("coco", {"cat": 1, "dog": 2})
+    assert assign_splits(audited, config) == {
+        "train2017/a.png": "train",
+        "train2017/b.png": "train",
+        "val2017/a.png": "validation",
+    }
+    assert audited.unreadable == (
+        ("val2017/c.png", "its objects are of 2 categories (cat, dog), not of one"),
+    )
+    assert audited.warnings == (
+        "1 image left out, with objects of several categories or none, such as val2017/c.png",
+    )
+    assert audited.facet_names == ()
+
+
+def test_coco_files_in_split_folders_are_read(tmp_path):
+    root = put(tmp_path, "train/a.png", "train/b.png", "valid/c.png")
+    name = "_annotations.coco.json"
+    write(root, {f"train/{name}": coco(a=["cat"], b=[]), f"valid/{name}": coco(c=["cat"])})
+    audited = read(root)
+    assert (audited.counts, [image.split for image in audited.images]) == ({"cat": 2}, ["train", "valid"])
+    assert audited.unreadable == (("train/b.png", "no object in it is annotated"),)
+
+
+def test_a_coco_file_may_be_named(tmp_path):
+    root = put(tmp_path, "images/a.png")
+    write(root, {"labels.json": coco(a=["cat"])})
+    assert read(root, table="labels.json").counts == read(root / "labels.json").counts == {"cat": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{}", "is damaged: not a COCO file: it lacks the lists images, annotations and categories"),
+        ("[1", "is damaged: "),
+        ("[" * 100_000, "is damaged: "),
+    ],
+)
+def test_a_json_file_that_is_no_coco_file_is_one_clear_line(tmp_path, content, problem):
+    write(put(tmp_path, "a.png"), {"labels.json": content})
+    with pytest.raises(DatasetError, match=problem) as caught:
+        read(tmp_path, table="labels.json")
+    assert "\n" not in caught.value.message
+
+
+def voc(name: str, *categories: str) -> str:
+    objects = "".join(f"<object><name>{each}</name></object>" for each in categories)
+    return f"<annotation><filename>C:\\{name}.jpg</filename>{objects}</annotation>"
+
+
+def test_voc_images_have_the_category_of_their_objects(tmp_path):
+    root = put(tmp_path, *(f"JPEGImages/{name}.png" for name in "abcde"))
+    bomb = '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
+    write(
+        root,
+        {
+            "Annotations/a.xml": voc("a", "cat"),
+            "Annotations/b.xml": voc("b", "dog", "dog"),
+            "Annotations/c.xml": voc("c", "cat", "dog"),
+            "Annotations/d.xml": bomb,
+            "ImageSets/Main/train.txt": "a 1\n",
+            "ImageSets/Main/test.txt": "b -1\nc\n",
+        },
+    )
+    config = job(root, "cat", "dog")
+    audited = audit_dataset(config)
+    assert (audited.layout, audited.counts) == ("voc", {"cat": 1, "dog": 1})
+    assert assign_splits(audited, config) == {"JPEGImages/a.png": "train", "JPEGImages/b.png": "test"}
+    assert audited.unreadable == (
+        ("JPEGImages/c.png", "its objects are of 2 categories (cat, dog), not of one"),
+        (
+            "JPEGImages/d.png",
+            "d.xml: it declares entities or a document type, which annotations do not need",
+        ),
+    )
+    assert audited.outside == ("JPEGImages/e.png",)
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_a_layout_that_is_not_there_is_one_clear_line(tmp_path, layout):
+    with pytest.raises(
+        DatasetError, match=r"neither annotations|no folders Annotations and JPEGIm"
+    ) as caught:
+        read(put(tmp_path, "cat/1.png"), layout=layout)
+    assert "\n" not in caught.value.message

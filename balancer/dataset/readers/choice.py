@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 
 from balancer.dataset.facet_table import METADATA_FILES
 from balancer.dataset.location import SAMPLE_HINT
+from balancer.dataset.readers.annotated import (
+    VOC_ANNOTATIONS,
+    VOC_IMAGES,
+    find_coco,
+    is_voc,
+    read_coco,
+    read_voc,
+)
 from balancer.dataset.readers.folders import read_folders
 from balancer.dataset.readers.labelled import TABLE_SUFFIXES, find_tables, read_table_layout
 from balancer.dataset.readers.listing import DatasetListing
@@ -21,6 +29,10 @@ if TYPE_CHECKING:
     from balancer.config.schema import DatasetConfig
 
 AUTO, FOLDERS, SPLIT_FOLDERS, TABLE = "auto", "folders", "splits", "table"
+COCO, VOC = "coco", "voc"
+
+FILES = (*TABLE_SUFFIXES, ".json")
+"""Suffixes of files that can be a dataset's path."""
 
 Reader = Callable[[Path, Sequence[Entry], DatasetListing, "DatasetConfig"], None]
 
@@ -28,6 +40,8 @@ READERS: Mapping[str, Reader] = {
     FOLDERS: read_folders,
     SPLIT_FOLDERS: read_split_folders,
     TABLE: read_table_layout,
+    COCO: read_coco,
+    VOC: read_voc,
 }
 
 
@@ -52,10 +66,10 @@ def _enter(path: Path, settings: DatasetConfig) -> tuple[Path, DatasetConfig]:
     """The folder of a dataset, and its settings with the table, if the path is that of a table."""
     if not path.is_file():
         return path, settings
-    if path.suffix.lower() not in TABLE_SUFFIXES:
+    if path.suffix.lower() not in FILES:
         raise DatasetError(
             f"{path}: a dataset is a folder, not a file, unless that is a table of files and classes"
-            f" ({', '.join(TABLE_SUFFIXES)})",
+            f" ({', '.join(FILES)})",
             hint=SAMPLE_HINT,
         )
     if settings.table is not None:
@@ -67,8 +81,14 @@ def _enter(path: Path, settings: DatasetConfig) -> tuple[Path, DatasetConfig]:
 
 
 def _recognise(root: Path, entries: Sequence[Entry], settings: DatasetConfig) -> tuple[str, str]:
+    if settings.table is not None and settings.table.lower().endswith(".json"):
+        return COCO, f"{settings.table} is a JSON file"
     if settings.table is not None:
         return TABLE, f"{settings.table} names files and classes"
+    if coco := find_coco(root, entries):
+        return COCO, f"{coco[0]} is there"
+    if is_voc(entries):
+        return VOC, f"{VOC_ANNOTATIONS} and {VOC_IMAGES} are there"
     if why := why_splits(root, entries):
         return SPLIT_FOLDERS, why
     tables = [name for name in METADATA_FILES if name in find_tables(entries)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import METADATA_FILES, Table, is_missing, read_labels
+from balancer.dataset.facet_table import METADATA_FILES, NO_CLASS, Table, is_missing, read_labels
 from balancer.dataset.joining import join
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, walk
@@ -44,7 +44,7 @@ USUAL_COLUMNS: ColumnNames = {
 
 SETTINGS = {FILE_NAME: "file", "class": "class", "split": "split"}
 
-NO_CLASS = "its row in the table names no class"
+MAX_TABLES_NAMED = 3
 
 
 def read_table_layout(
@@ -67,19 +67,20 @@ def read_table_layout(
             hint="name it in dataset.columns.class",
         )
     walk(entries, 0, listing)
-    label(listing, table, root)
+    label(listing, [table], root)
 
 
-def label(listing: DatasetListing, table: Table, root: Path) -> None:
+def label(listing: DatasetListing, tables: Sequence[Table], root: Path) -> None:
     """Give each listed file the class that its row names."""
-    listing.split_source = f"column `split` of {table.path}"
-    joined = join([table], root, listing.every_name())
-    listing.tables, listing.read_tables, listing.joined = [], [table], joined
+    of = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
+    listing.split_source = f"column `split` of {of}"
+    joined = join(tables, root, listing.every_name())
+    listing.tables, listing.read_tables, listing.joined = [], [*tables], joined
     beside, listing.outside = set(listing.outside), []
     for name, row in joined.rows.items():
         class_name = row.get("class", "")
         if not class_name or is_missing(class_name):
-            listing.faults.append((name, NO_CLASS))
+            listing.faults.append((name, row.get(NO_CLASS, "its row in the table names no class")))
             continue
         listing.add_class(class_name)
         if name in beside:
@@ -89,7 +90,7 @@ def label(listing: DatasetListing, table: Table, root: Path) -> None:
     if listing.outside:
         count = len(listing.outside)
         listing.warnings.append(
-            f"{counted(count, 'image')} {are(count)} in no row of {table.path}, and not counted, such as"
+            f"{counted(count, 'image')} {are(count)} in no row of {of}, and not counted, such as"
             f" {listing.outside[0]}"
         )
 
