@@ -126,9 +126,35 @@ def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
 
 class DatasetConfig(_Section):
     path: str = SAMPLE_DATASET
-    """Folder with one subfolder of images per class, relative to the config file, or else to the working
-    folder. `sample` is the rendered sample dataset, made on first use in the cache folder
-    (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+    """The dataset, in one of the [layouts](datasets.md), most simply a folder with one subfolder of images
+    per class; relative to the config file, or else to the working folder. `sample` is the rendered sample
+    dataset, made on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+
+    layout: Literal["auto", "folders", "splits", "table", "coco", "voc"] = "auto"
+    """How the dataset is laid out. `auto` recognises it; `balancer audit` and `plan` say as what. `folders`:
+    one folder per class. `splits`: `train`, `validation` and `test` folders with class folders in them, which
+    decide the splits like the column `split` of a table. `table`: a table names files and classes. `coco` and
+    `voc`: annotations of objects; an image has the category of its objects as class, if they are all of
+    one."""
+
+    table: str | None = None
+    """Table of files and classes (CSV, JSON lines or Parquet) or COCO file, relative to `path`, which can
+    also be the table itself. File names are relative to the table, and only files below `path` are found. Its
+    other columns can be facets, as in `metadata`."""
+
+    columns: dict[Literal["file", "class", "split"], Phrase] = {}
+    """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:
+    `file_name`, `path` or `image`, `class`, `label` or `category`, `split` or `subset`, and a few more."""
+
+    include: tuple[Phrase, ...] = ()
+    """Patterns of the classes and images to use, such as `cat/2024-*`; by default all. A pattern is compared
+    with the class, with `class/file` and with the file name. `*` matches any characters, slashes too."""
+
+    exclude: tuple[Phrase, ...] = ()
+    """Patterns of classes and images to leave out, such as `unsorted` or `*/draft_*`; see `include`."""
+
+    labels: dict[str, Name] = {}
+    """Class names by folder or label, such as `{kitty: cat, tomcat: cat}`: renames and merges classes."""
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
@@ -147,6 +173,18 @@ class DatasetConfig(_Section):
     with or without shares. `target` counts training images only. Generated images are always training
     images, and none is made from a validation or test image. Those are used twice, like the images of
     `holdout`: a candidate that copies one is rejected, and the verifier is tested on their labels."""
+
+    conflicts: Literal["error", "drop", "keep"] = "keep"
+    """What to do with one picture (the same pixels) in two classes, or in two splits that the dataset gives.
+    `keep` counts all its files, with a warning; no leak follows, because what trains or tests a model gets
+    only the file of the latest split. `drop` leaves out all files of a picture in two classes, and of one in
+    two splits those of the earlier one. `error` refuses the dataset. Pictures that only look alike are
+    listed."""
+
+    count_marked_synthetic: bool = False
+    """Whether images that say of themselves that a model made them (IPTC `DigitalSourceType`) count as real.
+    By default they are left out: no target counts them, no split gets them, and the verifier is not tested on
+    them."""
 
     max_image_megabytes: float = Field(default=64, gt=0, le=1000)
     """Larger files are reported unreadable, not opened."""

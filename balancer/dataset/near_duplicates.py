@@ -209,6 +209,19 @@ def near_any(
     return near[places], other_near[other_places]
 
 
+def find_near_hashes(hashes: NDArray[np.uint64], max_distance: int) -> list[tuple[int, int]]:
+    """The pairs of places, the smaller first, whose hashes differ in at most `max_distance` bits, up to about
+    PAIRS_AT_ONCE."""
+    pairs: set[tuple[int, int]] = set()
+    for mask in _bands(max_distance):
+        for ones, among in _sharing(hashes & mask, hashes & mask):
+            near = (ones < among) & (np.bitwise_count(hashes[ones] ^ hashes[among]) <= max_distance)
+            pairs.update(zip(ones[near].tolist(), among[near].tolist(), strict=True))
+            if len(pairs) > PAIRS_AT_ONCE:
+                return sorted(pairs)
+    return sorted(pairs)
+
+
 def _sharing(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> Iterator[tuple[Indices, Indices]]:
     """Positions of all pairs of equal keys, in chunks of about PAIRS_AT_ONCE."""
     order = np.argsort(others, kind="stable")

@@ -18,12 +18,12 @@ from balancer.config.schema import (
     RESERVED_FACET_NAMES,
     SAMPLE_DATASET,
     Config,
+    DatasetConfig,
     Name,
     VerificationConfig,
 )
 from balancer.config.yaml_reading import Document, read_document
-from balancer.dataset.audit import Audit, RealImage, find_dataset, list_columns
-from balancer.dataset.audit import audit as run_audit
+from balancer.dataset.audit import Audit, RealImage, audit_path, find_dataset, list_columns
 from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import ConfigDraft, DraftFacet, Holdout, format_config
@@ -46,15 +46,22 @@ _LIGHTING = {
 }
 
 
-def starter_config(dataset: str, look: Callable[[Config], str] = lambda config: "") -> str:
-    """A config for the dataset at this path, as YAML for `load_config`. `look` may say what a head sees in
-    the labelled images of a config.
+def starter_config(dataset: str) -> str:
+    """A config for the dataset at this path, as YAML for `load_config`; see `draft_config`."""
+    return draft_config(dataset, DatasetConfig())[0]
+
+
+def draft_config(
+    dataset: str, settings: DatasetConfig, look: Callable[[Config], str] = lambda config: ""
+) -> tuple[str, tuple[str, ...]]:
+    """A config for the dataset at this path, as YAML for `load_config`, and warnings about the dataset.
+    `look` may say what a head sees in the labelled images of a config.
 
     Raises DatasetError if it is not a dataset, or has classes that no config can name.
     """
-    audit = run_audit(find_dataset(dataset))
+    audit = audit_path(dataset, settings)
     _check_names(dataset, audit)
-    holdout = _find_holdout(dataset, audit)
+    holdout = _find_holdout(dataset, audit, settings)
     names = sorted({*audit.counts, *(holdout.audit.counts if holdout else ())})
     training = Counter(image.class_name for image in audit.images if not is_kept_apart(image))
     facets, left_out = _read_facets(audit)
@@ -62,6 +69,7 @@ def starter_config(dataset: str, look: Callable[[Config], str] = lambda config: 
     labelled = [*audit.images, *(holdout.audit.images if holdout else ())]
     draft = ConfigDraft(
         dataset=dataset,
+        settings=settings.model_dump(mode="json", exclude_defaults=True, exclude={"path", "holdout"}),
         audit=audit,
         counts={name: audit.counts.get(name, 0) for name in names},
         training={name: training[name] for name in names},
@@ -72,7 +80,9 @@ def starter_config(dataset: str, look: Callable[[Config], str] = lambda config: 
         unproven=_unproven(names, facets, labelled),
     )
     text, config = _formatted(draft)
-    return _formatted(replace(draft, heads=seen))[0] if (seen := look(config)) else text
+    if seen := look(config):
+        text, _ = _formatted(replace(draft, heads=seen))
+    return text, audit.warnings
 
 
 def _formatted(draft: ConfigDraft) -> tuple[str, Config]:
@@ -112,17 +122,18 @@ def _is_name(name: str) -> bool:
 # The hold-out
 
 
-def _find_holdout(dataset: str, audit: Audit) -> Holdout | None:
+def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig) -> Holdout | None:
     """A sibling folder with most of the dataset's classes; it may have other classes, too."""
     if dataset == SAMPLE_DATASET:
-        return Holdout(SAMPLE_DATASET, run_audit(find_dataset(dataset, "holdout"), facets=audit.facet_names))
+        at = str(find_dataset(dataset, "holdout"))
+        return Holdout(SAMPLE_DATASET, audit_path(at, settings, audit.facet_names))
     for name in HOLDOUT_FOLDERS:
         path = os.path.normpath(os.path.join(dataset, os.pardir, name))
         folder = find_dataset(path)
         if not folder.is_dir() or folder.samefile(audit.path):
             continue
         try:
-            sibling = run_audit(folder, facets=audit.facet_names)
+            sibling = audit_path(path, settings, audit.facet_names)
         except DatasetError:
             continue
         common = sibling.counts.keys() & audit.counts.keys()

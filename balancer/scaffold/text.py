@@ -40,7 +40,8 @@ class DraftFacet:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDraft:
-    """Contents of the new config. `dataset` is the path as the user gave it.
+    """Contents of the new config. `dataset` is the path as the user gave it; `settings` are others of that
+    section.
 
     `counts` include classes of the hold-out only; `training` excludes images that the table's column `split`
     assigns to validation or test. `left_out` are columns that are not facets, with the reason. `unproven` are
@@ -48,6 +49,7 @@ class ConfigDraft:
     """
 
     dataset: str
+    settings: Mapping[str, object]
     audit: Audit
     counts: Mapping[str, int]
     training: Mapping[str, int]
@@ -79,7 +81,11 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
     return {
         "name": SAMPLE_DATASET if is_sample else draft.audit.path.resolve().name,
         "seed": 0,
-        "dataset": {"path": draft.dataset} | ({"holdout": draft.holdout.path} if draft.holdout else {}),
+        "dataset": {
+            "path": draft.dataset,
+            **draft.settings,
+            **({"holdout": draft.holdout.path} if draft.holdout else {}),
+        },
         "target": {"per_class": max(draft.training.values()) or TARGET_WITHOUT_IMAGES},
         "classes": {name: {"prompts": [class_wording(name)]} for name in draft.counts},
         "facets": {

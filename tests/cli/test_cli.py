@@ -441,8 +441,8 @@ def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
     result = invoke(*PLAN, "--json")
     assert json.loads(result.stdout)["total"] == 5
     assert result.stderr == (
-        "warning: 1 image cannot be read, so it is not counted: a/broken.png: not a PNG, JPEG or WebP image "
-        "(`balancer audit data` lists it)\n"
+        "warning: 1 image cannot be read, so it is not counted: a/broken.png: not a PNG, JPEG, WebP, TIFF,"
+        " BMP, GIF or AVIF image (`balancer audit data` lists it)\n"
         "warning: exact duplicates, counted: 1 (`balancer audit data` lists them)\n"
     )
 

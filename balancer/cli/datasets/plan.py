@@ -231,8 +231,11 @@ def _verdict(checked: Preflight, proof: ValueProof) -> str:
 
 
 def _warn_about_faults(audit: Audit, config: Config) -> None:
+    from balancer.dataset.notices import describe_unusual_layout
     from balancer.dataset.unreadable import describe_unreadable
 
+    if line := describe_unusual_layout(audit):
+        console.note(line)
     if line := describe_unreadable(audit, config):
         console.warn(line)
     if copies := sum(len(names) - 1 for names in audit.duplicates):

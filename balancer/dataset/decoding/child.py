@@ -65,15 +65,17 @@ def serve() -> None:
 
 
 def serve_tables() -> None:
-    """Read the tables whose paths, in hex, come on standard input, and write their lines."""
-    names = [os.fsdecode(bytes.fromhex(line)) for line in sys.stdin]
+    """Read the tables that come on standard input, each as its path in hex and its columns, and write their
+    lines."""
+    requests = [json.loads(line) for line in sys.stdin]
+    names = [os.fsdecode(bytes.fromhex(path)) for path, _ in requests]
     if any(name.lower().endswith(".parquet") for name in names):
         import pyarrow.parquet  # noqa: F401  # before memory is limited
 
     leave_network()
     limit_process(TABLE_SECONDS, TABLE_BYTES)
-    for name in names:
-        for line in read_table_answer(name):
+    for name, (_, columns) in zip(names, requests, strict=True):
+        for line in read_table_answer(name, columns):
             _say(line.decode())
 
 

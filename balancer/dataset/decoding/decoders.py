@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 from balancer.dataset.decoding.child import TABLE_SECONDS
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer
-from balancer.dataset.table_reader import MAX_ANSWER_BYTES
+from balancer.dataset.table_reader import MAX_ANSWER_BYTES, OWN_NAMES, ColumnNames
 
 MAX_DECODERS = 8
 """Enough for a fast disk. Each may hold several copies of an image of the largest size."""
@@ -93,14 +93,16 @@ class DecoderProcess:
             _end(process)
 
 
-def read_table_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+def read_table_lines(paths: Sequence[Path], columns: ColumnNames = OWN_NAMES) -> Iterator[bytes]:
     """The lines about the tables at `paths`, as in `table_reader`, from one process that reads them in turn.
     Raises ValueError with the reason if the process dies."""
     process = _spawn("serve_tables()")
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.writelines(os.fsencode(path.absolute()).hex().encode() + b"\n" for path in paths)
+            for path in paths:
+                request = [os.fsencode(path.absolute()).hex(), columns]
+                process.stdin.write(json.dumps(request).encode() + b"\n")
         yield from _lines(process)
         if status := process.wait(MAX_WAIT_S):
             raise ValueError(_reader_death(-status))
