@@ -251,7 +251,8 @@ class FacetConfig(_Section):
     """The classes this facet applies to."""
 
     values: dict[Name, FacetValueConfig] = Field(min_length=1)
-    """The facet's values, in the order tables show them."""
+    """The facet's values, in the order tables show them. A value is no path, so it has no `/`; the name of a
+    facet has none either, does not begin with `__`, and is not that of a column of the manifest."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Self:

@@ -226,7 +226,7 @@ def _card(job: Job) -> Card:
     manifest, rows = job.manifest, job.rows
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     exported = _counts(rows, CLASS_PROPERTY, "source")
-    view = read_log(open_storage(manifest.uri, create=False), (*STATUS_COLUMNS, CLASS_PROPERTY))
+    view = read_log(open_storage(manifest.uri, create=False), STATUS_COLUMNS)
     short, still_open = count_missing(view, manifest.run)
     tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(

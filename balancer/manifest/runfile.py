@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeV
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
+from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
 from balancer.manifest.layout import RUN_FILE, head_path, typicality_path
 from balancer.storage import MissingFileError, Storage
@@ -60,6 +60,11 @@ class RunInfo:
     challenge: dict[str, Any] | None = None
     heads: dict[str, dict[str, Any]] | None = None
     format: int = FORMAT
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing was generated or judged: pixels are noise, and scores random numbers."""
+        return bool(self.config.get("actors", {}).get("kind") == SIMULATED)
 
     @property
     def domain_limits(self) -> DomainLimits:

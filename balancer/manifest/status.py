@@ -89,6 +89,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "short_cells": {cell: asdict(short) for cell, short in short_cells.items()},
         "remedies": asdict(remedies) | {"summary": describe(remedies)},
         **asdict(per_image(_planning(info), compute_measured(judged, view.opened, "this run"))),
+        "simulated": info.simulated,
         "unjudged": dict(counts.unjudged),
         "unproven": dict(counts.unproven),
         "overrides": dict(view.rules.overrides),

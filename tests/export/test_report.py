@@ -539,3 +539,17 @@ def test_the_columns_of_the_cells_stand_in_the_order_of_the_config():
     table = cell_table(cells, ["time"], {"time": ["dawn", "noon", "night"]})
     assert table.columns == ("dawn", "night")
     assert [[cell is None for cell in row.cells] for row in table.rows] == [[True, False], [False, True]]
+
+
+def test_the_report_of_a_simulated_run_says_that_nothing_was_checked(run):
+    assert "No image was checked" not in render_report(run.uri, now=NOW)
+    document = json.loads(run.storage.read("run.json"))
+    document["config"] |= {"actors": {"kind": "simulated"}}
+    run.storage.replace("run.json", json.dumps(document).encode())
+    page = render_report(run.uri, now=NOW)
+    assert "No image was checked: generated images are noise, and scores are random numbers." in page
+    assert (
+        CliRunner()
+        .invoke(main, ["status", run.uri])
+        .stderr.startswith("simulated actors: no image was checked, and scores are random numbers\n")
+    )

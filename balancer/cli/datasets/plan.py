@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
     from actors.labelled import Looking
+    from actors.models.verifier import Verifier
     from actors.real_images import RealImages
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
@@ -128,15 +130,16 @@ def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen |
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_holdout
 
-    judged = config.verification
     try:
-        at = weights.check(judged.model, judged.revision, None, "verifier")
-        if at.folder is None:
-            missing = size(at.missing_bytes)
-            console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
-            return None
+        wanted = weights.wanted_models(config)
+        for kind in wanted.keys() & {"verifier", "backbone"}:
+            at = weights.check(*wanted[kind], kind)
+            if at.folder is None:
+                missing = size(at.missing_bytes)
+                console.note(f"no pre-flight: the {kind} is not on this machine ({missing} to download)")
+                return None
         real_images.load_calibration(config)
-        holdout, verifier = audit_holdout(config), real_images.verifier_here(config)
+        holdout, verifier = audit_holdout(config), _announced(real_images.verifier_here(config))
         measured = real_images.measure_here(config, audit, holdout, verifier)
         looking = Looking(config, audit, holdout, measured, call_here(config, verifier), splits)
         heads = study_heads(looking)
@@ -144,6 +147,20 @@ def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen |
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
         return None
+
+
+def _announced(load: Callable[[], Verifier]) -> Callable[[], Verifier]:
+    """Says that it takes time before it does, at the first call."""
+
+    @functools.cache
+    def announced() -> Verifier:
+        console.note(
+            "pre-flight: the verifier loads, and looks at the real images and at images of none of the"
+            " classes; what it sees is kept for the next time"
+        )
+        return load()
+
+    return announced
 
 
 def _preflight(images: RealImages, config: Config) -> Preflight:
@@ -263,7 +280,7 @@ def _print(plan: Plan, cost: Estimate, facets: list[str], every: bool) -> None:
         classes.sort(key=lambda row: -row[2])
     console.first_rows(
         f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
-        f"{counted(len(plan.counts), 'class', 'classes')}",
+        f"{counted(len({wanted.cell.class_name for wanted in plan.cells}), 'class', 'classes')}",
         ["class", "now", "to generate", "then", "target"],
         classes,
         "classes, which lack no more",

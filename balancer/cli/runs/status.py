@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
 
 
+NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
+
+
 @click.command(name="status")
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -35,6 +38,8 @@ def command(run: str, as_json: bool, every: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        if status["simulated"]:
+            console.note(NOTHING_CHECKED)
         _print_rules(status["overrides"])
         _print_short(status["short_cells"], every)
         _print_given_up(status["given_up"], every)
@@ -61,11 +66,11 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         *rejected,
         *(
             (f"accepted, {name} not judged", count, _share(count, status["accepted"]))
-            for name, count in status["unjudged"].items()
+            for name, count in ({} if status["simulated"] else status["unjudged"]).items()
         ),
         *(
             (f"accepted, {name} not proven", count, _share(count, status["accepted"]))
-            for name, count in status["unproven"].items()
+            for name, count in ({} if status["simulated"] else status["unproven"]).items()
         ),
     ]
     if status["eta_s"] is not None:
