@@ -42,7 +42,7 @@ def wanted_by_ratio() -> dict[str, int]:
     return dict.fromkeys(REAL, 185)  # 0.37 of 500
 
 
-def wanted_of_a_total(total: int, single: Mapping[str, int]) -> dict[str, int]:
+def wanted_of_a_total(total: int, single: dict[str, int]) -> dict[str, int]:
     """Give one image after the other to the class that has fewest."""
     have = {name: max(count, single.get(name, 0)) for name, count in REAL.items()}
     for _ in range(total - sum(have.values())):

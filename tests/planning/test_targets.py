@@ -99,7 +99,7 @@ def test_rules_generate_nothing_for_a_dataset_without_images():
 def test_the_table_in_the_documentation_is_right():
     rows = [
         [int(number) for number in re.findall(r"\d+", line)]
-        for line in inspect.getdoc(TargetConfig).splitlines()  # type: ignore[union-attr]
+        for line in inspect.getdoc(TargetConfig).splitlines()
         if re.match(r"\| \d", line)
     ]
     assert len(rows) == 7
