@@ -139,11 +139,15 @@ def read_image(path: str | os.PathLike[str], *, max_bytes: int, max_pixels: int)
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes`. Raises UnreadableImage."""
+    """Read a regular file of at most `max_bytes`, or an image inside a file. Raises UnreadableImage."""
     try:
         data = read_regular(path, max_bytes=max_bytes, follow_links=False)
     except TooLargeError as error:
         raise UnreadableImage(f"{error.strerror} (dataset.max_image_megabytes)", path) from error
+    except NotADirectoryError:
+        from balancer.dataset.decoding.members import read_inside
+
+        data = read_inside(path, max_bytes)
     except OSError as error:
         reason = _OPEN_FAILURES.get(error.errno or 0, error.strerror or str(error))
         raise UnreadableImage(reason, path) from error
@@ -261,6 +265,11 @@ def _check_mode(image: ImageFile) -> None:
 def is_common(data: bytes) -> bool:
     """Whether an image is a PNG, JPEG or WebP, by its content."""
     return data.startswith(_SIGNATURES) or _is_webp(data)
+
+
+def suffix_of(data: bytes) -> str:
+    """The usual suffix of a PNG, JPEG or WebP."""
+    return "png" if data.startswith(_PNG) else "jpg" if data.startswith(_JPEG) else "webp"
 
 
 def png_of(data: bytes, *, max_pixels: int) -> bytes:

@@ -130,12 +130,15 @@ class DatasetConfig(_Section):
     per class; relative to the config file, or else to the working folder. `sample` is the rendered sample
     dataset, made on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
 
-    layout: Literal["auto", "folders", "splits", "table", "coco", "voc"] = "auto"
+    layout: Literal["auto", "folders", "splits", "table", "coco", "voc", "parquet", "saved", "webdataset"] = (
+        "auto"
+    )
     """How the dataset is laid out. `auto` recognises it; `balancer audit` and `plan` say as what. `folders`:
     one folder per class. `splits`: `train`, `validation` and `test` folders with class folders in them, which
     decide the splits like the column `split` of a table. `table`: a table names files and classes. `coco` and
     `voc`: annotations of objects; an image has the category of its objects as class, if they are all of
-    one."""
+    one. `parquet`: Parquet files with a column of images. `saved`: a folder that `datasets` saved.
+    `webdataset`: shards (tar) with images and labels."""
 
     table: str | None = None
     """Table of files and classes (CSV, JSON lines or Parquet) or COCO file, relative to `path`, which can

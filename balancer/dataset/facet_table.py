@@ -122,13 +122,21 @@ def _read_all(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES
     return _read_lines(root, names, columns)
 
 
-def _read_lines(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES) -> list[Table]:
+def read_packed(root: Path, names: Sequence[str], columns: ColumnNames) -> list[Table]:
+    """Read the rows of files that hold images. Raises DatasetError."""
+    return _read_lines(root, names, columns, packed=True)
+
+
+def _read_lines(
+    root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES, packed: bool = False
+) -> list[Table]:
     if not names:
         return []
     from balancer.dataset.decoding.decoders import read_table_lines
 
     paths = [root / name for name in names]
-    lines = read_table_lines(paths) if columns is OWN_NAMES else read_table_lines(paths, columns)
+    is_plain = columns is OWN_NAMES and not packed
+    lines = read_table_lines(paths) if is_plain else read_table_lines(paths, columns, packed)
     known: dict[str, str] = {}
     return [_read_one(root, name, lines, known) for name in names]
 

@@ -64,10 +64,13 @@ RawRow = Sequence[tuple[str, object]]
 """(header as written, value) pairs. Two headers can have the same normal form."""
 
 
-def read_table_answer(path: str | os.PathLike[str], names: ColumnNames = OWN_NAMES) -> Iterator[bytes]:
-    """The lines about the table at `path`: its rows, or the reason why it cannot be used."""
+def read_table_answer(
+    path: str | os.PathLike[str], names: ColumnNames = OWN_NAMES, packed: bool = False
+) -> Iterator[bytes]:
+    """The lines about the table at `path`: its rows, or the reason why it cannot be used. A `packed` file
+    holds the images themselves."""
     try:
-        yield from _answers(path, _Columns(names))
+        yield from _answers(path, _Columns(names), packed)
     except OSError as error:
         yield _reason(f"cannot be read: {error.strerror or error}")
     except MemoryError:
@@ -148,10 +151,10 @@ class _Columns:
             )
 
 
-def _answers(path: str | os.PathLike[str], columns: _Columns) -> Iterator[bytes]:
+def _answers(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> Iterator[bytes]:
     number = answer_bytes = named = cells = 0
     first: RawRow = ()
-    for number, row in enumerate(_rows(path, columns), start=1):
+    for number, row in enumerate(_rows(path, columns, packed), start=1):
         if isinstance(row, bytes):
             yield row
             continue
@@ -177,10 +180,15 @@ def _answers(path: str | os.PathLike[str], columns: _Columns) -> Iterator[bytes]
         yield str(number).encode()
 
 
-def _rows(path: str | os.PathLike[str], columns: _Columns) -> Iterator[RawRow | bytes]:
-    """The rows of a table, or of annotations: a COCO file, or the folder of a Pascal VOC dataset."""
+def _rows(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> Iterator[RawRow | bytes]:
+    """The rows of a table, of annotations (a COCO file, the folder of a Pascal VOC dataset), or of a file
+    that holds images."""
     from balancer.dataset.readers.annotation_files import coco_rows, voc_rows
+    from balancer.dataset.readers.packed_files import packed_rows
 
+    if packed:
+        yield from packed_rows(path)
+        return
     if os.path.isdir(path) and not os.path.islink(path):
         yield from voc_rows(os.fspath(path))
         return
@@ -247,12 +255,12 @@ def _parquet_rows(file: BinaryIO, _: _Columns) -> Iterator[RawRow]:
         table = pq.ParquetFile(file)
         if table.metadata.num_rows > MAX_ROWS:
             raise _TooMuchError(f"{table.metadata.num_rows:,} rows, over the limit of {MAX_ROWS:,}")
-        plain = [place for place, column in enumerate(table.schema_arrow) if _is_plain(column.type)]
+        plain = [place for place, column in enumerate(table.schema_arrow) if is_plain(column.type)]
         names = [table.schema_arrow.names[place] for place in plain]
         if (cells := table.metadata.num_rows * len(names)) > MAX_CELLS:
             raise _TooMuchError(f"{cells:,} values in rows and columns, over the limit of {MAX_CELLS:,}")
         for batch in table.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
-            columns = [_plain_values(column) for column in batch.columns]
+            columns = [plain_values(column) for column in batch.columns]
             yield from (
                 [*zip(batch.schema.names, values, strict=True)] for values in zip(*columns, strict=True)
             )
@@ -262,7 +270,7 @@ def _parquet_rows(file: BinaryIO, _: _Columns) -> Iterator[RawRow]:
         raise ValueError(str(error)) from error
 
 
-def _plain_values(column: pa.Array) -> list[object]:
+def plain_values(column: pa.Array) -> list[object]:
     """The values; 32-bit floats as they were written: 0.1, not 0.10000000149011612."""
     from pyarrow import types
 
@@ -280,7 +288,7 @@ def _shortest_float32(value: object) -> float:
     return next((short for short in digits if struct.pack("f", short) == struct.pack("f", exact)), exact)
 
 
-def _is_plain(column_type: pa.DataType) -> bool:
+def is_plain(column_type: pa.DataType) -> bool:
     """Whether values are text or numbers: images inside the table are not read."""
     from pyarrow import types
 

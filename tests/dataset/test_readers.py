@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, features
 
-from actors.real_images import measure_real_images
+from actors.real_images import measure_real_images, read_unchanged
 from balancer.cli import main
 from balancer.config.schema import ActorsConfig, Config, DatasetConfig, OutputConfig
 from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout
+from balancer.dataset.decoding import members
 from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.splits import assign_splits, describe_kept_apart
 from balancer.errors import DatasetError, UsageError
-from balancer.images import decode_image, encode_image, is_marked_synthetic, pixel_sha256
+from balancer.images import (
+    UnreadableImage,
+    decode_image,
+    encode_image,
+    is_marked_synthetic,
+    pixel_sha256,
+    read_bytes,
+)
 from balancer.manifest import read_log
 from balancer.manifest.rows import RunFacts
 from balancer.runs.import_real import commit_real_images
@@ -337,9 +349,6 @@ def test_a_table_gives_files_their_classes(tmp_path, name, content, as_path):
 
 
 def test_a_parquet_table_gives_files_their_classes(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     root = put(tmp_path, "a.png", "in/b.png")
     pq.write_table(pa.table({"path": ["a.png", "in/b.png"], "target": [0, 1]}), root / "labels.parquet")
     assert read(root / "labels.parquet", labels={"0": "cat", "1": "dog"}).counts == {"cat": 1, "dog": 1}
@@ -712,3 +721,154 @@ def test_a_layout_that_is_not_there_is_one_clear_line(tmp_path, layout):
     ) as caught:
         read(put(tmp_path, "cat/1.png"), layout=layout)
     assert "\n" not in caught.value.message
+
+
+# Files that hold images
+
+
+FEATURES = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+
+
+def images_table(*labels: int, paths: bool = True) -> pa.Table:
+    """A table as the hub keeps it: a column of `{bytes, path}`, and one of labels with their names."""
+    rows = [
+        {"bytes": picture(place), **({"path": f"{place}.png"} if paths else {})}
+        for place in range(len(labels))
+    ]
+    table = pa.table({"image": rows, "label": list(labels), "light": ["dim"] * len(labels)})
+    return table.replace_schema_metadata({"huggingface": json.dumps(FEATURES)})
+
+
+def to_parquet(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=2)
+
+
+def to_arrow(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, 2)
+
+
+def to_tar(path: Path, files: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+
+
+def test_parquet_files_of_the_hub_hold_images_with_classes_and_splits(tmp_path):
+    to_parquet(images_table(0, 1, 0, 1, 1), tmp_path / "data/train-00000-of-00001.parquet")
+    to_parquet(images_table(1), tmp_path / "data/test-00000-of-00001.parquet")
+    config = job(tmp_path, "cat", "dog")
+    audited = audit_dataset(config)
+    assert (audited.layout, audited.counts) == ("parquet", {"cat": 2, "dog": 4})
+    assert audited.layout_reason == "data/test-00000-of-00001.parquet holds images"
+    assert Counter(assign_splits(audited, config).values()) == {"train": 5, "test": 1}
+    assert audited.images[0].file_name == "data/test-00000-of-00001.parquet/0.png"
+    assert audited.images[0].sha256 == hashlib.sha256(picture(0)).hexdigest()
+
+
+@pytest.mark.parametrize("paths", [True, False])
+def test_a_parquet_file_of_images_may_be_the_path(tmp_path, paths):
+    to_parquet(images_table(0, 1, 1, paths=paths), tmp_path / "all.parquet")
+    audited = read(tmp_path / "all.parquet")
+    assert (audited.layout, audited.counts) == ("parquet", {"cat": 1, "dog": 2})
+    assert audit(tmp_path / "all.parquet").facet_names == ("light",)
+
+
+def test_a_column_of_plain_bytes_holds_images_too(tmp_path):
+    to_parquet(pa.table({"jpg": [picture(1), None], "kind": ["cat", "cat"]}), tmp_path / "a.parquet")
+    audited = read(tmp_path, columns={"class": "kind"})
+    assert audited.counts == {"cat": 1}
+    assert audited.unreadable == (
+        ("a.parquet/1", "cannot be read from a.parquet: the file has no bytes of it, only a path"),
+    )
+
+
+def test_a_saved_dataset_is_read_without_its_library(tmp_path):
+    to_arrow(images_table(0, 1, 0), tmp_path / "one/data-00000-of-00001.arrow")
+    write(
+        tmp_path, {"one/state.json": "{}", "both/dataset_dict.json": '{"splits": ["train", "../x", "test"]}'}
+    )
+    audited = read(tmp_path / "one")
+    assert (audited.layout, audited.counts) == ("saved", {"cat": 2, "dog": 1})
+    for split in ("train", "test"):
+        to_arrow(images_table(0, 1, 1), tmp_path / "both" / split / "data-00000-of-00001.arrow")
+    config = job(tmp_path / "both", "cat", "dog")
+    assert Counter(assign_splits(audit_dataset(config), config).values()) == {"train": 3, "test": 3}
+
+
+def test_shards_hold_images_with_classes_and_splits(tmp_path):
+    files = {
+        "a/1.png": picture(1), "a/1.json": b'{"label": "cat"}',
+        "a/2.jpg": picture(2, "JPEG"), "a/2.json": b'{"label": "dog", "light": "dim", "box": [1]}',
+        "a/3.png": picture(3),
+        "4.txt": b"no image", "../5.png": picture(5), "/6.png": picture(6), "a/.7.png": picture(7),
+    }  # fmt: skip
+    to_tar(tmp_path / "train-000000.tar", files)
+    to_tar(tmp_path / "val-000000.tar", {"1.png": picture(8), "1.cls": b"dog\n"})
+    config = job(tmp_path, "cat", "dog")
+    audited = audit_dataset(config)
+    assert (audited.layout, audited.counts) == ("webdataset", {"cat": 1, "dog": 2})
+    assert [image.file_name for image in audited.images] == [
+        "train-000000.tar/a/1.png",
+        "train-000000.tar/a/2.jpg",
+        "val-000000.tar/1.png",
+    ]
+    assert audited.unreadable == (("train-000000.tar/a/3.png", "its row names no class"),)
+    assert Counter(assign_splits(audited, config).values()) == {"train": 2, "validation": 1}
+
+
+def test_links_in_shards_lead_nowhere(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        link = tarfile.TarInfo("1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        shard.addfile(link)
+        info = tarfile.TarInfo("1.cls")
+        info.size = 3
+        shard.addfile(info, io.BytesIO(b"cat"))
+    assert read(tmp_path).images == ()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
+def test_a_damaged_file_of_images_is_one_clear_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1 not really, and no shard" * 40)
+    with pytest.raises(DatasetError, match=rf"{name}: the metadata table is damaged") as caught:
+        read(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_images_inside_files_come_into_a_run_and_are_measured(tmp_path, monkeypatch, kind):
+    """Here the images are read in the process with limits."""
+    monkeypatch.setattr(members, "_in_child", False)
+    root = tmp_path / "data"
+    if kind == "tar":
+        to_tar(
+            root / "a.tar",
+            {"1.png": picture(0), "1.cls": b"basic", "2.bmp": picture(1, "BMP"), "2.cls": b"basic"},
+        )
+    else:
+        to_parquet(
+            pa.table({"image": [picture(0), picture(1, "BMP")], "class": ["basic"] * 2}), root / "a.parquet"
+        )
+    config = job(root, "basic")
+    audited = audit_dataset(config)
+    assert audited.counts == {"basic": 2}
+    storage = open_storage(tmp_path / "run", create=True)
+    facts = RunFacts("run-1", ("lighting", "burn_level"), config, None, None, {})
+    assert commit_real_images(audited, ["basic"], start(storage), storage, facts) == 2
+    rows = read_log(storage).table.to_pylist()
+    assert [row["file_name"].rpartition(".")[2] for row in rows] == ["png", "png"]
+    for row in rows:
+        pixels = decode_image(storage.read(row["file_name"]), max_pixels=100)
+        assert pixel_sha256(pixels) == row["pixel_sha256"]
+    assert read_unchanged(
+        audited.path / audited.images[0].file_name, audited.images[0].sha256, 10_000
+    ) == picture(0)
+    with pytest.raises(UnreadableImage, match="over the limit"):
+        read_bytes(audited.path / audited.images[0].file_name, max_bytes=10)
+    members._close()

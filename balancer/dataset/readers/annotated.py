@@ -52,7 +52,7 @@ def read_coco(root: Path, entries: Sequence[Entry], listing: DatasetListing, set
         )
     tables = read_annotations(root, names)
     for table in tables:
-        if split := _split(table.path):
+        if split := split_in_name(table.path):
             table.rows = {key: {**row, "split": split} for key, row in table.rows.items()}
     _label(root, entries, listing, tables, "COCO files")
 
@@ -81,7 +81,7 @@ def _label(
         )
 
 
-def _split(name: str) -> str:
+def split_in_name(name: str) -> str:
     """The split that a file or its folder is named after: `instances_val2017.json`, `valid/...`."""
     words = re.findall("[a-z]+", name.lower())
     return next((word for word in words if word in SPLIT_NAMES), "")
@@ -89,7 +89,7 @@ def _split(name: str) -> str:
 
 def _image_folder(table: Table, names: Sequence[str]) -> str:
     """The folder in which most of the table's files are; of several, one named after the table's split."""
-    split = _split(table.path)
+    split = split_in_name(table.path)
     counts: Counter[str] = Counter()
     for name in names:
         folder, _, base = name.rpartition("/")
@@ -101,5 +101,7 @@ def _image_folder(table: Table, names: Sequence[str]) -> str:
             folder, _, part = folder.rpartition("/")
             base = f"{part}/{base}"
     return max(
-        counts, key=lambda folder: (counts[folder], _split(folder) == split, folder), default=table.folder
+        counts,
+        key=lambda folder: (counts[folder], split_in_name(folder) == split, folder),
+        default=table.folder,
     )

@@ -10,15 +10,22 @@ from balancer.dataset.facet_table import METADATA_FILES
 from balancer.dataset.location import SAMPLE_HINT
 from balancer.dataset.readers.annotated import (
     VOC_ANNOTATIONS,
-    VOC_IMAGES,
     find_coco,
     is_voc,
     read_coco,
     read_voc,
 )
+from balancer.dataset.readers.annotation_files import VOC_IMAGES
 from balancer.dataset.readers.folders import read_folders
 from balancer.dataset.readers.labelled import TABLE_SUFFIXES, find_tables, read_table_layout
 from balancer.dataset.readers.listing import DatasetListing
+from balancer.dataset.readers.packed import (
+    SUFFIX_OF,
+    find_packed,
+    layout_of_file,
+    read_packed_layout,
+    recognise_packed,
+)
 from balancer.dataset.readers.selection import is_left_out, select
 from balancer.dataset.readers.split_folders import read_split_folders, why_splits
 from balancer.dataset.readers.suspicions import suspect
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 AUTO, FOLDERS, SPLIT_FOLDERS, TABLE = "auto", "folders", "splits", "table"
 COCO, VOC = "coco", "voc"
 
-FILES = (*TABLE_SUFFIXES, ".json")
+FILES = (*TABLE_SUFFIXES, ".json", ".arrow", ".tar")
 """Suffixes of files that can be a dataset's path."""
 
 Reader = Callable[[Path, Sequence[Entry], DatasetListing, "DatasetConfig"], None]
@@ -42,6 +49,7 @@ READERS: Mapping[str, Reader] = {
     TABLE: read_table_layout,
     COCO: read_coco,
     VOC: read_voc,
+    **{layout: read_packed_layout(layout) for layout in SUFFIX_OF},
 }
 
 
@@ -68,7 +76,7 @@ def _enter(path: Path, settings: DatasetConfig) -> tuple[Path, DatasetConfig]:
         return path, settings
     if path.suffix.lower() not in FILES:
         raise DatasetError(
-            f"{path}: a dataset is a folder, not a file, unless that is a table of files and classes"
+            f"{path}: a dataset is a folder, not a file, unless that is a table or holds images"
             f" ({', '.join(FILES)})",
             hint=SAMPLE_HINT,
         )
@@ -84,7 +92,11 @@ def _recognise(root: Path, entries: Sequence[Entry], settings: DatasetConfig) ->
     if settings.table is not None and settings.table.lower().endswith(".json"):
         return COCO, f"{settings.table} is a JSON file"
     if settings.table is not None:
+        if packed := layout_of_file(root, settings.table):
+            return packed, f"{settings.table} holds images"
         return TABLE, f"{settings.table} names files and classes"
+    if packed := recognise_packed(root, entries):
+        return packed, f"{find_packed(root, packed)[0]} holds images"
     if coco := find_coco(root, entries):
         return COCO, f"{coco[0]} is there"
     if is_voc(entries):

@@ -7,7 +7,7 @@ No path is built from the table: its file names are compared with the files belo
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def read_table_layout(
     if not os.path.lexists(root / name):
         hint = "correct dataset.table, which is relative to dataset.path"
         raise DatasetError(f"dataset.table: no such table: {root / name}", hint=hint)
-    names = _column_names(settings.columns)
+    names = column_names(settings)
     table = read_labels(root, name, names)
     if "class" not in table.columns:
         raise DatasetError(
@@ -116,8 +116,10 @@ def _find_table(root: Path, entries: Sequence[Entry]) -> str:
     )
 
 
-def _column_names(chosen: Mapping[str, str]) -> ColumnNames:
+def column_names(settings: DatasetConfig) -> ColumnNames:
+    """The columns that `dataset.columns` names, and the usual names of the others."""
+    chosen = {str(name): composed(column) for name, column in settings.columns.items()}
     return {
-        own: (composed(chosen[SETTINGS[own]]),) if SETTINGS[own] in chosen else usual
+        own: (chosen[SETTINGS[own]],) if SETTINGS[own] in chosen else usual
         for own, usual in USUAL_COLUMNS.items()
     }

@@ -18,7 +18,8 @@ class DatasetListing:
     those without images. `outside` are images of no class, `left_out` those that `include` and `exclude`
     leave out, `tables` metadata tables in the folders, `faults` (name, reason) pairs, `system` folders of
     operating systems. `ignored_files` counts the other files in class folders. `split_source` says where
-    splits come from. Layouts whose classes are in a table give `read_tables` and `joined`."""
+    splits come from. Layouts whose classes are in a table give `read_tables` and `joined`. In `packed`
+    layouts images are inside files."""
 
     root: Path
     layout: str
@@ -36,6 +37,7 @@ class DatasetListing:
     ignored_files: int = 0
     read_tables: list[Table] = field(default_factory=list)
     joined: Joined | None = None
+    packed: bool = False
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
