@@ -15,6 +15,7 @@ from actors.run import run
 from balancer import open_manifest
 from balancer.config.load import load_config
 from balancer.dataset.audit import find_dataset
+from tests.resident import actors_here
 
 EMBEDDED = Path("balancer/embedded/generator")
 
@@ -37,8 +38,15 @@ def make_rows(project, out, *overrides, limit=SLOTS):
     return {row["id"]: row for row in table.to_pylist()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _actors_here(ray_session):
+    """The models are what these tests are about, not the processes that hold them."""
+    with actors_here():
+        yield
+
+
 @pytest.fixture
-def judged(project, tmp_path, ray_session):
+def judged(project, tmp_path):
     return functools.partial(make_rows, project, tmp_path / "run")
 
 
@@ -64,7 +72,7 @@ def reasons(rows):
 
 def test_an_image_that_shows_another_class_is_rejected_for_its_class(judged):
     asked = "classes.combined={prompts: [a single slice of pizza], labels: [a pizza with many toppings]}"
-    rows = judged(asked, "verification.unjudged=[off_domain]")
+    rows = judged(asked, "verification.unjudged=[off_domain]", "verification.typicality=never")
     assert reasons(rows) == {"class"}
     assert all(row["score"] == row["scores"]["class"] < 0.6 for row in rows.values())
 
@@ -119,9 +127,7 @@ def nothing_but_noise(folder):
 
 
 @pytest.mark.parametrize("spoil", [wrong_scale, constant_latents, nothing_but_noise])
-def test_a_run_with_a_broken_generator_ends_short_as_its_images_are_of_no_class(
-    project, tmp_path, ray_session, spoil
-):
+def test_a_run_with_a_broken_generator_ends_short_as_its_images_are_of_no_class(project, tmp_path, spoil):
     folder = tmp_path / "generator"
     shutil.copytree(project / EMBEDDED, folder)
     spoil(folder)
@@ -141,7 +147,7 @@ def test_a_run_with_a_broken_generator_ends_short_as_its_images_are_of_no_class(
 
 
 @pytest.fixture(scope="module")
-def made_before(project, tmp_path_factory, ray_session):
+def made_before(project, tmp_path_factory):
     """The first picture that the demo accepts, and its id."""
     out = tmp_path_factory.mktemp("before") / "run"
     row = next(row for row in make_rows(project, out).values() if row["reason"] is None)
