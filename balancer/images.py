@@ -145,15 +145,22 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
     except TooLargeError as error:
         raise UnreadableImage(f"{error.strerror} (dataset.max_image_megabytes)", path) from error
     except NotADirectoryError:
-        from balancer.dataset.decoding.members import read_inside
-
-        data = read_inside(path, max_bytes)
+        data = _read_inside(path, max_bytes)
     except OSError as error:
         reason = _OPEN_FAILURES.get(error.errno or 0, error.strerror or str(error))
         raise UnreadableImage(reason, path) from error
     if not data:
         raise UnreadableImage("the file is empty", path)
     return data
+
+
+def _read_inside(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    from balancer.dataset.decoding.members import InsideError, read_inside
+
+    try:
+        return read_inside(path, max_bytes)
+    except InsideError as error:
+        raise UnreadableImage(error.strerror or "", path) from error
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:

@@ -46,7 +46,7 @@ SLOW = {
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
     verification/test_calibrate.py verification/test_unjudged.py weights/test_chat_template.py
     weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_fuzz.py
-    whole/test_ladder_run.py whole/test_wheel.py
+    whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
     """.split(),
 }
 """Folders and files that `scripts/test --fast` skips: they start Ray, load models or take long."""

@@ -12,18 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from balancer.dataset.readers.annotation_files import NO_CLASS
 from balancer.dataset.table_reader import (
     MAX_COLUMNS,
     OWN_COLUMNS,
     OWN_NAMES,
     READERS,
     ColumnNames,
-    table_key,
 )
 from balancer.errors import DatasetError
 from balancer.text.json_reading import read_json
 
 __all__ = [
+    "NO_CLASS",
     "Table",
     "TableRow",
     "find_facet_columns",
@@ -31,13 +32,9 @@ __all__ = [
     "is_missing",
     "read_table",
     "read_tables",
-    "table_key",
 ]
 
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
-
-NO_CLASS = "why it has no class"
-"""Column of the images without a class in annotations of objects."""
 
 MAX_FACET_VALUES = 20
 """A column with more distinct values is not a facet but a description."""

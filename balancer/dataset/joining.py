@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from balancer.dataset.facet_table import Table, TableRow
-from balancer.dataset.table_reader import table_key
+from balancer.dataset.readers.table_values import table_key
 from balancer.text.names import without_case
 from balancer.text.quantities import counted
 

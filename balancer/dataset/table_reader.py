@@ -14,18 +14,18 @@ import json
 import math
 import os
 import posixpath
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
+from balancer.dataset.readers.table_values import is_plain, plain_values, table_key
 from balancer.storage.regular_files import TooLargeError, open_regular
 from balancer.text.json_reading import read_json
 from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
 from balancer.text.quantities import counted, size
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 MAX_BYTES = 500_000_000
 MAX_ROWS = 2_000_000
@@ -80,11 +80,6 @@ def read_table_answer(
         yield _reason(f"is not UTF-8: a byte is 0x{byte:02x}; save the table as UTF-8")
     except (ValueError, csv.Error, RecursionError) as error:
         yield _reason(f"is damaged: {_one_line(str(error))}")
-
-
-def table_key(file_name: str) -> str:
-    """The normal form of a file name. Some systems store accented names decomposed."""
-    return composed(posixpath.normpath(file_name))
 
 
 class _TooMuchError(OSError):
@@ -268,34 +263,6 @@ def _parquet_rows(file: BinaryIO, _: _Columns) -> Iterator[RawRow]:
         raise MemoryError from error
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
-
-
-def plain_values(column: pa.Array) -> list[object]:
-    """The values; 32-bit floats as they were written: 0.1, not 0.10000000149011612."""
-    from pyarrow import types
-
-    values: list[object] = column.to_pylist()
-    if types.is_float32(column.type):
-        return [None if value is None else _shortest_float32(value) for value in values]
-    return values
-
-
-def _shortest_float32(value: object) -> float:
-    exact = float(value)  # type: ignore[arg-type]  # a float, or None
-    if not math.isfinite(exact):
-        return exact
-    digits = (float(f"{exact:.{count}g}") for count in range(6, 10))
-    return next((short for short in digits if struct.pack("f", short) == struct.pack("f", exact)), exact)
-
-
-def is_plain(column_type: pa.DataType) -> bool:
-    """Whether values are text or numbers: images inside the table are not read."""
-    from pyarrow import types
-
-    if types.is_dictionary(column_type):
-        column_type = column_type.value_type
-    tests = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating)
-    return any(test(column_type) for test in tests)
 
 
 def _csv_rows(file: BinaryIO, columns: _Columns) -> Iterator[RawRow | bytes]:

@@ -11,6 +11,7 @@ from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
 from balancer.config.yaml_reading import KeyPath
 from balancer.config.yaml_writing import yaml_text
 from balancer.dataset.audit import Audit
+from balancer.dataset.notices import PLAIN, describe_layout
 from balancer.text.quantities import counted
 
 TARGET_WITHOUT_IMAGES = 50
@@ -121,16 +122,32 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
 
 
 def _heading(draft: ConfigDraft) -> str:
-    folders = len(draft.audit.counts)
-    holds = f"{_images(len(draft.audit.images))} in {counted(folders, 'class folder')}"
+    classes = len(draft.audit.counts)
+    noun = (
+        counted(classes, "class folder")
+        if _has_class_folders(draft)
+        else counted(classes, "class", "classes")
+    )
+    holds = f"{_images(len(draft.audit.images))} in {noun}"
     return f"A first config for {draft.dataset}: {holds}.\n{_HOW_TO_GO_ON}"
+
+
+def _has_class_folders(draft: ConfigDraft) -> bool:
+    return draft.audit.layout == PLAIN
+
+
+def _describe_dataset(draft: ConfigDraft) -> str:
+    layout = _FOLDERS if _has_class_folders(draft) else f"the dataset, {describe_layout(draft.audit)}"
+    if draft.holdout:
+        return f"path: {layout}\n{_HOLDOUT}"
+    return f"{layout[0].upper()}{layout[1:]}.\n{_WITHOUT_HOLDOUT}"
 
 
 def _above(draft: ConfigDraft) -> dict[KeyPath, str]:
     columns = ["Columns of the metadata table that are not used:", *(f"  {line}" for line in draft.left_out)]
     facets = [_FOUND_FACETS if draft.has_facets else _EXAMPLE_FACET, _SHARES]
     return {
-        ("dataset",): _WITH_HOLDOUT if draft.holdout else _WITHOUT_HOLDOUT,
+        ("dataset",): _describe_dataset(draft),
         ("target",): _TARGET,
         ("classes",): _CLASSES,
         ("facets",): "\n".join([*facets, *(columns if draft.left_out else [])]),
@@ -171,12 +188,11 @@ Edit it from top to bottom, above all the prompts. Then `balancer plan` shows wh
 `python -m inspect balancer.config.schema` shows every setting and what it means. Settings that are missing \
 here have their defaults."""
 
-_WITH_HOLDOUT = """\
-path: a folder with one subfolder of images per class
-holdout: a folder kept apart from training; its images test the verifier too, and none may be copied"""
-
+_FOLDERS = "a folder with one subfolder of images per class"
+_HOLDOUT = (
+    "holdout: a folder kept apart from training; its images test the verifier too, and none may be copied"
+)
 _WITHOUT_HOLDOUT = """\
-A folder with one subfolder of images per class.
 If you keep images apart from training, in a folder laid out alike, name it as `holdout`: they test the \
 verifier too, and none may be copied."""
 

@@ -36,11 +36,11 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dataset(counts: Mapping[str, int], rows: Rows | None = None, *, at: str = "data") -> str:
     """Class folders with so many images `0.png`, `1.png`..., and a metadata table if there are rows."""
-    for name, count in counts.items():
+    for place, (name, count) in enumerate(counts.items()):
         folder = Path(at, name)
         folder.mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+            Image.new("RGB", (8, 8), (number, place, 0)).save(folder / f"{number}.png")
     if rows:
         with Path(at, "metadata.csv").open("w", newline="", encoding="utf-8") as file:
             columns = dict.fromkeys(column for row in rows.values() for column in row)

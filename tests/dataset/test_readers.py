@@ -871,4 +871,4 @@ def test_images_inside_files_come_into_a_run_and_are_measured(tmp_path, monkeypa
     ) == picture(0)
     with pytest.raises(UnreadableImage, match="over the limit"):
         read_bytes(audited.path / audited.images[0].file_name, max_bytes=10)
-    members._close()
+    members.close()

@@ -16,8 +16,8 @@ import select
 import signal
 import sys
 
+from balancer.dataset.decoding import members
 from balancer.dataset.decoding.image_info import DecodeLimits, answer
-from balancer.dataset.decoding.members import work_in_child
 from balancer.dataset.table_reader import read_table_answer
 from balancer.process.child_limits import limit_process
 
@@ -53,7 +53,7 @@ def serve() -> None:
     import scipy.fftpack  # noqa: F401
 
     leave_network()
-    work_in_child()
+    members.work_in_child()
     while _has_more():
         child = os.fork()
         if child == 0:
@@ -79,6 +79,12 @@ def serve_tables() -> None:
     for name, (_, columns, packed) in zip(names, requests, strict=True):
         for line in read_table_answer(name, columns, packed):
             _say(line.decode())
+
+
+def serve_members() -> None:
+    """Read images inside files, as `members` asks."""
+    leave_network()
+    members.serve()
 
 
 def leave_network() -> bool:

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from queue import SimpleQueue
 
 from balancer.dataset.decoding.child import TABLE_SECONDS
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer
+from balancer.dataset.decoding.spawning import end, spawn
 from balancer.dataset.table_reader import MAX_ANSWER_BYTES, OWN_NAMES, ColumnNames
 
 MAX_DECODERS = 8
@@ -33,10 +33,6 @@ MAX_WAIT_S = 600.0
 MAX_TABLE_BYTES = 2 * MAX_ANSWER_BYTES
 MAX_ROW_BYTES = 16_000_000
 
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# glibc: keep freed memory for the next image; returning it takes a fifth of the time.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-_KEPT = frozenset(("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT"))
 _NO_ANSWER = "its decoder gave an invalid answer"
 
 
@@ -84,7 +80,7 @@ class DecoderProcess:
             return _NO_ANSWER
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._process = spawn("child", "serve()")
+        self._process = spawn("serve()")
         return self._process
 
     def close(self) -> None:
@@ -98,7 +94,7 @@ def read_table_lines(
 ) -> Iterator[bytes]:
     """The lines about the tables at `paths`, as in `table_reader`, from one process that reads them in turn.
     Raises ValueError with the reason if the process dies."""
-    process = spawn("child", "serve_tables()")
+    process = spawn("serve_tables()")
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -137,29 +133,6 @@ def _reader_death(number: int) -> str:
     return "its reader crashed: the file is damaged or malicious"
 
 
-def spawn(module: str, call: str) -> subprocess.Popen[bytes]:
-    """Call a function of a module here in a process with the same packages as this one and no secrets."""
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from balancer.dataset.decoding import {module};"
-        f" {module}.{call}"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=_environment(),
-        process_group=0,
-    )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the process and its child
-    with contextlib.suppress(OSError), process:
-        pass  # closes its pipes and waits for it
-
-
 def _answer(process: subprocess.Popen[bytes]) -> bytes:
     """Read one line. Raises ValueError if none comes."""
     assert process.stdout is not None
@@ -171,8 +144,3 @@ def _answer(process: subprocess.Popen[bytes]) -> bytes:
         if not part or len(line) > MAX_ANSWER_LINE_BYTES:
             raise ValueError("no answer")
     return line
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("PYTHON")}
-    return kept | _ONE_THREAD | _KEEP_MEMORY

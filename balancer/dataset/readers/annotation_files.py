@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
-from balancer.dataset.facet_table import NO_CLASS
 from balancer.storage.regular_files import read_regular
+
+NO_CLASS = "why it has no class"
+"""Column of the images without a class."""
 
 MAX_NAMED = 3
 MAX_XML_BYTES = 2_000_000

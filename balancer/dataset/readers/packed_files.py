@@ -6,15 +6,17 @@ file's, as if that were a folder: `train.parquet/12`, `shard-0001.tar/00012.jpg`
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from balancer.dataset.readers.table_values import is_plain, plain_values, table_key
 from balancer.storage.regular_files import TooLargeError, open_regular
+from balancer.text.json_reading import read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,27 +50,26 @@ def read_member(path: str | os.PathLike[str], member: str, max_bytes: int) -> by
     """The bytes of one image. Raises OSError or ValueError."""
     about = os.stat(path, follow_symlinks=False)
     identity = (os.fspath(path), about.st_mtime_ns, about.st_size)
-    if _last.identity != identity:
-        _last.open(identity)
-    return _last.read(member, max_bytes)
+    return _last.reader(identity)(member, max_bytes)
 
 
+@dataclass(slots=True)
 class _Last:
     """The file read last; it stays open, because neighbours are read together."""
 
     identity: tuple[str, int, int] | None = None
     file: BinaryIO | None = None
+    read: Callable[[str, int], bytes] | None = None
 
-    def open(self, identity: tuple[str, int, int]) -> None:
-        if self.file is not None:
-            self.file.close()
-        self.identity, path = None, identity[0]
-        self.file = open_regular(path, follow_links=False)
-        self.read = _tar_reader(self.file) if _suffix(path) == TAR else _Table(self.file, _suffix(path)).read
-        self.identity = identity
-
-    def read(self, member: str, max_bytes: int) -> bytes:
-        raise ValueError("no file is open")
+    def reader(self, identity: tuple[str, int, int]) -> Callable[[str, int], bytes]:
+        if self.read is None or self.identity != identity:
+            if self.file is not None:
+                self.file.close()
+            self.read, path = None, identity[0]
+            self.file, suffix = open_regular(path, follow_links=False), _suffix(path)
+            self.read = _tar_reader(self.file) if suffix == TAR else _Table(self.file, suffix).read
+            self.identity = identity
+        return self.read
 
 
 _last = _Last()
@@ -79,8 +80,6 @@ _last = _Last()
 
 def _table_rows(file: BinaryIO, suffix: str) -> Iterator[Row]:
     import pyarrow as pa
-
-    from balancer.dataset.table_reader import is_plain, plain_values
 
     try:
         table = _Table(file, suffix)
@@ -108,10 +107,10 @@ def _named(values: list[object], names: Sequence[str] | None) -> list[object]:
 def _class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
     """The names of `ClassLabel` columns, as the `datasets` library writes them."""
     try:
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        about = read_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = about["info"]["features"].items()
         found = {name: value["names"] for name, value in features if value.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return {}
     return {name: names for name, names in found.items() if isinstance(names, list)}
 
@@ -237,8 +236,8 @@ def _labels(suffix: str, data: bytes) -> dict[str, object]:
     try:
         if suffix == "cls":
             return {"cls": data.decode().strip()}
-        values = json.loads(data)
-    except (ValueError, RecursionError):
+        values = read_json(data)
+    except ValueError:
         return {}
     plain = (str, int, float, bool)
     items = values.items() if isinstance(values, dict) else ()
@@ -246,8 +245,6 @@ def _labels(suffix: str, data: bytes) -> dict[str, object]:
 
 
 def _tar_reader(file: BinaryIO) -> Callable[[str, int], bytes]:
-    from balancer.dataset.table_reader import table_key
-
     places: dict[str, tuple[int, int]] = {}
     shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # stays open with its file
     for member in shard:
