@@ -21,7 +21,7 @@ from PIL import Image, features
 from actors.real_images import measure_real_images, read_unchanged
 from balancer.cli import main
 from balancer.config.schema import ActorsConfig, Config, DatasetConfig, OutputConfig
-from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout
+from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout, match_classes
 from balancer.dataset.decoding import members
 from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.splits import assign_splits, describe_kept_apart
@@ -321,6 +321,23 @@ def test_every_command_says_what_looks_like_a_mistake(tmp_path, command):
     root = put(tmp_path / "data", "Cat/1.png", "cat/2.png")
     at = [written(job(root, "Cat", "cat"), tmp_path), "--no-preflight"] if command == "plan" else [str(root)]
     assert "warning: classes equal but for case" in invoke(command, *at).stderr
+
+
+def test_a_hold_out_need_not_match_patterns_and_labels(tmp_path):
+    put(tmp_path / "data", "cat/1.png", "junk/2.png", "kitty/3.png")
+    put(tmp_path / "apart", "cat/1.png")
+    settings = {"exclude": ["junk"], "labels": {"kitty": "cat"}, "holdout": str(tmp_path / "apart")}
+    holdout = audit_holdout(job(tmp_path / "data", "cat", **settings))
+    assert holdout is not None
+    assert (holdout.counts, holdout.warnings) == ({"cat": 1}, ())
+
+
+def test_a_class_of_a_table_that_the_config_lacks_is_called_a_class(tmp_path):
+    write(put(tmp_path, "a.png"), {"labels.csv": "file_name,class\na.png,cta\n"})
+    config = job(tmp_path / "labels.csv", "cat")
+    with pytest.raises(DatasetError, match=r"class 'cta' is not a class .*did you mean 'cat'") as caught:
+        match_classes(audit_dataset(config), config)
+    assert caught.value.hint == "add it to `classes`, or leave it out with dataset.exclude"
 
 
 # Tables of files and classes
@@ -832,6 +849,18 @@ def test_links_in_shards_lead_nowhere(tmp_path):
         info.size = 3
         shard.addfile(info, io.BytesIO(b"cat"))
     assert read(tmp_path).images == ()
+
+
+def test_tables_beside_images_or_folders_are_not_taken_for_images(tmp_path):
+    root = put(tmp_path / "flat", "a.png")
+    pq.write_table(pa.table({"file_name": ["a.png"], "class": ["cat"]}), root / "metadata.parquet")
+    assert (read(root).layout, read(root).counts) == ("table", {"cat": 1})
+    root = put(tmp_path / "classes", "cat/1.png", "state.json", "a.tar")
+    to_parquet(images_table(0), root / "more.parquet")
+    assert read(root).layout == "folders"
+    root = put(tmp_path / "one", "data/1.png")
+    pq.write_table(pa.table({"path": ["data/1.png"], "label": ["cat"]}), root / "labels.parquet")
+    assert "set dataset.table: labels.parquet" in read(root).warnings[0]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
