@@ -269,9 +269,9 @@ def _check_mode(image: ImageFile) -> None:
         raise UnreadableImage("32 bits per channel, without a defined range; save it with 8 or 16")
 
 
-def is_common(data: bytes) -> bool:
-    """Whether an image is a PNG, JPEG or WebP, by its content."""
-    return data.startswith(_SIGNATURES) or _is_webp(data)
+def is_uncommon(data: bytes) -> bool:
+    """Whether an image, by its first bytes, is of a format that not every reader of a run knows."""
+    return data.startswith(_OTHER_SIGNATURES) or _is_avif(data)
 
 
 def suffix_of(data: bytes) -> str:
@@ -386,8 +386,7 @@ def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
 
 def _reason(error: Exception, data: bytes) -> str:
     is_webp = _is_webp(data)
-    is_avif = data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS
-    if not is_webp and not is_avif and not data.startswith((*_SIGNATURES, *_OTHER_SIGNATURES)):
+    if not is_webp and not is_uncommon(data) and not data.startswith(_SIGNATURES):
         return f"not a {NAMES_OF_FORMATS} image"
     webp_is_cut = is_webp and len(data) < 8 + int.from_bytes(data[4:8], "little")
     if webp_is_cut or "truncated" in str(error).lower():
@@ -395,6 +394,10 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "damaged: its header does not make sense"
     return f"damaged: {error}" if str(error) else "damaged"
+
+
+def _is_avif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS
 
 
 def _is_webp(data: bytes) -> bool:

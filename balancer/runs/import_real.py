@@ -13,17 +13,21 @@ import pyarrow.compute as pc
 from balancer.dataset.audit import Audit, RealImage, known_values
 from balancer.dataset.splits import assign_splits
 from balancer.errors import DatasetError
-from balancer.images import UnreadableImage, is_common, png_of, read_bytes, suffix_of
+from balancer.images import UnreadableImage, is_uncommon, png_of, read_bytes, suffix_of
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import REAL, ImageFile, RunFacts, real_id, real_row
 from balancer.storage import Storage, slug
+from balancer.storage.regular_files import open_regular
 from balancer.verification.verdict import Nearest
 
 COMMIT_ROWS = 1024
 
 COMMON = frozenset(("png", "jpg", "jpeg", "jpe", "jfif", "webp"))
 """Suffixes of formats that every reader of a run knows; of others, the run gets the same pixels as PNG."""
+
+HEAD_BYTES = 16
+"""Enough to tell formats apart."""
 
 WRITERS = 8
 """Images written at once: an object store is slow for each, and hardly slower for several."""
@@ -85,11 +89,11 @@ def _store(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, l
     if facts.config.output.real_images == "reference":
         return _reference(source, image)
     data, suffix = _read(source, image), PurePosixPath(image.file_name).suffix[1:].lower()
-    if suffix not in COMMON and is_common(data):
-        suffix = suffix_of(data)
-    elif suffix not in COMMON:
+    if is_uncommon(data):
         limit = round(facts.config.dataset.max_image_megapixels * 1e6)
         data, suffix = png_of(data, max_pixels=limit), "png"
+    elif suffix not in COMMON:
+        suffix = suffix_of(data)
     # The name has part of the content's hash, because the dataset's file may have changed since a crash.
     name = PurePosixPath(image.file_name)
     stem = log.free_name(f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}")
@@ -99,12 +103,25 @@ def _store(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, l
 
 
 def _reference(source: Path, image: RealImage) -> ImageFile:
-    if PurePosixPath(image.file_name).suffix[1:].lower() not in COMMON or not source.is_file():
+    head = _head(source)
+    if PurePosixPath(image.file_name).suffix[1:].lower() not in COMMON or not head or is_uncommon(head):
         raise DatasetError(
             f"{source}: a run can refer to PNG, JPEG and WebP files only (output.real_images: reference)",
             hint="set output.real_images: copy, which copies it into the run, where needed as PNG",
         )
     return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
+
+
+def _head(source: Path) -> bytes:
+    """The first bytes of a file; none of one inside another file."""
+    try:
+        with open_regular(source, follow_links=False) as file:
+            return file.read(HEAD_BYTES)
+    except NotADirectoryError:
+        return b""
+    except OSError as error:
+        problem = f"{source} changed while the run was starting: {error.strerror}"
+        raise DatasetError(problem, hint="run the same command again") from error
 
 
 def _read(source: Path, image: RealImage) -> bytes:

@@ -435,7 +435,7 @@ def test_a_folder_that_the_config_does_not_know_is_named_with_the_class_it_resem
 def test_all_unknown_folders_are_named_at_once(dataset: Dataset):
     with pytest.raises(DatasetError, match=r"'x' is not .*; folder 'y' is not") as caught:
         match_classes(audit(dataset({"x/": b"", "y/": b""})), config("basic"))
-    assert caught.value.hint == "add it to `classes`, or move the folder away"
+    assert caught.value.hint == "add it to `classes`, or leave it out with dataset.exclude"
 
 
 def test_of_many_unknown_folders_the_first_are_named_and_the_rest_counted(dataset: Dataset):

@@ -21,7 +21,7 @@ from PIL import Image, features
 from actors.real_images import measure_real_images, read_unchanged
 from balancer.cli import main
 from balancer.config.schema import ActorsConfig, Config, DatasetConfig, OutputConfig
-from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout
+from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout, match_classes
 from balancer.dataset.decoding import members
 from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.splits import assign_splits, describe_kept_apart
@@ -323,6 +323,23 @@ def test_every_command_says_what_looks_like_a_mistake(tmp_path, command):
     assert "warning: classes equal but for case" in invoke(command, *at).stderr
 
 
+def test_a_hold_out_need_not_match_patterns_and_labels(tmp_path):
+    put(tmp_path / "data", "cat/1.png", "junk/2.png", "kitty/3.png")
+    put(tmp_path / "apart", "cat/1.png")
+    settings = {"exclude": ["junk"], "labels": {"kitty": "cat"}, "holdout": str(tmp_path / "apart")}
+    holdout = audit_holdout(job(tmp_path / "data", "cat", **settings))
+    assert holdout is not None
+    assert (holdout.counts, holdout.warnings) == ({"cat": 1}, ())
+
+
+def test_a_class_of_a_table_that_the_config_lacks_is_called_a_class(tmp_path):
+    write(put(tmp_path, "a.png"), {"labels.csv": "file_name,class\na.png,cta\n"})
+    config = job(tmp_path / "labels.csv", "cat")
+    with pytest.raises(DatasetError, match=r"class 'cta' is not a class .*did you mean 'cat'") as caught:
+        match_classes(audit_dataset(config), config)
+    assert caught.value.hint == "add it to `classes`, or leave it out with dataset.exclude"
+
+
 # Tables of files and classes
 
 
@@ -574,12 +591,12 @@ def test_pictures_that_look_alike_in_two_classes_are_listed_only(tmp_path):
 
 # Formats
 
+OTHER_FORMATS = [form for form in ("TIFF", "BMP", "GIF", "AVIF") if form != "AVIF" or features.check("avif")]
 
-@pytest.mark.parametrize("form", ["TIFF", "BMP", "GIF", "AVIF"])
-def test_a_format_that_few_programs_read_is_png_in_the_run(tmp_path, form):
-    if form == "AVIF" and not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
-    name = f"basic/1.{form.lower()}"
+
+@pytest.mark.parametrize(("form", "suffix"), [(form, form) for form in OTHER_FORMATS] + [("GIF", "jpg")])
+def test_a_format_that_few_programs_read_is_png_in_the_run(tmp_path, form, suffix):
+    name = f"basic/1.{suffix.lower()}"
     put(tmp_path / "data", "basic/")
     (tmp_path / "data" / name).write_bytes(picture(form=form))
     config = job(tmp_path / "data", "basic")
@@ -593,9 +610,10 @@ def test_a_format_that_few_programs_read_is_png_in_the_run(tmp_path, form):
     assert pixel_sha256(decode_image(data, max_pixels=100)) == row["pixel_sha256"]
 
 
-def test_a_run_cannot_refer_to_such_a_file(tmp_path):
+@pytest.mark.parametrize("suffix", ["bmp", "png"])
+def test_a_run_cannot_refer_to_such_a_file(tmp_path, suffix):
     put(tmp_path / "data", "basic/")
-    (tmp_path / "data/basic/1.bmp").write_bytes(picture(form="BMP"))
+    (tmp_path / f"data/basic/1.{suffix}").write_bytes(picture(form="BMP"))
     config = job(tmp_path / "data", "basic")
     config = config.model_copy(update={"output": OutputConfig(real_images="reference")})
     storage = open_storage(tmp_path / "run", create=True)
@@ -831,6 +849,18 @@ def test_links_in_shards_lead_nowhere(tmp_path):
         info.size = 3
         shard.addfile(info, io.BytesIO(b"cat"))
     assert read(tmp_path).images == ()
+
+
+def test_tables_beside_images_or_folders_are_not_taken_for_images(tmp_path):
+    root = put(tmp_path / "flat", "a.png")
+    pq.write_table(pa.table({"file_name": ["a.png"], "class": ["cat"]}), root / "metadata.parquet")
+    assert (read(root).layout, read(root).counts) == ("table", {"cat": 1})
+    root = put(tmp_path / "classes", "cat/1.png", "state.json", "a.tar")
+    to_parquet(images_table(0), root / "more.parquet")
+    assert read(root).layout == "folders"
+    root = put(tmp_path / "one", "data/1.png")
+    pq.write_table(pa.table({"path": ["data/1.png"], "label": ["cat"]}), root / "labels.parquet")
+    assert "set dataset.table: labels.parquet" in read(root).warnings[0]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.tar"])

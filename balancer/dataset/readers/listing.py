@@ -19,7 +19,8 @@ class DatasetListing:
     leave out, `tables` metadata tables in the folders, `faults` (name, reason) pairs, `system` folders of
     operating systems. `ignored_files` counts the other files in class folders. `split_source` says where
     splits come from. Layouts whose classes are in a table give `read_tables` and `joined`. In `packed`
-    layouts images are inside files."""
+    layouts images are inside files. `unmatched` are warnings about settings that match nothing, which a
+    hold-out need not match."""
 
     root: Path
     layout: str
@@ -39,6 +40,7 @@ class DatasetListing:
     joined: Joined | None = None
     packed: bool = False
     remarks: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def add_class(self, name: str) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import Table, is_missing, read_packed
+from balancer.dataset.facet_table import METADATA_FILES, Table, is_missing, read_packed
 from balancer.dataset.joining import Joined
 from balancer.dataset.readers.annotated import split_in_name
 from balancer.dataset.readers.labelled import column_names
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.packed_files import ARROW, NO_IMAGES, PARQUET, TAR
-from balancer.dataset.readers.walking import Entry, is_folder
+from balancer.dataset.readers.walking import Entry, is_folder, is_picture
 from balancer.dataset.table_reader import FILE_NAME, OWN_NAMES
 from balancer.errors import DatasetError
 
@@ -32,11 +32,15 @@ MAX_STATE_BYTES = 10_000_000
 def recognise_packed(root: Path, entries: Sequence[Entry]) -> str:
     """The layout of a folder whose files hold the images; empty if it is none."""
     names = {entry.name for entry in entries}
-    if SAVED_SPLITS in names or SAVED_STATE in names:
+    if names & {SAVED_SPLITS, SAVED_STATE} and find_packed(root, SAVED):
         return SAVED
-    if any(is_folder(entry) and entry.name != DATA_FOLDER for entry in entries):
+    folders = {entry.name for entry in entries if is_folder(entry)}
+    if folders - {DATA_FOLDER} or any(is_picture(name) for name in names):
         return ""
-    return next((layout for layout in (PARQUET_LAYOUT, SHARDS) if find_packed(root, layout)), "")
+    for layout in (PARQUET_LAYOUT, SHARDS):
+        if files := find_packed(root, layout):
+            return layout_of_file(root, files[0])
+    return ""
 
 
 def layout_of_file(root: Path, name: str) -> str:
@@ -57,7 +61,11 @@ def find_packed(root: Path, layout: str) -> list[str]:
         return sorted(_saved_files(root))
     suffix = SUFFIX_OF[layout]
     found = [path for folder in (root, root / DATA_FOLDER) for path in folder.glob(f"*{suffix}")]
-    return sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if path.is_file() and path.name not in METADATA_FILES
+    )
 
 
 def read_packed_layout(layout: str) -> Callable[[Path, Sequence[Entry], DatasetListing, DatasetConfig], None]:

@@ -51,7 +51,7 @@ class _Patterns:
                 any_match = True
         return any_match
 
-    def warnings(self) -> list[str]:
+    def unmatched(self) -> list[str]:
         return [
             f"{self.setting}: {pattern!r} matches no class and no file of the dataset"
             for pattern in self.patterns
@@ -85,7 +85,7 @@ def _filter(listing: DatasetListing, settings: DatasetConfig, left_out: Iterable
         listing.remarks.append(f"left out by {of}: {counted(gone, 'image')}")
     listing.files = kept
     listing.splits = {name: split for name, split in listing.splits.items() if name in kept}
-    listing.warnings += [*include.warnings(), *exclude.warnings()]
+    listing.unmatched += [*include.unmatched(), *exclude.unmatched()]
 
 
 def _folder(name: str, listing: DatasetListing) -> str:
@@ -99,7 +99,7 @@ def _rename(listing: DatasetListing, settings: DatasetConfig) -> None:
         if (folder := pick(composed(label), map(composed, listing.classes))) is None:
             meant = near(label, listing.classes)
             question = f", did you mean {meant!r}?" if meant else ""
-            listing.warnings.append(f"dataset.labels: the dataset has no class {label!r}{question}")
+            listing.unmatched.append(f"dataset.labels: the dataset has no class {label!r}{question}")
         else:
             named[folder] = class_name
     merged: dict[str, list[str]] = {}

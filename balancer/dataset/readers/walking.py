@@ -69,6 +69,10 @@ def is_folder(entry: Entry) -> bool:
     return entry.is_dir(follow_symlinks=False)
 
 
+def is_picture(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
 def subfolders(folder: Path) -> list[str]:
     """The names of the folders directly in a folder; none if it cannot be read."""
     try:
@@ -87,17 +91,16 @@ def _list_folder(path: str, name: str, listing: DatasetListing) -> list[Entry]:
 
 def _list_file(entry: Entry, name: str, level: int, listing: DatasetListing) -> None:
     suffix = posixpath.splitext(entry.name)[1].lower()
-    is_picture = suffix in PICTURE_SUFFIXES
     folders = name.split("/")[:-1]
-    if entry.is_symlink() and (is_picture or _leads_to_folder(entry)):
+    if entry.is_symlink() and (is_picture(name) or _leads_to_folder(entry)):
         listing.faults.append((_shown(name), "a symbolic link, which is not followed"))
-    elif is_picture and not _is_utf8(name):
+    elif is_picture(name) and not _is_utf8(name):
         listing.faults.append((_shown(name), _NOT_UTF8))
     elif suffix in OTHER_PICTURE_SUFFIXES:
         listing.faults.append((name, f"{suffix[1:].upper()} is not supported: save it as {NAMES_OF_FORMATS}"))
-    elif is_picture and 0 < level <= len(folders):
+    elif is_picture(name) and 0 < level <= len(folders):
         listing.files[name] = folders[level - 1]
-    elif is_picture:
+    elif is_picture(name):
         listing.outside.append(name)
     elif folders and entry.name in METADATA_FILES and not entry.is_symlink():
         listing.tables.append(name)
