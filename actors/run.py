@@ -41,7 +41,7 @@ from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
-from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.view import LogView
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_typicality
@@ -50,13 +50,13 @@ from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back
 from balancer.planning.plan import held_back, make_plan
 from balancer.process.signals import StopSignal, caught
+from balancer.runs.growing import Growing, commit_growth, find_begun
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
     check_unchanged,
     count_wordings,
     describe_run,
-    find_run,
     is_another_verifier,
     restore_schedule,
     run_facts,
@@ -118,18 +118,21 @@ def run(
     address: str | None = None,
     limit: int | None = None,
     allow_config_change: bool = False,
+    confirmed: bool = False,
     reporter: Reporter | None = None,
     change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
-    `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
+    `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now. `confirmed`
+    lets accepted images leave where config or dataset ask for fewer.
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
+        permitted = allow_config_change, confirmed
+        result = _run(config, out, address, limit, permitted, logged, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
         log.flush_progress()
@@ -165,37 +168,36 @@ def _run(
     out: str | os.PathLike[str],
     address: str | None,
     limit: int | None,
-    allow_config_change: bool,
+    permitted: tuple[bool, bool],
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
     change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
+    allow_config_change, confirmed = permitted
     models = describe_models(config)  # before the dataset is read, which can take long
-    known = find_run(out)
+    begun = find_begun(out)
+    known = begun.known if begun else None
     config = spelled_as_begun(config, known)
-    if known is not None:
-        view = read_log(open_storage(out, create=False), KEPT)
-        check_unchanged(config, models, known, allow_config_change, view.rules)
-        if (done := _finished_before(config, known, view)) is not None:
-            reporter.note(f"nothing left to do, the run is {done.state}: {out}")
-            _renew_current(open_storage(out, create=False), reporter)
-            if warning := check_images(open_storage(out, create=False)).warning:
-                reporter.note(f"warning: {warning}")
-            return done
-    if known is None:  # runs of earlier versions, which did not look, are finished
+    if begun is None:  # runs of earlier versions, which did not look, are finished
         refuse_shared_holdout(config)
+    else:
+        check_unchanged(config, models, begun.known, allow_config_change, begun.view.rules)
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
-    splits = assign_splits(audit, config)
+    splits = assign_splits(audit, config, begun.splits(audit) if begun else None)
     training = select_training(audit, splits)
     counts = match_classes(training, config)
     holdout = audit_holdout(config)
     _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
-    # The plan of a run that was begun before is settled.
-    plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
-    wanted = known.wanted if known else plan.total
+    plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))
+    growing = begun.compared(config, audit, counts, confirmed, reporter.note) if begun else None
+    if growing and (done := _nothing_left(growing, config, out, reporter)):
+        return done
+    if growing and not _is_measured(config):  # ask before Ray starts
+        growing.prepare(plan)
+    wanted = growing.info.wanted if growing else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
@@ -215,10 +217,12 @@ def _run(
             pool.stopping = lambda: stop.number is not None
         measure = _Measuring(config, audit, holdout, pools.verifiers, stop, reporter)
         measured = measure.real_images()
-        info = known
-        if info is None:  # what the pre-flight refuses leaves no run behind
-            if config.target.count_real_facets == "measured" and config.actors.kind == "models":
-                plan = make_plan(config, counts, real_facets(measured, config, splits))
+        if _is_measured(config):
+            plan = make_plan(config, counts, real_facets(measured, config, splits))
+        if growing:
+            growing.prepare(plan)
+            info = growing.info
+        else:  # what the pre-flight refuses leaves no run behind
             for line in held_back(plan):
                 reporter.note(line)
             info = create_run(storage, describe_run(config, plan, models, measure.domain(measured, storage)))
@@ -227,12 +231,13 @@ def _run(
         _begin_log(run_log, out, info)
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
-            check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
+            references = list_references(measured)
+            commit_growth(growing, storage, log, references)
             facts = run_facts(info, config)
             schedule = restore_schedule(info, config, log.table(KEPT), limit)
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
-            commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied)
+            commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -245,7 +250,7 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=NearDuplicateIndex(list_references(measured), config.verification.copies),
+                references=NearDuplicateIndex(references, config.verification.copies),
                 stop=stop,
                 typicality=_typicality(info, models, storage, reporter),
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
@@ -258,6 +263,11 @@ def _run(
             close(state)
     _compact(storage, reporter)
     return _result(info, state, schedule)
+
+
+def _is_measured(config: Config) -> bool:
+    """Whether the plan depends on what the verifier sees in the real images."""
+    return config.target.count_real_facets == "measured" and config.actors.kind == "models"
 
 
 def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
@@ -412,6 +422,18 @@ def _started(pools: Pools) -> Iterator[Pools]:
     finally:
         for pool in pools:
             pool.close()
+
+
+def _nothing_left(
+    growing: Growing, config: Config, out: str | os.PathLike[str], reporter: Reporter
+) -> RunResult | None:
+    done = _finished_before(config, growing.info, growing.view) if growing.changes_nothing else None
+    if done is not None:
+        reporter.note(f"nothing left to do, the run is {done.state}: {out}")
+        _renew_current(open_storage(out, create=False), reporter)
+        if warning := check_images(open_storage(out, create=False)).warning:
+            reporter.note(f"warning: {warning}")
+    return done
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:

@@ -19,6 +19,7 @@ INDEX_FILE = f"{DATA_DIR}/_index.json"
 DAMAGED_DIR = "manifest/damaged"
 REJECTED_DIR = "rejected"
 TYPICALITY_DIR = "typicality"
+REVISIONS_DIR = "revisions"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
@@ -27,6 +28,7 @@ MAX_SEQ = 10**12
 """Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
 
 _TYPICALITY = re.compile(rf"{TYPICALITY_DIR}/[0-9a-f]{{64}}\.safetensors")
+_REVISION = re.compile(rf"{REVISIONS_DIR}/([0-9a-f]{{64}})\.json")
 _FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
 
 
@@ -37,6 +39,16 @@ def typicality_path(sha256: str) -> str:
 
 def is_typicality(path: str) -> bool:
     return _TYPICALITY.fullmatch(path) is not None
+
+
+def revision_path(sha256: str) -> str:
+    """The run as a later plan revision has it, under the hash of its content."""
+    return f"{REVISIONS_DIR}/{sha256}.json"
+
+
+def revision_sha256(path: str) -> str | None:
+    match = _REVISION.fullmatch(path)
+    return match[1] if match else None
 
 
 def fragment_path(seq: int) -> str:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
 
 
+REVISIONS_SHOWN = 3
+"""The last ones; `--json` has all."""
+
+
 @click.command(name="status")
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -34,6 +38,7 @@ def command(run: str, as_json: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        _print_revisions(status["revisions"])
         _print_rules(status["overrides"])
         _print_given_up(status["given_up"])
         console.say()
@@ -67,6 +72,12 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     if status["eta_s"] is not None:
         rows.append(("time left", duration(status["eta_s"]), None))
     return rows
+
+
+def _print_revisions(revisions: list[dict[str, Any]]) -> None:
+    for revision in revisions[-REVISIONS_SHOWN:]:
+        changes = "; ".join(revision["changes"])
+        console.note(f"plan revision {revision['number']} ({revision['committed_at']}): {changes}")
 
 
 def _print_rules(overrides: dict[str, Any]) -> None:
