@@ -43,22 +43,22 @@ from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
-from balancer.manifest.log.view import LogView, read_log
+from balancer.manifest.log.view import LogView
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
-from balancer.planning.plan import held_back, make_plan
+from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal, caught
+from balancer.runs.growing import Growing, commit_growth, find_begun
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
     check_unchanged,
     count_wordings,
     describe_run,
-    find_run,
     is_another_verifier,
     restore_schedule,
     run_facts,
@@ -127,18 +127,21 @@ def run(
     address: str | None = None,
     limit: int | None = None,
     allow_config_change: bool = False,
+    confirmed: bool = False,
     reporter: Reporter | None = None,
     change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
-    `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now.
+    `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now. `confirmed`
+    lets accepted images leave where config or dataset ask for fewer.
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
-        result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
+        permitted = allow_config_change, confirmed
+        result = _run(config, out, address, limit, permitted, logged, log, stop, change_workers)
         result = replace(result, remedies=_remedies(out, result))
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
@@ -177,38 +180,35 @@ def _run(
     out: str | os.PathLike[str],
     address: str | None,
     limit: int | None,
-    allow_config_change: bool,
+    permitted: tuple[bool, bool],
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
     change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
+    allow_config_change, confirmed = permitted
     models = describe_models(config)  # before the dataset is read, which can take long
-    known = find_run(out)
+    begun = find_begun(out)
+    known = begun.known if begun else None
     config = spelled_as_begun(config, known)
-    if known is not None:
-        view = read_log(open_storage(out, create=False), KEPT)
-        check_unchanged(config, models, known, allow_config_change, view.rules)
-        if (done := _finished_before(config, known, view)) is not None:
-            reporter.note(f"nothing left to do, the run is {done.state}: {out}")
-            _renew_current(open_storage(out, create=False), reporter)
-            if warning := check_images(open_storage(out, create=False)).warning:
-                reporter.note(f"warning: {warning}")
-            return done
-        _load_learned(open_storage(out, create=False), known)  # what is lost is told before Ray starts
-    if known is None:  # runs of earlier versions, which did not look, are finished
+    if begun is None:  # runs of earlier versions, which did not look, are finished
         refuse_shared_holdout(config)
+    else:
+        check_unchanged(config, models, begun.known, allow_config_change, begun.view.rules)
     reporter.step(f"reading the dataset {config.dataset.path}")
     audit = audit_dataset(config)
-    splits = assign_splits(audit, config)
+    splits = assign_splits(audit, config, begun.splits(audit) if begun else None)
     training = select_training(audit, splits)
     counts = match_classes(training, config)
     holdout = audit_holdout(config)
     _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
-    # The plan of a run that was begun before is settled.
-    plan = make_plan(config, counts, credited_facets(training, config, must_match=known is None))
-    wanted = known.wanted if known else plan.total
+    plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))
+    growing = begun.compared(config, audit, counts, confirmed, reporter.note) if begun else None
+    if growing and (done := _nothing_left(growing, config, out, reporter)):
+        return done
+    _check_before_ray(growing, config, plan)
+    wanted = growing.info.wanted if growing else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
     refuse_without_create_only(storage)
@@ -228,28 +228,32 @@ def _run(
             pool.stopping = lambda: stop.number is not None
         measure = _Measuring(config, audit, holdout, splits, pools.verifiers, stop, reporter)
         measured = measure.real_images()
-        info = known
-        if info is None:  # what the pre-flight refuses leaves no run behind
+        if growing:
+            measure.preflight(measured, _settled(growing.begun.known, models))
+            if _is_measured(config):
+                plan = make_plan(config, counts, real_facets(measure.judged(measured), config, splits))
+            growing.prepare(plan)
+            info = growing.info
+        else:  # what the pre-flight refuses leaves no run behind
             proven = measure.prove(measured)
-            if config.target.count_real_facets == "measured" and config.actors.kind == "models":
+            if _is_measured(config):
                 plan = make_plan(config, counts, real_facets(proven.judged, config, splits))
             for line in held_back(plan):
                 reporter.note(line)
             proven.publish(storage)
             info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts()))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
-        else:
-            measure.preflight(measured, () if is_another_verifier(models, info) else info.head_files)
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
-            check_unchanged(config, models, info, allow_config_change, log.rules)  # judged again meanwhile?
+            references = list_references(measured)
+            commit_growth(growing, storage, log, references)
             facts = run_facts(info, config)
             schedule = restore_schedule(info, config, log.table(KEPT), limit)
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
-            commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied)
+            commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -262,7 +266,7 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=NearDuplicateIndex(list_references(measured), config.verification.copies),
+                references=NearDuplicateIndex(references, config.verification.copies),
                 stop=stop,
                 learned=_learned(info, models, storage, reporter),
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
@@ -275,6 +279,25 @@ def _run(
             close(state)
     _compact(storage, reporter)
     return _result(info, state, schedule)
+
+
+def _check_before_ray(growing: Growing | None, config: Config, plan: Plan) -> None:
+    """Tell what is lost, and ask what needs `--yes`."""
+    if growing is None:
+        return
+    _load_learned(growing.begun.storage, growing.begun.known)
+    if not _is_measured(config):
+        growing.prepare(plan)
+
+
+def _settled(known: RunInfo, models: Mapping[str, Mapping[str, Any]]) -> Collection[str]:
+    """The properties that were proven when a run began: its heads judge them."""
+    return () if is_another_verifier(models, known) else known.head_files
+
+
+def _is_measured(config: Config) -> bool:
+    """Whether the plan depends on what the verifier sees in the real images."""
+    return config.target.count_real_facets == "measured" and config.actors.kind == "models"
 
 
 def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
@@ -392,7 +415,7 @@ class _Measuring:
         if self.config.actors.kind == "simulated":
             self.preflight(measured)
             return _Proven(measured)
-        looking = Looking(self.config, self.audit, self.holdout, measured, self._look, self.splits)
+        looking = self._looking(measured)
         heads = study_heads(looking)
         refuse_lacking_heads(heads, self.config)
         self.reporter.note(summarise_heads(heads.results))
@@ -402,6 +425,14 @@ class _Measuring:
         refuse_accepted_challenges(domain.proof, self.config)
         self.reporter.note(summarise(domain.proof))
         return _Proven(judged, heads, domain)
+
+    def judged(self, measured: RealImages) -> RealImages:
+        """The real images as words and heads judge them now."""
+        looking = self._looking(measured)
+        return judge_real_images(looking, study_heads(looking))
+
+    def _looking(self, measured: RealImages) -> Looking:
+        return Looking(self.config, self.audit, self.holdout, measured, self._look, self.splits)
 
     def preflight(self, measured: RealImages, settled: Collection[str] = ()) -> None:
         """UsageError if the verifiers cannot tell the values apart, but for those of `settled` properties."""
@@ -461,6 +492,18 @@ def _started(pools: Pools) -> Iterator[Pools]:
     finally:
         for pool in pools:
             pool.close()
+
+
+def _nothing_left(
+    growing: Growing, config: Config, out: str | os.PathLike[str], reporter: Reporter
+) -> RunResult | None:
+    done = _finished_before(config, growing.info, growing.view) if growing.changes_nothing else None
+    if done is not None:
+        reporter.note(f"nothing left to do, the run is {done.state}: {out}")
+        _renew_current(open_storage(out, create=False), reporter)
+        if warning := check_images(open_storage(out, create=False)).warning:
+            reporter.note(f"warning: {warning}")
+    return done
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:

@@ -83,15 +83,17 @@ def run(
     address: str | None = None,
     limit: int | None = None,
     allow_config_change: bool = False,
+    confirmed: bool = False,
     reporter: Reporter | None = None,
     progress: bool = False,
 ) -> RunResult:
     """Fill every quota with verified images in the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
-    machine), `limit` the number of slots to work on now. With `progress` notes and progress are shown on
-    stderr, as the command line shows them; `reporter` takes them instead. InterruptedRun after SIGINT or
-    SIGTERM.
+    machine), `limit` the number of slots to work on now. A started run takes up what changed in config and
+    dataset; where accepted images would leave, only if `confirmed`. With `progress` notes and progress are
+    shown on stderr, as the command line shows them; `reporter` takes them instead. InterruptedRun after
+    SIGINT or SIGTERM.
     """
     refuse_shadowed()
     loaded = _loaded(config)
@@ -106,6 +108,7 @@ def run(
             address=address,
             limit=limit,
             allow_config_change=allow_config_change,
+            confirmed=confirmed,
             reporter=reporter,
         )
 

@@ -227,12 +227,13 @@ def _card(job: Job) -> Card:
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     exported = _counts(rows, CLASS_PROPERTY, "source")
     view = read_log(open_storage(manifest.uri, create=False), STATUS_COLUMNS)
-    short, still_open = count_missing(view, manifest.run)
+    run = manifest.run.under(view.rules)
+    short, still_open = count_missing(view, run)
     tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(
         title=manifest.run.name or f"Dataset of run {manifest.run.run_id}",
         run_id=manifest.run.run_id,
-        config=config_under(manifest.run, view.rules.overrides),
+        config=config_under(run, view.rules.overrides),
         models=manifest.run.models,
         classes=tuple(
             ClassFigures(
@@ -251,10 +252,10 @@ def _card(job: Job) -> Card:
         by_heads=tuple(manifest.run.head_files),
         unjudged=count_unjudged(generated, manifest.run.properties),
         judged=count_judged(generated),
-        wanted=manifest.run.wanted,
+        wanted=run.wanted,
         short=short,
         open=still_open,
-        held_back=tuple(list_held_back(manifest.run)),
+        held_back=tuple(list_held_back(run)),
         licence=job.options.licence,
         generated_from=tuple(_models(generated)),
     )

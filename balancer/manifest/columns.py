@@ -136,7 +136,7 @@ COLUMNS = (
         "status",
         "text",
         "`accepted`, `rejected` or `void`. A void candidate passes by now, but its image was not kept: it is "
-        "made again.",
+        "made again. A void real image left the dataset.",
         required="all",
         complete="all",
         read_by=("resume", "fsck", "rejudge", "reproduce", "lineage"),
@@ -145,7 +145,9 @@ COLUMNS = (
         "reason",
         "text",
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
-        "`off_domain`, `duplicate`, `near_copy`), or the property with the lowest score. Null if accepted.",
+        "`off_domain`, `duplicate`, `near_copy`), or the property with the lowest score; `superseded` if "
+        "another attempt gives the image, `surplus` if the plan no longer has its slot. Of a real image that "
+        "left: `removed` or `replaced`. Null if accepted.",
         read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),

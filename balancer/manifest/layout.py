@@ -20,6 +20,7 @@ DAMAGED_DIR = "manifest/damaged"
 REJECTED_DIR = "rejected"
 TYPICALITY_DIR = "typicality"
 HEADS_DIR = "heads"
+REVISIONS_DIR = "revisions"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
@@ -28,6 +29,7 @@ MAX_SEQ = 10**12
 """Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
 
 _LEARNED = re.compile(rf"({TYPICALITY_DIR}|{HEADS_DIR})/[0-9a-f]{{64}}\.safetensors")
+_REVISION = re.compile(rf"{REVISIONS_DIR}/([0-9a-f]{{64}})\.json")
 _FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
 
 
@@ -44,6 +46,16 @@ def head_path(sha256: str) -> str:
 def is_learned(path: str) -> bool:
     """Whether it is one of the files that are written before run.json, which names them."""
     return _LEARNED.fullmatch(path) is not None
+
+
+def revision_path(sha256: str) -> str:
+    """The run as a later plan revision has it, under the hash of its content."""
+    return f"{REVISIONS_DIR}/{sha256}.json"
+
+
+def revision_sha256(path: str) -> str | None:
+    match = _REVISION.fullmatch(path)
+    return match[1] if match else None
 
 
 def fragment_path(seq: int) -> str:

@@ -56,7 +56,8 @@ Wrong = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What run.json names: its classes, and of each planned cell the properties it is judged on."""
+    """What run.json and later plan revisions name: classes, and of each planned cell the properties it is
+    judged on."""
 
     classes: frozenset[str]
     cells: Mapping[str, frozenset[str]]
@@ -64,11 +65,13 @@ class Known:
     @classmethod
     def of(cls, info: RunInfo) -> Known:
         names = (CLASS_PROPERTY, *info.facets)
+        revisions = (info, *info.later.values())
         cells = {
             cell["cell"]: frozenset(name for name in names if cell.get(name) is not None)
-            for cell in info.plan
+            for revision in revisions
+            for cell in revision.plan
         }
-        return cls(frozenset(info.config["classes"]), cells)
+        return cls(frozenset(name for each in revisions for name in each.config["classes"]), cells)
 
 
 def check_values(rows: pa.Table, path: str, known: Known | None = None) -> None:

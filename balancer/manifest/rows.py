@@ -23,9 +23,11 @@ SYNTHETIC, REAL = "synthetic", "real"
 ACCEPTED, REJECTED = "accepted", "rejected"
 
 DOMAIN_COLUMNS = ("typicality", "domain_score")
+NEAREST_COLUMNS = ("nearest_id", "nearest_distance", "nearest_similarity")
 
 VOID = "void"
-"""Status of a candidate that passes by now, but whose image was not kept: it is made again."""
+"""Status of a candidate that passes by now, but whose image was not kept: it is made again. Of a real image
+that left the dataset; if it comes back, it is committed again."""
 
 
 def utc_now() -> dt.datetime:

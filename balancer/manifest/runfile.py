@@ -1,13 +1,18 @@
-"""run.json: what a run is, written once when it starts and never changed."""
+"""run.json: what a run is, written once when it starts and never changed.
+
+A later plan revision is a whole document of the same kind in a file of its own, which the log names by its
+sha256. It has no effect before the log does.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -15,7 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
-from balancer.manifest.layout import RUN_FILE, head_path, typicality_path
+from balancer.manifest.layout import (
+    REVISIONS_DIR,
+    RUN_FILE,
+    head_path,
+    revision_path,
+    revision_sha256,
+    typicality_path,
+)
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import MOST_VALUES, count_values, read_json
 from balancer.verification.verdict import DomainLimits
@@ -23,6 +35,7 @@ from balancer.verification.verdict import DomainLimits
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from balancer.manifest.rules import Rules
     from balancer.verification.heads import Head
     from balancer.verification.typicality import Typicality
 
@@ -42,7 +55,8 @@ class RunInfo:
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
     `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
     classes (`DomainProof.as_dict`), `heads` what judges each property (`Heads.as_dict`); either is None if it
-    did not ask. `format` is that of the file."""
+    did not ask. `format` is that of the file. `revision` numbers the plan revision; `later` are all that
+    there are files of, by sha256, also those that never came into effect."""
 
     run_id: str
     created_at: str
@@ -60,6 +74,32 @@ class RunInfo:
     challenge: dict[str, Any] | None = None
     heads: dict[str, dict[str, Any]] | None = None
     format: int = FORMAT
+    revision: int = 1
+    later: Mapping[str, RunInfo] = field(default_factory=dict, compare=False, repr=False)
+
+    def under(self, rules: Rules) -> RunInfo:
+        """The run in the plan revision that the log names; ManifestError if its file is missing."""
+        if (named := rules.revision) is None:
+            return self
+        if named.sha256 not in self.later:
+            raise ManifestError(
+                f"{revision_path(named.sha256)}: it is missing, and the log names it as plan revision"
+                f" {named.number}",
+                hint="restore the file from a copy of the run",
+            )
+        return dataclasses.replace(self.later[named.sha256], revision=named.number, later=self.later)
+
+    def encode(self) -> bytes:
+        """The content of run.json, or of the file of a revision; UsageError if it is too large to be read."""
+        names = [one.name for one in dataclasses.fields(self) if one.name not in ("revision", "later")]
+        document = {"format": self.format} | {name: getattr(self, name) for name in names}
+        data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        if count_values(data) > MOST_VALUES:
+            raise UsageError(
+                f"the plan has more than {MOST_VALUES:,} values, and no reader would take it",
+                hint="plan fewer cells, or fewer facets",
+            )
+        return data
 
     @property
     def simulated(self) -> bool:
@@ -126,14 +166,7 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
 
     UsageError if the plan is too large to be read again.
     """
-    document = {"format": info.format, **dataclasses.asdict(info)}
-    data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    if count_values(data) > MOST_VALUES:
-        raise UsageError(
-            f"the plan has more than {MOST_VALUES:,} values, and no reader would take it",
-            hint="plan fewer cells, or fewer facets",
-        )
-    if not storage.create(RUN_FILE, data):
+    if not storage.create(RUN_FILE, info.encode()):
         return read_run(storage)
     from balancer.manifest.log.head import write_head
 
@@ -143,7 +176,10 @@ def create_run(storage: Storage, info: RunInfo) -> RunInfo:
 
 
 def read_run(storage: Storage) -> RunInfo:
-    """Raises UsageError if there is no run in the folder, ManifestError if run.json is damaged or newer."""
+    """As run.json has it; `RunInfo.under` gives a later plan revision.
+
+    Raises UsageError if there is no run in the folder, ManifestError if run.json is damaged or newer.
+    """
     try:
         data = storage.read(RUN_FILE, MAX_RUN_BYTES)
     except MissingFileError:
@@ -151,7 +187,29 @@ def read_run(storage: Storage) -> RunInfo:
             f"{storage.uri} is not a run folder: it has no {RUN_FILE}",
             hint="give the folder that `balancer run` wrote",
         ) from None
-    return _parse(data)
+    return dataclasses.replace(_parse(data), later=_read_revisions(storage))
+
+
+def publish_revision(storage: Storage, info: RunInfo) -> str:
+    """Write the file of a plan revision; returns its sha256, for the log to name."""
+    data = info.encode()
+    sha256 = hashlib.sha256(data).hexdigest()
+    storage.publish(revision_path(sha256), data)
+    return sha256
+
+
+def _read_revisions(storage: Storage) -> dict[str, RunInfo]:
+    found = {}
+    for path in storage.list(REVISIONS_DIR):
+        if (sha256 := revision_sha256(path)) is not None:
+            data = storage.read(path, MAX_RUN_BYTES)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ManifestError(
+                    f"{path}: its content is not what was written",
+                    hint="restore the file from a copy of the run",
+                )
+            found[sha256] = _parse(data)
+    return found
 
 
 def check_challenge(document: Any) -> None:

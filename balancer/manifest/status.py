@@ -21,7 +21,7 @@ from balancer.manifest.measured import compute_measured, judged_rows, tallies_by
 from balancer.manifest.remedies import COLUMNS as REMEDIES
 from balancer.manifest.remedies import Remedies, ShortCell, describe, find_remedies, find_short_cells
 from balancer.manifest.rows import VOID
-from balancer.manifest.rules import config_under
+from balancer.manifest.rules import Revision, config_under
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.planning.plan import below_target, per_image
@@ -60,14 +60,16 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     """What `balancer status --json` prints. `now` is aware of its time zone. Real images count in `images`
     only, which says of how many image files were looked at how many are there. `unjudged` counts accepted
     images that were not judged on a property, `unproven` those of a value for which labelled images do not
-    prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed. Each
-    wanted image is accepted, `short` (every attempt failed) or `open` (the run can still make it).
-    `short_cells` says of each cell with short images why its candidates were rejected, `remedies` what would
-    help (`balancer.manifest.remedies`).
+    prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed since
+    the plan `revision` in effect, `revisions` those after the first, with what each changed. Each wanted
+    image is accepted, `short` (every attempt failed) or `open` (the run can still make it). `short_cells`
+    says of each cell with short images why its candidates were rejected, `remedies` what would help
+    (`balancer.manifest.remedies`).
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
-    info, view = read_run(storage), read_log(storage, COLUMNS)
+    view = read_log(storage, COLUMNS)
+    info = read_run(storage).under(view.rules)
     judged = judged_rows(view.table)
     counts = _counts(view, info)
     settled = counts.accepted + counts.short
@@ -93,6 +95,8 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "unjudged": dict(counts.unjudged),
         "unproven": dict(counts.unproven),
         "overrides": dict(view.rules.overrides),
+        "revision": info.revision,
+        "revisions": [_described(*each) for each in view.revisions],
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
         "current": _current(storage, info, view),
     }
@@ -100,7 +104,8 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
 def suggest_remedies(storage: Storage) -> list[str]:
     """What would help a run that ended without all its images, in two lines."""
-    info, view = read_run(storage), read_log(storage, COLUMNS)
+    view = read_log(storage, COLUMNS)
+    info = read_run(storage).under(view.rules)
     return describe(_shortfall(view, judged_rows(view.table), info, _counts(view, info))[1])
 
 
@@ -112,6 +117,11 @@ def _shortfall(
         return {}, Remedies()
     config = config_under(info, view.rules.overrides)
     return short_cells, find_remedies(judged, short_cells, config, counts.given_up, counts.open)
+
+
+def _described(revision: Revision, stamp: Stamp) -> dict[str, Any]:
+    when = stamp.committed_at.isoformat(timespec="seconds")
+    return {"number": revision.number, "committed_at": when, "changes": list(revision.changes)}
 
 
 def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] | None:
@@ -180,8 +190,10 @@ def _void_by_cell(rows: pa.Table) -> Counter[str]:
 
 
 def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
+    candidates, reasons = judged.num_rows, Counter(_rejected(judged)["reason"].to_pylist())
+    judged = _in_plan(judged, info)
     accepted = judged.filter(pc.field("status") == "accepted")
-    rejected = judged.filter(pc.field("status") == "rejected")
+    rejected = _rejected(judged)
     filled = set(accepted["slot"].to_pylist())
     tries = Counter(rejected["slot"].to_pylist())
     exhausted = [slot for slot, count in tries.items() if count >= info.max_attempts and slot not in filled]
@@ -196,15 +208,28 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
             given_up[cell] = tally
             short[cell] = quota - tally.accepted
     return _Counts(
-        candidates=judged.num_rows,
+        candidates=candidates,
         accepted=accepted.num_rows,
         short_by_cell=short,
         open=max(0, info.wanted - accepted.num_rows - short.total()),
-        reasons=Counter(rejected["reason"].to_pylist()),
+        reasons=reasons,
         unjudged=count_unjudged(accepted, info.properties),
         unproven=count_unproven(accepted, info.properties),
         given_up=given_up,
     )
+
+
+def _rejected(judged: pa.Table) -> pa.Table:
+    return judged.filter(pc.field("status") == "rejected")
+
+
+def _in_plan(judged: pa.Table, info: RunInfo) -> pa.Table:
+    """Without candidates of slots that a later plan revision took away."""
+    if info.revision == 1:
+        return judged
+    quotas = {item["cell"]: item["quota"] for item in info.plan}
+    parts = (slot.rpartition("/") for slot in judged["slot"].to_pylist())
+    return judged.filter(pa.array([int(index) < quotas[cell] for cell, _, index in parts], pa.bool_()))
 
 
 def _eta_s(

@@ -164,7 +164,8 @@ class Facts:
     @property
     def table(self) -> CellTable:
         facets = self.config.facets
-        return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
+        cells = [cell for cell in self.cells if cell.wanted]  # a plan revision leaves cells without images
+        return cell_table(cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
 def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
@@ -182,7 +183,7 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     rows = manifest.to_table(columns, status="all")
     tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
-    real = rows.filter(pc.field("source") == "real")
+    real = rows.filter((pc.field("source") == "real") & (pc.field("status") == "accepted"))
     apart = pc.fill_null(pc.is_in(real["split"], value_set=pa.array(EVALUATION)), False)
     cells = _cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell"))
     return Facts(

@@ -16,7 +16,7 @@ from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, is_uncommon, png_of, read_bytes, suffix_of
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log.writer import KEPT, ManifestLog
-from balancer.manifest.rows import REAL, ImageFile, RunFacts, real_id, real_row
+from balancer.manifest.rows import REAL, VOID, ImageFile, RunFacts, real_id, real_row
 from balancer.storage import Storage, slug
 from balancer.storage.regular_files import open_regular
 from balancer.verification.verdict import Nearest
@@ -41,16 +41,18 @@ def commit_real_images(
     facts: RunFacts,
     embeddings: Mapping[str, bytes] | None = None,
     copies: Mapping[str, Nearest] | None = None,
+    splits: Mapping[str, str] | None = None,
 ) -> int:
     """Add the images of `classes` that the manifest lacks; returns their number. Rows get the facet values
-    that the config has, and null for others.
+    that the config has, and null for others. `splits` by file name are dealt
+    out here if they are not given.
 
     `embeddings` by row id are little-endian float16; an image may have none. `copies` by row id are the
     hold-out images that real ones copy. With `output.real_images: copy` each file is copied into the run
     folder before its row is committed.
     """
-    wanted, known = set(classes), _known_splits(log)
-    splits = assign_splits(audit, facts.config, known)
+    wanted, (known, dealt) = set(classes), _known(log)
+    splits = assign_splits(audit, facts.config, dealt) if splits is None else splits
     axes = facts.config.facet_axes()
     new = [
         replace(image, facets=known_values(image, axes))
@@ -77,11 +79,12 @@ def commit_real_images(
     return len(new)
 
 
-def _known_splits(log: ManifestLog) -> dict[str, str]:
-    """The splits of the real images that have a row, by file name."""
+def _known(log: ManifestLog) -> tuple[set[str], dict[str, str]]:
+    """The file names of the real images that have a row which counts, and the splits of all that ever had."""
     real = log.table(KEPT).filter(pc.field("source") == REAL)
-    rows = zip(real["id"].to_pylist(), real["split"].to_pylist(), strict=True)
-    return {name.removeprefix("real/"): split for name, split in rows}
+    rows = [*zip(*(real[name].to_pylist() for name in ("id", "status", "split")), strict=True)]
+    names = [(row_id.removeprefix(f"{REAL}/"), status, split) for row_id, status, split in rows]
+    return {name for name, status, _ in names if status != VOID}, {name: split for name, _, split in names}
 
 
 def _store(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, log: ManifestLog) -> ImageFile:

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,13 @@ from balancer.cells import Candidate, Cell
 from balancer.config.load import validate_document
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import Document
-from balancer.dataset.near_duplicates import COMPARED, find_near_duplicates, known_images
+from balancer.dataset.near_duplicates import (
+    COMPARED,
+    KnownImage,
+    find_near_duplicates,
+    find_near_duplicates_across,
+    known_images,
+)
 from balancer.errors import UsageError
 from balancer.manifest.columns import names_read_by, names_where
 from balancer.manifest.log.closing import closing_on_error
@@ -34,6 +40,7 @@ from balancer.manifest.log.view import LogView, read_log, read_rows
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import (
     ACCEPTED,
+    NEAREST_COLUMNS,
     REJECTED,
     SYNTHETIC,
     VOID,
@@ -73,6 +80,9 @@ from balancer.verification.verdict import (
 SUPERSEDED = "superseded"
 """Reason of a candidate that now passes, while another attempt of its slot gives the image."""
 
+SURPLUS = "surplus"
+"""Reason of a candidate that passes, in a slot that the plan no longer has. Its image is kept."""
+
 COMMIT_ROWS = 1024
 """Verdicts per commit, approximately; those of one slot stay together."""
 
@@ -102,6 +112,15 @@ class Change:
     def is_new_verdict(self) -> bool:
         return self.status != self.before
 
+    @property
+    def id(self) -> str:
+        return self.candidate.id
+
+    @property
+    def unit(self) -> str:
+        """What is committed together."""
+        return self.candidate.slot.key
+
     def as_columns(self) -> Row:
         return {"status": self.status, "reason": self.reason}
 
@@ -112,9 +131,25 @@ class Change:
             **self.as_columns(),
             "review": accepted and facts.is_for_review(self.candidate.slot),
             **_judged_by(self.candidate.slot.cell, self.rung, self.score, facts.config),
-            **(nearest_columns(self.nearest) if self.nearest else {}),
+            **(nearest_columns(self.nearest) if self.nearest else dict.fromkeys(NEAREST_COLUMNS)),
             **(dict.fromkeys(names_where(lambda column: column.of_file)) if self.status == VOID else {}),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A real image that is no longer in the dataset as its row has it: `removed` or `replaced`."""
+
+    id: str
+    reason: str
+
+    @property
+    def unit(self) -> str:
+        return self.id
+
+    def applied_to(self, row: Row, facts: RunFacts) -> Row:
+        no_file = dict.fromkeys(names_where(lambda column: column.of_file))
+        return {**row, "status": VOID, "reason": self.reason, **no_file}
 
 
 def _judged_by(cell: Cell, rung: Rung, score: float | None, config: Config) -> Row:
@@ -143,7 +178,8 @@ class CellChange:
 @dataclass(frozen=True, slots=True)
 class Rejudgement:
     """The result of judging a run again: the `rewritten` rows, the `rules` it was judged by, and the `state`
-    of the run once they are applied. `pending` says whether anything is left to commit."""
+    of the run once they are applied. `pending` says whether anything is left to commit. `info` is the run in
+    the plan revision of these rules, `departures` are the real images that leave with it."""
 
     info: RunInfo
     rules: Rules
@@ -152,6 +188,12 @@ class Rejudgement:
     cells: tuple[CellChange, ...]
     state: State
     pending: bool
+    departures: tuple[Departure, ...] = ()
+
+    @property
+    def lost(self) -> int:
+        """How many accepted images would leave, without those that another image of the cell replaces."""
+        return sum(max(change.revoked - change.restored, 0) for change in self.cells)
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -173,28 +215,48 @@ def rejudge(storage: Storage, settings: Sequence[str] = ()) -> Rejudgement:
     Raises ConfigError for invalid settings, UsageError for settings that stored numbers cannot decide.
     """
     info = read_run(storage)
-    return _look(storage, info, read_log(storage, _columns(info)), settings)
+    return _look(storage, info, read_log(storage, columns_of_judging(info)), settings)
 
 
-def _columns(info: RunInfo) -> tuple[str, ...]:
+def columns_of_judging(info: RunInfo) -> tuple[str, ...]:
+    """The columns that `judge_under` reads."""
     return names_read_by("rejudge", info.format)
 
 
 def _look(
     storage: Storage, info: RunInfo, known: LogView | ManifestLog, settings: Sequence[str]
 ) -> Rejudgement:
-    columns = _columns(info)
-    table = known.table if isinstance(known, LogView) else known.table(columns)
+    info = info.under(known.rules)
     config, overrides = _overridden(effective_config(info, known.rules), settings)
-    rules = Rules(merged(known.rules.overrides, overrides))
-    changed_copies = "copies" in rules.overrides.get("verification", {})
+    rules = Rules(merged(known.rules.overrides, overrides), revision=known.rules.revision)
+    return judge_under(rules, info, config, storage, known)
+
+
+def judge_under(
+    rules: Rules,
+    info: RunInfo,
+    config: Config,
+    storage: Storage,
+    known: LogView | ManifestLog,
+    departures: Sequence[Departure] = (),
+    arrivals: Sequence[KnownImage] = (),
+) -> Rejudgement:
+    """Judge every candidate under `rules`, which `info` and `config` are in effect with. `departures` leave
+    the dataset at the same time, `arrivals` come: no accepted image may be a copy of these."""
+    columns = columns_of_judging(info)
+    table = known.table if isinstance(known, LogView) else known.table(columns)
+    changed_copies = rules.revision is not None or "copies" in rules.overrides.get("verification", {})
     rows = [row for row in table.select(list(columns)).to_pylist() if row["source"] == SYNTHETIC]
     pixels = dict(zip(*(table[name].to_pylist() for name in ("id", "pixel_sha256")), strict=True))
     cells = cells_of_plan(info)
-    copies: dict[str, Nearest] = {}
+    quotas = {str(item["cell"]): int(item["quota"]) for item in info.plan}
+    gone = _find_gone(table, quotas, departures)
+    copies = _copies_of_arrivals(rows, arrivals, storage, config)
 
     def find_nearest(row: Row) -> Nearest | None:
-        return copies.get(row["id"]) or read_nearest(row, pixels)
+        if row["id"] in copies:
+            return copies[row["id"]]
+        return None if row["nearest_id"] in gone else read_nearest(row, pixels)
 
     while True:
         changes = new_verdicts(
@@ -205,6 +267,7 @@ def _look(
             storage.exists,
             other_rules=rules != known.rules,
             domain=info.domain_limits,
+            quotas=quotas,
         )
         after = _schedule_after(info, config, rows, changes)
         restored = any(change.is_new_verdict and change.status == ACCEPTED for change in changes)
@@ -222,8 +285,35 @@ def _look(
         rewritten=tuple(changes),
         cells=_cell_changes(rows, changes, after),
         state=state,
-        pending=bool(changes) or rules != known.rules,
+        pending=bool(changes or departures) or rules != known.rules,
+        departures=tuple(departures),
     )
+
+
+def _copies_of_arrivals(
+    rows: Iterable[Row], arrivals: Sequence[KnownImage], storage: Storage, config: Config
+) -> dict[str, Nearest]:
+    if not arrivals:
+        return {}
+    accepted = [row["id"] for row in rows if row["status"] == ACCEPTED]
+    images = known_images(read_rows(storage, accepted, COMPARED))
+    return find_near_duplicates_across(images, arrivals, config.verification.copies)
+
+
+def _find_gone(table: pa.Table, quotas: Mapping[str, int], departures: Iterable[Departure]) -> set[str]:
+    """Images that count no more, so that nothing is a copy of them: real ones that left the dataset, and
+    those in slots that the plan no longer has."""
+    gone = {departure.id for departure in departures}
+    columns = (table[name].to_pylist() for name in ("id", "source", "status", "slot"))
+    for row_id, source, status, slot in zip(*columns, strict=True):
+        if (status == VOID) if source != SYNTHETIC else not _is_wanted(slot, quotas):
+            gone.add(row_id)
+    return gone
+
+
+def _is_wanted(slot: str, quotas: Mapping[str, int]) -> bool:
+    cell, _, index = slot.rpartition("/")
+    return int(index) < quotas[cell]
 
 
 def _schedule_after(
@@ -270,18 +360,24 @@ def new_verdicts(
     exists: Callable[[str], bool],
     other_rules: bool = False,
     domain: DomainLimits = NO_LIMITS,
+    quotas: Mapping[str, int] | None = None,
 ) -> list[Change]:
     """Judge all candidates under `config`, slot by slot; returns the rows that change. With `other_rules`
     these include rows that keep their status but do not yet record the rules.
 
     `find_nearest` gives the image that a candidate may copy, `exists` says whether a file is still there.
+    `quotas` are the slots of each cell; without, every slot is one of the plan.
     """
     rungs = ladder(config)
     changes: list[Change] = []
     in_order = sorted(rows, key=lambda row: (row["slot"], row["attempt"]))
-    for _, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
+    for slot, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
         judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
-        changes += _slot_changes(judged, exists, config if other_rules else None)
+        rules = config if other_rules else None
+        if quotas is None or _is_wanted(slot, quotas):
+            changes += _slot_changes(judged, exists, rules)
+        else:
+            changes += _surplus_changes(judged, rules)
     return changes
 
 
@@ -303,7 +399,8 @@ class _Judged:
 
     @property
     def has_new_nearest(self) -> bool:
-        return self.nearest is not None and self.nearest.id != self.row["nearest_id"]
+        nearest_id = None if self.nearest is None else self.nearest.id
+        return bool(nearest_id != self.row["nearest_id"])
 
     def has_image(self, exists: Callable[[str], bool]) -> bool:
         file_name = self.row["file_name"]
@@ -317,21 +414,22 @@ class _Judged:
         both_nan = all(isinstance(row["score"], float) and math.isnan(row["score"]) for row in (new, old))
         return old == new | ({"score": old["score"]} if both_nan else {})
 
-    def becomes(self, status: str) -> Change:
+    def becomes(self, status: str, if_passing: str = SUPERSEDED) -> Change:
+        """`if_passing` is the reason to reject a candidate that has no flaw."""
         return Change(
             candidate=self.candidate,
             before=self.status,
             status=status,
-            reason=self._rejected_for() if status == REJECTED else None,
+            reason=self._rejected_for(if_passing) if status == REJECTED else None,
             score=self.verdict.score,
             nearest=self.nearest,
             rung=self.rung,
         )
 
-    def _rejected_for(self) -> str:
+    def _rejected_for(self, if_passing: str) -> str:
         if self.row["reason"] == Flaw.DUPLICATE:  # of a hold-out image, which only the reason records
             return Flaw.DUPLICATE
-        return self.verdict.reason or SUPERSEDED
+        return self.verdict.reason or if_passing
 
 
 def _slot_changes(
@@ -349,6 +447,14 @@ def _slot_changes(
             change = attempt.becomes(VOID)
         else:
             change = attempt.becomes(REJECTED)
+        if change.is_new_verdict or attempt.has_new_nearest or _is_outdated(attempt, change, other_rules):
+            yield change
+
+
+def _surplus_changes(attempts: Iterable[_Judged], other_rules: Config | None) -> Iterator[Change]:
+    """No attempt gives an image to a slot that the plan no longer has."""
+    for attempt in attempts:
+        change = attempt.becomes(REJECTED, if_passing=SURPLUS)
         if change.is_new_verdict or attempt.has_new_nearest or _is_outdated(attempt, change, other_rules):
             yield change
 
@@ -414,7 +520,7 @@ def apply(
     If it is interrupted, the same call completes it. Raises UsageError while a driver seems to be running.
     """
     info = read_run(storage)
-    view = read_log(storage, _columns(info))
+    view = read_log(storage, columns_of_judging(info))
     refuse_running(storage, view.last, now(), "its verdicts can be changed")
     result = _look(storage, info, view, settings)
     if not result.pending:
@@ -423,29 +529,29 @@ def apply(
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now)
     result = _look(storage, info, log, settings)
     with closing_on_error(log):
-        _commit(log, result)
+        commit_judgement(log, result)
     log.close(result.state, {"reason": "judged again"})
     return result
 
 
-def _commit(log: ManifestLog, result: Rejudgement) -> None:
+def commit_judgement(log: ManifestLog, result: Rejudgement) -> None:
     """Only the last part records that all verdicts follow the new rules."""
     facts = run_facts(result.info, result.config)
-    parts = list(_parts(result.rewritten)) or [[]]
+    parts = list(_parts((*result.departures, *result.rewritten))) or [[]]
     for start in range(0, len(parts), PARTS_AT_ONCE):
         lot = parts[start : start + PARTS_AT_ONCE]
-        rows = log.rows([change.candidate.id for part in lot for change in part])
+        rows = log.rows([change.id for part in lot for change in part])
         for number, part in enumerate(lot, start=start + 1):
             old, rows = rows.slice(0, len(part)).to_pylist(), rows.slice(len(part))
             verdicts = [change.applied_to(row, facts) for change, row in zip(part, old, strict=True)]
-            rules = Rules(result.rules.overrides, complete=number == len(parts))
+            rules = replace(result.rules, complete=number == len(parts))
             log.commit_verdicts(verdicts, rules.as_detail())
 
 
-def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    part: list[Change] = []
-    for _, slot_changes in itertools.groupby(changes, key=lambda change: change.candidate.slot):
-        part += slot_changes
+def _parts(changes: Iterable[Change | Departure]) -> Iterator[list[Change | Departure]]:
+    part: list[Change | Departure] = []
+    for _, together in itertools.groupby(changes, key=lambda change: change.unit):
+        part += together
         if len(part) >= COMMIT_ROWS:
             yield part
             part = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
-import json
 import os
 import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import Candidate, Cell, Slot
@@ -17,7 +17,7 @@ from balancer.config.schema import Config
 from balancer.errors import UsageError
 from balancer.manifest.layout import RUN_FILE, is_learned
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
-from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
+from balancer.manifest.rules import ANY, Rules, as_settings, config_under, is_judgeable, matches
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.planning.plan import Plan, Priority
 from balancer.process.collection import gc_paused
@@ -26,7 +26,6 @@ from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.prompts import ladder
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import MissingFolderError, is_temporary, open_storage
-from balancer.text.commands import suggested
 from balancer.text.names import composed
 
 if TYPE_CHECKING:
@@ -36,8 +35,20 @@ VERSIONED_PACKAGES = ("balancer", "ray", "torch", "diffusers", "transformers", "
 
 CALIBRATION = "calibration"
 
-SHAPING = ("classes", "share")
-"""Settings of a facet and its values that shape the plan."""
+Path = tuple[str | int, ...]
+"""The keys that lead to a setting."""
+
+WORDS = ("prompts", "fallback_prompts", "variations", "negative_prompt")
+
+REVISABLE: tuple[tuple[str, ...], ...] = (
+    ("target", ANY),
+    ("facets", ANY, "classes"),
+    ("facets", ANY, "values", ANY, "share"),
+    ("generation", "negative_prompt"),
+    *(("classes", ANY, words) for words in WORDS),
+    *(("facets", ANY, "values", ANY, words) for words in WORDS),
+)
+"""Settings that a started run takes up by a plan revision, besides those whose verdicts follow from rows."""
 
 SETTLED = tuple(
     ("verification", name) for name in ("typicality", "max_true_lost", "negatives", "heads", "backbone")
@@ -89,7 +100,7 @@ def describe_run(
         fingerprint=config.fingerprint(),
         seed=config.seed,
         facets=list(config.facets),
-        plan=[item.as_dict(config.facets) | {"cell": item.cell.key} for item in plan.cells],
+        plan=plan_cells(plan, config),
         real_counts=dict(plan.counts),
         targets=dict(plan.targets),
         embedding_dim=int(models["verifier"]["embedding_dim"]),
@@ -98,6 +109,11 @@ def describe_run(
         challenge=None if challenge is None else dict(challenge),
         heads=None if heads is None else dict(heads),
     )
+
+
+def plan_cells(plan: Plan, config: Config) -> list[dict[str, Any]]:
+    """The plan as run.json has it."""
+    return [item.as_dict(config.facets) | {"cell": item.cell.key} for item in plan.cells]
 
 
 def _version(package: str) -> str:
@@ -141,28 +157,28 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
 
 
 def effective_config(info: RunInfo, rules: Rules) -> Config:
-    """The config of a run with the changes of `balancer rejudge`."""
-    return config_under(info, rules.overrides)
+    """The config of a run as plan revisions and `balancer rejudge` have it by now."""
+    return config_under(info.under(rules), rules.overrides)
 
 
 def check_unchanged(
     config: Config, models: Models, known: RunInfo, allowed: bool, rules: Rules | None = None
 ) -> None:
-    """Refuse to resume a run with another config or other weights, unless `allowed`.
+    """Refuse to resume a run with another config or other weights, unless `allowed`, or unless a plan
+    revision can take the change up.
 
-    `rules` are those of its log. A changed plan or embedding size is never allowed, nor is a run whose
-    rejudging was interrupted.
+    `rules` are those of its log. Other classes, facet values or another embedding size are never allowed.
     """
     rules = rules or Rules()
-    settings = [word for setting in as_settings(rules.overrides) for word in ("--set", setting)]
-    if not rules.complete:
-        raise UsageError(
-            "rejudging this run was interrupted before all verdicts were changed",
-            hint=f"{suggested('rejudge', 'RUN', *settings, '--apply')} completes it",
-        )
+    paths = find_changed(config, known, rules)
     before = effective_config(known, rules)
-    paths = _differences(before.decisive(), config.decisive())
-    changed = [join_keys(path) for path in paths]
+    _refuse_other_names(before, config, paths)
+    _refuse_what_is_settled(paths)
+    _refuse_another_size(models, known)
+    if allowed:
+        return
+    _refuse_forgotten(config, known, rules, paths)
+    changed = [join_keys(path) for path in paths if not can_be_revised(path)]
     # An added or removed model shows in the config.
     changed += [
         f"{part} of the {kind}"
@@ -170,35 +186,41 @@ def check_unchanged(
         if kind in models
         for part in _differing(recorded, _identity(models[kind]))
     ]
-    _refuse_another_plan(before, config, paths)
-    _refuse_what_is_settled(paths)
-    _refuse_another_size(models, known)
-    if changed and settings and not allowed:
-        raise UsageError(
-            f"this run was judged again under other rules; this config differs in: {', '.join(changed)}",
-            hint=f"resume with the config it was started with and {shlex.join(settings)}",
-        )
-    if changed and not allowed:
+    if changed:
         raise UsageError(
             f"this run was started with another config; changed: {', '.join(changed)}",
-            hint=_rejudging(paths, config)
-            if len(paths) == len(changed) and all(map(is_judgeable, paths))
-            else "choose another --out, undo the change, or accept it with --allow-config-change",
+            hint="choose another --out, undo the change, or accept it with --allow-config-change",
         )
 
 
-def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[str, ...]]) -> None:
-    if before.plan_shape() == config.plan_shape():
+def find_changed(config: Config, known: RunInfo, rules: Rules) -> list[Path]:
+    """The decisive settings that differ from those of the run as it is now."""
+    return _differences(effective_config(known, rules).decisive(), config.decisive())
+
+
+def can_be_revised(path: Path) -> bool:
+    """Whether a plan revision takes up another value of a setting, without --allow-config-change."""
+    return is_judgeable(path) or any(matches(path, allowed) for allowed in REVISABLE)
+
+
+def _refuse_other_names(before: Config, config: Config, paths: Sequence[Path]) -> None:
+    if _names(before) == _names(config):
         return
-    planned = [join_keys(path) for path in paths if _shapes_plan(path)]
+    named = [join_keys(path) for path in paths if len(path) == 2 or (path[0] == "facets" and len(path) == 4)]
+    named = [name for name in named if name.startswith(("classes.", "facets."))]
     raise UsageError(
-        f"the plan of a started run is fixed, and {', '.join(planned) or 'another order of names'} would"
-        " change it",
+        f"the classes and facet values of a started run are fixed, and {', '.join(named) or 'another order'}"
+        " would change them",
         hint="choose another --out, or undo the change",
     )
 
 
-def _refuse_what_is_settled(paths: Sequence[tuple[str, ...]]) -> None:
+def _names(config: Config) -> list[object]:
+    facets = [(name, list(facet.values)) for name, facet in config.facets.items()]
+    return [list(config.classes), facets]
+
+
+def _refuse_what_is_settled(paths: Sequence[Path]) -> None:
     """What decides who is of the domain, and what judges, was found out and written down before the first
     image."""
     if settled := [join_keys(path) for path in paths if path[:2] in SETTLED]:
@@ -208,10 +230,16 @@ def _refuse_what_is_settled(paths: Sequence[tuple[str, ...]]) -> None:
         )
 
 
-def _shapes_plan(path: Sequence[str]) -> bool:
-    """Whether a setting is one of `Config.plan_shape`: wordings and limits are not."""
-    is_name = len(path) == 2 or (path[0] == "facets" and len(path) == 4)
-    return path[0] == "target" or (path[0] in ("classes", "facets") and (is_name or path[-1] in SHAPING))
+def _refuse_forgotten(config: Config, known: RunInfo, rules: Rules, paths: Sequence[Path]) -> None:
+    """A config file that `balancer rejudge --set` left behind is no wish to take its change back."""
+    began = find_changed(config, known, replace(rules, overrides={}))
+    forgotten = [join_keys(path) for path in paths if path not in began]
+    if forgotten:
+        settings = [word for setting in as_settings(rules.overrides) for word in ("--set", setting)]
+        raise UsageError(
+            f"this run was judged again under other rules; this config differs in: {', '.join(forgotten)}",
+            hint=f"resume with the config it was started with and {shlex.join(settings)}",
+        )
 
 
 def _refuse_another_size(models: Models, known: RunInfo) -> None:
@@ -246,22 +274,10 @@ def is_another_verifier(models: Models, known: RunInfo) -> bool:
     )
 
 
-def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
-    """A hint for changed limits, which can be applied to existing images."""
-    settings: list[str] = []
-    for path in paths:
-        value: Any = config.model_dump(mode="json")
-        for key in path:
-            value = value[key]
-        settings += ["--set", f"{join_keys(path)}={json.dumps(value, ensure_ascii=False)}"]
-    return (
-        f"{suggested('rejudge', 'RUN', *settings, '--apply')} applies it to all candidates, then run the same"
-        " command again; --allow-config-change applies it to new ones only"
-    )
-
-
-def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Paths of the settings that differ."""
+def _differences(before: Any, after: Any, path: Path = ()) -> list[Path]:
+    """Paths of the settings that differ. Sections of a list are compared one by one."""
+    if _are_lists_of_sections(before, after):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [path]
     names = dict.fromkeys([*before, *after])
@@ -270,6 +286,11 @@ def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[tu
         for name in names
         for difference in _differences(before.get(name), after.get(name), (*path, name))
     ]
+
+
+def _are_lists_of_sections(before: Any, after: Any) -> bool:
+    both = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
+    return both and all(isinstance(section, dict) for section in (*before, *after))
 
 
 def run_facts(info: RunInfo, config: Config) -> RunFacts:

@@ -79,7 +79,11 @@ class Schedule:
         self._reached: Counter[Cell] = Counter()
         self._reopened: set[Slot] = set()
         for outcome in history:
-            ledger.count(outcome)
+            slot = outcome.candidate.slot
+            if slot.index < self._quota_of[slot.cell]:
+                ledger.count(outcome)
+            else:  # of a larger plan: it cost a candidate, and settles nothing
+                ledger.candidates += not outcome.void
         for cell in self._quota_of:
             self._reconsider(cell)
 

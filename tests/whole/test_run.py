@@ -352,18 +352,20 @@ def test_the_fallback_rung_is_one_more_attempt_and_marked(make_config, tmp_path)
 @pytest.mark.usefixtures("here")
 def test_a_changed_config_is_refused_with_what_changed(make_config, tmp_path):
     run(make_config(), tmp_path / "run", limit=1)
-    with pytest.raises(UsageError, match=r"seed, verification\.threshold") as caught:
+    with pytest.raises(UsageError, match=r"another config; changed: seed$") as caught:
         run(make_config(seed=6, verification={"threshold": 0.7}), tmp_path / "run")
     assert caught.value.exit_code == 2
     assert "--allow-config-change" in caught.value.hint
 
 
 @pytest.mark.usefixtures("here")
-def test_a_changed_config_is_taken_if_allowed_but_never_a_changed_plan(make_config, tmp_path):
+def test_a_changed_config_is_taken_if_allowed_but_never_another_facet(make_config, tmp_path):
     run(make_config(), tmp_path / "run", limit=1)
-    run(make_config(verification={"threshold": 0.7}), tmp_path / "run", limit=1, allow_config_change=True)
-    with pytest.raises(UsageError, match=r"target\.per_class"):
-        run(make_config(target={"per_class": 13}), tmp_path / "run", allow_config_change=True)
+    run(make_config(seed=6), tmp_path / "run", limit=1, allow_config_change=True)
+    run(make_config(seed=6), tmp_path / "run", limit=1)  # it is the run's by now
+    other = make_config(seed=6, facets={"weather": {"values": {"rain": {"prompts": ["rain"]}}}})
+    with pytest.raises(UsageError, match=r"facets\.weather"):
+        run(other, tmp_path / "run", allow_config_change=True)
 
 
 @pytest.mark.usefixtures("here")

@@ -18,6 +18,7 @@ EXIT_SHORT = 3
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Fill at most N slots, as a trial.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--allow-config-change", is_flag=True, help="Resume a run although its config changed.")
+@click.option("--yes", is_flag=True, help="Let accepted images leave where fewer are wanted.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -27,11 +28,13 @@ def command(
     limit: int | None,
     overrides: tuple[str, ...],
     allow_config_change: bool,
+    yes: bool,
 ) -> None:
     """Generate, verify and commit images until every quota of CONFIG is met.
 
-    The same command resumes a run, however it ended. Exits with 3 if images are missing at the end: no
-    attempt passed, the budget was spent, or --limit was reached.
+    The same command resumes a run, however it ended, and takes up what changed in CONFIG or the dataset
+    since: targets, shares, prompts, thresholds, real images. Exits with 3 if images are missing at the end:
+    no attempt passed, the budget was spent, or --limit was reached.
     """
     from balancer.config.load import load_config
 
@@ -44,6 +47,7 @@ def command(
         address=address,
         limit=limit,
         allow_config_change=allow_config_change,
+        confirmed=yes,
         progress=True,
     )
     accepted = f"{result.accepted} of {counted(result.wanted, 'image')} accepted"

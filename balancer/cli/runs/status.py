@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
+REVISIONS_SHOWN = 3
+"""The last ones; `--json` has all."""
 
 
 @click.command(name="status")
@@ -40,6 +42,7 @@ def command(run: str, as_json: bool, every: bool) -> None:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
         if status["simulated"]:
             console.note(NOTHING_CHECKED)
+        _print_revisions(status["revisions"])
         _print_rules(status["overrides"])
         _print_short(status["short_cells"], every)
         _print_given_up(status["given_up"], every)
@@ -76,6 +79,12 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     if status["eta_s"] is not None:
         rows.append(("time left", duration(status["eta_s"]), None))
     return rows
+
+
+def _print_revisions(revisions: list[dict[str, Any]]) -> None:
+    for revision in revisions[-REVISIONS_SHOWN:]:
+        changes = "; ".join(revision["changes"])
+        console.note(f"plan revision {revision['number']} ({revision['committed_at']}): {changes}")
 
 
 def _print_rules(overrides: dict[str, Any]) -> None:

@@ -64,8 +64,8 @@ class BrokenFragmentError(ManifestError):
 class Stamp:
     """What a fragment says of itself. `writer` and `commit` are uuids; an epoch belongs to one writer;
     `state` is that of a closing fragment. `detail` says how many generators a driver opened with, why
-    verdicts changed, how it ended, which files a gc is about to delete ("deleting"), or which fragment a
-    repair stands in for ("stands_for", its sha256)."""
+    verdicts changed and under which plan revision, how it ended, which files a gc is about to delete
+    ("deleting"), or which fragment a repair stands in for ("stands_for", its sha256)."""
 
     run_id: str
     seq: int
@@ -84,6 +84,14 @@ class Stamp:
         return self.event in ("verdicts", "repair")
 
 
+class _Revision(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    number: Annotated[int, Field(ge=2, le=MAX_SEQ)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    changes: list[str]
+
+
 class _Detail(BaseModel):
     """What is read of a stamp's detail; other keys may be there."""
 
@@ -92,6 +100,7 @@ class _Detail(BaseModel):
     generators: Annotated[int, Field(ge=0, le=MAX_GENERATORS)] | None = None
     overrides: dict[str, Any] = {}
     complete: bool = True
+    revision: _Revision | None = None
     deleting: list[str] = []
     stands_for: str | None = None
 

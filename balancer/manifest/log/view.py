@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.reader import ID, Entry, joined, read_again, read_chain, with_id
 from balancer.manifest.row_values import Known
-from balancer.manifest.rules import Rules, collect_rules
+from balancer.manifest.rules import Revision, Rules, collect_rules, list_revisions
 from balancer.manifest.runfile import read_run
 from balancer.manifest.schema import rows_with_ids
 from balancer.storage import Storage
@@ -23,13 +23,15 @@ from balancer.storage import Storage
 class LogView:
     """A log as it was read. `table` has the columns that were asked for and `id`, each row as its last
     verdict has it. `last` is None if no driver ever opened it, `opened` are the stamps of all that did.
-    `rules` are the changes of the config under which verdicts were judged again."""
+    `rules` are the changes of the config under which verdicts were judged again, `revisions` the plan
+    revisions after the first, each with the fragment that committed it."""
 
     table: pa.Table
     fragments: int
     last: Stamp | None
     opened: tuple[Stamp, ...]
     rules: Rules
+    revisions: tuple[tuple[Revision, Stamp], ...] = ()
 
     @property
     def opened_at(self) -> datetime.datetime | None:
@@ -69,6 +71,7 @@ def build_view(stamps: Sequence[Stamp], table: pa.Table) -> LogView:
         last=stamps[-1] if stamps else None,
         opened=tuple(stamp for stamp in stamps if stamp.event == "open"),
         rules=collect_rules(stamps),
+        revisions=tuple(list_revisions(stamps)),
     )
 
 

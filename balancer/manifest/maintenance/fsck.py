@@ -30,6 +30,7 @@ from balancer.manifest.layout import (
     INDEX_FILE,
     LOG_DIR,
     REJECTED_DIR,
+    REVISIONS_DIR,
     RUN_FILE,
     fragment_path,
     fragment_seq,
@@ -43,6 +44,7 @@ from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
+from balancer.manifest.rules import collect_rules
 from balancer.manifest.runfile import RunInfo, load_head, load_typicality, read_run
 from balancer.manifest.snapshot.current import problem_of_current
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
@@ -148,7 +150,12 @@ def check_run(storage: Storage) -> Findings:
     of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
-    problems.extend(_quotas(standing, info))
+    rules = collect_rules([fragment.stamp for fragment in fragments])
+    try:
+        info = info.under(rules)
+    except ManifestError as error:
+        problems.append(Problem("plan revisions are there", REVISIONS_DIR, error.message))
+    problems.extend(_quotas(standing, info, rules.complete))
     listed: list[Problem] = []
     for leak, problem in () if values else _leaks(standing, storage, fragments, info):
         (listed if leak.listed else problems).append(problem)
@@ -397,7 +404,7 @@ def _file_names(rows: Sequence[_Row]) -> Iterator[Problem]:
             named.add(name)
 
 
-def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
+def _quotas(rows: Sequence[_Row], info: RunInfo, is_complete: bool) -> Iterator[Problem]:
     quotas = {cell["cell"]: cell["quota"] for cell in info.plan}
     generated = [row for row in rows if row["source"] == SYNTHETIC]
     for row in generated:
@@ -405,7 +412,8 @@ def _quotas(rows: Sequence[_Row], info: RunInfo) -> Iterator[Problem]:
             yield row.breaks("rows belong to the run", f"is of run {row['run_id']!r}")
         if row["cell"] not in quotas:
             yield row.breaks(PLANNED, f"is of cell {row['cell']!r}, which the plan lacks")
-    for cell, count in Counter(row["cell"] for row in generated if row.accepted).items():
+    counts = Counter(row["cell"] for row in generated if row.accepted) if is_complete else {}
+    for cell, count in counts.items():  # a revision that was interrupted has images of the plan before
         if count > quotas.get(cell, count):
             detail = f"cell {cell!r} has {counted(count, 'accepted image')}, its quota is {quotas[cell]}"
             yield Problem("no more images than planned", RUN_FILE, detail)

@@ -190,7 +190,8 @@ class ManifestRows:
 def open_rows(storage: Storage) -> ManifestRows:
     """UsageError if the folder holds no run, ManifestError if it is damaged."""
     info = read_run(storage)
-    return ManifestRows(info, storage.uri, RowSource(storage, info))
+    source = RowSource(storage, info)
+    return ManifestRows(source.run, storage.uri, source)
 
 
 def as_list(names: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from balancer.manifest.layout import INDEX_FILE, fragment_path
 from balancer.manifest.log.fragment import MAX_FRAGMENT_BYTES, Fragment
 from balancer.manifest.log.reader import Chain, Entry, joined, last_seq, read_again, read_chain
 from balancer.manifest.row_values import Known
+from balancer.manifest.rules import collect_rules
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.snapshot.index import (
     DamagedCopyError,
@@ -90,6 +91,7 @@ def compact(storage: Storage, *, rebuild: bool = False) -> Index | None:
         rows=rows.count,
         layout=layout,
         files=tuple(written),
+        revision=collect_rules([entry.stamp for entry in entries]).revision,
     )
     make_durable(storage, fragment_path(index.covers))
     publish_index(storage, index)

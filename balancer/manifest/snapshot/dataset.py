@@ -20,6 +20,7 @@ from balancer.manifest.layout import fragment_path
 from balancer.manifest.log.reader import ID, Entry, read_chain
 from balancer.manifest.row_values import Known
 from balancer.manifest.rows import VOID
+from balancer.manifest.rules import collect_rules
 from balancer.manifest.runfile import RunInfo
 from balancer.manifest.snapshot.build import LIGHT
 from balancer.manifest.snapshot.files import LOG, PARQUET, ManifestFiles
@@ -110,6 +111,9 @@ class RowSource:
             check_folders(index, info)
         after = (index.covers, index.sha256) if index else (0, "")
         chain = read_chain(storage, self.schema, info.run_id, LIGHT, after)
+        stamps = [entry.stamp for entry in chain.entries]
+        self.run = info.under(collect_rules(stamps, since=index.revision if index else None))
+        """The run in the plan revision that the log names."""
         self.run_id = info.run_id
         self.reach = (chain.last.stamp.seq, chain.last.known_as) if chain.last else (0, "")
         """Number and sha256 of the last fragment that was there; 0 and "" for a log without any."""

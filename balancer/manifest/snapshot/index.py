@@ -23,6 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, MAX_SEQ
+from balancer.manifest.rules import Revision
 from balancer.manifest.runfile import RunInfo
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import read_json
@@ -106,7 +107,8 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The copy has the rows of fragments 1 to `covers`, of which the last has `sha256`."""
+    """The copy has the rows of fragments 1 to `covers`, of which the last has `sha256`. `revision` is the
+    plan revision that these fragments say is in effect, None for that of run.json."""
 
     run_id: str
     covers: Annotated[int, Field(ge=0, le=MAX_SEQ)]
@@ -114,6 +116,7 @@ class Index:
     rows: Count
     layout: Layout
     files: tuple[DataFile, ...]
+    revision: Revision | None = None
 
 
 _INDEX = TypeAdapter(Index)
@@ -162,6 +165,8 @@ def read_index(storage: Storage, run_id: str) -> Index | None:
 
 def encode_index(index: Index) -> bytes:
     document = {"format": FORMAT, **dataclasses.asdict(index)}
+    if index.revision is None:  # earlier versions know no such field
+        del document["revision"]
     return _json({**document, "checksum": _checksum(document)})
 
 
