@@ -44,7 +44,7 @@ def command(dataset: str, as_json: bool, overrides: tuple[str, ...]) -> None:
 def _print(audit: Audit) -> None:
     from balancer.dataset.notices import describe_layout
 
-    console.table(f"{audit.path}: {counted(len(audit.images), 'image')}", *_class_table(audit))
+    console.table(f"{audit.given or audit.path}: {counted(len(audit.images), 'image')}", *_class_table(audit))
     console.say()
     console.say(describe_layout(audit))
     for facet in audit.facet_names:
@@ -114,7 +114,7 @@ def _print_remarks(title: str, lines: Sequence[str]) -> None:
 def _as_json(audit: Audit) -> dict[str, object]:
     total = len(audit.images)
     return {
-        "path": os.fsencode(audit.path).decode(errors="replace"),
+        "path": os.fsencode(audit.given or audit.path).decode(errors="replace"),
         "layout": audit.layout,
         "layout_reason": audit.layout_reason,
         "images": total,
