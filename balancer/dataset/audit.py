@@ -94,7 +94,8 @@ class RealImage:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """`counts` are the readable images of every class folder. All names are sorted."""
+    """`counts` are the readable images of every class. All names are sorted. `path` is the folder of the
+    files, also if a table or another file was given as the dataset."""
 
     path: Path
     images: tuple[RealImage, ...]
@@ -122,6 +123,8 @@ class Audit:
     """Entries of the tables that are ambiguous or match nothing."""
     passed_over: tuple[str, ...] = ()
     """Columns that are not used as facets, because their values hardly repeat."""
+    given: Path | None = None
+    """The dataset as it was named, if that is not `path`."""
     layout: str = "folders"
     layout_reason: str = ""
     split_source: str = "column `split` of the metadata table"
@@ -257,6 +260,7 @@ def _run_audit(path: Path, how: _How) -> Audit:
         lookalikes=tuple(lookalikes),
         dropped=resolved.dropped,
         set_aside=set_aside,
+        given=None if path == root else path,
         layout=listing.layout,
         layout_reason=listing.reason,
         split_source=listing.split_source,

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from balancer.dataset.facet_table import TableRow, is_missing
 from balancer.dataset.splits import SPLIT_NAMES
+from balancer.text.commands import suggested
 from balancer.text.quantities import are, counted
 
 if TYPE_CHECKING:
+    from balancer.config.schema import Config
     from balancer.dataset.audit import Audit, RealImage
     from balancer.dataset.conflicts import Conflict
     from balancer.dataset.readers.listing import DatasetListing
 
 PLAIN = "folders"
 """The layout that needs no mention."""
+
+
+READING = frozenset(
+    "layout table columns include exclude labels metadata conflicts count_marked_synthetic".split()
+)
+"""Settings that decide which images belong to which class."""
+
+
+def audit_command(audit: Audit, config: Config) -> str:
+    """The `balancer audit` that reads the same images as this config."""
+    settings = config.dataset.model_dump(mode="json", include=set(READING), exclude_defaults=True)
+    words = [
+        word
+        for name, value in settings.items()
+        for word in ("--set", f"dataset.{name}={json.dumps(value, ensure_ascii=False)}")
+    ]
+    return suggested("audit", audit.given or audit.path, *words)
 
 
 def describe_layout(audit: Audit) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from balancer.dataset.audit import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from balancer.text.commands import suggested
+from balancer.dataset.notices import audit_command
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _audit_hint(audit: Audit, config: Config) -> str:
         which = "the other one" if listed == 1 else f"the other {listed}"
     else:
         which = "it" if listed == 1 else "them"
-    return f" ({suggested('audit', audit.path)} lists {which})"
+    return f" ({audit_command(audit, config)} lists {which})"
 
 
 def _only_by_config(reason: str, config: Config) -> bool:

@@ -127,6 +127,8 @@ def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig) -> Holdou
     if dataset == SAMPLE_DATASET:
         at = str(find_dataset(dataset, "holdout"))
         return Holdout(SAMPLE_DATASET, audit_path(at, settings, audit.facet_names))
+    if audit.given is not None:  # the folders beside a table are its own
+        return None
     for name in HOLDOUT_FOLDERS:
         path = os.path.normpath(os.path.join(dataset, os.pardir, name))
         folder = find_dataset(path)

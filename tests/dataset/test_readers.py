@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -246,6 +247,17 @@ def test_a_command_without_a_config_takes_dataset_settings_only(tmp_path):
     )
 
 
+def test_the_audit_that_plan_suggests_reads_the_same_images(tmp_path):
+    root = put(tmp_path / "data", "kitty/1.png")
+    (root / "kitty/2.png").write_bytes(b"no image")
+    config = job(root, "cat", labels={"kitty": "cat"})
+    [line] = [line for line in invoke("plan", written(config, tmp_path), "--no-preflight").stderr.splitlines()
+              if "cannot be read" in line]  # fmt: skip
+    command = line.partition("`")[2].partition("`")[0]
+    shown = json.loads(invoke(*shlex.split(command)[1:], "--json").stdout)
+    assert shown["classes"]["cat"]["images"] == 1
+
+
 # What looks like a mistake
 
 
@@ -361,7 +373,8 @@ def test_a_table_gives_files_their_classes(tmp_path, name, content, as_path):
     write(root, {name: content})
     audited = read(root / name) if as_path else read(root, table=name)
     assert (audited.layout, audited.layout_reason) == ("table", f"{name} names files and classes")
-    assert (audited.path, audited.counts, audited.warnings) == (root, {"cat": 2, "dog": 1}, ())
+    assert (audited.path, audited.given) == (root, root / name if as_path else None)
+    assert (audited.counts, audited.warnings) == ({"cat": 2, "dog": 1}, ())
     assert [image.file_name for image in audited.images] == ["a.png", "in/b.png", "in/c.png"]
 
 
@@ -457,6 +470,12 @@ def test_a_metadata_table_beside_images_without_folders_gives_the_classes(tmp_pa
         {"cat": 1, "dog": 1},
         "metadata.csv lies beside the images",
     )
+
+
+def test_init_takes_no_folder_beside_a_table_for_a_hold_out(tmp_path):
+    root = put(tmp_path, "train/cat/1.png", "val/cat/2.png")
+    write(root, {"labels.csv": "path,label\ntrain/cat/1.png,cat\nval/cat/2.png,cat\n"})
+    assert "holdout: " not in invoke("init", str(root / "labels.csv")).stdout
 
 
 def test_two_tables_of_one_folder_of_images_are_dataset_and_hold_out(tmp_path):

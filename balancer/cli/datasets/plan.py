@@ -14,7 +14,6 @@ import click
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
 from balancer.errors import BalancerError, UsageError
-from balancer.text.commands import suggested
 from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ def _verdict(checked: Preflight, proof: ValueProof) -> str:
 
 
 def _warn_about_faults(audit: Audit, config: Config) -> None:
-    from balancer.dataset.notices import describe_unusual_layout
+    from balancer.dataset.notices import audit_command, describe_unusual_layout
     from balancer.dataset.unreadable import describe_unreadable
 
     if line := describe_unusual_layout(audit):
@@ -256,7 +255,7 @@ def _warn_about_faults(audit: Audit, config: Config) -> None:
     if line := describe_unreadable(audit, config):
         console.warn(line)
     if copies := sum(len(names) - 1 for names in audit.duplicates):
-        console.warn(f"exact duplicates, counted: {copies} ({suggested('audit', audit.path)} lists them)")
+        console.warn(f"exact duplicates, counted: {copies} ({audit_command(audit, config)} lists them)")
     for line in audit.warnings:
         console.warn(line)
 

@@ -42,10 +42,8 @@ def read_inside(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     file, member = _split(Path(path))
     if not member:
         raise InsideError("no such file")
-    if _in_child:
-        return _answer(file, member, max_bytes)
-    with _lock:
-        return _ask(file, member, max_bytes)
+    with _lock:  # one file is open at a time
+        return (_answer if _in_child else _ask)(file, member, max_bytes)
 
 
 def serve() -> None:
