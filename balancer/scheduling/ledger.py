@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,15 @@ class Ledger:
         else:
             self._reject(outcome.candidate, outcome.reason)
         return True
+
+    def count_earlier(self, history: Iterable[Outcome], quotas: Mapping[Cell, int]) -> None:
+        """Candidates of a plan with more slots cost what they cost, and settle nothing."""
+        for outcome in history:
+            slot = outcome.candidate.slot
+            if slot.index < quotas[slot.cell]:
+                self.count(outcome)
+            else:
+                self.candidates += not outcome.void
 
     def revoke(self, candidate: Candidate, reason: str) -> bool:
         """Count an accepted candidate as rejected; False if it is not accepted."""

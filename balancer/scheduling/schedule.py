@@ -78,12 +78,7 @@ class Schedule:
         self._given_up: dict[Cell, None] = {}
         self._reached: Counter[Cell] = Counter()
         self._reopened: set[Slot] = set()
-        for outcome in history:
-            slot = outcome.candidate.slot
-            if slot.index < self._quota_of[slot.cell]:
-                ledger.count(outcome)
-            else:  # of a larger plan: it cost a candidate, and settles nothing
-                ledger.candidates += not outcome.void
+        ledger.count_earlier(history, self._quota_of)
         for cell in self._quota_of:
             self._reconsider(cell)
 

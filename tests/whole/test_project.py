@@ -144,15 +144,17 @@ def test_the_tests_that_a_page_names_are_there(page, project):
 
 def _named_tests(text):
     """(file, beginning of a name, "" for all) of each test in the last cell of a table's rows; a name without
-    a file is of the file before."""
+    a file is of the file before. Tables that name no file of tests are about other things."""
     file = ""
     for line in text.splitlines():
+        if not line.startswith("| "):
+            file = ""
         for quoted in re.findall(r"`([^`]+)`", line.rpartition(" | ")[2] if line.startswith("| ") else ""):
             first, colon, second = quoted.rstrip("…").partition(": ")
             if first.startswith("test_"):
                 file = first
                 yield file, second
-            else:
+            elif file:
                 assert not colon
                 yield file, first
 
