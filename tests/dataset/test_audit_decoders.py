@@ -21,6 +21,7 @@ from balancer.dataset.audit import audit
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.decoders import DecoderProcess, read_all_images
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer, read_image_info
+from balancer.dataset.decoding.spawning import environment
 
 LIMITS = DecodeLimits(1_000_000, 1_000_000)
 PICTURE = ImageInfo(8, 8, 100, "0" * 64, "0" * 16, "1" * 64, False)
@@ -73,7 +74,7 @@ def harmful(monkeypatch):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=decoders._environment(),
+            env=environment(),
             process_group=0,
         )
         return decoder._process

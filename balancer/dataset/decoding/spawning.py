@@ -24,7 +24,7 @@ def spawn(call: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=_environment(),
+        env=environment(),
         process_group=0,
     )
 
@@ -36,6 +36,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         pass  # closes its pipes and waits for it
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("PYTHON")}
     return kept | _ONE_THREAD | _KEEP_MEMORY
