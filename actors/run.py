@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections import Counter
@@ -220,8 +221,7 @@ def _run(
         if _is_measured(config):
             plan = make_plan(config, counts, real_facets(measured, config, splits))
         if growing:
-            growing.prepare(plan)
-            info = growing.info
+            info = growing.settled(plan, functools.partial(measure.domain, measured, storage))
         else:  # what the pre-flight refuses leaves no run behind
             for line in held_back(plan):
                 reporter.note(line)

@@ -171,7 +171,7 @@ COLUMNS = (
     Column(
         "probabilities",
         "probabilities",
-        "For each property, the verifier's probability of every value, in the config's order.",
+        "For each property, the verifier's probability of every value, in the order of the config by then.",
         large=True,
     ),
     Column(

@@ -142,8 +142,8 @@ def test_what_the_pre_flight_found_out_comes_back():
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
-    with pytest.raises(ManifestError, match="format 3 is newer than 2") as caught:
-        read_run(MemoryStorage(files={RUN_FILE: damaged(format=3)}))
+    with pytest.raises(ManifestError, match="format 4 is newer than 3") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=4)}))
     assert caught.value.hint == "upgrade balancer"
 
 
