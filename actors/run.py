@@ -63,6 +63,7 @@ from balancer.runs.resume import (
     run_facts,
     spelled_as_begun,
 )
+from balancer.runs.reuse import Target, find_source, take_over
 from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import Snapshot, progress_line
@@ -120,20 +121,22 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     confirmed: bool = False,
+    reuse: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now. `confirmed`
-    lets accepted images leave where config or dataset ask for fewer.
+    lets accepted images leave where config or dataset ask for fewer. `reuse` is another run, whose accepted
+    images are tried before any is generated.
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         permitted = allow_config_change, confirmed
-        result = _run(config, out, address, limit, permitted, logged, log, stop, change_workers)
+        result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
         log.flush_progress()
@@ -170,6 +173,7 @@ def _run(
     address: str | None,
     limit: int | None,
     permitted: tuple[bool, bool],
+    reuse: str | os.PathLike[str] | None,
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
@@ -179,6 +183,7 @@ def _run(
     models = describe_models(config)  # before the dataset is read, which can take long
     begun = find_begun(out)
     known = begun.known if begun else None
+    source = find_source(reuse, known)
     config = spelled_as_begun(config, known)
     if begun is None:  # runs of earlier versions, which did not look, are finished
         refuse_shared_holdout(config)
@@ -238,6 +243,12 @@ def _run(
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
             commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
+            known_images = NearDuplicateIndex(references, config.verification.copies)
+            typicality = _typicality(info, models, storage, reporter)
+            if source is not None:
+                target = Target(facts, log, storage, known_images.nearest, typicality)
+                reporter.note(str(take_over(source, target, schedule, measure.images)))
+                schedule = restore_schedule(info, config, log.table(KEPT), limit)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -250,9 +261,9 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=NearDuplicateIndex(references, config.verification.copies),
+                references=known_images,
                 stop=stop,
-                typicality=_typicality(info, models, storage, reporter),
+                typicality=typicality,
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -365,6 +376,11 @@ class _Measuring:
         refuse_unproven(result)
         self.reporter.note(summary(result))
         return measured
+
+    def images(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """What candidates are measured on, of images from elsewhere."""
+        self.reporter.step("the verifier measures images of the other run")
+        return self._call_all("measure", calls)
 
     def domain(self, measured: RealImages, storage: Storage) -> dict[str, Any] | None:
         """How candidates of none of the classes are told, for run.json; UsageError if they cannot be. Writes

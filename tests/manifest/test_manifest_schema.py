@@ -19,7 +19,7 @@ COLUMNS = (
     "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
     "nearest_id nearest_distance nearest_similarity embedding parent_id split device batch_size "
-    "generated_at run_id"
+    "generated_at run_id origin_run_id origin_id"
 ).split()
 SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
@@ -35,7 +35,7 @@ def test_the_columns_are_those_of_the_design():
 
 def test_runs_of_earlier_versions_have_the_columns_of_their_time():
     earlier = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=1)
-    later = ["typicality", "domain_score"]
+    later = ["typicality", "domain_score", "origin_run_id", "origin_id"]
     assert [name for name in COLUMNS if name not in earlier.names] == later
 
 

@@ -16,6 +16,7 @@ from balancer.manifest import check_run
 from balancer.manifest.rows import utc_now
 from balancer.manifest.status import read_status
 from balancer.planning.plan import Plan
+from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
 from tests.whole import test_run
 
@@ -78,3 +79,24 @@ def test_targets_go_up_and_down_while_three_real_images_are_exchanged(pizzas, pr
 
 def read_ids(out):
     return set(balancer.open_manifest(out).to_table(["id"], "source = 'synthetic'")["id"].to_pylist())
+
+
+# ---- images of another run, on simulated actors --------------------------------------------------
+
+
+def test_accepted_images_of_another_run_are_taken_over_with_where_they_come_from(make_config, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    notes: list[str] = []
+    run(make_config(), first)
+    made = len(read_ids(first))
+    config = make_config(seed=6, target={"per_class": test_run.PER_CLASS + 2})
+    result = run(config, second, reuse=first, reporter=Reporter(note=notes.append))
+    assert f"took over {made} of {made} images of the other run; 0 more fit no open cell" in notes
+    assert result.accepted + result.short == test_run.WANTED + 4
+
+    rows = balancer.open_manifest(second).to_table(filter="origin_id is not null").to_pylist()
+    assert {row["origin_id"] for row in rows} == read_ids(first)
+    assert check_run(open_storage(second, create=False)).problems == ()
+    assert not rejudge(open_storage(second, create=False)).pending
+    with pytest.raises(UsageError, match="--reuse names the run itself"):
+        run(config, second, reuse=second)
