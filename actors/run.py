@@ -52,7 +52,7 @@ from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal, caught
-from balancer.runs.growing import Growing, commit_growth, find_begun
+from balancer.runs.growing import Growing, Proof, commit_growth, find_begun
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
@@ -64,6 +64,7 @@ from balancer.runs.resume import (
     run_facts,
     spelled_as_begun,
 )
+from balancer.runs.reuse import Target, find_source, take_over
 from balancer.runs.runlog import RunLog
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import Snapshot, progress_line
@@ -128,20 +129,22 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     confirmed: bool = False,
+    reuse: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     change_workers: Callable[[Workers], Workers] = lambda usual: usual,
 ) -> RunResult:
     """Balance the dataset of `config` into the run folder `out`, or go on where it was left.
 
     `address` is a Ray cluster (host:port or `auto`), `limit` the number of slots to work on now. `confirmed`
-    lets accepted images leave where config or dataset ask for fewer.
+    lets accepted images leave where config or dataset ask for fewer. `reuse` is another run, whose accepted
+    images are tried before any is generated.
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         permitted = allow_config_change, confirmed
-        result = _run(config, out, address, limit, permitted, logged, log, stop, change_workers)
+        result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
         result = replace(result, remedies=_remedies(out, result))
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
@@ -181,6 +184,7 @@ def _run(
     address: str | None,
     limit: int | None,
     permitted: tuple[bool, bool],
+    reuse: str | os.PathLike[str] | None,
     reporter: Reporter,
     run_log: RunLog,
     stop: StopSignal,
@@ -190,6 +194,7 @@ def _run(
     models = describe_models(config)  # before the dataset is read, which can take long
     begun = find_begun(out)
     known = begun.known if begun else None
+    source = find_source(reuse, known)
     config = spelled_as_begun(config, known)
     if begun is None:  # runs of earlier versions, which did not look, are finished
         refuse_shared_holdout(config)
@@ -229,11 +234,9 @@ def _run(
         measure = _Measuring(config, audit, holdout, splits, pools.verifiers, stop, reporter)
         measured = measure.real_images()
         if growing:
-            measure.preflight(measured, _settled(growing.begun.known, models))
             if _is_measured(config):
                 plan = make_plan(config, counts, real_facets(measure.judged(measured), config, splits))
-            growing.prepare(plan)
-            info = growing.info
+            info = _grown(growing, plan, models, measure, measured, storage)
         else:  # what the pre-flight refuses leaves no run behind
             proven = measure.prove(measured)
             if _is_measured(config):
@@ -254,6 +257,12 @@ def _run(
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
             commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
+            known_images = NearDuplicateIndex(references, config.verification.copies)
+            learned = _learned(info, models, storage, reporter)
+            if source is not None:
+                target = Target(facts, log, storage, known_images.nearest, learned)
+                reporter.note(str(take_over(source, target, schedule, measure.images)))
+                schedule = restore_schedule(info, config, log.table(KEPT), limit)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -266,9 +275,9 @@ def _run(
                 schedule,
                 log,
                 *pools,
-                references=NearDuplicateIndex(references, config.verification.copies),
+                references=known_images,
                 stop=stop,
-                learned=_learned(info, models, storage, reporter),
+                learned=learned,
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -285,9 +294,30 @@ def _check_before_ray(growing: Growing | None, config: Config, plan: Plan) -> No
     """Tell what is lost, and ask what needs `--yes`."""
     if growing is None:
         return
-    _load_learned(growing.begun.storage, growing.begun.known)
+    _load_learned(growing.begun.storage, growing.info)
     if not _is_measured(config):
         growing.prepare(plan)
+
+
+def _grown(
+    growing: Growing,
+    plan: Plan,
+    models: Mapping[str, Mapping[str, Any]],
+    measure: _Measuring,
+    measured: RealImages,
+    storage: Storage,
+) -> RunInfo:
+    """The run as it will be. Other classes or facet values are proven anew."""
+
+    def prove() -> Proof:
+        proven = measure.prove(measured)
+        proven.publish(storage)
+        return proven.as_dicts()
+
+    growing.prepare(plan)
+    if not growing.needs_proof:
+        measure.preflight(measured, _settled(growing.info, models))
+    return growing.settled(prove)
 
 
 def _settled(known: RunInfo, models: Mapping[str, Mapping[str, Any]]) -> Collection[str]:
@@ -377,7 +407,7 @@ class _Proven:
     heads: Heads | None = None
     domain: Domain | None = None
 
-    def as_dicts(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]] | None]:
+    def as_dicts(self) -> Proof:
         """For run.json: of images of none of the classes, and of heads."""
         challenge = None if self.domain is None else self.domain.proof.as_dict()
         return challenge, None if self.heads is None else self.heads.as_dict()
@@ -425,6 +455,11 @@ class _Measuring:
         refuse_accepted_challenges(domain.proof, self.config)
         self.reporter.note(summarise(domain.proof))
         return _Proven(judged, heads, domain)
+
+    def images(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """What candidates are measured on, of images from elsewhere."""
+        self.reporter.step("the verifier measures images of the other run")
+        return self._call_all("measure", calls)
 
     def judged(self, measured: RealImages) -> RealImages:
         """The real images as words and heads judge them now."""

@@ -84,6 +84,7 @@ def run(
     limit: int | None = None,
     allow_config_change: bool = False,
     confirmed: bool = False,
+    reuse: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     progress: bool = False,
 ) -> RunResult:
@@ -91,9 +92,9 @@ def run(
 
     `address` is a Ray cluster (`host:port` or `auto`; by default `RAY_ADDRESS`, else Ray is started on this
     machine), `limit` the number of slots to work on now. A started run takes up what changed in config and
-    dataset; where accepted images would leave, only if `confirmed`. With `progress` notes and progress are
-    shown on stderr, as the command line shows them; `reporter` takes them instead. InterruptedRun after
-    SIGINT or SIGTERM.
+    dataset; where accepted images would leave, only if `confirmed`. `reuse` is another run, whose accepted
+    images are tried before any is generated. With `progress` notes and progress are shown on stderr, as the
+    command line shows them; `reporter` takes them instead. InterruptedRun after SIGINT or SIGTERM.
     """
     refuse_shadowed()
     loaded = _loaded(config)
@@ -109,6 +110,7 @@ def run(
             limit=limit,
             allow_config_change=allow_config_change,
             confirmed=confirmed,
+            reuse=reuse,
             reporter=reporter,
         )
 

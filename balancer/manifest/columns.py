@@ -171,7 +171,7 @@ COLUMNS = (
     Column(
         "probabilities",
         "probabilities",
-        "For each property, the verifier's probability of every value, in the config's order.",
+        "For each property, the verifier's probability of every value, in the order of the config by then.",
         large=True,
     ),
     Column(
@@ -439,10 +439,24 @@ COLUMNS = (
         exported=23,
         read_by=("fsck", "lineage"),
     ),
+    Column(
+        "origin_run_id",
+        "text",
+        "The run that it was taken over from (`run --reuse`). Null for one that was generated here.",
+        read_by=("lineage",),
+        since=3,
+    ),
+    Column(
+        "origin_id",
+        "text",
+        "Its id in that run.",
+        read_by=("lineage",),
+        since=3,
+    ),
 )
 
 
-NEWEST = max(column.since for column in COLUMNS)
+ORIGIN = ("origin_run_id", "origin_id")
 
 
 def names_where(meets: Callable[[Column], object]) -> tuple[str, ...]:

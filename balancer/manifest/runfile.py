@@ -39,11 +39,15 @@ if TYPE_CHECKING:
     from balancer.verification.heads import Head
     from balancer.verification.typicality import Typicality
 
-FORMAT = 2
-"""Earlier versions refuse fields that they do not know. Format 1 has neither `challenge` nor `heads`."""
+FORMAT = 3
+"""Earlier versions refuse fields that they do not know. Format 1 has no `challenge`; until format 2 a run has
+no `heads`, and keeps its classes and facet values (`schema.GROWING`)."""
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _Loaded = TypeVar("_Loaded")
+
+MAX_REVISIONS = 10_000
+"""Every reader reads them all: somebody else's run may have any number."""
 
 MAX_RUN_BYTES = 1_000_000_000
 """Over 400 bytes for each cell that a plan may have, with long names."""
@@ -199,17 +203,21 @@ def publish_revision(storage: Storage, info: RunInfo) -> str:
 
 
 def _read_revisions(storage: Storage) -> dict[str, RunInfo]:
-    found = {}
-    for path in storage.list(REVISIONS_DIR):
-        if (sha256 := revision_sha256(path)) is not None:
-            data = storage.read(path, MAX_RUN_BYTES)
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise ManifestError(
-                    f"{path}: its content is not what was written",
-                    hint="restore the file from a copy of the run",
-                )
-            found[sha256] = _parse(data)
-    return found
+    paths = [path for path in storage.list(REVISIONS_DIR) if revision_sha256(path)]
+    if len(paths) > MAX_REVISIONS:
+        raise ManifestError(
+            f"{REVISIONS_DIR}: there are {len(paths):,} files, over the limit of {MAX_REVISIONS:,}"
+        )
+    return {revision_sha256(path) or "": _read_revision(storage, path) for path in paths}
+
+
+def _read_revision(storage: Storage, path: str) -> RunInfo:
+    data = storage.read(path, MAX_RUN_BYTES)
+    if hashlib.sha256(data).hexdigest() != revision_sha256(path):
+        raise ManifestError(
+            f"{path}: its content is not what was written", hint="restore the file from a copy of the run"
+        )
+    return _parse(data)
 
 
 def check_challenge(document: Any) -> None:
@@ -283,7 +291,7 @@ def _check_names(info: RunInfo) -> None:
     classes = info.config["classes"].keys()
     if lacking := set(info.facets) - info.config["facets"].keys():
         _damaged(f"config.facets lacks {min(lacking)!r}")
-    if unknown := {cell["class"] for cell in info.plan} - classes:
+    if unknown := {cell["class"] for cell in info.plan if cell["quota"]} - classes:
         _damaged(f"plan has class {min(unknown)!r}, which the config lacks")
     if unknown := (info.heads or {}).keys() - {CLASS_PROPERTY, *info.facets}:
         _damaged(f"heads has {min(unknown)!r}, which is no property")

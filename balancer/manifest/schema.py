@@ -15,23 +15,31 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
-from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, NEWEST, Type
+from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, Type
 
 SCHEMA_VERSION = 2
+
+GROWING = 3
+"""The first format of run.json whose runs may get and lose classes and facet values: rows have as many
+probabilities as the config had values by then."""
+
 VERSION_KEY = b"balancer.schema_version"
 
 Row = Mapping[str, Any]
 
 
-def manifest_schema(properties: Mapping[str, int], embedding_dim: int, run_format: int = NEWEST) -> pa.Schema:
+def manifest_schema(
+    properties: Mapping[str, int], embedding_dim: int, run_format: int = GROWING
+) -> pa.Schema:
     """`properties` are what candidates are scored on: `class` and the facets, in the config's order, each
-    with the number of its values. `probabilities` has one for every value, in that order too. `run_format` is
-    that of run.json.
+    with the number of its values. `probabilities` has one for every value, in that order too; values may come
+    and go, from format GROWING on. `run_format` is that of run.json.
 
     The numbers a verdict follows from are kept as they were judged, in 64 bits: judging a row again
     under the same rules gives the same verdict.
     """
-    types = _arrow_types(properties, embedding_dim)
+    varying = dict.fromkeys(properties, -1) if run_format >= GROWING else properties
+    types = _arrow_types(varying, embedding_dim)
     facets = [property_ for property_ in properties if property_ != CLASS_PROPERTY]
     fields = [
         (name, types[column.type])

@@ -164,8 +164,7 @@ class Facts:
     @property
     def table(self) -> CellTable:
         facets = self.config.facets
-        cells = [cell for cell in self.cells if cell.wanted]  # a plan revision leaves cells without images
-        return cell_table(cells, self.run.facets, {name: [*facets[name].values] for name in facets})
+        return cell_table(self.cells, self.run.facets, {name: [*facets[name].values] for name in facets})
 
 
 def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
@@ -252,6 +251,8 @@ def _class_counts(
 def _cell_counts(
     run: RunInfo, config: Config, accepted: Counter[str], tried: Counter[str]
 ) -> tuple[CellCount, ...]:
+    # A plan revision leaves cells without images, some of them of classes that are no more.
+    plan = [entry for entry in run.plan if entry["quota"] or run.revision == 1]
     classes = _positions(config.classes)
     values = [_positions(config.facets[facet].values) for facet in run.facets]
 
@@ -268,7 +269,7 @@ def _cell_counts(
             accepted=accepted[entry["cell"]],
             candidates=tried[entry["cell"]],
         )
-        for entry in sorted(run.plan, key=position)
+        for entry in sorted(plan, key=position)
     )
 
 

@@ -20,7 +20,7 @@ from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, RealImage, known_values
 from balancer.dataset.near_duplicates import KnownImage
-from balancer.dataset.splits import SPLITS
+from balancer.dataset.splits import SPLITS, TRAIN
 from balancer.errors import UsageError
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.log.writer import KEPT, ManifestLog
@@ -35,9 +35,20 @@ from balancer.runs.rejudge import (
     commit_judgement,
     judge_under,
 )
-from balancer.runs.resume import WORDS, Path, effective_config, find_changed, find_run, plan_cells
+from balancer.runs.resume import (
+    WORDS,
+    Path,
+    effective_config,
+    find_changed,
+    find_run,
+    names_in,
+    plan_cells,
+)
 from balancer.storage import Storage, open_storage
 from balancer.text.quantities import counted
+
+Proof = tuple[dict[str, Any] | None, dict[str, dict[str, Any]] | None]
+"""What run.json keeps of a pre-flight: `challenge` and `heads`."""
 
 OF_REAL = ("sha256", "pixel_sha256", "class")
 """Columns of real images that a start compares with the dataset, besides the facets."""
@@ -50,12 +61,14 @@ REMOVED, REPLACED = "removed", "replaced"
 
 @dataclass(frozen=True, slots=True)
 class DatasetChange:
-    """File names of real images that the run lacks, that are gone, and that are others by now."""
+    """File names of real images that the run lacks, that are gone, and that are others by now. `before` are
+    those that it had. Until a run `has_begun` to generate, it may lack some because it was stopped."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     before: int = 0
+    has_begun: bool = False
 
     def __str__(self) -> str:
         return f"dataset: +{len(self.added)} -{len(self.removed)} ~{len(self.replaced)}"
@@ -87,7 +100,16 @@ class Growth:
         """When it returns, the run has this plan, and its rows follow."""
         if self.rules.revision is not None and self.rules.revision.sha256 not in self.info.later:
             publish_revision(storage, self.info)
-        commit_judgement(log, self.judged(storage, log, arrivals))
+        if (result := self.judged(storage, log, arrivals)).pending:
+            commit_judgement(log, result)
+
+    def with_proof(self, challenge: dict[str, Any] | None, heads: dict[str, dict[str, Any]] | None) -> Growth:
+        """With what was found out anew."""
+        info = replace(self.info, challenge=challenge, heads=heads)
+        named = self.rules.revision
+        assert named is not None
+        revision = replace(named, sha256=hashlib.sha256(info.encode()).hexdigest())
+        return replace(self, info=info, rules=replace(self.rules, revision=revision))
 
     def refuse_losses(self, storage: Storage, known: LogView | ManifestLog) -> None:
         """UsageError if accepted images would leave, or suspiciously many real ones."""
@@ -123,7 +145,8 @@ class Begun:
         confirmed: bool,
         note: Callable[[str], None],
     ) -> Growing:
-        dataset = compare_dataset(audit, self.view.table, config)
+        before = effective_config(self.known, self.view.rules)
+        dataset = compare_dataset(audit, self.view.table, config, before)
         return Growing(self, config, counts, dataset, confirmed, note)
 
 
@@ -169,20 +192,33 @@ class Growing:
     def _find_growth(self, plan: Plan | None) -> Growth | None:
         return find_growth(self.begun.known, self.view.rules, self.config, plan, self.dataset)
 
+    @property
+    def needs_proof(self) -> bool:
+        """Whether there are other classes or facet values, about which nothing is known yet."""
+        if self.growth is None or self.growth.rules.revision == self.view.rules.revision:
+            return False
+        return names_in(self.config) != names_in(effective_config(self.begun.known, self.view.rules))
+
+    def settled(self, prove: Callable[[], Proof]) -> RunInfo:
+        """The run as it will be, once the verifier is there. `prove` is called if it `needs_proof`."""
+        if self.growth is not None and self.needs_proof:
+            self.growth = self.growth.with_proof(*prove())
+            self._refuse_losses()
+        return self.info
+
+    def _refuse_losses(self) -> None:
+        if self.growth is not None and not self.confirmed:
+            storage = self.begun.storage
+            self.growth.refuse_losses(storage, read_log(storage, columns_of_judging(self.begun.known)))
+
     def prepare(self, plan: Plan) -> None:
         """Say what changes, once; UsageError if it needs `--yes`. `plan` is that of config and dataset."""
         if self._is_prepared:
             return
         self._is_prepared = True
         self.growth = self._find_growth(plan if self._needs_plan else None)
-        if self.growth is None:
-            lines = [str(self.dataset)] if self.dataset.added and self.dataset.before else []
-        else:
-            lines = [*self.growth.lines]
-        if self.growth is not None and not self.confirmed:
-            storage = self.begun.storage
-            self.growth.refuse_losses(storage, read_log(storage, columns_of_judging(self.begun.known)))
-        for line in lines:
+        self._refuse_losses()
+        for line in self.growth.lines if self.growth else ():
             self.note(line)
 
 
@@ -209,8 +245,9 @@ def real_columns(info: RunInfo) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*KEPT, *OF_REAL, *info.facets)))
 
 
-def compare_dataset(audit: Audit, rows: pa.Table, config: Config) -> DatasetChange:
-    """The images of the config's classes, compared with the rows of real images that count."""
+def compare_dataset(audit: Audit, rows: pa.Table, config: Config, before: Config) -> DatasetChange:
+    """The images of the config's classes, compared with the rows of real images that count. Earlier versions
+    wrote facet values into rows that the config `before` does not have; these change nothing."""
     axes = config.facet_axes()
     known = {_file_name(row): row for row in _real(rows).filter(pc.field("status") != VOID).to_pylist()}
     there = {image.file_name: image for image in audit.images if image.class_name in config.classes}
@@ -220,17 +257,18 @@ def compare_dataset(audit: Audit, rows: pa.Table, config: Config) -> DatasetChan
         replaced=tuple(
             name
             for name, image in there.items()
-            if name in known and not _is_same(image, known[name], known_values(image, axes), config.facets)
+            if name in known and not _is_same(image, known[name], known_values(image, axes), before)
         ),
         before=len(known),
+        has_begun=_real(rows).num_rows < rows.num_rows,
     )
 
 
-def _is_same(
-    image: RealImage, row: Mapping[str, Any], values: Mapping[str, str], facets: Iterable[str]
-) -> bool:
-    same = (image.sha256, image.class_name) == (row["sha256"], row["class"])
-    return same and all(row[facet] == values.get(facet) for facet in facets)
+def _is_same(image: RealImage, row: Mapping[str, Any], values: Mapping[str, str], before: Config) -> bool:
+    if (image.sha256, image.class_name) != (row["sha256"], row["class"]):
+        return False
+    told = {name: row[name] if row[name] in facet.values else None for name, facet in before.facets.items()}
+    return all(told[name] == values.get(name) or row[name] == values.get(name) for name in told)
 
 
 def known_splits(audit: Audit, rows: pa.Table) -> dict[str, str]:
@@ -239,9 +277,9 @@ def known_splits(audit: Audit, rows: pa.Table) -> dict[str, str]:
     by_picture: dict[str, str] = {}
     by_name: dict[str, tuple[str, str]] = {}
     for row in _real(rows).to_pylist():
-        picture = row["pixel_sha256"] or row["sha256"] or ""
-        by_name[_file_name(row)] = (picture, row["split"])
-        by_picture[picture] = max(by_picture.get(picture, SPLITS[0]), row["split"], key=SPLITS.index)
+        picture, split = row["pixel_sha256"] or row["sha256"] or "", row["split"] or TRAIN
+        by_name[_file_name(row)] = (picture, split)
+        by_picture[picture] = max(by_picture.get(picture, TRAIN), split, key=SPLITS.index)
     known = {}
     for image in audit.images:
         picture = image.pixel_sha256 or image.sha256
@@ -278,12 +316,14 @@ def needs_plan(
 def find_growth(
     known: RunInfo, rules: Rules, config: Config, plan: Plan | None, dataset: DatasetChange
 ) -> Growth | None:
-    """What this start changes; None if nothing. Without `plan` that of the run holds."""
+    """What this start changes; None if nothing. Without `plan` that of the run holds. Images that come and do
+    not change the plan need no revision, but none that is accepted may be a copy of them."""
     before = known.under(rules)
     paths = find_changed(config, known, rules)
     info = before if plan is None else _planned(before, plan, config)
     is_new = bool(paths or (dataset.departures and rules.complete) or _content(info) != _content(before))
-    if not is_new and rules.complete:
+    come = dataset.added and dataset.has_begun
+    if not is_new and rules.complete and not come:
         return None
     lines = tuple(_lines(paths, before, info, effective_config(known, rules), config, dataset))
     if is_new:
@@ -322,7 +362,8 @@ def _lines(
         yield f"config: {', '.join(_setting(path, *values) for path in paths)}"
         if any(path[-1] in WORDS for path in paths):
             yield "the new wordings hold for images that are still to be made"
-    if dataset.departures or after.real_counts != before.real_counts:
+    come = dataset.added and dataset.has_begun
+    if dataset.departures or come or after.real_counts != before.real_counts:
         yield str(dataset)
     if moves := _moves(before, after):
         yield f"plan: {moves}"

@@ -16,7 +16,6 @@ from balancer.manifest.formats import json_value
 if TYPE_CHECKING:
     from balancer.manifest.query.rows import ManifestRows
 
-_COLUMNS = names_read_by("lineage")
 _NOT_AS_JSON = ("generated_at", "parent")
 
 
@@ -26,7 +25,8 @@ class Lineage:
 
     Of a real image everything from `score` to `generated_at` is None. `scores` are those of each property,
     `score` is the lowest of those that were judged, None if none was, and `unjudged` the entries of
-    `verification.unjudged` that concern it. `nearest_id` is the known image most like it; `versions` are
+    `verification.unjudged` that concern it. `nearest_id` is the known image most like it; `origin_run_id` and
+    `origin_id` name the run that it was taken over from, and its row there; `versions` are
     those of the libraries when the run began.
     """
 
@@ -65,6 +65,8 @@ class Lineage:
     run_id: str
     run_name: str
     versions: Mapping[str, str]
+    origin_run_id: str | None = None
+    origin_id: str | None = None
     parent: Lineage | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,14 +110,14 @@ def read_lineage(manifest: ManifestRows, image_id: str) -> Lineage:
 
 
 def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
-    columns = [*_COLUMNS, *manifest.run.facets]
+    columns = [*names_read_by("lineage", manifest.run.format), *manifest.run.facets]
     rows = manifest.to_table(columns, pc.field("id") == image_id, status="all").to_pylist()
     return rows[0] if rows else None
 
 
 def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None) -> Lineage:
     own = ("class", "parent_id", "scores", "unjudged", "changes")
-    columns = {name: row[name] for name in _COLUMNS if name not in own}
+    columns = {name: row[name] for name in names_read_by("lineage", manifest.run.format) if name not in own}
     return Lineage(
         **columns,
         class_name=row["class"],

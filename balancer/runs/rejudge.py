@@ -98,7 +98,7 @@ _HISTORY = pa.schema(
 @dataclass(frozen=True, slots=True)
 class Change:
     """A row to be written again: its status changes, or stays the same under other rules. `reason` is that
-    of a rejection."""
+    of a rejection. `rung` is the one that it was judged by, None if it was not judged again."""
 
     candidate: Candidate
     before: str
@@ -106,7 +106,7 @@ class Change:
     reason: str | None
     score: float | None
     nearest: Nearest | None
-    rung: Rung
+    rung: Rung | None
 
     @property
     def is_new_verdict(self) -> bool:
@@ -125,6 +125,8 @@ class Change:
         return {"status": self.status, "reason": self.reason}
 
     def applied_to(self, row: Row, facts: RunFacts) -> Row:
+        if self.rung is None:
+            return {**row, **self.as_columns(), "review": False}
         accepted = self.status == ACCEPTED
         return {
             **row,
@@ -372,12 +374,11 @@ def new_verdicts(
     changes: list[Change] = []
     in_order = sorted(rows, key=lambda row: (row["slot"], row["attempt"]))
     for slot, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
-        judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
-        rules = config if other_rules else None
         if quotas is None or _is_wanted(slot, quotas):
-            changes += _slot_changes(judged, exists, rules)
+            judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
+            changes += _slot_changes(judged, exists, config if other_rules else None)
         else:
-            changes += _surplus_changes(judged, rules)
+            changes += _surplus_changes(attempts, cells)
     return changes
 
 
@@ -414,22 +415,21 @@ class _Judged:
         both_nan = all(isinstance(row["score"], float) and math.isnan(row["score"]) for row in (new, old))
         return old == new | ({"score": old["score"]} if both_nan else {})
 
-    def becomes(self, status: str, if_passing: str = SUPERSEDED) -> Change:
-        """`if_passing` is the reason to reject a candidate that has no flaw."""
+    def becomes(self, status: str) -> Change:
         return Change(
             candidate=self.candidate,
             before=self.status,
             status=status,
-            reason=self._rejected_for(if_passing) if status == REJECTED else None,
+            reason=self._rejected_for() if status == REJECTED else None,
             score=self.verdict.score,
             nearest=self.nearest,
             rung=self.rung,
         )
 
-    def _rejected_for(self, if_passing: str) -> str:
+    def _rejected_for(self) -> str:
         if self.row["reason"] == Flaw.DUPLICATE:  # of a hold-out image, which only the reason records
             return Flaw.DUPLICATE
-        return self.verdict.reason or if_passing
+        return self.verdict.reason or SUPERSEDED
 
 
 def _slot_changes(
@@ -451,12 +451,13 @@ def _slot_changes(
             yield change
 
 
-def _surplus_changes(attempts: Iterable[_Judged], other_rules: Config | None) -> Iterator[Change]:
-    """No attempt gives an image to a slot that the plan no longer has."""
-    for attempt in attempts:
-        change = attempt.becomes(REJECTED, if_passing=SURPLUS)
-        if change.is_new_verdict or attempt.has_new_nearest or _is_outdated(attempt, change, other_rules):
-            yield change
+def _surplus_changes(attempts: Iterable[Row], cells: Mapping[str, Cell]) -> Iterator[Change]:
+    """No attempt gives an image to a slot that the plan no longer has. They are not judged again: the config
+    may no longer have its class."""
+    for row in attempts:
+        if row["status"] != REJECTED:
+            candidate = parse_candidate(row, cells)
+            yield Change(candidate, row["status"], REJECTED, SURPLUS, row["score"], None, None)
 
 
 def _is_outdated(attempt: _Judged, change: Change, other_rules: Config | None) -> bool:

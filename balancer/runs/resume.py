@@ -19,6 +19,7 @@ from balancer.manifest.layout import RUN_FILE, is_learned
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import ANY, Rules, as_settings, config_under, is_judgeable, matches
 from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.schema import GROWING
 from balancer.planning.plan import Plan, Priority
 from balancer.process.collection import gc_paused
 from balancer.scheduling.adaptive import WordingCounts
@@ -42,7 +43,9 @@ WORDS = ("prompts", "fallback_prompts", "variations", "negative_prompt")
 
 REVISABLE: tuple[tuple[str, ...], ...] = (
     ("target", ANY),
+    ("classes", ANY),
     ("facets", ANY, "classes"),
+    ("facets", ANY, "values", ANY),
     ("facets", ANY, "values", ANY, "share"),
     ("generation", "negative_prompt"),
     *(("classes", ANY, words) for words in WORDS),
@@ -167,12 +170,13 @@ def check_unchanged(
     """Refuse to resume a run with another config or other weights, unless `allowed`, or unless a plan
     revision can take the change up.
 
-    `rules` are those of its log. Other classes, facet values or another embedding size are never allowed.
+    `rules` are those of its log. Other facets or another embedding size are never allowed, nor are other
+    classes or facet values in runs of earlier versions.
     """
     rules = rules or Rules()
     paths = find_changed(config, known, rules)
     before = effective_config(known, rules)
-    _refuse_other_names(before, config, paths)
+    _refuse_other_names(before, config, known, paths)
     _refuse_what_is_settled(paths)
     _refuse_another_size(models, known)
     if allowed:
@@ -203,21 +207,31 @@ def can_be_revised(path: Path) -> bool:
     return is_judgeable(path) or any(matches(path, allowed) for allowed in REVISABLE)
 
 
-def _refuse_other_names(before: Config, config: Config, paths: Sequence[Path]) -> None:
-    if _names(before) == _names(config):
+def _refuse_other_names(before: Config, config: Config, known: RunInfo, paths: Sequence[Path]) -> None:
+    """Cells are named by the values of all facets, in order; and rows have a score for each."""
+    names: list[Path]
+    if list(before.facets) != list(config.facets):
+        what, names = "facets", [path for path in paths if path[0] == "facets" and len(path) == 2]
+    elif known.format < GROWING and names_in(before) != names_in(config):
+        what, names = "classes and facet values", [path for path in paths if is_name(path)]
+    else:
         return
-    named = [join_keys(path) for path in paths if len(path) == 2 or (path[0] == "facets" and len(path) == 4)]
-    named = [name for name in named if name.startswith(("classes.", "facets."))]
+    named = ", ".join(map(join_keys, names)) or "another order"
     raise UsageError(
-        f"the classes and facet values of a started run are fixed, and {', '.join(named) or 'another order'}"
-        " would change them",
+        f"the {what} of {'this' if what != 'facets' else 'a started'} run are fixed, and {named} would change"
+        f" them{'' if what == 'facets' else ': an earlier version began it'}",
         hint="choose another --out, or undo the change",
     )
 
 
-def _names(config: Config) -> list[object]:
-    facets = [(name, list(facet.values)) for name, facet in config.facets.items()]
-    return [list(config.classes), facets]
+def is_name(path: Path) -> bool:
+    """Whether it is that of a class, a facet or a facet value."""
+    return (len(path) == 2 and path[0] in ("classes", "facets")) or (path[0] == "facets" and len(path) == 4)
+
+
+def names_in(config: Config) -> list[object]:
+    """Its classes and facet values, in order."""
+    return [list(config.classes), [(name, list(facet.values)) for name, facet in config.facets.items()]]
 
 
 def _refuse_what_is_settled(paths: Sequence[Path]) -> None:

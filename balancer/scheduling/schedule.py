@@ -250,4 +250,4 @@ def by_class(quotas: Iterable[Quota]) -> Counter[str]:
     wanted: Counter[str] = Counter()
     for cell, quota, _ in quotas:
         wanted[cell.class_name] += quota
-    return wanted
+    return +wanted  # without classes that a plan revision took away

@@ -164,8 +164,8 @@ def test_the_heads_of_a_run_come_back():
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
-    with pytest.raises(ManifestError, match="format 3 is newer than 2") as caught:
-        read_run(MemoryStorage(files={RUN_FILE: damaged(format=3)}))
+    with pytest.raises(ManifestError, match="format 4 is newer than 3") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=4)}))
     assert caught.value.hint == "upgrade balancer"
 
 

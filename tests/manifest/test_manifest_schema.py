@@ -19,7 +19,7 @@ COLUMNS = (
     "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
     "nearest_id nearest_distance nearest_similarity embedding parent_id split device batch_size "
-    "generated_at run_id"
+    "generated_at run_id origin_run_id origin_id"
 ).split()
 SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
@@ -35,7 +35,8 @@ def test_the_columns_are_those_of_the_design():
 
 def test_runs_of_earlier_versions_have_the_columns_of_their_time():
     earlier = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=1)
-    assert [name for name in COLUMNS if name not in earlier.names] == ["typicality", "domain_score"]
+    later = ["typicality", "domain_score", "origin_run_id", "origin_id"]
+    assert [name for name in COLUMNS if name not in earlier.names] == later
 
 
 def test_no_facet_may_be_named_after_a_column_or_a_key_of_the_plan():
@@ -78,8 +79,11 @@ def test_scores_hold_the_properties_that_apply():
 def test_every_value_of_a_property_has_its_probability():
     of_one = {"class": [0.25, 0.75], "lighting": [0.5, 0.25, 0.125, 0.125], "burn_level": None}
     assert values("probabilities", of_one) == [of_one]
+    another_class = {"class": [0.25, 0.5, 0.25], "lighting": None, "burn_level": None}
+    assert values("probabilities", another_class) == [another_class]
+    earlier = manifest_schema({"class": 2}, 3, run_format=2)
     with pytest.raises(ManifestError, match="probabilities"):
-        values("probabilities", {"class": [0.25, 0.5, 0.25]})
+        rows_to_table([{"probabilities": {"class": [0.25, 0.5, 0.25]}}], earlier)
 
 
 VERDICT_NUMBERS = "brightness deviation unsafe typicality domain_score nearest_similarity score".split()

@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from click.testing import CliRunner
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from balancer.cli import main
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, RealImage, match_classes
 from balancer.dataset.near_duplicates import KnownImage
 from balancer.dataset.splits import assign_splits, select_training
-from balancer.errors import UsageError
+from balancer.errors import ManifestError, UsageError
 from balancer.manifest import ManifestLog, check_run, create_run, read_log, read_run
 from balancer.manifest.layout import REVISIONS_DIR
 from balancer.manifest.log.fragment import State
 from balancer.manifest.maintenance.gc import find_unneeded
 from balancer.manifest.rules import Rules
+from balancer.manifest.runfile import FORMAT
+from balancer.manifest.snapshot.build import compact
 from balancer.manifest.status import read_status
 from balancer.planning.plan import make_plan
+from balancer.report.facts import gather_facts
+from balancer.run_manifest import manifest_in
 from balancer.runs.growing import Begun, commit_growth, real_columns
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.rejudge import apply, rejudge
@@ -76,7 +82,9 @@ class World:
         self.settings = copy.deepcopy(CONFIG | NOTHING_ELSE)
         self.minutes = 0
         self.notes: list[str] = []
+        self.format = FORMAT
         self.phashes: dict[str, str] = {}
+        self.values: dict[str, str] = {}
 
     @property
     def config(self) -> Config:
@@ -94,7 +102,7 @@ class World:
 
     def audit(self) -> Audit:
         images = tuple(
-            real_image(name, picture, self.phashes.get(picture))
+            real_image(name, picture, self.phashes.get(picture), self.values.get(name))
             for name, picture in sorted(self.images.items())
         )
         counts = Counter(image.class_name for image in images)
@@ -116,9 +124,12 @@ class World:
         counts = match_classes(select_training(audit, splits), config)
         plan = make_plan(config, counts)
         growing = begun.compared(config, audit, counts, confirmed, self.notes.append) if begun else None
+        new = dataclasses.replace(describe_run(config, plan, MODELS), format=self.format)
         if growing:
             growing.prepare(plan)
-        info = growing.info if growing else create_run(self.storage, describe_run(config, plan, MODELS))
+            info = growing.settled(lambda: (None, None))
+        else:
+            info = create_run(self.storage, new)
         now = NOON + datetime.timedelta(minutes=self.minutes)
         log = ManifestLog.open(self.storage, info.schema(), info.run_id, now=lambda: now)
         references = [
@@ -169,6 +180,10 @@ class World:
             self.storage.publish(made["file_name"], image_bytes(name))
         return made
 
+    @property
+    def run_id(self) -> str:
+        return read_run(self.storage).run_id
+
     def rows(self, **wanted: object) -> list[dict[str, Any]]:
         rows = read_log(self.storage).table.to_pylist()
         return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
@@ -195,12 +210,12 @@ class World:
         return other
 
 
-def real_image(name: str, picture: str, phash: str | None) -> RealImage:
+def real_image(name: str, picture: str, phash: str | None, value: str | None) -> RealImage:
     digest = hashlib.sha256(picture.encode()).hexdigest()
     return RealImage(
         file_name=name,
         class_name=name.split("/")[0],
-        facets={},
+        facets={"lighting": value} if value else {},
         width=8,
         height=8,
         num_bytes=len(picture.encode()),
@@ -395,6 +410,40 @@ def test_an_accepted_image_that_a_new_real_one_shows_as_well_is_no_longer_accept
     sound(world)
 
 
+def test_facet_values_of_real_images_are_compared_as_the_config_knows_them(world):
+    world.values = {"basic/0.png": "dim", "basic/1.png": "dusk"}  # no value of the config
+    world.start()
+    assert [row["lighting"] for row in world.rows(source="real")] == ["dim", None, None, None]
+    world.values["basic/0.png"] = "harsh"
+    world.start()
+    assert world.notes[-1] == "dataset: +0 -0 ~1"
+    assert [row["lighting"] for row in world.rows(id="real/basic/0.png")] == ["harsh"]
+    log = ManifestLog.open(world.storage, read_run(world.storage).schema(), world.run_id, now=lambda: NOON)
+    [row] = world.rows(id="real/basic/2.png")
+    log.commit_verdicts([row | {"lighting": "dusk"}])  # as an earlier version wrote it
+    log.close("complete")
+    world.start()
+    assert world.status()["revision"] == 2
+    sound(world)
+
+
+def test_no_accepted_image_is_a_copy_of_a_new_image_of_the_test_split(world):
+    world.settings["dataset"]["splits"] = {"train": 0.5, "test": 0.5}
+    world.start()
+    copied = min(world.accepted())
+    [world.phashes["the same"]] = [row["phash"] for row in world.rows(id=copied)]
+    before = world.status()["wanted"]
+    world.put("burnt/copied.png", "the same")
+    world.start()
+    assert world.notes[-1] == "dataset: +1 -0 ~0"
+    assert [(row["split"], row["status"]) for row in world.rows(id="real/burnt/copied.png")] == [
+        ("test", "accepted")
+    ]
+    assert [row["reason"] for row in world.rows(id=copied)] == ["near_copy"]
+    assert (world.status()["wanted"], world.status()["open"], world.status()["revision"]) == (before, 0, 1)
+    sound(world)
+
+
 def test_many_real_images_leave_only_if_that_is_meant(world):
     for number in range(3, 40):
         world.put(f"basic/{number}.png", f"picture {number}")
@@ -472,6 +521,110 @@ def test_a_change_that_rejudge_made_is_not_taken_back_by_the_config_file(world):
     sound(world)
 
 
+# ---- classes and facet values --------------------------------------------------------------------
+
+
+def test_a_class_and_a_facet_value_come_and_go(world, tmp_path):
+    world.start()
+    before = world.accepted()
+    world.settings["classes"]["mixed"] = {"prompts": ["mixed"]}
+    world.settings["facets"]["lighting"]["values"]["dusk"] = {"prompts": ["dusk"]}
+    world.put("mixed/0.png", "mixed picture")
+    world.start()
+    assert world.per_class() == {"basic": 8, "burnt": 8, "mixed": 8}
+    assert world.accepted() == world.fresh(tmp_path / "fresh").accepted()
+    sound(world)
+    del world.settings["classes"]["mixed"]
+    del world.settings["facets"]["lighting"]["values"]["dusk"]
+    world.remove("mixed/0.png")
+    with pytest.raises(UsageError, match=r"accepted images would leave .*classes\.mixed, .*dusk"):
+        world.start(confirmed=False)
+    world.start()
+    assert world.accepted() == before
+    assert {row["reason"] for row in world.rows(source="synthetic", **{"class": "mixed"})} >= {"surplus"}
+    sound(world)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_classes(world):
+    world.format = 2
+    world.start()
+    world.settings["classes"]["mixed"] = {"prompts": ["mixed"]}
+    with pytest.raises(UsageError, match=r"classes\.mixed would change them: an earlier version began it"):
+        world.start()
+    del world.settings["classes"]["mixed"]
+    world.settings["target"]["per_class"] = 9
+    assert world.start() == "complete"
+    sound(world)
+
+
+# ---- readers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_every_reader_has_the_plan_of_the_last_revision(world, tmp_path, compacted):
+    world.start()
+    world.settings["target"]["per_class"] = 6
+    world.settings["classes"]["mixed"] = {"prompts": ["mixed"]}
+    world.remove("basic/0.png")
+    world.start()
+    if compacted:
+        assert compact(world.storage)
+    manifest = manifest_in(world.storage)
+    assert (manifest.run.revision, manifest.run.wanted) == (2, 15)
+    assert list(manifest.run.config["classes"]) == ["basic", "burnt", "mixed"]
+    assert manifest.count_by("class").to_pylist() == [
+        {"class": name, "count": 6} for name in ("basic", "burnt", "mixed")
+    ]
+    surplus = manifest.to_table(["id"], "reason = 'surplus'", status="rejected")
+    assert set(surplus["id"].to_pylist()) == {row["id"] for row in world.rows(reason="surplus")} != set()
+    facts = gather_facts(manifest.rows, world.status())
+    assert [(count.name, count.real, count.generated, count.target) for count in facts.classes] == [
+        ("basic", 2, 4, 6), ("burnt", 1, 5, 6), ("mixed", 0, 6, 6),
+    ]  # fmt: skip
+    assert (facts.wanted, sum(cell.accepted for cell in facts.cells)) == (15, 15)
+    sound(world)
+
+
+def test_a_revision_whose_file_is_lost_or_changed_is_an_error_that_names_it(world, monkeypatch):
+    world.start()
+    world.settings["target"]["per_class"] = 9
+    world.start()
+    [path] = [path for path in world.storage.files if path.startswith(REVISIONS_DIR)]
+    data = world.storage.files.pop(path)
+    with pytest.raises(ManifestError, match=f"{path}: it is missing, and the log names it"):
+        world.status()
+    assert path in check_run(world.storage).problems[0].detail
+    world.storage.files[path] = data.replace(b"9", b"8")
+    with pytest.raises(ManifestError, match=f"{path}: its content is not what was written"):
+        world.status()
+    world.storage.files[path] = data
+    sound(world)
+    monkeypatch.setattr("balancer.manifest.runfile.MAX_REVISIONS", 0)
+    with pytest.raises(ManifestError, match="there are 1 files, over the limit of 0"):
+        world.status()
+
+
+def test_status_and_report_tell_of_the_last_revision(world):
+    world.start()
+    world.settings["target"]["per_class"] = 9
+    world.start()
+    folder = world.folder / "copy"
+    for path, data in world.storage.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    shown = CliRunner().invoke(main, ["status", str(folder)])
+    assert shown.exit_code == 0, shown.output
+    expected = (
+        "plan revision 2 (2026-03-01T12:20:00+00:00): config: target.per_class 8 -> 9; plan: +2 in 2 cells"
+    )
+    assert expected in " ".join(shown.stderr.split())
+    assert CliRunner().invoke(main, ["report", str(folder)]).exit_code == 0
+    report = (folder / "report.html").read_text()
+    assert (
+        "Plan revision 2 (2026-03-01T12:20:00+00:00): config: target.per_class 8 -&gt; 9; plan: +2" in report
+    )
+
+
 # ---- any history ---------------------------------------------------------------------------------
 
 HISTORIES = int(os.environ.get("BALANCER_GROWTH_HISTORIES", "10"))
@@ -482,10 +635,18 @@ EDITS = st.one_of(
     st.tuples(st.just("share"), st.sampled_from([0.25, 0.5, 0.75])),
     st.tuples(st.just("threshold"), st.sampled_from([0.55, 0.6, 0.75])),
     st.tuples(st.just("prompt"), st.sampled_from(["a meal", "food"])),
+    st.tuples(st.just("class"), st.booleans()),
+    st.tuples(st.just("value"), st.booleans()),
     st.tuples(st.just("put"), NAMES, st.integers(0, 9)),
     st.tuples(st.just("remove"), NAMES),
 )
 KILLS = st.one_of(st.none(), st.integers(1, 12))
+
+
+def put(section: dict[str, Any], name: str, is_there: bool) -> None:
+    section.pop(name, None)
+    if is_there:
+        section[name] = {"prompts": [name]}
 
 
 def edit(world: World, kind: str, *values: Any) -> None:
@@ -493,11 +654,18 @@ def edit(world: World, kind: str, *values: Any) -> None:
         world.settings["target"]["per_class"] = values[0]
     elif kind == "share":
         lighting = world.settings["facets"]["lighting"]["values"]
-        lighting["dim"]["share"], lighting["harsh"]["share"] = values[0], 1 - values[0]
+        if "dusk" not in lighting:  # all of them have a share, or none has
+            lighting["dim"]["share"], lighting["harsh"]["share"] = values[0], 1 - values[0]
     elif kind == "threshold":
         world.settings["verification"]["threshold"] = values[0]
     elif kind == "prompt":
         world.settings["classes"]["basic"]["prompts"] = [values[0]]
+    elif kind == "class":
+        put(world.settings["classes"], "mixed", values[0])
+    elif kind == "value":
+        lighting = world.settings["facets"]["lighting"]["values"]
+        lighting["dim"]["share"] = lighting["harsh"]["share"] = None
+        put(lighting, "dusk", values[0])
     elif kind == "put":
         world.put(values[0], f"picture {values[0].split('/')[0]} {values[1]}")
     elif values[0] in world.images:
@@ -508,6 +676,7 @@ def edit(world: World, kind: str, *values: Any) -> None:
     max_examples=HISTORIES,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # cutting a failure down takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(history=st.lists(st.tuples(st.lists(EDITS, min_size=1, max_size=3), KILLS), min_size=1, max_size=5))

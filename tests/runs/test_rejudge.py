@@ -343,7 +343,7 @@ class SimulatedRun:
         )
         for change in found:
             file = {"file_name": None} if change.status == "void" else {}
-            limits = {"threshold": change.rung.threshold, "fallback": False}
+            limits = {"threshold": change.rung and change.rung.threshold, "fallback": False}
             self.rows[change.candidate] |= change.as_columns() | limits | {"score": change.score} | file
         return sum(change.is_new_verdict for change in found)
 

@@ -103,11 +103,10 @@ def test_a_run_begun_with_names_that_were_not_composed_goes_on_with_them(tmp_pat
 
 
 OTHER_PLANS = {
-    "classes.mixed": lambda config: config["classes"].update(mixed={"prompts": ["mixed"]}),
-    "facets.lighting.values.dusk": lambda config: config["facets"]["lighting"]["values"].update(
-        dusk={"prompts": ["dusk"]}
+    "facets.weather": lambda config: config["facets"].update(
+        weather={"values": {"rain": {"prompts": ["rain"]}}}
     ),
-    "another order": lambda config: config.update(classes=dict(reversed(config["classes"].items()))),
+    "another order": lambda config: config.update(facets=dict(reversed(config["facets"].items()))),
 }
 
 
@@ -120,7 +119,7 @@ def test_a_change_that_no_option_allows_is_refused_with_a_hint_that_works(named,
     settings["classes"]["basic"]["prompts"] = ["another wording"]
     with pytest.raises(UsageError) as refused:
         check_unchanged(Config.model_validate(settings), MODELS, INFO, allowed)
-    assert f"facet values of a started run are fixed, and {named} would" in refused.value.message
+    assert f"the facets of a started run are fixed, and {named} would" in refused.value.message
     assert "prompts" not in refused.value.message
     assert "--allow-config-change" not in refused.value.hint
 

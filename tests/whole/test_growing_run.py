@@ -16,14 +16,18 @@ from balancer.manifest import check_run
 from balancer.manifest.rows import utc_now
 from balancer.manifest.status import read_status
 from balancer.planning.plan import Plan
+from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
+from tests.whole import test_run
+
+dataset, make_config = test_run.dataset, test_run.make_config  # fixtures
 
 KEPT = {"basic": 3, "burnt": 2}
 """Real images at first; the others come in later."""
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def pizzas(tmp_path):
     """A folder of few images, and one with the rest of the sample."""
     write_dataset(tmp_path / "sample", seed=0)
     whole, few = tmp_path / "sample" / "train", tmp_path / "few"
@@ -34,33 +38,29 @@ def dataset(tmp_path):
     return whole, few
 
 
-def test_targets_go_up_and_down_while_three_real_images_are_exchanged(
-    dataset, project, tmp_path, ray_session, monkeypatch
-):
-    whole, few = dataset
+def test_targets_go_up_and_down_while_three_real_images_are_exchanged(pizzas, project, tmp_path, ray_session):
+    whole, few = pizzas
     notes: list[str] = []
 
     def go(per_class: int, confirmed: bool = False) -> Plan:
         settings = [f"dataset.path={few}", f"target.per_class={per_class}", "actors.device=cpu"]
         config = load_config(project / "configs/demo.yaml", settings)
-        result = run(config, tmp_path / "run", reporter=Reporter(note=notes.append), confirmed=confirmed)
+        result = run(config, tmp_path / "run", confirmed=confirmed, reporter=Reporter(note=notes.append))
         assert (result.state, result.accepted) == ("complete", result.wanted)
         return balancer.plan(config)
 
     go(5)
-    basic, burnt = (sorted((few / name).iterdir()) for name in KEPT)
+    basic = sorted((few / "basic").iterdir())
     others = sorted((whole / "basic").glob("*.png"))
     basic[0].unlink()
     shutil.copy(others[10], few / "basic" / "new.png")
     shutil.copy(others[11], basic[1])
-    go(6)
+    go(6, confirmed=True)  # other shares of so few images move some between cells
     assert "dataset: +1 -1 ~1" in notes
-    before = read_ids(tmp_path / "run")
     with pytest.raises(UsageError, match="accepted images would leave"):
         go(4)
     plan = go(4, confirmed=True)
 
-    assert read_ids(tmp_path / "run") < before
     manifest = balancer.open_manifest(tmp_path / "run")
     rows = manifest.to_table(["id", "class", "cell", "source"]).to_pylist()
     assert Counter(row["class"] for row in rows) == dict.fromkeys(plan.targets, 4)
@@ -69,11 +69,34 @@ def test_targets_go_up_and_down_while_three_real_images_are_exchanged(
     }
     real = {row["id"] for row in rows if row["source"] == "real"}
     assert real == {f"real/{path.parent.name}/{path.name}" for path in [*few.glob("*/*.png")]}
+    surplus = manifest.to_table(["file_name"], "reason = 'surplus'", status="rejected")
+    assert all((tmp_path / "run" / name).is_file() for name in surplus["file_name"].to_pylist())
+    assert surplus.num_rows >= 12
     storage = open_storage(tmp_path / "run", create=False)
     assert check_run(storage).problems == ()
     assert read_status(storage, utc_now())["revision"] == 3
-    assert burnt[0].name in {path.name for path in (few / "burnt").iterdir()}
 
 
 def read_ids(out):
     return set(balancer.open_manifest(out).to_table(["id"], "source = 'synthetic'")["id"].to_pylist())
+
+
+# ---- images of another run, on simulated actors --------------------------------------------------
+
+
+def test_accepted_images_of_another_run_are_taken_over_with_where_they_come_from(make_config, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    notes: list[str] = []
+    run(make_config(), first)
+    made = len(read_ids(first))
+    config = make_config(seed=6, target={"per_class": test_run.PER_CLASS + 2})
+    result = run(config, second, reuse=first, reporter=Reporter(note=notes.append))
+    assert f"took over {made} of {made} images of the other run; 0 more fit no open cell" in notes
+    assert result.accepted + result.short == test_run.WANTED + 4
+
+    rows = balancer.open_manifest(second).to_table(filter="origin_id is not null").to_pylist()
+    assert {row["origin_id"] for row in rows} == read_ids(first)
+    assert check_run(open_storage(second, create=False)).problems == ()
+    assert not rejudge(open_storage(second, create=False)).pending
+    with pytest.raises(UsageError, match="--reuse names the run itself"):
+        run(config, second, reuse=second)

@@ -19,6 +19,7 @@ EXIT_SHORT = 3
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--allow-config-change", is_flag=True, help="Resume a run although its config changed.")
 @click.option("--yes", is_flag=True, help="Let accepted images leave where fewer are wanted.")
+@click.option("--reuse", metavar="RUN", default=None, help="Try the accepted images of another run first.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -29,6 +30,7 @@ def command(
     overrides: tuple[str, ...],
     allow_config_change: bool,
     yes: bool,
+    reuse: str | None,
 ) -> None:
     """Generate, verify and commit images until every quota of CONFIG is met.
 
@@ -48,6 +50,7 @@ def command(
         limit=limit,
         allow_config_change=allow_config_change,
         confirmed=yes,
+        reuse=reuse,
         progress=True,
     )
     accepted = f"{result.accepted} of {counted(result.wanted, 'image')} accepted"

@@ -44,7 +44,7 @@ from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
-from balancer.manifest.rules import collect_rules
+from balancer.manifest.rules import Rules, collect_rules
 from balancer.manifest.runfile import RunInfo, load_head, load_typicality, read_run
 from balancer.manifest.snapshot.current import problem_of_current
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
@@ -131,9 +131,11 @@ def check_run(storage: Storage) -> Findings:
     index, of_copy = _index(storage, info)
     fragments, problems = _check_log(storage, info, index.covers if index else 0)
     unread = _find_unread(problems, fragments)
-    problems.extend(_config(info))
-    problems.extend(_typicality(storage, info))
-    problems.extend(_heads(storage, info))
+    rules = collect_rules([fragment.stamp for fragment in fragments])
+    revised = _revised(info, rules, problems)
+    problems.extend(_config(revised))
+    problems.extend(_typicality(storage, revised))
+    problems.extend(_heads(storage, revised))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
     values += _misnamed(fragments, info)
@@ -150,17 +152,12 @@ def check_run(storage: Storage) -> Findings:
     of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
     problems.extend(_slots(standing))
     problems.extend(_file_names(standing))
-    rules = collect_rules([fragment.stamp for fragment in fragments])
-    try:
-        info = info.under(rules)
-    except ManifestError as error:
-        problems.append(Problem("plan revisions are there", REVISIONS_DIR, error.message))
-    problems.extend(_quotas(standing, info, rules.complete))
+    problems.extend(_quotas(standing, revised, rules.complete))
     listed: list[Problem] = []
-    for leak, problem in () if values else _leaks(standing, storage, fragments, info):
+    for leak, problem in () if values else _leaks(standing, storage, fragments, revised):
         (listed if leak.listed else problems).append(problem)
     images = [row for row in standing if row["file_name"] is not None]
-    files = ImageFiles.of(storage.uri, info)
+    files = ImageFiles.of(storage.uri, revised)
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda row: _check_image(row, storage, files), images):
             problems.extend(found)
@@ -280,6 +277,15 @@ def _heads(storage: Storage, info: RunInfo) -> Iterator[Problem]:
             yield Problem("heads are what run.json names", head_path(sha256), error.message)
 
 
+def _revised(info: RunInfo, rules: Rules, problems: list[Problem]) -> RunInfo:
+    """The run in its last plan revision."""
+    try:
+        return info.under(rules)
+    except ManifestError as error:
+        problems.append(Problem("plan revisions are there", REVISIONS_DIR, error.message))
+        return info
+
+
 def _config(info: RunInfo) -> Iterator[Problem]:
     """A config that reports, exports and later runs do not understand."""
     try:
@@ -292,7 +298,11 @@ def _misnamed(fragments: Sequence[Fragment], info: RunInfo) -> Iterator[Problem]
     """Candidates whose class or facet values are not those of their cell."""
     names = ["cell", CLASS_PROPERTY, *info.facets]
     keys = [f"column {number}" for number in range(len(names))]  # Arrow takes `.dot` for a path
-    planned = {cell["cell"]: [cell.get(name) for name in names[1:]] for cell in info.plan}
+    planned = {
+        cell["cell"]: [cell.get(name) for name in names[1:]]
+        for revision in (info, *info.later.values())
+        for cell in revision.plan
+    }
     for fragment in fragments:
         table = fragment.table
         columns = [table[name].cast(pa.string()) for name in names]

@@ -1,0 +1,263 @@
+"""Take over accepted images of another run: judged by this run's rules and committed, without generating.
+
+An image goes to the next open slot of the cell that has its class and facet values, as that slot's next
+attempt. One that does not pass costs no attempt and leaves no row. Rows name the run and the row they come
+from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from balancer.cells import CLASS_PROPERTY, Candidate, Cell, Slot
+from balancer.errors import ManifestError, UsageError
+from balancer.images import UnreadableImage, decode_image
+from balancer.manifest.columns import ORIGIN
+from balancer.manifest.layout import image_stem
+from balancer.manifest.log.view import read_log
+from balancer.manifest.log.writer import ManifestLog
+from balancer.manifest.query.rows import ManifestRows, open_rows
+from balancer.manifest.rows import SYNTHETIC, ImageFile, Row, RunFacts, candidate_row, utc_now
+from balancer.manifest.runfile import RunInfo
+from balancer.manifest.schema import GROWING
+from balancer.manifest.status import refuse_running
+from balancer.scheduling.prompts import Request, ladder
+from balancer.scheduling.schedule import Schedule
+from balancer.storage import Storage, open_storage
+from balancer.text.quantities import counted
+from balancer.verification.verdict import ImageFlags, Measurement, Nearest, criteria_for, judge
+
+if TYPE_CHECKING:
+    from balancer.images import Pixels
+
+BATCH_IMAGES = 16
+
+MAX_BYTES = 64_000_000
+
+MAX_PIXELS = 64_000_000
+
+_COPIED = (
+    "negative_prompt", "model", "model_revision", "steps", "guidance", "width", "height", "generated_at"
+)  # fmt: skip
+"""Columns that say how the image was made."""
+
+Measure = Callable[[Iterable[tuple[Any, ...]]], Iterable[tuple[int, list[Measurement]]]]
+"""Calls the verifiers' `measure` with each of many arguments; yields the number and the result of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The run that images are taken from."""
+
+    storage: Storage
+    rows: ManifestRows
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The run that takes them. `find_nearest` gives the image that a measured one may copy; `learned` is
+    what verifiers judge with besides the images."""
+
+    facts: RunFacts
+    log: ManifestLog
+    storage: Storage
+    find_nearest: Callable[[Measurement], Nearest | None]
+    learned: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """How many images were `offered` for open slots, how many of them `taken`, and how many fit no cell."""
+
+    offered: int
+    taken: int
+    without_cell: int
+
+    def __str__(self) -> str:
+        return (
+            f"took over {self.taken} of {counted(self.offered, 'image')} of the other run;"
+            f" {self.without_cell} more fit no open cell"
+        )
+
+
+def find_source(uri: str | os.PathLike[str] | None, info: RunInfo | None) -> Source | None:
+    """The run to take images from, None if none is named. UsageError for a run that is going on, for the run
+    itself, and if the rows of this one cannot name it."""
+    if uri is None:
+        return None
+    storage = open_storage(uri, create=False)
+    refuse_running(storage, read_log(storage, ["id"]).last, utc_now(), "its images can be taken over")
+    rows = open_rows(storage)
+    if info is not None and rows.run.run_id == info.run_id:
+        raise UsageError("--reuse names the run itself", hint="name another run folder")
+    if info is not None and info.format < GROWING:
+        raise UsageError(
+            "an earlier version began this run: its rows have no place for where an image comes from",
+            hint="choose another --out",
+        )
+    return Source(storage, rows)
+
+
+def take_over(source: Source, target: Target, schedule: Schedule, measure: Measure) -> Reused:
+    """Offer the accepted images of `source`, in the order of its rows, to the open slots of `schedule`."""
+    facts = target.facts
+    table = target.log.table([*ORIGIN, "slot", "attempt", "status", "source"])
+    offers, without_cell = _list_offers(source, table, schedule, facts.facets)
+    slots = _open_slots(schedule, table, len(ladder(facts.config)))
+    offered = taken = 0
+    while batches := _next_batches(offers, slots):
+        arguments = (_arguments(batch, source, target.learned) for batch in batches)
+        measured = dict(measure(arguments))
+        for number, batch in enumerate(batches):  # in order: which slot an image gets must not depend on time
+            offered += len(batch)
+            taken += _commit(batch, measured[number], slots, source, target)
+    return Reused(offered, taken, without_cell)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    row: Row
+    cell: Cell
+
+
+def _list_offers(
+    source: Source, table: pa.Table, schedule: Schedule, facets: Sequence[str]
+) -> tuple[dict[Cell, deque[Row]], int]:
+    """Rows by the open cell that they fit, without those that were taken over before."""
+    before = {row["origin_id"] for row in table.to_pylist() if row["origin_run_id"] == source.rows.run.run_id}
+    cells = {_key(cell.class_name, {name: cell.value(name) for name in facets}, facets): cell
+             for cell, quota, _ in schedule.quotas if quota}  # fmt: skip
+    offers: dict[Cell, deque[Row]] = defaultdict(deque)
+    rows = source.rows.to_table(filter=f"source = '{SYNTHETIC}'").drop_columns(["embedding"])
+    others = 0
+    for row in rows.to_pylist():
+        cell = cells.get(_key(row[CLASS_PROPERTY], row, facets))
+        if cell is None:
+            others += 1
+        elif row["id"] not in before:
+            offers[cell].append(row)
+    return offers, others
+
+
+def _key(class_name: str, values: Mapping[str, Any], facets: Sequence[str]) -> tuple[str | None, ...]:
+    return (class_name, *(values.get(name) for name in facets))
+
+
+def _open_slots(schedule: Schedule, table: pa.Table, attempts: int) -> dict[Cell, deque[Candidate]]:
+    """The next attempts of open slots; none of slots in which a candidate is to be made again."""
+    tried: dict[str, int] = {}
+    void: set[str] = set()
+    for row in table.to_pylist():
+        if row["source"] == SYNTHETIC:
+            tried[row["slot"]] = max(tried.get(row["slot"], 0), row["attempt"])
+            void |= {row["slot"]} if row["status"] == "void" else set()
+    slots: dict[Cell, deque[Candidate]] = defaultdict(deque)
+    for cell, quota, _ in schedule.quotas:
+        for slot in (Slot(cell, index) for index in range(quota)):
+            attempt = tried.get(slot.key, 0) + 1
+            is_settled = slot in schedule.accepted or slot in schedule.short
+            if not is_settled and slot.key not in void and attempt <= attempts:
+                slots[cell].append(Candidate(slot, attempt))
+    return slots
+
+
+def _next_batches(
+    offers: Mapping[Cell, deque[Row]], slots: Mapping[Cell, deque[Candidate]]
+) -> list[list[_Offer]]:
+    """For each open cell as many offers as it has slots, in parts of one size each that a verifier takes."""
+    by_size: dict[tuple[int, int], list[_Offer]] = defaultdict(list)
+    for cell, rows in offers.items():
+        for _ in range(min(len(rows), len(slots.get(cell, ())))):
+            row = rows.popleft()
+            by_size[row["height"], row["width"]].append(_Offer(row, cell))
+    return [
+        part[at : at + BATCH_IMAGES] for part in by_size.values() for at in range(0, len(part), BATCH_IMAGES)
+    ]
+
+
+def _arguments(offers: Sequence[_Offer], source: Source, learned: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those of `measure`. The safety score of a generator's own checker is kept."""
+    pixels = np.stack([_pixels(offer.row, source) for offer in offers])
+    flags = [ImageFlags(offer.row["nonfinite"], offer.row["unsafe"]) for offer in offers]
+    return (pixels, flags, [offer.cell for offer in offers], *learned)
+
+
+def _pixels(row: Row, source: Source) -> Pixels:
+    try:
+        return decode_image(_read(row, source), max_pixels=MAX_PIXELS)
+    except UnreadableImage as error:
+        raise ManifestError(f"{source.storage.uri}: {row['file_name']}: {error.reason}") from error
+
+
+def _read(row: Row, source: Source) -> bytes:
+    data = source.storage.read(row["file_name"], MAX_BYTES)
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise ManifestError(
+            f"{source.storage.uri}: {row['file_name']} is not the image that its row names",
+            hint="`balancer fsck` lists everything that is wrong",
+        )
+    return data
+
+
+def _commit(
+    offers: Sequence[_Offer],
+    measurements: Sequence[Measurement],
+    slots: Mapping[Cell, deque[Candidate]],
+    source: Source,
+    target: Target,
+) -> int:
+    """Commit those that pass; returns their number."""
+    rows = []
+    for offer, measurement in zip(offers, measurements, strict=True):
+        row = _judged(offer, measurement, slots[offer.cell][0], source, target)
+        if row is not None:
+            slots[offer.cell].popleft()
+            rows.append(row)
+    target.log.commit(rows)
+    return len(rows)
+
+
+def _judged(
+    offer: _Offer, measurement: Measurement, candidate: Candidate, source: Source, target: Target
+) -> Row | None:
+    """The row of an image that passes, whose file is there by then."""
+    facts, row = target.facts, offer.row
+    rung = ladder(facts.config)[candidate.attempt - 1]
+    criteria = criteria_for(offer.cell, rung.threshold, facts.config, facts.domain)
+    nearest = target.find_nearest(measurement)
+    verdict = judge(measurement, offer.cell, criteria, nearest)
+    if not verdict.accepted:
+        return None
+    changes = tuple(row["changes"] or ())
+    request = Request(row["prompt"], row["negative_prompt"] or "", row["seed"], changes=changes)
+    judged = candidate_row(
+        candidate,
+        rung,
+        request,
+        measurement,
+        verdict,
+        _publish(row, candidate, source, target),
+        nearest=nearest,
+        device=row["device"],
+        batch_size=row["batch_size"],
+        facts=facts,
+    )
+    origin = {"origin_run_id": source.rows.run.run_id, "origin_id": row["id"], "wording": None}
+    return judged | {name: row[name] for name in _COPIED} | origin
+
+
+def _publish(row: Row, candidate: Candidate, source: Source, target: Target) -> ImageFile:
+    """The same bytes: the mark in the image tells of the run that made it."""
+    data = _read(row, source)
+    stem = target.log.free_name(image_stem(candidate, target.facts.facets))
+    name = f"{stem}-{row['sha256'][:12]}.{row['file_name'].rpartition('.')[2]}"
+    target.storage.publish(name, data)
+    return ImageFile(name, row["sha256"], len(data))

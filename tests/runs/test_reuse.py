@@ -1,0 +1,143 @@
+"""Images of another run: judged by the rules of this one, committed with where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import balancer
+from actors.models.simulated import SimulatedVerifier
+from balancer.dataset.near_duplicates import NearDuplicateIndex
+from balancer.errors import ManifestError, UsageError
+from balancer.manifest import read_run
+from balancer.manifest.maintenance.fsck import fsck
+from balancer.runs.rejudge import rejudge
+from balancer.runs.resume import run_facts
+from balancer.runs.reuse import Reused, Target, find_source, take_over
+from balancer.storage import open_storage
+from tests.loop.test_driver import Trial, make_config
+
+HOW_IT_WAS_MADE = ("prompt", "seed", "model", "steps", "width", "sha256", "generated_at", "class", "light")
+
+
+@pytest.fixture
+def first(tmp_path):
+    """The folder of a finished run with 30 accepted images."""
+    trial = Trial(tmp_path / "first", make_config(acceptance=0.8))
+    trial.log.close(trial.run())
+    assert len(trial.accepted()) == 30
+    return tmp_path / "first"
+
+
+def begin(folder, source, config, acceptance: float = 1.0) -> tuple[Trial, Reused]:
+    """A start of the other run, as far as its images are taken over."""
+    trial = Trial(folder, config)
+    info = read_run(trial.storage)
+    found = find_source(source, info)
+    assert found is not None
+    verifier = SimulatedVerifier(config.properties(), acceptance)
+    target = Target(
+        run_facts(info, config),
+        trial.log,
+        trial.storage,
+        NearDuplicateIndex([], config.verification.copies).nearest,
+    )
+
+    def measure(calls: Any) -> Any:
+        return ((number, verifier.measure(*arguments)) for number, arguments in enumerate(calls))
+
+    return trial, take_over(found, target, trial.schedule, measure)
+
+
+def taken(folder) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        balancer.open_manifest(folder).to_table(filter="origin_id is not null").to_pylist()
+    )
+    return rows
+
+
+def test_images_are_taken_over_byte_by_byte_and_the_rest_is_made(first, tmp_path):
+    config = make_config(acceptance=0.8, target={"per_class": 17})
+    trial, reused = begin(tmp_path / "second", first, config)
+    assert reused == Reused(offered=30, taken=30, without_cell=0)
+    trial.log.close("interrupted")
+    rows = taken(tmp_path / "second")
+    source = {row["id"]: row for row in balancer.open_manifest(first).to_table().to_pylist()}
+    assert {row["origin_id"] for row in rows} == source.keys()
+    for row in rows:
+        origin = source[row["origin_id"]]
+        assert {name: row[name] for name in HOW_IT_WAS_MADE} == {
+            name: origin[name] for name in HOW_IT_WAS_MADE
+        }
+        assert row["origin_run_id"] == origin["run_id"] != row["run_id"]
+        assert (tmp_path / "second" / row["file_name"]).read_bytes() == (
+            first / origin["file_name"]
+        ).read_bytes()
+    lineage = balancer.open_manifest(tmp_path / "second").lineage(rows[0]["id"])
+    assert (lineage.origin_run_id, lineage.origin_id) == (rows[0]["origin_run_id"], rows[0]["origin_id"])
+
+    trial = Trial(tmp_path / "second", config)
+    assert (len(trial.schedule.accepted), trial.schedule.open) == (30, 4)
+    trial.log.close(trial.run())
+    cells = Counter(row["cell"] for row in trial.rows() if row["status"] == "accepted")
+    assert sorted(cells.values()) == [8, 8, 9, 9]
+    assert fsck(trial.storage) == []
+    assert not rejudge(trial.storage).pending
+
+
+def test_images_that_do_not_pass_cost_nothing_and_leave_no_row(first, tmp_path):
+    config = make_config(acceptance=0.8, verification={"threshold": 0.95})
+    trial, reused = begin(tmp_path / "second", first, config)
+    passing = balancer.open_manifest(first).to_table(["id"], "score >= 0.95")["id"].to_pylist()
+    assert reused == Reused(offered=30, taken=len(passing), without_cell=0)
+    trial.log.close("interrupted")
+    assert {row["origin_id"] for row in taken(tmp_path / "second")} == set(passing)
+    assert len(trial.rows()) == len(passing) < 30
+
+
+def test_no_more_are_taken_than_there_are_open_slots_and_none_twice(first, tmp_path):
+    few, more = (make_config(target={"per_class": count}) for count in (6, 10))
+    trial, reused = begin(tmp_path / "second", first, few)
+    assert (reused.taken, trial.log.close("complete")) == (12, None)
+    assert begin(tmp_path / "second", first, few)[1] == Reused(0, 0, 0)
+    ids = [row["origin_id"] for row in taken(tmp_path / "second")]
+    assert len(ids) == len(set(ids)) == 12
+    other, reused = begin(tmp_path / "third", first, more)
+    assert (reused.taken, other.schedule.wanted) == (20, 20)
+
+
+def test_images_without_a_cell_are_counted(first, tmp_path):
+    config = make_config(
+        facets={"light": {"values": {"day": {"prompts": ["day"]}, "dusk": {"prompts": ["dusk"]}}}}
+    )
+    trial, reused = begin(tmp_path / "second", first, config)
+    night = Counter(row["light"] for row in balancer.open_manifest(first).to_table().to_pylist())["night"]
+    assert (reused.without_cell, reused.taken) == (night, reused.offered)
+    assert {row["light"] for row in trial.rows()} == {"day"}
+    told = (
+        f"took over {reused.taken} of {reused.taken} images of the other run; {night} more fit no open cell"
+    )
+    assert str(reused) == told
+
+
+def test_a_changed_image_is_an_error_that_names_it(first, tmp_path):
+    path = next((first / "images").rglob("*.png"))
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(ManifestError, match=f"{path.name} is not the image that its row names"):
+        begin(tmp_path / "second", first, make_config())
+
+
+def test_a_run_takes_nothing_from_itself_nor_from_one_that_is_going_on(first, tmp_path):
+    info = read_run(open_storage(first, create=False))
+    with pytest.raises(UsageError, match="--reuse names the run itself"):
+        find_source(first, info)
+    other = dataclasses.replace(info, run_id="other", format=2)
+    with pytest.raises(UsageError, match="an earlier version began this run"):
+        find_source(first, other)
+    Trial(tmp_path / "going", make_config())
+    with pytest.raises(UsageError, match="the run is in progress"):
+        find_source(tmp_path / "going", None)
+    assert find_source(None, info) is None
