@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.specs import backbone_spec
 from actors.weights import resolve as weights
 from balancer.cells import CLASS_PROPERTY
 from balancer.dataset.audit import Audit, RealImage, known_values
@@ -83,12 +84,19 @@ order."""
 class RealImages:
     """Row i of every array belongs to `images[i]`. `ids` begin with `real/` or `holdout/`. `embeddings` are
     (images, dim) little-endian float16; `log_probabilities[property]` are (images, values), natural
-    logarithms before calibration."""
+    logarithms before calibration. Those of `by_heads` are a head's, calibrated, NaN where it has not
+    looked."""
 
     ids: tuple[str, ...]
     images: tuple[RealImage, ...]
     embeddings: NDArray[np.float16]
     log_probabilities: Mapping[str, NDArray[np.float64]]
+    by_heads: frozenset[str] = frozenset()
+
+    def temperatures(self, config: Config) -> dict[str, float]:
+        """Of the properties that words judge, by the config's calibration."""
+        loaded = load_temperatures(config)
+        return {name: value for name, value in loaded.items() if name not in self.by_heads}
 
     def embeddings_by_id(self) -> dict[str, bytes]:
         """Embeddings as bytes, by id."""
@@ -142,9 +150,14 @@ def verifier_here(config: Config) -> Callable[[], Verifier]:
     def load() -> Verifier:
         from actors.models.verifier import Verifier
 
-        judged = config.verification
-        negatives = negatives_of(config)
-        return Verifier(judged.model, judged.revision, config.properties(), negatives=negatives)
+        judged, backbone = config.verification, backbone_spec(config.verification.backbone)
+        return Verifier(
+            judged.model,
+            judged.revision,
+            config.properties(),
+            negatives=negatives_of(config),
+            backbone=None if backbone is None else backbone.load("auto"),
+        )
 
     return load
 
@@ -270,18 +283,25 @@ def _save(path: Path, seen: Mapping[str, _Cached]) -> None:
 # ---- uses --------------------------------------------------------------------------------------
 
 
-def collect_examples(measured: RealImages, config: Config) -> dict[str, Examples]:
-    """The labelled images of each property. The folder labels the class, the metadata labels facet values
-    that apply to it."""
+def label_rows(measured: RealImages, config: Config) -> dict[str, NDArray[np.intp]]:
+    """For each property, the position of each image's value, -1 if it has none. The folder labels the class,
+    the metadata labels facet values that apply to it."""
     applies = {facet.name: facet.classes for facet in config.facet_axes()}
-    examples = {}
+    labels = {}
     for name, values in config.properties().items():
         position = {value: index for index, value in enumerate(values)}
-        labels = np.array(
-            [position.get(_label(image, name, applies), -1) for image in measured.images], np.intp
-        )
-        known = labels >= 0
-        examples[name] = Examples(tuple(values), measured.log_probabilities[name][known], labels[known])
+        own = [position.get(_label(image, name, applies), -1) for image in measured.images]
+        labels[name] = np.array(own, np.intp)
+    return labels
+
+
+def collect_examples(measured: RealImages, config: Config) -> dict[str, Examples]:
+    """The labelled images of each property; of one that a head judges, those that it has judged."""
+    examples = {}
+    for name, labels in label_rows(measured, config).items():
+        logs = measured.log_probabilities[name]
+        known = (labels >= 0) & ~np.isnan(logs).any(axis=1)
+        examples[name] = Examples(tuple(config.properties()[name]), logs[known], labels[known])
     return examples
 
 
@@ -292,10 +312,13 @@ def _label(image: RealImage, name: str, applies: Mapping[str, frozenset[str]]) -
     return image.facets.get(name, "") if image.class_name in applies[name] else ""
 
 
-def run_preflight(measured: RealImages, config: Config) -> Preflight:
-    """Run the pre-flight with the temperatures of the config's calibration."""
-    examples = collect_examples(measured, config)
-    return preflight(examples, load_temperatures(config), len(measured.images), config)
+def run_preflight(measured: RealImages, config: Config, settled: Collection[str] = ()) -> Preflight:
+    """Run the pre-flight with the temperatures of the config's calibration. `settled` properties were proven
+    when the run began."""
+    examples = {
+        name: each for name, each in collect_examples(measured, config).items() if name not in settled
+    }
+    return preflight(examples, measured.temperatures(config), len(measured.images), config)
 
 
 def real_facets(
@@ -305,7 +328,7 @@ def real_facets(
     value if it reaches `verification.threshold` and the facet is not in `verification.unjudged`.
 
     `splits` are by file name; an image without one is a training image."""
-    facets, temperatures = config.facet_axes(), load_temperatures(config)
+    facets, temperatures = config.facet_axes(), measured.temperatures(config)
     judged = [facet for facet in facets if facet.name not in config.verification.unjudged]
     likely = {
         facet.name: calibrated(measured.log_probabilities[facet.name], temperatures.get(facet.name, 1.0))

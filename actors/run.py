@@ -6,15 +6,17 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
 from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all, shared
 from actors.cluster.sizing import Fleet, fit
 from actors.domain import study
+from actors.heads import judge_real_images, study_heads
+from actors.labelled import Looking
 from actors.loop.assembly import build_driver
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
@@ -38,16 +40,16 @@ from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
 from balancer.manifest.image_check import check_images
-from balancer.manifest.layout import typicality_path
+from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import utc_now
-from balancer.manifest.runfile import RunInfo, create_run, load_typicality
+from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
-from balancer.manifest.status import SILENT_AFTER_S, list_held_back
+from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import held_back, make_plan
 from balancer.process.signals import StopSignal, caught
 from balancer.runs.import_real import commit_real_images
@@ -71,8 +73,13 @@ from balancer.storage.address import KEPT_OUT
 from balancer.text.quantities import are, counted, were
 from balancer.text.safetext import has_credentials
 from balancer.verification.calibration import read_configured
-from balancer.verification.off_domain import refuse_accepted_challenges, summarise
+from balancer.verification.head_choice import Heads, refuse_lacking_heads, summarise_heads
+from balancer.verification.heads import Head
+from balancer.verification.off_domain import Domain, refuse_accepted_challenges, summarise
 from balancer.verification.preflight import refuse_unproven, summary
+
+if TYPE_CHECKING:
+    from balancer.verification.typicality import Typicality
 
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""
@@ -95,6 +102,8 @@ class RunResult:
     """Those of these cells in which too few candidates pass, and how many did."""
     held_back: tuple[str, ...] = ()
     """A line for each class that stays below its target by `target.max_synthetic_share`."""
+    remedies: tuple[str, ...] = ()
+    """What would help, if images are missing; `balancer.run_status` has the figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +139,11 @@ def run(
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         result = _run(config, out, address, limit, allow_config_change, logged, log, stop, change_workers)
+        result = replace(result, remedies=_remedies(out, result))
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
+        for line in result.remedies:
+            logged.note(f"what would help: {line}")
         log.flush_progress()
         log.note(
             f"{result.state}: {result.accepted} of {counted(result.wanted, 'image')} accepted, "
@@ -183,6 +195,7 @@ def _run(
             if warning := check_images(open_storage(out, create=False)).warning:
                 reporter.note(f"warning: {warning}")
             return done
+        _load_learned(open_storage(out, create=False), known)  # what is lost is told before Ray starts
     if known is None:  # runs of earlier versions, which did not look, are finished
         refuse_shared_holdout(config)
     reporter.step(f"reading the dataset {config.dataset.path}")
@@ -213,16 +226,20 @@ def _run(
         pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
-        measure = _Measuring(config, audit, holdout, pools.verifiers, stop, reporter)
+        measure = _Measuring(config, audit, holdout, splits, pools.verifiers, stop, reporter)
         measured = measure.real_images()
         info = known
         if info is None:  # what the pre-flight refuses leaves no run behind
+            proven = measure.prove(measured)
             if config.target.count_real_facets == "measured" and config.actors.kind == "models":
-                plan = make_plan(config, counts, real_facets(measured, config, splits))
+                plan = make_plan(config, counts, real_facets(proven.judged, config, splits))
             for line in held_back(plan):
                 reporter.note(line)
-            info = create_run(storage, describe_run(config, plan, models, measure.domain(measured, storage)))
+            proven.publish(storage)
+            info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts()))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
+        else:
+            measure.preflight(measured, () if is_another_verifier(models, info) else info.head_files)
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
         _note_takeover(reporter, log.taken_from)
@@ -247,7 +264,7 @@ def _run(
                 *pools,
                 references=NearDuplicateIndex(list_references(measured), config.verification.copies),
                 stop=stop,
-                typicality=_typicality(info, models, storage, reporter),
+                learned=_learned(info, models, storage, reporter),
                 wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -330,52 +347,78 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Proven:
+    """What the pre-flight of a new run found out. `judged` are the real images as a run would judge them."""
+
+    judged: RealImages
+    heads: Heads | None = None
+    domain: Domain | None = None
+
+    def as_dicts(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]] | None]:
+        """For run.json: of images of none of the classes, and of heads."""
+        challenge = None if self.domain is None else self.domain.proof.as_dict()
+        return challenge, None if self.heads is None else self.heads.as_dict()
+
+    def publish(self, storage: Storage) -> None:
+        """Write the files that run.json names."""
+        if self.domain is not None and self.domain.proof.sha256 is not None:
+            storage.publish(typicality_path(self.domain.proof.sha256), self.domain.typicality or b"")
+        for sha256, data in self.heads.by_hash() if self.heads is not None else ():
+            storage.publish(head_path(sha256), data)
+
+
+@dataclass(frozen=True, slots=True)
 class _Measuring:
     """What the verifiers of a run see, while generators load."""
 
     config: Config
     audit: Audit
     holdout: Audit | None
+    splits: Mapping[str, str]
     verifiers: Pool
     stop: StopSignal
     reporter: Reporter
 
     def real_images(self) -> RealImages:
-        """UsageError if the pre-flight finds that the verifiers cannot judge what they will be asked."""
-
         def measure(calls: Iterable[MeasureCall]) -> Iterable[tuple[int, Measurements]]:
             self.reporter.step("the verifier measures the real images, as soon as it has loaded")
             return self._call_all("measure_files", calls)
 
-        measured = measure_real_images(self.config, self.audit, self.holdout, measure)
+        return measure_real_images(self.config, self.audit, self.holdout, measure)
+
+    def prove(self, measured: RealImages) -> _Proven:
+        """What judges candidates, and how those of none of the classes are told; UsageError if the verifiers
+        cannot judge what they will be asked."""
         if self.config.actors.kind == "simulated":
-            self.reporter.note("no pre-flight: simulated actors judge nothing")
-            return measured
-        result = run_preflight(measured, self.config)
-        refuse_unproven(result)
-        self.reporter.note(summary(result))
-        return measured
-
-    def domain(self, measured: RealImages, storage: Storage) -> dict[str, Any] | None:
-        """How candidates of none of the classes are told, for run.json; UsageError if they cannot be. Writes
-        what candidates are compared with."""
-        if self.config.actors.kind == "simulated":
-            return None
-
-        def look(method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-            shown = {
-                "study_files": "labelled images and variations",
-                "challenge": "images of none of the classes",
-            }
-            self.reporter.step(f"the verifier is shown {shown[method]}")
-            return self._call_all(method, calls)
-
-        domain = study(self.config, self.audit, self.holdout, measured, look)
+            self.preflight(measured)
+            return _Proven(measured)
+        looking = Looking(self.config, self.audit, self.holdout, measured, self._look, self.splits)
+        heads = study_heads(looking)
+        refuse_lacking_heads(heads, self.config)
+        self.reporter.note(summarise_heads(heads.results))
+        judged = judge_real_images(looking, heads)
+        self.preflight(judged)
+        domain = study(looking, heads)
         refuse_accepted_challenges(domain.proof, self.config)
         self.reporter.note(summarise(domain.proof))
-        if domain.proof.sha256 is not None and domain.typicality is not None:
-            storage.publish(typicality_path(domain.proof.sha256), domain.typicality)
-        return domain.proof.as_dict()
+        return _Proven(judged, heads, domain)
+
+    def preflight(self, measured: RealImages, settled: Collection[str] = ()) -> None:
+        """UsageError if the verifiers cannot tell the values apart, but for those of `settled` properties."""
+        if self.config.actors.kind == "simulated":
+            self.reporter.note("no pre-flight: simulated actors judge nothing")
+            return
+        result = run_preflight(measured, self.config, settled)
+        refuse_unproven(result)
+        self.reporter.note(summary(result))
+
+    def _look(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        shown = {
+            "study_files": "labelled images and variations",
+            "challenge": "images of none of the classes",
+        }
+        self.reporter.step(f"the verifier is shown {shown[method]}")
+        return self._call_all(method, calls)
 
     def _call_all(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         return call_all(self.verifiers, method, calls, self._notice_stop)
@@ -389,18 +432,24 @@ class _Measuring:
             )
 
 
-def _typicality(
+def _load_learned(storage: Storage, info: RunInfo) -> tuple[Typicality | None, dict[str, Head]]:
+    return load_typicality(storage, info), load_heads(storage, info)
+
+
+def _learned(
     info: RunInfo, models: Mapping[str, Mapping[str, Any]], storage: Storage, reporter: Reporter
-) -> Any:
-    """A reference to what candidates are compared with, None if the run does not."""
-    model = load_typicality(storage, info)
-    if model is not None and is_another_verifier(models, info):
+) -> tuple[Any, ...]:
+    """References to what verifiers judge with besides the images: typicality and heads."""
+    typicality, heads = _load_learned(storage, info)
+    if typicality is None and not heads:
+        return ()
+    if is_another_verifier(models, info):
         reporter.note(
             "warning: the run began with another verifier, which saw the real images differently: candidates"
-            " are no longer compared with them"
+            " are no longer compared with them, and words alone judge"
         )
-        return None
-    return None if model is None else shared(model)
+        return ()
+    return tuple(None if each is None else shared(each) for each in (typicality, heads))
 
 
 @contextlib.contextmanager
@@ -517,6 +566,14 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
         held_back=tuple(list_held_back(info)),
     )
+
+
+def _remedies(out: str | os.PathLike[str], result: RunResult) -> tuple[str, ...]:
+    if not result.open_cells:
+        return ()
+    with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
+        return tuple(suggest_remedies(open_storage(out, create=False)))
+    return ()
 
 
 def _why(result: RunResult, missing: int) -> str:

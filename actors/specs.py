@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from balancer.config.schema import Config, SafetyConfig, SecondJudgeConfig
+from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
 from balancer.verification.calibration import load_temperatures
 from balancer.verification.negatives import negatives_of
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from actors.models.safety import SafetyChecker
     from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
     from actors.models.verifier import Verifier
+    from actors.models.vision.backbone import Backbone
     from actors.models.vlm_judge import VlmJudge
     from actors.models.writer import Writer
 
@@ -101,6 +102,19 @@ class SafetySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSpec:
+    """An image encoder beside the verifier's own; see `Backbone`."""
+
+    model: str
+    revision: str | None = None
+
+    def load(self, device: str) -> Backbone:
+        from actors.models.vision.backbone import Backbone
+
+        return Backbone(self.model, self.revision, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifierSpec:
     """An open_clip model; see `Verifier`."""
 
@@ -112,6 +126,7 @@ class VerifierSpec:
     temperatures: Mapping[str, float] | None = None
     second_judge: VlmJudgeSpec | None = None
     safety: SafetySpec | None = None
+    backbone: BackboneSpec | None = None
     negatives: Sequence[str] = ()
 
     def load(self) -> Verifier:
@@ -126,6 +141,7 @@ class VerifierSpec:
             temperatures=self.temperatures,
             second_judge=second.load(self.properties, self.device) if (second := self.second_judge) else None,
             safety=safety.load(self.device) if (safety := self.safety) else None,
+            backbone=backbone.load(self.device) if (backbone := self.backbone) else None,
             negatives=self.negatives,
         )
 
@@ -229,6 +245,7 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
         temperatures=load_temperatures(config),
         second_judge=_second_judge(wanted.second_judge),
         safety=_safety(wanted.safety),
+        backbone=backbone_spec(wanted.backbone),
         negatives=negatives_of(config),
     )
 
@@ -243,6 +260,10 @@ def _safety(wanted: SafetyConfig | None) -> SafetySpec | None:
     if wanted is None:
         return None
     return SafetySpec(model=_located(wanted.model), revision=wanted.revision, labels=wanted.labels)
+
+
+def backbone_spec(wanted: BackboneConfig | None) -> BackboneSpec | None:
+    return None if wanted is None else BackboneSpec(model=_located(wanted.model), revision=wanted.revision)
 
 
 def simulated_generator_spec(config: Config) -> SimulatedGeneratorSpec:

@@ -1,6 +1,6 @@
 """Decode, encode and hash images.
 
-Image files come from strangers. Only three formats are decoded, recognised by content, not by name. Bytes
+Image files come from strangers. Only a few formats are decoded, recognised by content, not by name. Bytes
 and pixels are limited before decoding. Links and devices are not opened. Every decoder error becomes an
 `UnreadableImage` with a plain reason.
 """
@@ -22,7 +22,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from PIL.Image import Transpose
 
 from balancer.errors import DatasetError
@@ -31,7 +31,11 @@ from balancer.storage.regular_files import TooLargeError, read_regular
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
+COMMON_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Formats that every reader of a run can read; images in others become PNG in the run."""
+
+NAMES_OF_FORMATS = f"PNG, JPEG, WebP, TIFF, BMP{', GIF or AVIF' if 'AVIF' in FORMATS else ' or GIF'}"
 
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
     # Level 1 is three times as fast as the default, and files are a tenth larger.
@@ -81,6 +85,8 @@ _UPRIGHT = {
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = (_PNG, _JPEG)
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1")
+_OTHER_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8")
 
 MAX_JPEG_SCANS = 500
 MAX_SCANNED_PIXELS = 2_000_000_000
@@ -133,11 +139,15 @@ def read_image(path: str | os.PathLike[str], *, max_bytes: int, max_pixels: int)
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes`. Raises UnreadableImage."""
+    """Read a regular file of at most `max_bytes`, or an image inside a file. Raises UnreadableImage."""
     try:
         data = read_regular(path, max_bytes=max_bytes, follow_links=False)
     except TooLargeError as error:
         raise UnreadableImage(f"{error.strerror} (dataset.max_image_megabytes)", path) from error
+    except NotADirectoryError:
+        from balancer.dataset.decoding.members import read_inside
+
+        data = read_inside(path, max_bytes)
     except OSError as error:
         reason = _OPEN_FAILURES.get(error.errno or 0, error.strerror or str(error))
         raise UnreadableImage(reason, path) from error
@@ -147,16 +157,17 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode a PNG, JPEG or WebP to upright RGB. Raises UnreadableImage.
+    """Decode an image of one of FORMATS to upright RGB. Raises UnreadableImage.
 
     Applies EXIF rotation, blends transparency over white, scales 16-bit grey down and takes the first frame
-    of an animation. Ignores colour profiles, as training code does.
+    of an animation, the first page of a TIFF. Ignores colour profiles, as training code does.
     """
     try:
         _check_parts(data)
         with _open_header(data) as image:
             _check_pixels(image.width, image.height, max_pixels)
             _check_scans(data, image.width * image.height)
+            _check_mode(image)
             image.load()
             _cut_transparent_colour(image, data)
             return np.asarray(_upright(_to_rgb(image), image))
@@ -192,8 +203,8 @@ def encode_image(pixels: Pixels, prompt_mark: Mapping[str, str], image_format: s
 
 
 def is_marked_synthetic(data: bytes) -> bool:
-    """Whether the XMP of a PNG, JPEG or WebP says that a trained model made it, fully or partly."""
-    # All three formats store XMP uncompressed, so a search finds it without parsing.
+    """Whether the XMP of an image says that a trained model made it, fully or partly."""
+    # All formats store XMP uncompressed, so a search finds it without parsing.
     return _SYNTHETIC_MARK.search(data) is not None
 
 
@@ -243,6 +254,29 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         size = f"{width} x {height} is {width * height / 1e6:,.1f} megapixels"
         raise UnreadableImage(f"{size}, over the {_pixel_limit(max_pixels)}")
+
+
+def _check_mode(image: ImageFile) -> None:
+    """Refuse measurements that are not pictures: nothing says which values are black and white."""
+    if image.mode == "F" or (image.format == "TIFF" and image.mode == "I"):
+        raise UnreadableImage("32 bits per channel, without a defined range; save it with 8 or 16")
+
+
+def is_common(data: bytes) -> bool:
+    """Whether an image is a PNG, JPEG or WebP, by its content."""
+    return data.startswith(_SIGNATURES) or _is_webp(data)
+
+
+def suffix_of(data: bytes) -> str:
+    """The usual suffix of a PNG, JPEG or WebP."""
+    return "png" if data.startswith(_PNG) else "jpg" if data.startswith(_JPEG) else "webp"
+
+
+def png_of(data: bytes, *, max_pixels: int) -> bytes:
+    """The same pixels as PNG. Raises UnreadableImage."""
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data, max_pixels=max_pixels)).save(buffer, "png", **ENCODINGS["png"])
+    return buffer.getvalue()
 
 
 def _check_parts(data: bytes) -> None:
@@ -344,15 +378,20 @@ def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    if not is_webp and not data.startswith(_SIGNATURES):
-        return "not a PNG, JPEG or WebP image"
+    is_webp = _is_webp(data)
+    is_avif = data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS
+    if not is_webp and not is_avif and not data.startswith((*_SIGNATURES, *_OTHER_SIGNATURES)):
+        return f"not a {NAMES_OF_FORMATS} image"
     webp_is_cut = is_webp and len(data) < 8 + int.from_bytes(data[4:8], "little")
     if webp_is_cut or "truncated" in str(error).lower():
         return "truncated: the file ends before the image does"
     if isinstance(error, UnidentifiedImageError):
         return "damaged: its header does not make sense"
     return f"damaged: {error}" if str(error) else "damaged"
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def _xmp_packet(mark: Mapping[str, str]) -> str:

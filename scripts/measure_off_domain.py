@@ -21,7 +21,9 @@ import torch
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
-from actors.domain import study_here
+from actors.domain import study
+from actors.heads import study_heads
+from actors.labelled import Looking, call_here
 from actors.models.verifier import Verifier
 from actors.real_images import measure_here
 from balancer import cells
@@ -129,7 +131,8 @@ def _figures(
 
 def study_sample(config: Config) -> Domain:
     audit, holdout = audit_dataset(config), audit_holdout(config)
-    return study_here(config, audit, holdout, measure_here(config, audit, holdout))
+    looking = Looking(config, audit, holdout, measure_here(config, audit, holdout), call_here(config))
+    return study(looking, study_heads(looking))
 
 
 def passes_any(

@@ -34,6 +34,24 @@ CONFIG: dict[str, Any] = Config.model_validate(
 ).model_dump(mode="json")
 
 
+HEAD: dict[str, Any] = {
+    "taken": True,
+    "why": "better than the words alone",
+    "examples": {"basic": 20, "burnt": 20},
+    "features": ["final"],
+    "sha256": "a" * 64,
+    "bytes": 840,
+    "out_of_fold": {
+        "folds": 5,
+        "values": {"basic": {"examples": 20, "words_auc": 0.5, "auc": 0.9}},
+        "log_loss": {"words": 0.7, "head": 0.2, "gain_error": 0.01},
+        "calibration_error": {"words": 0.1, "head": 0.01},
+    },
+}
+NO_HEAD = HEAD | {"taken": False, "sha256": None, "bytes": 0, "features": [], "out_of_fold": None}
+"""What run.json says of a property that a head judges, and of another."""
+
+
 def at(minutes: float) -> datetime.datetime:
     """Minutes after noon."""
     return NOON + datetime.timedelta(minutes=minutes)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import timm
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,6 +23,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    ViTModel,
 )
 from transformers.utils import logging
 
@@ -91,5 +97,25 @@ def save_image_classifier(folder: Path, labels: Sequence[str], seed: int = 0) ->
         label2id={label: index for index, label in enumerate(labels)},
     )
     ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def save_image_encoder(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
+    """`vit`, `registers` (a transformer with register tokens), `convolutional`, or `timm`, of four layers."""
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if kind == "timm":
+        folder.mkdir(exist_ok=True)
+        model = timm.create_model("test_vit", pretrained=False, img_size=SIDE)
+        timm.models.save_for_hf(model, str(folder), model_args={"img_size": SIDE}, safe_serialization=True)
+        return folder
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": SIDE}
+    encoders = {
+        "vit": lambda: ViTModel(ViTConfig(intermediate_size=32, patch_size=8, **sizes)),
+        "registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(patch_size=8, **sizes)),
+        "convolutional": lambda: ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4)),
+    }
+    encoders[kind]().save_pretrained(folder)
     ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder

@@ -37,7 +37,7 @@ def build_driver(
     *,
     references: NearDuplicateIndex,
     stop: StopSignal,
-    typicality: Any = None,
+    learned: Sequence[Any] = (),
     wording_counts: WordingCounts | None = None,
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
     note: Callable[[str], None] = lambda text: None,
@@ -46,8 +46,8 @@ def build_driver(
     wait: Callable[[Sequence[Any], float], list[Any]] = wait,
     commit_thread: Executor | None = None,
 ) -> Driver:
-    """`references` are the images that no candidate may copy, `typicality` is what verifiers compare images
-    with, or a reference to it."""
+    """`references` are the images that no candidate may copy, `learned` is what verifiers judge with besides
+    the images: typicality and heads, or references to them."""
     committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
     backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
     meter = RunMeter(clock)
@@ -63,7 +63,7 @@ def build_driver(
         references,
         meter.candidates,
         following=writing,
-        typicality=typicality,
+        learned=tuple(learned),
     )
     return Driver(
         facts=facts,

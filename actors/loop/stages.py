@@ -98,7 +98,7 @@ class Writing:
 class Verifying:
     """Images get their verdicts: rejected ones are settled at once, accepted ones go on to a writer.
 
-    `typicality` is what verifiers compare images with, or a reference to it; None if they do not.
+    `learned` is what verifiers judge with besides the images: typicality and heads, or references to them.
     """
 
     pool: ActorPool
@@ -109,15 +109,14 @@ class Verifying:
     references: NearDuplicateIndex
     rate: RateMeter
     following: Writing
-    typicality: Any = None
+    learned: tuple[Any, ...] = ()
     waiting: deque[Batch] = field(default_factory=deque)
 
     def hand_out(self) -> None:
         while self.waiting and (verifier := self.pool.least_busy(BATCHES_PER_ACTOR)):
             batch = self.waiting.popleft()
             cells = [candidate.slot.cell for candidate in batch.candidates]
-            compared = () if self.typicality is None else (self.typicality,)
-            self.pool.submit(verifier, "measure", batch.pixels, batch.flags, cells, *compared, job=batch)
+            self.pool.submit(verifier, "measure", batch.pixels, batch.flags, cells, *self.learned, job=batch)
 
     def take_in(self, finished: Finished) -> None:
         batch: Batch = finished.job

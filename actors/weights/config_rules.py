@@ -141,6 +141,8 @@ def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str
         return _open_clip_config(config, name, model)
     kept = _without_origins(config)
     assert isinstance(kept, dict)
+    if isinstance(arguments := kept.get("model_args"), dict):
+        arguments.pop("num_classes", None)  # timm writes it, and transformers passes its own
     return kept
 
 

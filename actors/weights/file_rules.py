@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from balancer.errors import WeightsError
 
-ModelKind = Literal["generator", "verifier", "second judge", "safety checker"]
+ModelKind = Literal["generator", "verifier", "second judge", "safety checker", "backbone"]
 MARKER: Mapping[ModelKind, str] = {
     "generator": "model_index.json",
     "verifier": "open_clip_config.json",
     "second judge": "config.json",
     "safety checker": "config.json",
+    "backbone": "config.json",
 }
 """The file that identifies a model's layout: diffusers, open_clip or transformers."""
 
@@ -44,6 +45,7 @@ _SMALL_FILES: Mapping[ModelKind, frozenset[str]] = {
     "verifier": TOKENIZER | {"config.json"},
     "second judge": TOKENIZER | _ARCHITECTURE | _PROCESSOR,
     "safety checker": TOKENIZER | _ARCHITECTURE | _PROCESSOR,
+    "backbone": _ARCHITECTURE | _PROCESSOR,
 }
 _NOT_CONFIGS = frozenset({"tokenizer.json", "added_tokens.json", "vocab.json", "normalizer.json"})
 

@@ -49,12 +49,14 @@ _SECTION: Mapping[ModelKind, str] = {
     "verifier": "verification",
     "second judge": "verification.second_judge",
     "safety checker": "verification.safety",
+    "backbone": "verification.backbone",
 }
 _LAYOUT: Mapping[ModelKind, str] = {
     "generator": "diffusers",
     "verifier": "open_clip",
     "second judge": "transformers",
     "safety checker": "transformers",
+    "backbone": "transformers",
 }
 _EMBEDDED: frozenset[ModelKind] = frozenset({"generator", "verifier"})
 
@@ -90,6 +92,8 @@ def wanted_models(config: Config) -> dict[ModelKind, tuple[str, str | None, str 
         wanted["second judge"] = (judged.second_judge.model, judged.second_judge.revision, None)
     if judged.safety is not None:
         wanted["safety checker"] = (judged.safety.model, judged.safety.revision, None)
+    if judged.backbone is not None:
+        wanted["backbone"] = (judged.backbone.model, judged.backbone.revision, None)
     return wanted
 
 
@@ -106,6 +110,15 @@ def check(model: str, revision: str | None, variant: str | None, kind: ModelKind
         return Availability("cache", cached)
     files = _files_on_hub(model, commit, variant, kind)
     return Availability("hub", None, sum(file.num_bytes for file in files.values()))
+
+
+def is_here(model: str, revision: str | None, kind: ModelKind) -> bool:
+    """Whether a model can be loaded without a download. Does not ask the hub."""
+    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+        return True
+    if _names_hub(model, kind):
+        return _cached(model, _commit(model, revision, kind), None, kind) is not None
+    return expanded(model).is_dir()
 
 
 def refuse_faulty(config: Config) -> None:
@@ -191,6 +204,16 @@ def fingerprint(model: str, revision: str | None, kind: ModelKind) -> str:
     if available.folder is None or available.place in ("cache", "hub"):
         return _commit(model, revision, kind)
     return _content_digest(available.folder)
+
+
+def fingerprints_of_eyes(config: Config) -> list[str | None]:
+    """Of the verifier and of its backbone, which together decide what is seen in an image."""
+    judged = config.verification
+    backbone = judged.backbone
+    return [
+        fingerprint(judged.model, judged.revision, "verifier"),
+        None if backbone is None else fingerprint(backbone.model, backbone.revision, "backbone"),
+    ]
 
 
 def _content_digest(folder: Path) -> str:

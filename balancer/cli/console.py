@@ -6,6 +6,7 @@ Results go to stdout; notes, warnings and progress go to stderr, which keeps pip
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar, cast
 
 from balancer.cli.streams import note as note
 from balancer.cli.streams import results
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 LINE_INTERVAL_S = 10.0
 """Plain progress lines are at least this far apart: a night's log stays readable."""
 
+BARS = 20
+"""Classes with a bar of their own: those that are least full."""
+
 Cell = str | int | float | None
+
+T = TypeVar("T")
 
 _ANY_WIDTH = 10**9
 _PADDING = re.compile(r" +$", re.MULTILINE)
@@ -52,6 +58,26 @@ def table(
             _rich_table(title, columns, cells, numeric, one_line)
         else:
             print("\n".join(_plain_table(title, columns, cells, numeric)), file=stdout)
+
+
+LISTED = 50
+"""Rows of a table that may have thousands, unless `--all` is given."""
+
+
+def first_rows(
+    title: str,
+    columns: Sequence[str],
+    items: Sequence[T],
+    more: str,
+    *,
+    every: bool,
+    row: Callable[[T], Sequence[Cell]] = lambda item: cast("Sequence[Cell]", item),
+) -> None:
+    """A table with the `row` of each of the first `LISTED` items, or of `every` one; `more` names the others:
+    `classes`."""
+    table(title, columns, [row(item) for item in (items if every else items[:LISTED])])
+    if len(items) > LISTED and not every:
+        say(f"  and {len(items) - LISTED} more {more} (--all lists them)")
 
 
 def say(text: str = "") -> None:
@@ -90,6 +116,14 @@ def emit(data: bytes) -> None:
 
 def warn(text: str) -> None:
     note(f"warning: {text}")
+
+
+def warn_each(lines: Sequence[str], more: str, *, every: bool) -> None:
+    """The first `LISTED` warnings of a kind, or `every` one; `more` names the others."""
+    for line in lines if every else lines[:LISTED]:
+        warn(line)
+    if len(lines) > LISTED and not every:
+        warn(f"the same of {len(lines) - LISTED} more {more} (--all lists them)")
 
 
 class ProgressDisplay(Protocol):
@@ -291,9 +325,14 @@ def _class_bars(snapshot: Snapshot) -> Table:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 1))
-    for name, progress in snapshot.by_class.items():
+    shown = list(snapshot.by_class.items())
+    if len(shown) > BARS:
+        shown = heapq.nsmallest(BARS, shown, key=lambda item: item[1].accepted / max(item[1].wanted, 1))
+    for name, progress in shown:
         short = f"{progress.short} short" if progress.short else ""
         bar = ProgressBar(total=max(progress.wanted, 1), completed=progress.accepted, width=40)
         count = Text(f"{progress.accepted}/{progress.wanted}", justify="right")
         grid.add_row(Text(f"  {printable(name)}"), bar, count, Text(short, style="yellow"))
+    if len(shown) < len(snapshot.by_class):
+        grid.add_row(Text(f"  and {len(snapshot.by_class) - len(shown)} classes that are fuller"))
     return grid

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from balancer.text.names import composed
 
 SETTING_HELP = """Override a config value. Quote a name that has a dot: 'classes."v1.0".prompts=[x]'."""
+DATASET_SETTING_HELP = "A setting of the config's section `dataset`, such as dataset.layout=splits."
 
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"(?=[.=]|$)|\'([^\']*)\'(?=[.=]|$)|[^.=]*')
 

@@ -203,10 +203,12 @@ def _kind_at(path: KeyPath) -> object:
 
 
 def is_section(path: KeyPath) -> bool:
-    """Whether a path leads to a mapping of settings, or of names to settings such as `facets`."""
-    kind = _kind_at(path) if path else None
-    named = get_args(kind)[1:] if get_origin(kind) is dict else ()
-    return any(_as_model(each) is not None for each in (kind, *named))
+    """Whether a path leads to a mapping of settings, of names to settings such as `facets`, or to an entry of
+    such a mapping."""
+    if not path:
+        return False
+    kind, above = _kind_at(path), _kind_at(path[:-1])
+    return _as_model(kind) is not None or dict in (get_origin(kind), get_origin(above))
 
 
 def _section_in(annotation: object) -> object:

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from balancer.config import legacy
 from balancer.config.dotted import resolve_keys, split_setting
 from balancer.config.explain import explain_errors, format_problem, is_section
-from balancer.config.schema import Config, PathBases
+from balancer.config.schema import Config, DatasetConfig, PathBases
 from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath, read_document
-from balancer.errors import ConfigError
+from balancer.errors import ConfigError, UsageError
 from balancer.storage.address import refuse_credentials
 from balancer.storage.regular_files import NotRegularError, TooLargeError, read_regular
 from balancer.storage.user_paths import expanded
@@ -52,6 +52,15 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
                 path, len(converted.unused),
             )  # fmt: skip
     return validate_document(document, overrides)
+
+
+def load_dataset_settings(overrides: Sequence[str]) -> DatasetConfig:
+    """The section `dataset` that `--set` gives to a command without a config."""
+    for override in overrides:
+        if not override.startswith("dataset."):
+            raise UsageError(f"--set {override}: only settings of `dataset` have an effect here")
+    values = {"classes": {"any": {"prompts": ["any"]}}, "target": {"per_class": 1}}
+    return validate_document(Document(values), overrides).dataset
 
 
 def read_config_file(path: str | os.PathLike[str]) -> Document:

@@ -40,9 +40,9 @@ SIMULATED = "simulated"
 MAX_EMBEDDING_DIM = 65_536
 """Length of the verifier's embeddings; published models have up to 1,664."""
 
-MAX_CELLS = 100_000
-"""Over all classes. Planning this many takes seconds with few facets and half a minute with nine; twice as
-many took five minutes."""
+MAX_CELLS = 120_000
+"""Over all classes. Planning this many takes two or three seconds, with three facets as with nine;
+readers of run.json limit its values (`balancer.text.json_reading`)."""
 
 MAX_FACETS = 500
 """Each facet is a column of the manifest."""
@@ -126,9 +126,38 @@ def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
 
 class DatasetConfig(_Section):
     path: str = SAMPLE_DATASET
-    """Folder with one subfolder of images per class, relative to the config file, or else to the working
-    folder. `sample` is the rendered sample dataset, made on first use in the cache folder
-    (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+    """The dataset, in one of the [layouts](datasets.md), most simply a folder with one subfolder of images
+    per class; relative to the config file, or else to the working folder. `sample` is the rendered sample
+    dataset, made on first use in the cache folder (`BALANCER_CACHE`, by default `~/.cache/balancer`)."""
+
+    layout: Literal["auto", "folders", "splits", "table", "coco", "voc", "parquet", "saved", "webdataset"] = (
+        "auto"
+    )
+    """How the dataset is laid out. `auto` recognises it; `balancer audit` and `plan` say as what. `folders`:
+    one folder per class. `splits`: `train`, `validation` and `test` folders with class folders in them, which
+    decide the splits like the column `split` of a table. `table`: a table names files and classes. `coco` and
+    `voc`: annotations of objects; an image has the category of its objects as class, if they are all of
+    one. `parquet`: Parquet files with a column of images. `saved`: a folder that `datasets` saved.
+    `webdataset`: shards (tar) with images and labels."""
+
+    table: str | None = None
+    """Table of files and classes (CSV, JSON lines or Parquet) or COCO file, relative to `path`, which can
+    also be the table itself. File names are relative to the table, and only files below `path` are found. Its
+    other columns can be facets, as in `metadata`."""
+
+    columns: dict[Literal["file", "class", "split"], Phrase] = {}
+    """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:
+    `file_name`, `path` or `image`, `class`, `label` or `category`, `split` or `subset`, and a few more."""
+
+    include: tuple[Phrase, ...] = ()
+    """Patterns of the classes and images to use, such as `cat/2024-*`; by default all. A pattern is compared
+    with the class, with `class/file` and with the file name. `*` matches any characters, slashes too."""
+
+    exclude: tuple[Phrase, ...] = ()
+    """Patterns of classes and images to leave out, such as `unsorted` or `*/draft_*`; see `include`."""
+
+    labels: dict[str, Name] = {}
+    """Class names by folder or label, such as `{kitty: cat, tomcat: cat}`: renames and merges classes."""
 
     metadata: str | None = None
     """Table beside the class folders with `file_name` and one column per facet. By default
@@ -147,6 +176,18 @@ class DatasetConfig(_Section):
     with or without shares. `target` counts training images only. Generated images are always training
     images, and none is made from a validation or test image. Those are used twice, like the images of
     `holdout`: a candidate that copies one is rejected, and the verifier is tested on their labels."""
+
+    conflicts: Literal["error", "drop", "keep"] = "keep"
+    """What to do with one picture (the same pixels) in two classes, or in two splits that the dataset gives.
+    `keep` counts all its files, with a warning; no leak follows, because what trains or tests a model gets
+    only the file of the latest split. `drop` leaves out all files of a picture in two classes, and of one in
+    two splits those of the earlier one. `error` refuses the dataset. Pictures that only look alike are
+    listed."""
+
+    count_marked_synthetic: bool = False
+    """Whether images that say of themselves that a model made them (IPTC `DigitalSourceType`) count as real.
+    By default they are left out: no target counts them, no split gets them, and the verifier is not tested on
+    them."""
 
     max_image_megabytes: float = Field(default=64, gt=0, le=1000)
     """Larger files are reported unreadable, not opened."""
@@ -213,7 +254,8 @@ class FacetConfig(_Section):
     """The classes this facet applies to."""
 
     values: dict[Name, FacetValueConfig] = Field(min_length=1)
-    """The facet's values, in the order tables show them."""
+    """The facet's values, in the order tables show them. A value is no path, so it has no `/`; the name of a
+    facet has none either, does not begin with `__`, and is not that of a column of the manifest."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Self:
@@ -226,9 +268,35 @@ class FacetConfig(_Section):
         return self
 
 
+COMMON_TARGETS = ("per_class", "ratio_to_largest", "total", "rule")
+
+
 class TargetConfig(_Section):
-    """How many training images there should be: exactly one of `per_class`, `ratio_to_largest` and `total`.
-    Real images in a validation or test split (`dataset.splits`) do not count."""
+    """How many training images there should be: one of `per_class`, `ratio_to_largest`, `total` and `rule`
+    for all classes, and `classes` for single ones. Real images in a validation or test split
+    (`dataset.splits`) do not count.
+
+    The two rules scale the largest class to its real images; `n` are the real images of a class (a class
+    without any counts as having one), `m` those of the largest. Targets are rounded up, never below the real
+    images, and never lower than those of a smaller class.
+
+    - `sqrt`, square-root sampling (Mikolov et al. 2013; Mahajan et al. 2018): the square root of `n` times
+      `m`. Classes end in proportion to the square roots of their real images.
+    - `effective_number` with `beta` (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of
+      Samples"): with `E(n) = (1 - beta^n) / (1 - beta)`, `n` times `E(m) / E(n)`. Classes end in proportion
+      to the weights that the class-balanced loss would give them. `beta: 0` generates nothing; near 1, all
+      classes end as large as the largest.
+
+    | real images | `sqrt` | `beta: 0.9` | `beta: 0.99` | `beta: 0.999` | `beta: 0.9999` |
+    |---:|---:|---:|---:|---:|---:|
+    | 0 | 23 | 10 | 100 | 394 | 488 |
+    | 1 | 23 | 10 | 100 | 394 | 488 |
+    | 10 | 71 | 16 | 104 | 396 | 488 |
+    | 50 | 159 | 51 | 126 | 404 | 489 |
+    | 100 | 224 | 101 | 157 | 414 | 491 |
+    | 250 | 354 | 250 | 271 | 445 | 494 |
+    | 500 | 500 | 500 | 500 | 500 | 500 |
+    """
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
     """Training images every class should have, real and generated together."""
@@ -240,6 +308,18 @@ class TargetConfig(_Section):
     """Images of all classes together. Classes are raised to one level; a class with more real images keeps
     them."""
 
+    rule: Literal["effective_number", "sqrt"] | None = None
+    """A published rule that gives smaller classes smaller targets, as above."""
+
+    beta: float | None = Field(default=None, ge=0, lt=1)
+    """Only with `rule: effective_number`, which needs it: how fully classes are balanced. Usual are 0.99,
+    0.999 and 0.9999."""
+
+    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = {}
+    """Targets of single classes, instead of the common one: `{cat: 80, dog: keep}`. With `keep` a class keeps
+    its real images and gets no others. They are part of a `total`. If all classes are here, no common target
+    is needed."""
+
     max_synthetic_share: float | None = Field(default=None, ge=0, lt=1)
     """Largest share of a class's images that may be generated. `plan` names the classes that cannot reach
     their target because of it."""
@@ -249,13 +329,24 @@ class TargetConfig(_Section):
     generated images alone; `known` counts values from the metadata; `measured` asks the verifier for the
     others."""
 
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The settings given for all classes together: one, or none if each class has its own."""
+        return tuple(kind for kind in COMMON_TARGETS if getattr(self, kind) is not None)
+
     @model_validator(mode="after")
     def _is_given_once(self) -> Self:
-        kinds = ("per_class", "ratio_to_largest", "total")
-        given = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(given) != 1:
-            actual = f"{' and '.join(given)} are given" if given else "none of them is"
-            raise ValueError(f"one of {', '.join(kinds)} must be given, and {actual}")
+        if len(self.common) > 1 or not (self.common or self.classes):
+            actual = f"{' and '.join(self.common)} are given" if self.common else "none of them is"
+            raise ValueError(f"one of {', '.join(COMMON_TARGETS)} must be given, and {actual}")
+        return self
+
+    @model_validator(mode="after")
+    def _beta_is_of_its_rule(self) -> Self:
+        if self.rule == "effective_number" and self.beta is None:
+            raise ValueError("rule: effective_number needs beta, such as 0.999")
+        if self.rule != "effective_number" and self.beta is not None:
+            raise ValueError("beta has no effect without rule: effective_number")
         return self
 
 
@@ -344,6 +435,17 @@ class SecondJudgeConfig(_Section):
         return question
 
 
+class BackboneConfig(_Section):
+    """An image encoder of transformers or timm that compares candidates with the labelled real images, in the
+    place of the verifier's own image tower: for typicality and heads. Words stay with the verifier."""
+
+    model: str
+    """A hub id or a folder in transformers or timm layout; the model class must be built into one of them."""
+
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits."""
+
+
 class CopiesConfig(_Section):
     """When a candidate counts as a copy of a real, hold-out or accepted image: both limits are met.
 
@@ -385,7 +487,14 @@ class VerificationConfig(_Section):
     of a value from the others. Values below it must be listed in `unjudged`."""
 
     min_examples: int = Field(default=5, ge=1, le=10**9)
-    """Labelled images that a value needs for that test."""
+    """Labelled images that a value needs for that test, for a calibration, and for a head; for a head, images
+    of the training split that are no near-duplicates of each other."""
+
+    heads: Literal["auto", "never", "always"] = "auto"
+    """Judge a property by a head, a small classifier that is fitted on labelled training images and combined
+    with the words, where no words describe it. `auto` does so where a head is better than the words alone, on
+    images that it was not fitted on, by more than 0.05 nats of log loss and two standard errors; `always`
+    wherever two values have `min_examples` images, and stops if no property has."""
 
     typicality: Literal["auto", "never"] = "auto"
     """Reject images that are unlike the labelled real images (`off_domain`). It takes 20 of them, from
@@ -409,6 +518,7 @@ class VerificationConfig(_Section):
     _brightness_is_a_range = field_validator("brightness")(_check_range)
 
     copies: CopiesConfig = CopiesConfig()
+    backbone: BackboneConfig | None = None
     safety: SafetyConfig | None = None
     second_judge: SecondJudgeConfig | None = None
 
@@ -684,6 +794,21 @@ class Config(_Section):
                 if class_name not in self.classes:
                     known = ", ".join(self.classes)
                     raise ValueError(f"{place}.classes: no class {class_name!r}; the classes are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_class_has_a_target(self) -> Self:
+        for name in self.target.classes:
+            if name not in self.classes:
+                meant = near(name, self.classes)
+                advice = f"did you mean {meant!r}?" if meant else f"the classes are {', '.join(self.classes)}"
+                raise ValueError(f"{join_keys(('target', 'classes', name))}: no class {name!r}; {advice}")
+        lacking = [name for name in self.classes if name not in self.target.classes]
+        if lacking and not self.target.common:
+            raise ValueError(
+                f"target: {lacking[0]} has no target; name it in target.classes, or give one of"
+                f" {', '.join(COMMON_TARGETS)} for all other classes"
+            )
         return self
 
     @model_validator(mode="after")

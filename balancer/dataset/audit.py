@@ -1,21 +1,22 @@
-"""Audit a dataset: a folder with one subfolder of images per class, and optional tables of facet values.
+"""Audit a dataset: the images of each class, in any layout (`readers`), and optional tables of facet values.
 
 Unusable files do not stop the audit: it lists them with their reasons. Only a folder that is not a dataset
-raises DatasetError. Hidden names are skipped, links are not followed, and images in deeper folders belong to
-the class folder above them. Names of classes, facets and values are composed (`balancer.text.names`), names
-of files stay as they are on the disk.
+raises DatasetError. Hidden names are skipped, links are not followed. Names of classes, facets and values are
+composed (`balancer.text.names`), names of files stay as they are on the disk.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
 from balancer.dataset.facet_table import (
+    NO_CLASS,
     TableRow,
     find_facet_columns,
     find_ignored_columns,
@@ -24,17 +25,20 @@ from balancer.dataset.facet_table import (
 )
 from balancer.dataset.facet_values import FacetMatcher
 from balancer.dataset.joining import join
-from balancer.dataset.listing import list_dataset
 from balancer.dataset.location import dataset_folder, find_dataset, holdout_folder
+from balancer.dataset.readers.choice import list_dataset
+from balancer.dataset.splits import SPLIT_NAMES
 from balancer.errors import DatasetError
 from balancer.storage.address import refuse_credentials
 from balancer.text.names import composed, near, without_case
+from balancer.text.quantities import are, counted
 from balancer.text.safetext import shortened
 
 if TYPE_CHECKING:
     from balancer.cells import Facet
-    from balancer.config.schema import Config
+    from balancer.config.schema import Config, DatasetConfig
     from balancer.dataset.decoding.image_info import ImageInfo
+    from balancer.dataset.readers.listing import DatasetListing
 
 __all__ = [
     "Audit",
@@ -42,6 +46,7 @@ __all__ = [
     "audit",
     "audit_dataset",
     "audit_holdout",
+    "audit_path",
     "credited_facets",
     "dataset_folder",
     "find_dataset",
@@ -63,8 +68,8 @@ MAX_COLUMN_NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """`file_name` is relative to the dataset, with slashes. `facets` and `split` come from the metadata
-    table; `split` is "" if it gives none."""
+    """`file_name` is relative to the dataset, with slashes. `facets` come from the metadata table, `split`
+    from split folders or the table; it is "" if they give none."""
 
     file_name: str
     class_name: str
@@ -109,13 +114,27 @@ class Audit:
     """Entries of the tables that are ambiguous or match nothing."""
     passed_over: tuple[str, ...] = ()
     """Columns that are not used as facets, because their values hardly repeat."""
+    layout: str = "folders"
+    layout_reason: str = ""
+    split_source: str = "column `split` of the metadata table"
+    """Where the splits of images come from."""
+
+    conflicts: tuple[Conflict, ...] = ()
+    """Pictures in two classes or splits."""
+    lookalikes: tuple[Conflict, ...] = ()
+    """Different pictures that look alike, in two classes or splits."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """(file name, reason) of images that `dataset.conflicts` leaves out."""
+    set_aside: tuple[RealImage, ...] = ()
+    """Images that are not `images`, because they say that a model made them."""
     lost_facets: tuple[str, ...] = ()
     """Facets of the config that should have values in the tables and have none that the config knows."""
 
     @property
     def marked_synthetic(self) -> tuple[str, ...]:
         """Images whose own metadata says that a model made them."""
-        return tuple(image.file_name for image in self.images if image.marked_synthetic)
+        marked = (image for image in self.images if image.marked_synthetic)
+        return tuple(sorted(image.file_name for image in (*marked, *self.set_aside)))
 
 
 def audit(
@@ -125,69 +144,112 @@ def audit(
     facets: Sequence[str] | None = None,
     max_bytes: int = MAX_IMAGE_BYTES,
     max_pixels: int = MAX_IMAGE_PIXELS,
+    settings: DatasetConfig | None = None,
 ) -> Audit:
     """Read every image of a dataset. Raises DatasetError if `path` is not one.
 
     `metadata` is relative to `path`; by default `metadata.parquet`, `.csv` or `.jsonl`, there and in the
-    folders below. Without `facets`, every column that repeats a few values is a facet.
+    folders below. Without `facets`, every column that repeats a few values is a facet. `settings` are those
+    of a config's section `dataset` that say which images belong to which class.
     """
+    from balancer.config.schema import DatasetConfig
+
     refuse_credentials(os.fspath(path), "the path of this dataset")
-    return _run_audit(Path(path), metadata, facets, max_bytes, max_pixels)
+    how = _How(settings or DatasetConfig(), metadata, facets, max_bytes, max_pixels)
+    return _run_audit(Path(path), how)
 
 
-def _run_audit(
-    root: Path,
-    metadata: str | os.PathLike[str] | None,
+def audit_path(dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None) -> Audit:
+    """Audit the dataset that a command names, with the limits of its settings."""
+    return _run_audit(find_dataset(dataset), _how(settings, settings.metadata, facets))
+
+
+def _how(
+    settings: DatasetConfig,
+    metadata: str | None,
     facets: Sequence[str] | None,
-    max_bytes: int,
-    max_pixels: int,
     axes: Sequence[Facet] = (),
-    classes: Iterable[str] = (),
-) -> Audit:
-    """`axes` and `classes` come from a config; the audit uses their spelling."""
-    listing = list_dataset(root)
-    tables = read_tables(root, metadata, listing.tables)
-    joined = join(tables, root, (*listing.files, *listing.outside, *dict(listing.faults)))
-    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    classes: Collection[str] = (),
+) -> _How:
+    max_bytes, max_pixels = settings.max_image_megabytes * 1e6, settings.max_image_megapixels * 1e6
+    return _How(settings, metadata, facets, round(max_bytes), round(max_pixels), axes, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How to audit. `axes` and `classes` come from a config; the audit uses their spelling."""
+
+    settings: DatasetConfig
+    metadata: str | os.PathLike[str] | None
+    facets: Sequence[str] | None
+    max_bytes: int
+    max_pixels: int
+    axes: Sequence[Facet] = ()
+    classes: Collection[str] = ()
+
+
+def _run_audit(path: Path, how: _How) -> Audit:
+    listing = list_dataset(path, how.settings, how.classes)
+    root = listing.root
+    tables = listing.read_tables or read_tables(root, how.metadata, listing.tables)
+    joined = listing.joined or join(tables, root, listing.every_name())
+    columns = [
+        name for name in dict.fromkeys(name for table in tables for name in table.columns) if name != NO_CLASS
+    ]
     every_row = (row for table in tables for row in table.rows.values())
-    names = find_facet_columns(every_row) if facets is None else tuple(facets)
-    passed_over = find_ignored_columns(columns, names) if facets is None else ()
-    values = FacetMatcher.match(columns, names, axes)
-    spelling = {composed(name): name for name in classes}
-    classes_by_folder = {
-        folder: spelling.get(composed(folder), composed(folder)) for folder in listing.classes
-    }
-    results = _read_images(root, listing.files, classes_by_folder, max_bytes, max_pixels)
-    images = tuple(
-        _with_facets(result, joined.rows.get(result.file_name, {}), values)
-        for result in results
-        if isinstance(result, RealImage)
-    )
-    faults = [result for result in results if not isinstance(result, RealImage)]
+    names = find_facet_columns(every_row) if how.facets is None else tuple(how.facets)
+    passed_over = find_ignored_columns(columns, names) if how.facets is None else ()
+    values = FacetMatcher.match(columns, names, how.axes)
+    spelling = {composed(name): name for name in how.classes}
+    spelled = {label: spelling.get(composed(label), composed(label)) for label in listing.classes}
+    images, faults = _read_images(root, listing, spelled, how)
+    images = [
+        _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
+    ]
+    set_aside, images = _set_aside(images, how.settings)
+    resolved = resolve_conflicts(root, images, how.settings)
+    duplicates, images = _same_bytes(images), resolved.images
+    lookalikes = find_lookalikes(images)
+    misfiled = [
+        image.file_name
+        for image in images
+        if _is_misfiled(image, joined.rows.get(image.file_name, {}), listing.labels[image.file_name])
+    ]
     per_class = Counter(image.class_name for image in images)
     table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
     return Audit(
         path=root,
-        images=images,
+        images=tuple(images),
         unreadable=tuple(sorted([*listing.faults, *faults])),
-        duplicates=_same_bytes(images),
-        counts={name: per_class[name] for name in sorted(set(classes_by_folder.values()))},
+        duplicates=duplicates,
+        counts={name: per_class[name] for name in sorted(set(spelled.values()))},
         facet_names=names,
         unlabelled=tuple(image.file_name for image in images if names and not image.facets),
-        misfiled=tuple(
-            image.file_name for image in images if _is_misfiled(image, joined.rows.get(image.file_name, {}))
-        ),
+        misfiled=tuple(misfiled),
         unknown_rows=tuple(sorted(joined.unknown)),
         outside=tuple(sorted(listing.outside)),
         ignored_files=listing.ignored_files,
         tables=tuple(table.path for table in tables),
-        remarks=(*joined.remarks, *_remark_ignored_columns(passed_over)),
+        remarks=(*listing.remarks, *joined.remarks, *_remark_ignored_columns(passed_over)),
         passed_over=passed_over,
         warnings=(
-            *_warn_merged_folders(classes_by_folder),
+            *listing.warnings,
+            *_warn_marked(set_aside, images),
+            *resolved.warnings,
+            *_warn_lookalikes(lookalikes),
+            *_warn_merged_folders(spelled),
             *joined.warnings,
+            *_warn_misfiled(misfiled, table_names),
+            *_warn_other_splits(images, joined.rows, listing, table_names),
             *(values.warnings(table_names, columns) if joined.rows else ()),
         ),
+        conflicts=resolved.conflicts,
+        lookalikes=tuple(lookalikes),
+        dropped=resolved.dropped,
+        set_aside=set_aside,
+        layout=listing.layout,
+        layout_reason=listing.reason,
+        split_source=listing.split_source,
     )
 
 
@@ -227,16 +289,8 @@ def audit_holdout(config: Config) -> Audit | None:
 
 
 def _audit_folder(folder: Path, metadata: str | None, config: Config) -> Audit:
-    dataset = config.dataset
-    audited = _run_audit(
-        folder,
-        metadata,
-        tuple(config.facets),
-        round(dataset.max_image_megabytes * 1e6),
-        round(dataset.max_image_megapixels * 1e6),
-        config.facet_axes(),
-        config.classes,
-    )
+    how = _how(config.dataset, metadata, tuple(config.facets), config.facet_axes(), config.classes)
+    audited = _run_audit(folder, how)
     if config.facets and not audited.tables and config.target.count_real_facets == "known":
         remark = (
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
@@ -315,20 +369,21 @@ def _refuse_lost_facets(audit: Audit) -> None:
 
 
 def _read_images(
-    root: Path, files: Iterable[str], classes_by_folder: Mapping[str, str], max_bytes: int, max_pixels: int
-) -> list[RealImage | tuple[str, str]]:
-    """For each file an image, or its name and the reason why it is not used."""
+    root: Path, listing: DatasetListing, spelled: Mapping[str, str], how: _How
+) -> tuple[list[RealImage], list[tuple[str, str]]]:
+    """The images, and the names of unusable files with the reason."""
     from balancer.dataset.decoding.decoders import read_all_images
     from balancer.dataset.decoding.image_info import DecodeLimits
 
-    names = sorted(files)
-    infos = read_all_images(root, names, DecodeLimits(max_bytes, max_pixels))
-    return [
-        (name, each)
-        if isinstance(each, str)
-        else _real_image(name, classes_by_folder[name.partition("/")[0]], each)
-        for name, each in zip(names, infos, strict=True)
-    ]
+    names = sorted(listing.files)
+    infos = read_all_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels))
+    images, faults = [], []
+    for name, info in zip(names, infos, strict=True):
+        if isinstance(info, str):
+            faults.append((name, info))
+        else:
+            images.append(_real_image(name, spelled[listing.files[name]], info))
+    return images, faults
 
 
 def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
@@ -346,15 +401,80 @@ def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
     )
 
 
-def _with_facets(image: RealImage, row: TableRow, values: FacetMatcher) -> RealImage:
-    split = row.get("split", "")
+def _with_facets(
+    image: RealImage, row: TableRow, values: FacetMatcher, splits: Mapping[str, str]
+) -> RealImage:
+    split = splits.get(image.file_name) or row.get("split", "")
     facets = values.read(row, image.class_name)
     return replace(image, facets=facets, split="" if is_missing(split) else split)
 
 
-def _is_misfiled(image: RealImage, row: TableRow) -> bool:
-    named = row.get("class", image.class_name)
-    return without_case(named) != without_case(image.class_name) and not is_missing(named)
+def _is_misfiled(image: RealImage, row: TableRow, label: str) -> bool:
+    """Whether the table names another class than the folder's `label` and what the config makes of it."""
+    named = without_case(row.get("class", label))
+    return named not in (without_case(label), without_case(image.class_name)) and not is_missing(named)
+
+
+def _set_aside(
+    images: Sequence[RealImage], settings: DatasetConfig
+) -> tuple[tuple[RealImage, ...], list[RealImage]]:
+    """The images that a model made, by their own word, and the others. A verifier that is tested on generated
+    images, or a target that counts them, would flatter the generator."""
+    if settings.count_marked_synthetic:
+        return (), list(images)
+    return (
+        tuple(image for image in images if image.marked_synthetic),
+        [image for image in images if not image.marked_synthetic],
+    )
+
+
+def _warn_marked(set_aside: Sequence[RealImage], images: Iterable[RealImage]) -> list[str]:
+    setting = "dataset.count_marked_synthetic"
+    marked = [image.file_name for image in set_aside]
+    counted_too = [image.file_name for image in images if image.marked_synthetic]
+    return [
+        f"{_such(names)} marked as generated by a model, {consequence}"
+        for names, consequence in (
+            (marked, f"so not counted as real ({setting})"),
+            (counted_too, f"and counted as real all the same ({setting})"),
+        )
+        if names
+    ]
+
+
+def _warn_lookalikes(lookalikes: Sequence[Conflict]) -> list[str]:
+    if not lookalikes:
+        return []
+    pairs = counted(len(lookalikes), "pair")
+    return [f"{pairs} of pictures look alike in two classes or splits, such as {lookalikes[0]}"]
+
+
+def _warn_other_splits(
+    images: Iterable[RealImage], rows: Mapping[str, TableRow], listing: DatasetListing, tables: str
+) -> list[str]:
+    """Warn about images whose split folder contradicts the table."""
+    others = [
+        image.file_name
+        for image in images
+        if image.file_name in listing.splits
+        and (given := rows.get(image.file_name, {}).get("split", ""))
+        and not is_missing(given)
+        and SPLIT_NAMES.get(given.lower()) != SPLIT_NAMES.get(image.split.lower())
+    ]
+    if not others:
+        return []
+    return [f"{_such(others)} in another split folder than {tables} says; the folder counts"]
+
+
+def _warn_misfiled(names: Sequence[str], tables: str) -> list[str]:
+    if not names:
+        return []
+    return [f"{_such(names)} in another folder than the class in {tables}; the folder counts"]
+
+
+def _such(names: Sequence[str]) -> str:
+    such = names[0] if len(names) == 1 else f"such as {names[0]}"
+    return f"{counted(len(names), 'image')} ({such}) {are(len(names))}"
 
 
 def _warn_merged_folders(classes_by_folder: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balancer.dataset.table_reader import MAX_COLUMNS, OWN_COLUMNS, READERS, table_key
+from balancer.dataset.table_reader import (
+    MAX_COLUMNS,
+    OWN_COLUMNS,
+    OWN_NAMES,
+    READERS,
+    ColumnNames,
+    table_key,
+)
 from balancer.errors import DatasetError
 from balancer.text.json_reading import read_json
 
@@ -28,6 +35,9 @@ __all__ = [
 ]
 
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
+
+NO_CLASS = "why it has no class"
+"""Column of the images without a class in annotations of objects."""
 
 MAX_FACET_VALUES = 20
 """A column with more distinct values is not a facet but a description."""
@@ -93,18 +103,42 @@ def _read(root: Path, name: str) -> Table:
     return table
 
 
-def _read_all(root: Path, names: Sequence[str]) -> list[Table]:
+def read_labels(root: Path, name: str, columns: ColumnNames) -> Table:
+    """Read the table of a dataset whose classes are in it. Raises DatasetError."""
+    [table] = _read_all(root, [name], columns)
+    return table
+
+
+def read_annotations(root: Path, names: Sequence[str]) -> list[Table]:
+    """Read COCO files, or the folder of annotations of a Pascal VOC dataset. Raises DatasetError."""
+    return _read_lines(root, names)
+
+
+def _read_all(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES) -> list[Table]:
     """Read the tables one after the other in one process."""
     for name in names:
         if Path(name).suffix.lower() not in READERS:
             raise DatasetError(f"{root / name}: a metadata table must be one of {', '.join(READERS)}")
+    return _read_lines(root, names, columns)
+
+
+def read_packed(root: Path, names: Sequence[str], columns: ColumnNames) -> list[Table]:
+    """Read the rows of files that hold images. Raises DatasetError."""
+    return _read_lines(root, names, columns, packed=True)
+
+
+def _read_lines(
+    root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES, packed: bool = False
+) -> list[Table]:
     if not names:
         return []
     from balancer.dataset.decoding.decoders import read_table_lines
 
-    lines = read_table_lines([root / name for name in names])
-    columns: dict[str, str] = {}
-    return [_read_one(root, name, lines, columns) for name in names]
+    paths = [root / name for name in names]
+    is_plain = columns is OWN_NAMES and not packed
+    lines = read_table_lines(paths) if is_plain else read_table_lines(paths, columns, packed)
+    known: dict[str, str] = {}
+    return [_read_one(root, name, lines, known) for name in names]
 
 
 def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, str]) -> Table:
@@ -174,7 +208,7 @@ def find_facet_columns(rows: Iterable[TableRow]) -> tuple[str, ...]:
                 values[column].add(value)
     most = min(MAX_FACET_VALUES, count // 2)
     names = (column for column, seen in values.items() if len(seen) <= most)
-    return tuple(name for name in names if name not in OWN_COLUMNS)
+    return tuple(name for name in names if name not in (*OWN_COLUMNS, NO_CLASS))
 
 
 def find_ignored_columns(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:

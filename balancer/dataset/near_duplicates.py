@@ -151,6 +151,28 @@ def find_near_duplicates(images: Sequence[KnownImage], limits: CopiesConfig) -> 
     return duplicates
 
 
+def group_near_duplicates(images: Sequence[KnownImage], limits: CopiesConfig) -> Indices:
+    """A number for each image, the same for all that a chain of near-duplicates connects. Compares every
+    pair: a thousand images take a tenth of a second."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not images:
+        return np.empty(0, np.intp)
+    index, pixels = NearDuplicateIndex(images, limits), dict[str, int]()
+    ones, others = [], []
+    for position, image in enumerate(images):
+        near = np.flatnonzero(index._distances(image) <= limits.max_distance)
+        near = near[index._similarities(image, near) >= limits.min_similarity]
+        same = pixels.setdefault(image.pixel_sha256, position) if image.pixel_sha256 else position
+        others.append(np.append(near, same))
+        ones.append(np.full(len(near) + 1, position))
+    edges = np.concatenate(ones), np.concatenate(others)
+    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(len(images), len(images)))
+    numbers: Indices = connected_components(graph, directed=False)[1].astype(np.intp)
+    return numbers
+
+
 def find_near_duplicates_across(
     images: Sequence[KnownImage], others: Sequence[KnownImage], limits: CopiesConfig
 ) -> dict[str, Nearest]:
@@ -185,6 +207,19 @@ def near_any(
             near[ones[matches]] = True
             other_near[among[matches]] = True
     return near[places], other_near[other_places]
+
+
+def find_near_hashes(hashes: NDArray[np.uint64], max_distance: int) -> list[tuple[int, int]]:
+    """The pairs of places, the smaller first, whose hashes differ in at most `max_distance` bits, up to about
+    PAIRS_AT_ONCE."""
+    pairs: set[tuple[int, int]] = set()
+    for mask in _bands(max_distance):
+        for ones, among in _sharing(hashes & mask, hashes & mask):
+            near = (ones < among) & (np.bitwise_count(hashes[ones] ^ hashes[among]) <= max_distance)
+            pairs.update(zip(ones[near].tolist(), among[near].tolist(), strict=True))
+            if len(pairs) > PAIRS_AT_ONCE:
+                return sorted(pairs)
+    return sorted(pairs)
 
 
 def _sharing(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> Iterator[tuple[Indices, Indices]]:

@@ -28,11 +28,12 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 EVALUATION = (VALIDATION, TEST)
 
-_NAMES = {
+SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing"), TEST),
 }
+"""Names of splits in tables and folders, in lower case."""
 
 LISTED = 5
 """Problems that an error names."""
@@ -62,8 +63,8 @@ def select_training(audit: Audit, splits: Mapping[str, str]) -> Audit:
 
 
 def is_kept_apart(image: RealImage) -> bool:
-    """Whether the column `split` of the metadata table assigns an image to validation or test."""
-    return _NAMES.get(image.split.lower()) in EVALUATION
+    """Whether the dataset itself, a table or a folder, assigns an image to validation or test."""
+    return SPLIT_NAMES.get(image.split.lower()) in EVALUATION
 
 
 def describe_kept_apart(audit: Audit, splits: Mapping[str, str], config: Config) -> str:
@@ -73,7 +74,7 @@ def describe_kept_apart(audit: Audit, splits: Mapping[str, str], config: Config)
         return ""
     # Without shares nothing is dealt out: an image that the table does not name follows its duplicate.
     given = len(apart) if config.dataset.splits is None else sum(map(is_kept_apart, apart))
-    counts = {"column `split` of the metadata table": given, "dataset.splits": len(apart) - given}
+    counts = {audit.split_source: given, "dataset.splits": len(apart) - given}
     sources = {source: number for source, number in counts.items() if number}
     because = " and ".join(
         source if len(sources) == 1 else f"{number} by {source}" for source, number in sources.items()
@@ -167,11 +168,11 @@ def _hash(image: RealImage) -> bytes:
 
 
 def _settled(image: RealImage, known: Mapping[str, str]) -> str | None:
-    return known.get(image.file_name) or _NAMES.get(image.split.lower())
+    return known.get(image.file_name) or SPLIT_NAMES.get(image.split.lower())
 
 
 def _check_names(audit: Audit) -> None:
-    wrong = [image for image in audit.images if image.split and image.split.lower() not in _NAMES]
+    wrong = [image for image in audit.images if image.split and image.split.lower() not in SPLIT_NAMES]
     if wrong:
         named = "; ".join(f"{image.file_name}: {image.split!r}" for image in wrong[:LISTED])
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""

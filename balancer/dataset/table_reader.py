@@ -15,7 +15,7 @@ import math
 import os
 import posixpath
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -51,6 +51,11 @@ FILE_NAME = "file_name"
 OWN_COLUMNS = (FILE_NAME, "class", "split")
 """Columns that the audit knows, in any case."""
 
+ColumnNames = Mapping[str, Sequence[str]]
+"""The headers that each of OWN_COLUMNS may have, the likeliest first."""
+
+OWN_NAMES: ColumnNames = {name: (name,) for name in OWN_COLUMNS}
+
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MAX_TWINS = 5
 """Pairs of columns with one name that are reported."""
@@ -59,10 +64,13 @@ RawRow = Sequence[tuple[str, object]]
 """(header as written, value) pairs. Two headers can have the same normal form."""
 
 
-def read_table_answer(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The lines about the table at `path`: its rows, or the reason why it cannot be used."""
+def read_table_answer(
+    path: str | os.PathLike[str], names: ColumnNames = OWN_NAMES, packed: bool = False
+) -> Iterator[bytes]:
+    """The lines about the table at `path`: its rows, or the reason why it cannot be used. A `packed` file
+    holds the images themselves."""
     try:
-        yield from _answers(path)
+        yield from _answers(path, _Columns(names), packed)
     except OSError as error:
         yield _reason(f"cannot be read: {error.strerror or error}")
     except MemoryError:
@@ -90,17 +98,40 @@ class _TooMuchError(OSError):
 class _Columns:
     """The columns of one table by normal form, and pairs of headers with the same normal form."""
 
+    own: ColumnNames
     headers: dict[str, str] = field(default_factory=dict)
     twins: dict[tuple[str, str], None] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
+    _own_headers: dict[str, str] = field(default_factory=dict)
+
+    def name(self, header: str) -> str:
+        """The name of a column; a header like one of OWN_COLUMNS that another column stands for is marked."""
+        name = composed(header)
+        plain = without_case(name)
+        own = self._own_headers.get(plain)
+        return own or (f"{name} (column)" if plain in OWN_COLUMNS else name)
+
+    def choose_own(self, headers: Iterable[str]) -> bool:
+        """Choose the headers of OWN_COLUMNS; False if none is for file names."""
+        plain = [without_case(header) for header in headers]
+        choices = {
+            own: [choice for choice in map(without_case, names) if choice in plain]
+            for own, names in self.own.items()
+        }
+        self._own_headers = {
+            (choices[own] or [*map(without_case, names)])[0]: own for own, names in self.own.items()
+        }
+        return bool(choices[FILE_NAME])
 
     def text_values(self, row: RawRow) -> dict[str, str]:
         """The non-empty values by column. Of two headers with one name the first counts, in every row."""
         texts: dict[str, str] = {}
         passed: set[str] = set()
+        if not self._own_headers:
+            self.choose_own(header for header, _ in row)
         for header, value in row:
             if (name := self._names.get(header)) is None:
-                name = self._names[header] = _column_name(header)
+                name = self._names[header] = self.name(header)
             first = self.headers.setdefault(name, header)
             if first != header or name in passed:
                 self.twins[first, header] = None
@@ -120,39 +151,54 @@ class _Columns:
             )
 
 
-def _answers(path: str | os.PathLike[str]) -> Iterator[bytes]:
+def _answers(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> Iterator[bytes]:
     number = answer_bytes = named = cells = 0
     first: RawRow = ()
-    columns = _Columns()
-    with open_regular(path, follow_links=False) as file:
-        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-            raise TooLargeError(path, num_bytes, MAX_BYTES)
-        for number, row in enumerate(READERS[_suffix(path)](file), start=1):
-            if isinstance(row, bytes):
-                yield row
-                continue
-            cells += len(row)
-            _check_shape(row, number, cells)
-            first = first or row
-            text = columns.text_values(row)
-            _check_columns(columns, number)
-            if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
-                named += 1
-                line = json.dumps([table_key(name), text]).encode()
-                answer_bytes += len(line)
-                if answer_bytes > MAX_ANSWER_BYTES:
-                    raise _TooMuchError(f"its values are more than {size(MAX_ANSWER_BYTES)} of text")
-                yield line
+    for number, row in enumerate(_rows(path, columns, packed), start=1):
+        if isinstance(row, bytes):
+            yield row
+            continue
+        cells += len(row)
+        _check_shape(row, number, cells)
+        if not row:
+            continue
+        first = first or row
+        text = columns.text_values(row)
+        _check_columns(columns, number)
+        if 0 < len(name := text.get(FILE_NAME, "")) <= MAX_NAME_CHARS:
+            named += 1
+            line = json.dumps([table_key(name), text]).encode()
+            answer_bytes += len(line)
+            if answer_bytes > MAX_ANSWER_BYTES:
+                raise _TooMuchError(f"its values are more than {size(MAX_ANSWER_BYTES)} of text")
+            yield line
     yield from columns.notes()
-    if number and not named and _Columns().text_values(first):
-        yield _reason(f"has no column `{FILE_NAME}`; the columns are {_shown(first)}")
+    if number and not named and _Columns(columns.own).text_values(first):
+        wanted = " or ".join(f"`{name}`" for name in columns.own[FILE_NAME])
+        yield _reason(f"has no column {wanted}; the columns are {_shown(first)}")
     else:
         yield str(number).encode()
 
 
-def _column_name(header: str) -> str:
-    name = composed(header)
-    return next((own for own in OWN_COLUMNS if without_case(name) == own), name)
+def _rows(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> Iterator[RawRow | bytes]:
+    """The rows of a table, of annotations (a COCO file, the folder of a Pascal VOC dataset), or of a file
+    that holds images."""
+    from balancer.dataset.readers.annotation_files import coco_rows, voc_rows
+    from balancer.dataset.readers.packed_files import packed_rows
+
+    if packed:
+        yield from packed_rows(path)
+        return
+    if os.path.isdir(path) and not os.path.islink(path):
+        yield from voc_rows(os.fspath(path))
+        return
+    with open_regular(path, follow_links=False) as file:
+        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise TooLargeError(path, num_bytes, MAX_BYTES)
+        if (suffix := _suffix(path)) == ".json":
+            yield from coco_rows(file)
+        else:
+            yield from READERS[suffix](file, columns)
 
 
 def _check_shape(row: RawRow, number: int, cells: int) -> None:
@@ -201,7 +247,7 @@ def _suffix(path: str | os.PathLike[str]) -> str:
     return posixpath.splitext(os.fspath(path))[1].lower()
 
 
-def _parquet_rows(file: BinaryIO) -> Iterator[RawRow]:
+def _parquet_rows(file: BinaryIO, _: _Columns) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -209,12 +255,12 @@ def _parquet_rows(file: BinaryIO) -> Iterator[RawRow]:
         table = pq.ParquetFile(file)
         if table.metadata.num_rows > MAX_ROWS:
             raise _TooMuchError(f"{table.metadata.num_rows:,} rows, over the limit of {MAX_ROWS:,}")
-        plain = [place for place, column in enumerate(table.schema_arrow) if _is_plain(column.type)]
+        plain = [place for place, column in enumerate(table.schema_arrow) if is_plain(column.type)]
         names = [table.schema_arrow.names[place] for place in plain]
         if (cells := table.metadata.num_rows * len(names)) > MAX_CELLS:
             raise _TooMuchError(f"{cells:,} values in rows and columns, over the limit of {MAX_CELLS:,}")
         for batch in table.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
-            columns = [_plain_values(column) for column in batch.columns]
+            columns = [plain_values(column) for column in batch.columns]
             yield from (
                 [*zip(batch.schema.names, values, strict=True)] for values in zip(*columns, strict=True)
             )
@@ -224,7 +270,7 @@ def _parquet_rows(file: BinaryIO) -> Iterator[RawRow]:
         raise ValueError(str(error)) from error
 
 
-def _plain_values(column: pa.Array) -> list[object]:
+def plain_values(column: pa.Array) -> list[object]:
     """The values; 32-bit floats as they were written: 0.1, not 0.10000000149011612."""
     from pyarrow import types
 
@@ -242,7 +288,7 @@ def _shortest_float32(value: object) -> float:
     return next((short for short in digits if struct.pack("f", short) == struct.pack("f", exact)), exact)
 
 
-def _is_plain(column_type: pa.DataType) -> bool:
+def is_plain(column_type: pa.DataType) -> bool:
     """Whether values are text or numbers: images inside the table are not read."""
     from pyarrow import types
 
@@ -252,10 +298,10 @@ def _is_plain(column_type: pa.DataType) -> bool:
     return any(test(column_type) for test in tests)
 
 
-def _csv_rows(file: BinaryIO) -> Iterator[RawRow | bytes]:
+def _csv_rows(file: BinaryIO, columns: _Columns) -> Iterator[RawRow | bytes]:
     lines = _lines(io.TextIOWrapper(file, "utf-8-sig", newline=""))
     first = next(lines, "")
-    separator = _separator(first)
+    separator = _separator(first, columns)
     reader = csv.reader(_chained(first, lines), delimiter=separator)
     try:
         headers = next(reader, [])
@@ -294,11 +340,11 @@ class _OtherLength:
         return f"{counted(self.rows, 'row')} with {fields}, first in line {self.first_line}"
 
 
-def _separator(header_line: str) -> str:
-    """The first separator under which the header has a column `file_name`; else a comma."""
+def _separator(header_line: str, columns: _Columns) -> str:
+    """The first separator under which the header has a column of file names; else a comma."""
     for separator in SEPARATORS:
         headers = next(csv.reader([header_line], delimiter=separator), [])
-        if FILE_NAME in map(_column_name, headers):
+        if _Columns(columns.own).choose_own(headers):
             return separator
     return ","
 
@@ -308,7 +354,7 @@ def _chained(first: str, lines: Iterable[str]) -> Iterator[str]:
     yield from lines
 
 
-def _json_rows(file: BinaryIO) -> Iterator[RawRow]:
+def _json_rows(file: BinaryIO, _: _Columns) -> Iterator[RawRow]:
     for number, line in enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig")), start=1):
         if not line.strip():
             yield ()

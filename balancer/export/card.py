@@ -68,6 +68,8 @@ class Card:
     """Copies of images in a later split or in the hold-out."""
     fallbacks: int
     for_review: int
+    by_heads: tuple[str, ...]
+    """Properties that heads judged."""
     unjudged: Mapping[str, int]
     """Generated images in the export that were not judged on each property."""
     judged: int
@@ -224,7 +226,7 @@ def _card(job: Job) -> Card:
     manifest, rows = job.manifest, job.rows
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     exported = _counts(rows, CLASS_PROPERTY, "source")
-    view = read_log(open_storage(manifest.uri, create=False), (*STATUS_COLUMNS, CLASS_PROPERTY))
+    view = read_log(open_storage(manifest.uri, create=False), STATUS_COLUMNS)
     short, still_open = count_missing(view, manifest.run)
     tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(
@@ -246,6 +248,7 @@ def _card(job: Job) -> Card:
         left_out=job.left_out,
         fallbacks=pc.sum(generated["fallback"]).as_py() or 0,
         for_review=pc.sum(generated["review"]).as_py() or 0,
+        by_heads=tuple(manifest.run.head_files),
         unjudged=count_unjudged(generated, manifest.run.properties),
         judged=count_judged(generated),
         wanted=manifest.run.wanted,

@@ -19,6 +19,7 @@ INDEX_FILE = f"{DATA_DIR}/_index.json"
 DAMAGED_DIR = "manifest/damaged"
 REJECTED_DIR = "rejected"
 TYPICALITY_DIR = "typicality"
+HEADS_DIR = "heads"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""
@@ -26,7 +27,7 @@ DOES_NOT_APPLY = "-"
 MAX_SEQ = 10**12
 """Fragments that a log may have, and epochs; at ten commits a second it takes 3,000 years."""
 
-_TYPICALITY = re.compile(rf"{TYPICALITY_DIR}/[0-9a-f]{{64}}\.safetensors")
+_LEARNED = re.compile(rf"({TYPICALITY_DIR}|{HEADS_DIR})/[0-9a-f]{{64}}\.safetensors")
 _FRAGMENT = re.compile(rf"{LOG_DIR}/([0-9]{{20}})\.arrow")
 
 
@@ -35,8 +36,14 @@ def typicality_path(sha256: str) -> str:
     return f"{TYPICALITY_DIR}/{sha256}.safetensors"
 
 
-def is_typicality(path: str) -> bool:
-    return _TYPICALITY.fullmatch(path) is not None
+def head_path(sha256: str) -> str:
+    """What judges a property besides the words, under the hash of its content."""
+    return f"{HEADS_DIR}/{sha256}.safetensors"
+
+
+def is_learned(path: str) -> bool:
+    """Whether it is one of the files that are written before run.json, which names them."""
+    return _LEARNED.fullmatch(path) is not None
 
 
 def fragment_path(seq: int) -> str:

@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM
+from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
-from balancer.manifest.layout import RUN_FILE, typicality_path
+from balancer.manifest.layout import RUN_FILE, head_path, typicality_path
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import MOST_VALUES, count_values, read_json
 from balancer.verification.verdict import DomainLimits
@@ -22,12 +23,14 @@ from balancer.verification.verdict import DomainLimits
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from balancer.verification.heads import Head
     from balancer.verification.typicality import Typicality
 
 FORMAT = 2
-"""Earlier versions refuse fields that they do not know. Format 1 has no `challenge`."""
+"""Earlier versions refuse fields that they do not know. Format 1 has neither `challenge` nor `heads`."""
 
 _Section = TypeVar("_Section", bound=BaseModel)
+_Loaded = TypeVar("_Loaded")
 
 MAX_RUN_BYTES = 1_000_000_000
 """Over 400 bytes for each cell that a plan may have, with long names."""
@@ -38,8 +41,8 @@ class RunInfo:
     """`plan` has one dict per cell: "class", each facet (None where it does not apply), "cell", "quota",
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
     `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
-    classes (`DomainProof.as_dict`), None if it did not ask. `format` is that of
-    the file."""
+    classes (`DomainProof.as_dict`), `heads` what judges each property (`Heads.as_dict`); either is None if it
+    did not ask. `format` is that of the file."""
 
     run_id: str
     created_at: str
@@ -55,7 +58,13 @@ class RunInfo:
     versions: dict[str, str]
     models: dict[str, dict[str, str | None]]
     challenge: dict[str, Any] | None = None
+    heads: dict[str, dict[str, Any]] | None = None
     format: int = FORMAT
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing was generated or judged: pixels are noise, and scores random numbers."""
+        return bool(self.config.get("actors", {}).get("kind") == SIMULATED)
 
     @property
     def domain_limits(self) -> DomainLimits:
@@ -66,6 +75,11 @@ class RunInfo:
     def typicality(self) -> str | None:
         """The sha256 of the file with what candidates are compared with."""
         return (self.challenge or {}).get("typicality")
+
+    @property
+    def head_files(self) -> dict[str, str]:
+        """The sha256 of the head of each property that one judges."""
+        return {name: head["sha256"] for name, head in (self.heads or {}).items() if head["taken"]}
 
     @property
     def wanted(self) -> int:
@@ -145,15 +159,40 @@ def check_challenge(document: Any) -> None:
     _Challenge.model_validate(document)
 
 
+def check_heads(document: Any) -> None:
+    """ValueError unless it is what `RunInfo.heads` may be."""
+    _HEADS.validate_python(document)
+
+
 def load_typicality(storage: Storage, info: RunInfo) -> Typicality | None:
     """What candidates are compared with, None if they are not; ManifestError unless it is as written."""
     if info.typicality is None:
         return None
     from balancer.verification.typicality import MAX_TYPICALITY_BYTES, read_typicality
 
-    path = typicality_path(info.typicality)
+    def read(data: bytes) -> Typicality:
+        return read_typicality(data, info.typicality or "")
+
+    return _load(storage, typicality_path(info.typicality), MAX_TYPICALITY_BYTES, read)
+
+
+def load_heads(storage: Storage, info: RunInfo) -> dict[str, Head]:
+    """What judges properties besides the words; ManifestError unless all are as written."""
+    return {name: load_head(storage, info, name) for name in info.head_files}
+
+
+def load_head(storage: Storage, info: RunInfo, name: str) -> Head:
+    """The head of a property that has one; ManifestError unless it is as written."""
+    from balancer.verification.heads import MAX_HEAD_BYTES, read_head
+
+    sha256 = info.head_files[name]
+    values = info.config["classes"] if name == CLASS_PROPERTY else info.config["facets"][name]["values"]
+    return _load(storage, head_path(sha256), MAX_HEAD_BYTES, lambda data: read_head(data, sha256, values))
+
+
+def _load(storage: Storage, path: str, max_bytes: int, read: Callable[[bytes], _Loaded]) -> _Loaded:
     try:
-        return read_typicality(storage.read(path, MAX_TYPICALITY_BYTES), info.typicality)
+        return read(storage.read(path, max_bytes))
     except MissingFileError:
         problem = "it is missing"
     except ValueError as error:
@@ -188,6 +227,8 @@ def _check_names(info: RunInfo) -> None:
         _damaged(f"config.facets lacks {min(lacking)!r}")
     if unknown := {cell["class"] for cell in info.plan} - classes:
         _damaged(f"plan has class {min(unknown)!r}, which the config lacks")
+    if unknown := (info.heads or {}).keys() - {CLASS_PROPERTY, *info.facets}:
+        _damaged(f"heads has {min(unknown)!r}, which is no property")
     keys = Counter(cell["cell"] for cell in info.plan)
     if twice := [key for key, count in keys.items() if count > 1]:
         _damaged(f"plan has cell {min(twice)!r} twice")
@@ -257,6 +298,7 @@ class _Models(BaseModel):
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Challenged(BaseModel):
@@ -272,9 +314,10 @@ class _Challenge(_Open):
     images: _Count
     by_kind: dict[str, _Challenged]
     true_lost: _Share | None
+    true_lost_unseen: _Share | None = None
     labelled_images: _Count
     by_class: dict[str, _Count]
-    typicality: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    typicality: _Hash | None
     features: list[str]
     min_typicality: _Share | None
     min_domain_score: _Share | None
@@ -285,6 +328,52 @@ class _Challenge(_Open):
         if (self.typicality is None) != (self.min_typicality is None):
             raise ValueError("typicality and min_typicality are there together, or neither is")
         return self
+
+
+_Loss = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class _ProvenValue(_Open):
+    examples: _Count
+    words_auc: _Share | None
+    auc: _Share | None
+
+
+class _LogLoss(_Open):
+    words: _Loss
+    head: _Loss
+    gain_error: _Loss
+
+
+class _CalibrationError(_Open):
+    words: _Share
+    head: _Share
+
+
+class _OutOfFold(_Open):
+    folds: _Count
+    values: dict[str, _ProvenValue]
+    log_loss: _LogLoss
+    calibration_error: _CalibrationError
+
+
+class _Head(_Open):
+    taken: bool
+    why: str
+    examples: dict[str, _Count]
+    features: list[str]
+    sha256: _Hash | None
+    bytes: _Count
+    out_of_fold: _OutOfFold | None
+
+    @model_validator(mode="after")
+    def _is_there_if_taken(self) -> Self:
+        if self.taken != (self.sha256 is not None) or (self.taken and self.out_of_fold is None):
+            raise ValueError("a head that is taken has a file and figures, and no other has a file")
+        return self
+
+
+_HEADS: TypeAdapter[dict[str, _Head]] = TypeAdapter(dict[str, _Head])
 
 
 class _Document(BaseModel):
@@ -307,3 +396,4 @@ class _Document(BaseModel):
     versions: dict[str, str]
     models: _Models
     challenge: _Challenge | None = None
+    heads: dict[str, _Head] | None = None

@@ -18,7 +18,10 @@ from balancer.manifest.log.fragment import Stamp
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
 from balancer.manifest.measured import compute_measured, judged_rows, tallies_by
+from balancer.manifest.remedies import COLUMNS as REMEDIES
+from balancer.manifest.remedies import Remedies, ShortCell, describe, find_remedies, find_short_cells
 from balancer.manifest.rows import VOID
+from balancer.manifest.rules import config_under
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.planning.plan import below_target, per_image
@@ -29,7 +32,7 @@ from balancer.storage import Storage
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
 
-COLUMNS = (*MEASURED, "cell", "slot", "reason", "file_name", "unjudged")
+COLUMNS = (*dict.fromkeys((*MEASURED, *REMEDIES, "file_name", "unjudged")),)
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
@@ -41,12 +44,16 @@ class _Counts:
 
     candidates: int
     accepted: int
-    short: int
+    short_by_cell: Mapping[str, int]
     open: int
     reasons: Counter[str]
     unjudged: Mapping[str, int]
     unproven: Mapping[str, int]
     given_up: Mapping[str, Tally]
+
+    @property
+    def short(self) -> int:
+        return sum(self.short_by_cell.values())
 
 
 def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
@@ -55,6 +62,8 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     images that were not judged on a property, `unproven` those of a value for which labelled images do not
     prove that the verifier can judge it; `overrides` are the settings that `balancer rejudge` changed. Each
     wanted image is accepted, `short` (every attempt failed) or `open` (the run can still make it).
+    `short_cells` says of each cell with short images why its candidates were rejected, `remedies` what would
+    help (`balancer.manifest.remedies`).
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -63,6 +72,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     counts = _counts(view, info)
     settled = counts.accepted + counts.short
     state = find_state(view, now)
+    short_cells, remedies = _shortfall(view, judged, info, counts)
     return {
         "run_id": info.run_id,
         "state": state,
@@ -76,13 +86,32 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "acceptance": counts.accepted / counts.candidates if counts.candidates else None,
         "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
+        "short_cells": {cell: asdict(short) for cell, short in short_cells.items()},
+        "remedies": asdict(remedies) | {"summary": describe(remedies)},
         **asdict(per_image(_planning(info), compute_measured(judged, view.opened, "this run"))),
+        "simulated": info.simulated,
         "unjudged": dict(counts.unjudged),
         "unproven": dict(counts.unproven),
         "overrides": dict(view.rules.overrides),
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
         "current": _current(storage, info, view),
     }
+
+
+def suggest_remedies(storage: Storage) -> list[str]:
+    """What would help a run that ended without all its images, in two lines."""
+    info, view = read_run(storage), read_log(storage, COLUMNS)
+    return describe(_shortfall(view, judged_rows(view.table), info, _counts(view, info))[1])
+
+
+def _shortfall(
+    view: LogView, judged: pa.Table, info: RunInfo, counts: _Counts
+) -> tuple[dict[str, ShortCell], Remedies]:
+    short_cells = find_short_cells(judged, counts.short_by_cell)
+    if not (short_cells or counts.open):
+        return {}, Remedies()
+    config = config_under(info, view.rules.overrides)
+    return short_cells, find_remedies(judged, short_cells, config, counts.given_up, counts.open)
 
 
 def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] | None:
@@ -169,7 +198,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
     return _Counts(
         candidates=judged.num_rows,
         accepted=accepted.num_rows,
-        short=short.total(),
+        short_by_cell=short,
         open=max(0, info.wanted - accepted.num_rows - short.total()),
         reasons=Counter(rejected["reason"].to_pylist()),
         unjudged=count_unjudged(accepted, info.properties),

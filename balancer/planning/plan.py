@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
-from balancer.cells import Cell, Facet, enumerate_cells
+from balancer.cells import Cell, Facet
 from balancer.planning.rounding import round_quotas
 from balancer.planning.targets import compute_targets, max_generated, values_to_add
+from balancer.process.collection import gc_paused
 from balancer.scheduling.adaptive import Tally
+from balancer.scheduling.order import cells_in_turn
 from balancer.text.quantities import counted, percent, size
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ HIGH_BELOW = Fraction(6, 10)
 
 
 class Priority(enum.StrEnum):
-    """Order of generation. A class without any image is critical."""
+    """How much a class lacks; one without any image is critical. Of classes that are filled to the same share
+    of what they lack, the one of higher priority comes first (`balancer.scheduling.order`)."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -56,9 +59,9 @@ RealFacets = Mapping[str, Sequence[Mapping[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`cells` are the cells that lack images, in order of generation. By class: `counts` are the real images,
-    `targets` the wanted total, `held_back` the images that `target.max_synthetic_share` forbids to
-    generate."""
+    """`cells` are the cells that lack images, by priority and then as in the config. By class: `counts` are
+    the real images, `targets` the wanted total, `held_back` the images that `target.max_synthetic_share`
+    forbids to generate."""
 
     cells: tuple[CellQuota, ...]
     counts: Mapping[str, int]
@@ -69,7 +72,15 @@ class Plan:
     def total(self) -> int:
         return sum(wanted.quota for wanted in self.cells)
 
+    def in_turn(self) -> list[CellQuota]:
+        """The cells in the order in which a run begins them."""
+        ranks = {priority: rank for rank, priority in enumerate(Priority)}
+        with gc_paused():
+            quotas = [(wanted.cell, wanted.quota, ranks[wanted.priority]) for wanted in self.cells]
+            return [self.cells[place] for place in cells_in_turn(quotas)]
 
+
+@gc_paused()
 def make_plan(config: Config, counts: Mapping[str, int], real_facets: RealFacets | None = None) -> Plan:
     """Plan from the images per class in `counts`; a missing class has none.
 
@@ -81,14 +92,18 @@ def make_plan(config: Config, counts: Mapping[str, int], real_facets: RealFacets
     deficits = {name: _allowed(lacking[name], have[name], config) for name in have}
     facets = config.facet_axes()
     quotas = round_quotas(deficits, facets, _shares_lacking(deficits, facets, real_facets or {}))
+    lacking_cells: dict[str, list[tuple[Cell, int]]] = {name: [] for name in have}
+    for cell, quota in quotas.items():  # of each class, in the order of `enumerate_cells`
+        if quota > 0:
+            lacking_cells[cell.class_name].append((cell, quota))
     priorities = {name: _priority(count, targets[name]) for name, count in have.items()}
     wanted = [
-        CellQuota(cell, quotas[cell], priorities[name])
-        for name in config.classes
-        for cell in enumerate_cells(name, facets)
-        if quotas[cell] > 0
+        CellQuota(cell, quota, priority)
+        for priority in Priority
+        for name, cells in lacking_cells.items()
+        if priorities[name] is priority
+        for cell, quota in cells
     ]
-    wanted.sort(key=lambda quota: list(Priority).index(quota.priority))  # stable: then as in the config
     held_back = {name: lacking[name] - deficits[name] for name in have if lacking[name] > deficits[name]}
     return Plan(tuple(wanted), have, targets, held_back)
 
@@ -163,10 +178,13 @@ class PerImage:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Expected cost of a plan. Each basis explains its figure in words."""
+    """Expected cost of a plan, and how many of its images a run is expected not to get. Each basis explains
+    its figure in words."""
 
     candidates: int
     candidates_basis: str
+    missing: int
+    missing_basis: str
     hours: float | None
     hours_basis: str
     cost: float | None
@@ -187,12 +205,15 @@ def estimate(
     """`real_bytes` is the size of the real images; it counts if they are copied into the run folder."""
     measured = measured or Measured("")
     candidates, candidates_basis = _candidates(plan, config, measured)
+    missing, missing_basis = _missing(plan, config, measured)
     hours, hours_basis = _hours(candidates, config, measured)
     cost, cost_basis = _cost(candidates, config, measured)
     size, size_basis = _size(plan, config, measured, real_bytes)
     return Estimate(
         candidates=candidates,
         candidates_basis=candidates_basis,
+        missing=missing,
+        missing_basis=missing_basis,
         hours=hours,
         hours_basis=hours_basis,
         cost=cost,
@@ -232,19 +253,56 @@ def expected_attempts(passes: Iterable[float]) -> float:
 
 
 def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, str]:
+    passes, source = _passes(config, measured)
+    expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
+    acceptance = _acceptance_text(_acceptance(config.planning, measured)[0])
+    passing = f"{acceptance} of candidates pass ({source})"
+    basis = f"{counted(plan.total, 'image')}, {passing}, up to {len(passes)} attempts"
+    limit = config.budget.max_candidates
+    if limit is not None and limit < expected:
+        return limit, f"{basis}; held at {limit} by budget.max_candidates"
+    return expected, basis
+
+
+def _passes(config: Config, measured: Measured) -> tuple[list[float], str]:
+    """The probability that each attempt passes once it is made, and what says so."""
     attempts = config.attempts.max + (config.attempts.fallback is not None)
     acceptance, source = _acceptance(config.planning, measured)
     # Attempts differ, so each has its own rate; a rare attempt leans on the overall rate.
     seen = [(tally.accepted, tally.candidates) for tally in measured.by_attempt[:attempts]]
     seen += [(0, 0)] * (attempts - len(seen))
-    passes = [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen]
-    expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
-    passing = f"{_acceptance_text(acceptance)} of candidates pass ({source})"
-    basis = f"{counted(plan.total, 'image')}, {passing}, up to {attempts} attempts"
-    limit = config.budget.max_candidates
-    if limit is not None and limit < expected:
-        return limit, f"{basis}; held at {limit} by budget.max_candidates"
-    return expected, basis
+    return [(accepted + acceptance) / (candidates + 1) for accepted, candidates in seen], source
+
+
+def _missing(plan: Plan, config: Config, measured: Measured) -> tuple[int, str]:
+    """The images that are expected to be missing at the end: their slots fail every attempt, or are not begun
+    within the budget."""
+    passes, source = _passes(config, measured)
+    failing = math.prod(1 - chance for chance in passes)
+    rates = " and ".join(_acceptance_text(rate) for rate in dict.fromkeys([max(passes), min(passes)]))
+    basis = (
+        f"{percent(failing, 1, 1)} of slots fail all {counted(len(passes), 'attempt')}, which pass at"
+        f" {'between ' if len(set(passes)) > 1 else ''}{rates} ({source}), if all cells pass alike"
+    )
+    begun = float(plan.total)
+    candidates, budget = _allowed_candidates(config, measured)
+    if candidates / expected_attempts(passes) < begun:
+        begun = candidates / expected_attempts(passes)
+        share = percent(begun * (1 - failing), plan.total)
+        basis += (
+            f"; {budget} allows for {candidates:.0f} candidates: each class gets {share} of what it lacks"
+        )
+    return plan.total - round(begun * (1 - failing)), basis
+
+
+def _allowed_candidates(config: Config, measured: Measured) -> tuple[float, str]:
+    """How many candidates the budget allows, and which setting says so. Hours count if it is known what is
+    made in them."""
+    seconds, generators = _seconds(config.planning, measured)[0], config.actors.generators
+    limits = [(math.inf, ""), (config.budget.max_candidates or math.inf, "budget.max_candidates")]
+    if config.budget.max_hours is not None and seconds is not None and generators != "auto":
+        limits.append((config.budget.max_hours * 3600 * generators / seconds, "budget.max_hours"))
+    return min(limits)
 
 
 def _hours(candidates: int, config: Config, measured: Measured) -> tuple[float | None, str]:

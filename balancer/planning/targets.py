@@ -16,12 +16,66 @@ if TYPE_CHECKING:
 def compute_targets(target: TargetConfig, counts: Mapping[str, int]) -> dict[str, int]:
     """Target of each class, real and generated images together. `counts` are the real images, which may
     exceed the target."""
+    own = {
+        name: counts[name] if wanted == "keep" else wanted
+        for name, wanted in target.classes.items()
+        if name in counts
+    }
+    if len(own) == len(counts):
+        return {name: own[name] for name in counts}
+    return _common_targets(target, counts, own) | own
+
+
+def _common_targets(
+    target: TargetConfig, counts: Mapping[str, int], own: Mapping[str, int]
+) -> dict[str, int]:
+    """The targets of all classes but for those that have their `own`."""
+    largest = max(counts.values())
     if target.per_class is not None:
         return dict.fromkeys(counts, target.per_class)
     if target.ratio_to_largest is not None:
-        return dict.fromkeys(counts, math.ceil(as_written(target.ratio_to_largest) * max(counts.values())))
+        return dict.fromkeys(counts, math.ceil(as_written(target.ratio_to_largest) * largest))
+    if target.rule == "sqrt":
+        return {name: square_root_target(count, largest) for name, count in counts.items()}
+    if target.beta is not None:
+        return {name: effective_target(count, largest, target.beta) for name, count in counts.items()}
     assert target.total is not None
-    return _levelled(target.total, counts)
+    others = {name: count for name, count in counts.items() if name not in own}
+    rest = target.total - sum(max(wanted, counts[name]) for name, wanted in own.items())
+    levelled = _levelled(rest, others)
+    return {name: levelled.get(name, 0) for name in counts}  # in the order of the classes
+
+
+def square_root_target(count: int, largest: int) -> int:
+    """Square-root sampling: classes in proportion to the square roots of their real images, the largest as
+    it is. The square root of `count * largest`, rounded up.
+
+    Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality", NeurIPS
+    2013; Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", ECCV 2018.
+    """
+    square = max(count, 1) * largest
+    return max(count, math.isqrt(square - 1) + 1 if square else 0)
+
+
+def effective_target(count: int, largest: int, beta: float) -> int:
+    """Classes in proportion to their weights in the class-balanced loss, the largest as it is.
+
+    Cui, Jia, Lin, Song and Belongie, "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
+    weigh each image of a class of n by 1/E(n), where E(n) = (1 - beta^n) / (1 - beta) is the effective number
+    of samples. All images of the class together then weigh n/E(n). The target is the number of images with
+    that weight if each weighs as much as one of the largest class, E(largest) * n / E(n), rounded up. It
+    rises with n, since E is concave, and with beta: from n at 0 towards `largest` near 1.
+    """
+    at_least_one = max(count, 1)
+    if beta == 0 or largest == 0:
+        return min(at_least_one, largest)
+    exact = at_least_one * _missing_power(beta, largest) / _missing_power(beta, at_least_one)
+    return max(count, math.ceil(round(exact, 6)))  # 100.0000001 images are 100
+
+
+def _missing_power(beta: float, exponent: int) -> float:
+    """1 - beta^exponent, also for a beta near 1."""
+    return -math.expm1(exponent * math.log(beta))
 
 
 def max_generated(target: TargetConfig, count: int) -> int | None:

@@ -21,6 +21,7 @@ REQUIRED_OF_ALL = names_where(lambda column: column.complete == "all")
 REQUIRED_OF_SYNTHETIC = names_where(lambda column: column.complete == "synthetic")
 
 SHOWN_VALUES = 8
+SHOWN_CLASSES = 40
 ENDED = ("complete", "short", "budget")
 
 
@@ -50,8 +51,13 @@ def classes_filled(facts: Facts) -> Criterion:
         rule=f"Every class reaches {100 * least:g}% of its target",
         met=not below,
         figure=f"lowest {percent(lowest.fill, 1, down=True)}",
-        detail="below: " + ", ".join(below) if below else enough,
+        detail=_below(below) if below else enough,
     )
+
+
+def _below(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    return f"below: {', '.join(names[:SHOWN_CLASSES])}{more}"
 
 
 def slots_succeed(facts: Facts) -> Criterion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,11 @@ class Facts:
         return proof.as_unjudged() if OFF_DOMAIN in self.config.verification.unjudged else proof
 
     @property
+    def heads(self) -> dict[str, str]:
+        """For each property that a head judges besides the words, what came out before the run."""
+        return {name: head["why"] for name, head in (self.run.heads or {}).items() if head["taken"]}
+
+    @property
     def real(self) -> int:
         """Real training images."""
         return sum(count.real for count in self.classes)
@@ -148,6 +154,12 @@ class Facts:
     @property
     def short_cells(self) -> tuple[CellCount, ...]:
         return tuple(cell for cell in self.cells if cell.missing)
+
+    def emptiest_first(self, most: int) -> Sequence[ClassCount]:
+        """All classes in their order, or if there are more than `most` those that are least full."""
+        if len(self.classes) <= most:
+            return self.classes
+        return heapq.nsmallest(most, self.classes, key=lambda count: count.fill)
 
     @property
     def table(self) -> CellTable:

@@ -13,14 +13,17 @@ import pyarrow.compute as pc
 from balancer.dataset.audit import Audit, RealImage, known_values
 from balancer.dataset.splits import assign_splits
 from balancer.errors import DatasetError
+from balancer.images import UnreadableImage, is_common, png_of, read_bytes, suffix_of
 from balancer.manifest.layout import IMAGES_DIR
 from balancer.manifest.log.writer import KEPT, ManifestLog
 from balancer.manifest.rows import REAL, ImageFile, RunFacts, real_id, real_row
 from balancer.storage import Storage, slug
-from balancer.storage.regular_files import read_regular
 from balancer.verification.verdict import Nearest
 
 COMMIT_ROWS = 1024
+
+COMMON = frozenset(("png", "jpg", "jpeg", "jpe", "jfif", "webp"))
+"""Suffixes of formats that every reader of a run knows; of others, the run gets the same pixels as PNG."""
 
 WRITERS = 8
 """Images written at once: an object store is slow for each, and hardly slower for several."""
@@ -80,17 +83,36 @@ def _known_splits(log: ManifestLog) -> dict[str, str]:
 def _store(image: RealImage, dataset: Path, storage: Storage, facts: RunFacts, log: ManifestLog) -> ImageFile:
     source = dataset / image.file_name
     if facts.config.output.real_images == "reference":
-        return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
-    try:
-        data = read_regular(source, max_bytes=image.num_bytes, follow_links=False)
-    except OSError as error:
-        problem = f"{source} changed while the run was starting: {error.strerror}"
-        raise DatasetError(problem, hint="run the same command again") from error
-    if hashlib.sha256(data).hexdigest() != image.sha256:
-        raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
+        return _reference(source, image)
+    data, suffix = _read(source, image), PurePosixPath(image.file_name).suffix[1:].lower()
+    if suffix not in COMMON and is_common(data):
+        suffix = suffix_of(data)
+    elif suffix not in COMMON:
+        limit = round(facts.config.dataset.max_image_megapixels * 1e6)
+        data, suffix = png_of(data, max_pixels=limit), "png"
     # The name has part of the content's hash, because the dataset's file may have changed since a crash.
     name = PurePosixPath(image.file_name)
     stem = log.free_name(f"{IMAGES_DIR}/{slug(image.class_name)}/real/{slug(str(name))}")
-    path = f"{stem}-{image.sha256[:12]}.{slug(name.suffix[1:].lower())}"
+    path = f"{stem}-{image.sha256[:12]}.{slug(suffix)}"
     storage.publish(path, data)
-    return ImageFile(path, image.sha256, image.num_bytes)
+    return ImageFile(path, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _reference(source: Path, image: RealImage) -> ImageFile:
+    if PurePosixPath(image.file_name).suffix[1:].lower() not in COMMON or not source.is_file():
+        raise DatasetError(
+            f"{source}: a run can refer to PNG, JPEG and WebP files only (output.real_images: reference)",
+            hint="set output.real_images: copy, which copies it into the run, where needed as PNG",
+        )
+    return ImageFile(str(source.resolve()), image.sha256, image.num_bytes)
+
+
+def _read(source: Path, image: RealImage) -> bytes:
+    try:
+        data = read_bytes(source, max_bytes=image.num_bytes)
+    except UnreadableImage as error:
+        problem = f"{source} changed while the run was starting: {error.reason}"
+        raise DatasetError(problem, hint="run the same command again") from error
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise DatasetError(f"{source} changed while the run was starting", hint="run the same command again")
+    return data

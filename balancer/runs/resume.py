@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
-import gc
 import importlib.metadata
 import json
 import os
 import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.errors import UsageError
-from balancer.manifest.layout import RUN_FILE, is_typicality
+from balancer.manifest.layout import RUN_FILE, is_learned
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import Rules, as_settings, config_under, is_judgeable
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.planning.plan import Plan, Priority
+from balancer.process.collection import gc_paused
 from balancer.scheduling.adaptive import WordingCounts
 from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.prompts import ladder
@@ -40,7 +39,9 @@ CALIBRATION = "calibration"
 SHAPING = ("classes", "share")
 """Settings of a facet and its values that shape the plan."""
 
-SETTLED = tuple(("verification", name) for name in ("typicality", "max_true_lost", "negatives"))
+SETTLED = tuple(
+    ("verification", name) for name in ("typicality", "max_true_lost", "negatives", "heads", "backbone")
+)
 
 HISTORY_ROWS = 65_536
 """Rows of the manifest that are Python objects at once."""
@@ -61,8 +62,8 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
         return None
     if storage.exists(RUN_FILE):
         return read_run(storage)
-    # The first file of a run is written before run.json, which names it.
-    others = [path for path in storage.list("") if not (is_temporary(path) or is_typicality(path))]
+    # The first files of a run are written before run.json, which names them.
+    others = [path for path in storage.list("") if not (is_temporary(path) or is_learned(path))]
     if others:
         raise UsageError(
             f"{out} holds files but no run, such as {others[0]}",
@@ -72,9 +73,14 @@ def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
 
 
 def describe_run(
-    config: Config, plan: Plan, models: Models, challenge: Mapping[str, Any] | None = None
+    config: Config,
+    plan: Plan,
+    models: Models,
+    challenge: Mapping[str, Any] | None = None,
+    heads: Mapping[str, dict[str, Any]] | None = None,
 ) -> RunInfo:
-    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`."""
+    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`, and `heads` is
+    `Heads.as_dict`."""
     return RunInfo(
         run_id=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -90,6 +96,7 @@ def describe_run(
         versions={name: _version(name) for name in VERSIONED_PACKAGES},
         models={kind: _identity(described) for kind, described in models.items()},
         challenge=None if challenge is None else dict(challenge),
+        heads=None if heads is None else dict(heads),
     )
 
 
@@ -122,6 +129,8 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
     settings = config.model_dump(mode="json")
     settings["classes"] = {named(name): entry for name, entry in settings["classes"].items()}
     settings["facets"] = {named(name): entry for name, entry in settings["facets"].items()}
+    wanted = settings["target"]
+    wanted["classes"] = {named(name): target for name, target in wanted["classes"].items()}
     for facet in settings["facets"].values():
         facet["values"] = {named(value): entry for value, entry in facet["values"].items()}
         if facet["classes"] != "all":
@@ -190,7 +199,8 @@ def _refuse_another_plan(before: Config, config: Config, paths: Sequence[tuple[s
 
 
 def _refuse_what_is_settled(paths: Sequence[tuple[str, ...]]) -> None:
-    """What decides who is of the domain was found out, and written down, before the first image."""
+    """What decides who is of the domain, and what judges, was found out and written down before the first
+    image."""
     if settled := [join_keys(path) for path in paths if path[:2] in SETTLED]:
         raise UsageError(
             f"settled when the run began: {', '.join(settled)}",
@@ -228,8 +238,12 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 
 def is_another_verifier(models: Models, known: RunInfo) -> bool:
-    """Whether it has other weights than when the run began."""
-    return "weights" in _differing(known.models["verifier"], _identity(models["verifier"]))
+    """Whether it, or its backbone, has other weights than when the run began."""
+    return any(
+        "weights" in _differing(known.models[kind], _identity(models[kind]))
+        for kind in ("verifier", "backbone")
+        if kind in known.models and kind in models
+    )
 
 
 def _rejudging(paths: Sequence[tuple[str, ...]], config: Config) -> str:
@@ -292,7 +306,7 @@ def restore_schedule(info: RunInfo, config: Config, rows: pa.Table, limit: int |
         (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
     rungs = ladder(config)
-    with _gc_paused():
+    with gc_paused():
         return Schedule(
             quotas,
             attempts=len(rungs),
@@ -309,18 +323,6 @@ def accepted_in_order(schedule: Schedule, facts: RunFacts) -> list[Candidate]:
     """Accepted candidates in the plan's order, not in that of acceptance."""
     slots = sorted(schedule.accepted, key=facts.number)
     return [Candidate(slot, schedule.accepted[slot]) for slot in slots]
-
-
-@contextmanager
-def _gc_paused() -> Iterator[None]:
-    """While millions of long-lived objects are created, garbage collection takes a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def count_wordings(rows: pa.Table) -> WordingCounts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,12 +17,13 @@ from balancer.config.schema import (
     INTERNAL_PREFIX,
     RESERVED_FACET_NAMES,
     SAMPLE_DATASET,
+    Config,
+    DatasetConfig,
     Name,
     VerificationConfig,
 )
 from balancer.config.yaml_reading import Document, read_document
-from balancer.dataset.audit import Audit, RealImage, find_dataset, list_columns
-from balancer.dataset.audit import audit as run_audit
+from balancer.dataset.audit import Audit, RealImage, audit_path, find_dataset, list_columns
 from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import ConfigDraft, DraftFacet, Holdout, format_config
@@ -45,37 +47,53 @@ _LIGHTING = {
 
 
 def starter_config(dataset: str) -> str:
-    """A config for the dataset at this path, as YAML for `load_config`.
+    """A config for the dataset at this path, as YAML for `load_config`; see `draft_config`."""
+    return draft_config(dataset, DatasetConfig())[0]
+
+
+def draft_config(
+    dataset: str, settings: DatasetConfig, look: Callable[[Config], str] = lambda config: ""
+) -> tuple[str, tuple[str, ...]]:
+    """A config for the dataset at this path, as YAML for `load_config`, and warnings about the dataset.
+    `look` may say what a head sees in the labelled images of a config.
 
     Raises DatasetError if it is not a dataset, or has classes that no config can name.
     """
-    audit = run_audit(find_dataset(dataset))
+    audit = audit_path(dataset, settings)
     _check_names(dataset, audit)
-    holdout = _find_holdout(dataset, audit)
+    holdout = _find_holdout(dataset, audit, settings)
     names = sorted({*audit.counts, *(holdout.audit.counts if holdout else ())})
     training = Counter(image.class_name for image in audit.images if not is_kept_apart(image))
     facets, left_out = _read_facets(audit)
     shown = facets or (DraftFacet("lighting", _LIGHTING, None, {}),)
     labelled = [*audit.images, *(holdout.audit.images if holdout else ())]
-    text = format_config(
-        ConfigDraft(
-            dataset=dataset,
-            audit=audit,
-            counts={name: audit.counts.get(name, 0) for name in names},
-            training={name: training[name] for name in names},
-            holdout=holdout,
-            facets=shown,
-            has_facets=bool(facets),
-            left_out=left_out,
-            unproven=_unproven(names, facets, labelled),
-        )
+    draft = ConfigDraft(
+        dataset=dataset,
+        settings=settings.model_dump(mode="json", exclude_defaults=True, exclude={"path", "holdout"}),
+        audit=audit,
+        counts={name: audit.counts.get(name, 0) for name in names},
+        training={name: training[name] for name in names},
+        holdout=holdout,
+        facets=shown,
+        has_facets=bool(facets),
+        left_out=left_out,
+        unproven=_unproven(names, facets, labelled),
     )
+    text, config = _formatted(draft)
+    if seen := look(config):
+        text, _ = _formatted(replace(draft, heads=seen))
+    return text, audit.warnings
+
+
+def _formatted(draft: ConfigDraft) -> tuple[str, Config]:
+    text = format_config(draft)
     if len(text.encode()) > MAX_FILE_BYTES:
-        limit = size(MAX_FILE_BYTES)
-        raise DatasetError(f"{dataset}: {len(names)} classes need more than {limit}, the limit of a config")
-    document = read_document(text, lambda line: f"config for {dataset}, line {line}")
-    validate_document(document or Document())  # never return a config that does not load
-    return text
+        limit, classes = size(MAX_FILE_BYTES), len(draft.counts)
+        raise DatasetError(
+            f"{draft.dataset}: {classes} classes need more than {limit}, the limit of a config"
+        )
+    document = read_document(text, lambda line: f"config for {draft.dataset}, line {line}")
+    return text, validate_document(document or Document())  # never return a config that does not load
 
 
 def _check_names(dataset: str, audit: Audit) -> None:
@@ -104,17 +122,18 @@ def _is_name(name: str) -> bool:
 # The hold-out
 
 
-def _find_holdout(dataset: str, audit: Audit) -> Holdout | None:
+def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig) -> Holdout | None:
     """A sibling folder with most of the dataset's classes; it may have other classes, too."""
     if dataset == SAMPLE_DATASET:
-        return Holdout(SAMPLE_DATASET, run_audit(find_dataset(dataset, "holdout"), facets=audit.facet_names))
+        at = str(find_dataset(dataset, "holdout"))
+        return Holdout(SAMPLE_DATASET, audit_path(at, settings, audit.facet_names))
     for name in HOLDOUT_FOLDERS:
         path = os.path.normpath(os.path.join(dataset, os.pardir, name))
         folder = find_dataset(path)
         if not folder.is_dir() or folder.samefile(audit.path):
             continue
         try:
-            sibling = run_audit(folder, facets=audit.facet_names)
+            sibling = audit_path(path, settings, audit.facet_names)
         except DatasetError:
             continue
         common = sibling.counts.keys() & audit.counts.keys()

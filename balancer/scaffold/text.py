@@ -40,14 +40,16 @@ class DraftFacet:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDraft:
-    """Contents of the new config. `dataset` is the path as the user gave it.
+    """Contents of the new config. `dataset` is the path as the user gave it; `settings` are others of that
+    section.
 
     `counts` include classes of the hold-out only; `training` excludes images that the table's column `split`
     assigns to validation or test. `left_out` are columns that are not facets, with the reason. `unproven` are
-    the entries of `verification.unjudged`.
+    the entries of `verification.unjudged`, `heads` what a head sees in the images, empty if nothing more.
     """
 
     dataset: str
+    settings: Mapping[str, object]
     audit: Audit
     counts: Mapping[str, int]
     training: Mapping[str, int]
@@ -56,6 +58,7 @@ class ConfigDraft:
     has_facets: bool
     left_out: Sequence[str]
     unproven: Sequence[str]
+    heads: str = ""
 
 
 def format_config(draft: ConfigDraft) -> str:
@@ -78,7 +81,11 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
     return {
         "name": SAMPLE_DATASET if is_sample else draft.audit.path.resolve().name,
         "seed": 0,
-        "dataset": {"path": draft.dataset} | ({"holdout": draft.holdout.path} if draft.holdout else {}),
+        "dataset": {
+            "path": draft.dataset,
+            **draft.settings,
+            **({"holdout": draft.holdout.path} if draft.holdout else {}),
+        },
         "target": {"per_class": max(draft.training.values()) or TARGET_WITHOUT_IMAGES},
         "classes": {name: {"prompts": [class_wording(name)]} for name in draft.counts},
         "facets": {
@@ -104,6 +111,7 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
             "revision": verifier.revision,
             "threshold": 0.6,
             **({"unjudged": [*draft.unproven]} if draft.unproven else {}),
+            **({"heads": "auto"} if draft.heads else {}),
         },
         "attempts": {"max": 3},
         "review": {"fraction": 0.1},
@@ -129,6 +137,7 @@ def _above(draft: ConfigDraft) -> dict[KeyPath, str]:
         ("generation",): _GENERATION,
         ("verification",): "threshold: least probability each property of an accepted image must have.",
         ("verification", "unjudged"): _UNJUDGED,
+        ("verification", "heads"): f"{draft.heads}. {_HEADS}",
         ("review",): "Fraction of the accepted images marked for a person to check.",
         ("actors",): "Stop at once on a machine without a GPU, instead of taking days.",
         ("planning",): "Assumptions of `balancer plan`, not limits.",
@@ -173,7 +182,8 @@ verifier too, and none may be copied."""
 
 _TARGET = """\
 Training images every class should have, real and generated together: as many as the largest class has.
-Instead of per_class: ratio_to_largest: 0.5, or total: 1000."""
+Instead of per_class: ratio_to_largest: 0.5, total: 1000, or rule: sqrt; for single classes, \
+classes: {NAME: 80}."""
 
 _CLASSES = """\
 EDIT the prompts: describe each class in several wordings; attempts use them in turn.
@@ -191,6 +201,10 @@ The generated images of a class are spread evenly over the values; for another d
 value a `share`."""
 
 _GENERATION = "Makes photographs. Needs a CUDA GPU with 16 GB or more and, on first use, a download of 7 GB."
+
+_HEADS = """\
+auto: a run looks again with its own verifier, and takes a head for each property that one judges better \
+than the words alone, on images left out."""
 
 _UNJUDGED = f"""\
 There are fewer than {VerificationConfig().min_examples} labelled images of these, or none of anything \

@@ -22,13 +22,11 @@ from typing import TypeVar
 from balancer.cells import Candidate, Cell, Slot
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.ledger import Ledger, Outcome
+from balancer.scheduling.order import Quota, slots_in_turn
 from balancer.scheduling.queues import Queues
 from balancer.scheduling.speculation import Speculation
 
 T = TypeVar("T")
-
-Quota = tuple[Cell, int, int]
-"""A cell, how many images it lacks, and its rank: lower ranks come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +237,6 @@ class Schedule:
     def open(self) -> int:
         """Slots neither accepted nor short."""
         return self.wanted - len(self.accepted) - len(self.short)
-
-
-def slots_in_turn(quotas: Sequence[Quota]) -> Iterator[Slot]:
-    """Rank by rank, the first slot of each cell, then the second of each: batches mix cells."""
-    for rank in sorted({rank for _, _, rank in quotas}):
-        cells = [(cell, quota) for cell, quota, cell_rank in quotas if cell_rank == rank]
-        for index in range(max(quota for _, quota in cells)):
-            yield from (Slot(cell, index) for cell, quota in cells if index < quota)
 
 
 def in_batches(items: Iterable[T], group_of: Callable[[T], Hashable], size: int) -> list[list[T]]:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-MOST_VALUES = 5_000_000
-"""Values take up to 130 times their length in memory. The plan of 100,000 cells with 30 facets each has 3.5
+MOST_VALUES = 6_000_000
+"""Values take up to 130 times their length in memory. The plan of 120,000 cells with 30 facets each has 4.3
 million."""
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -44,6 +44,9 @@ MIN_IMAGES = 20
 LISTED = 3
 """Images that a note names."""
 
+MOST_LEFT_OUT = 20
+"""Classes that are left out in turn."""
+
 UNJUDGED = "nothing is rejected as off_domain: verification.unjudged names it"
 
 MIN_DOMAIN_SCORE = 0.05
@@ -89,10 +92,11 @@ class SeenImages:
 @dataclass(frozen=True, slots=True)
 class SeenReal:
     """A labelled real image and variations of it: `features` by kind, (1 + variations, numbers), the first
-    row of the image itself, as is its `domain_score`."""
+    row of the image itself, as are its `domain_score` and its `head_features`, (numbers) by kind."""
 
     features: Mapping[str, NDArray[np.float32]]
     domain_score: float
+    head_features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,8 @@ class DomainProof:
     `images` are the labelled images that were compared, and `by_class` how many of each class. `picked` are
     the kinds of features of typicality, empty without it, and `sha256` is that of its file. `lost` is the
     share of the labelled images that typicality and words reject, None without enough of them to say.
-    `notes` say why one of both is not used.
+    `lost_unseen` is that of a class without labelled images, as found by leaving out each class in turn; None
+    if there is no such class, or typicality has no part in it. `notes` say why one of both is not used.
     """
 
     images: int
@@ -133,11 +138,14 @@ class DomainProof:
     challenges: tuple[Challenged, ...]
     by_class: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    lost_unseen: float | None = None
 
     def as_unjudged(self) -> DomainProof:
         """What it comes to if nothing is rejected as `off_domain`."""
         challenges = tuple(replace(each, accepted=each.before) for each in self.challenges)
-        return replace(self, limits=NO_LIMITS, lost=0.0, challenges=challenges, notes=(UNJUDGED,))
+        return replace(
+            self, limits=NO_LIMITS, lost=0.0, lost_unseen=None, challenges=challenges, notes=(UNJUDGED,)
+        )
 
     @property
     def judged(self) -> tuple[Challenged, ...]:
@@ -162,6 +170,7 @@ class DomainProof:
                 for each in self.challenges
             },
             "true_lost": self.lost,
+            "true_lost_unseen": self.lost_unseen,
             "labelled_images": self.images,
             "by_class": dict(self.by_class),
             "typicality": self.sha256,
@@ -183,6 +192,7 @@ class DomainProof:
             challenges=tuple(Challenged(kind, **entry) for kind, entry in document["by_kind"].items()),
             by_class=document["by_class"],
             notes=tuple(document["notes"]),
+            lost_unseen=document.get("true_lost_unseen"),  # runs begun before it was asked lack it
         )
 
 
@@ -228,6 +238,7 @@ def prove_domain(
         ),
         by_class=dict(Counter(image.class_name for image in real)),
         notes=tuple(notes),
+        lost_unseen=_lost_unseen(real, rule, config),
     )
     return Domain(proof, data)
 
@@ -262,10 +273,9 @@ def _rules(real: Sequence[RealImage], config: Config) -> tuple[list[_Rule], list
         never = "verification.typicality is never"
         notes.append(f"no typicality: {never if wanted.typicality == 'never' else few}")
         return [_Rule(DomainLimits(None, score), None, lost) for score, lost in words], notes
-    models, rules = _models(real, config), []
+    models, rules = _fit(real, _candidates(real, config)), []
     for score, lost in words:
-        # No p-value is lower than 1 / (n + 1), so no lower limit would reject anything.
-        limit = max(wanted.max_true_lost - (lost or 0.0), (1.0 + 1e-9) / (groups + 1.0))
+        limit = max(wanted.max_true_lost - (lost or 0.0), _least_limit(groups))
         rules += [_Rule(DomainLimits(limit, score), model, (lost or 0.0) + limit) for model in models]
     return rules, notes
 
@@ -287,12 +297,15 @@ def _words(
     return [(None, 0.0)], [f"words do not decide: they would reject {which}"]
 
 
-def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
+def _candidates(real: Sequence[RealImage], config: Config) -> list[tuple[str, ...]]:
+    """The sets of kinds of features that typicality may look at."""
     everywhere = {image.class_name for image in real} >= set(config.classes)
     available = real[0].seen.features.keys()
-    candidates = [
-        kinds for kinds in (*WITHOUT_PLACES, *(WITH_PLACES if everywhere else ())) if available >= set(kinds)
-    ] or [*WITHOUT_LAYERS]
+    sets = (*WITHOUT_PLACES, *(WITH_PLACES if everywhere else ()))
+    return [kinds for kinds in sets if available >= set(kinds)] or [*WITHOUT_LAYERS]
+
+
+def _fit(real: Sequence[RealImage], candidates: Sequence[tuple[str, ...]]) -> list[Typicality]:
     used = dict.fromkeys(kind for kinds in candidates for kind in kinds)
     features = {
         kind: np.concatenate([image.seen.features[kind] for image in real]).astype(np.float64)
@@ -302,6 +315,34 @@ def _models(real: Sequence[RealImage], config: Config) -> list[Typicality]:
     groups = np.repeat(np.unique([image.group for image in real], return_inverse=True)[1], rows)
     fits = fit_kinds(features, groups, used)
     return [combine(fits, groups, kinds) for kinds in candidates]
+
+
+def _lost_unseen(real: Sequence[RealImage], rule: _Rule, config: Config) -> float | None:
+    """Of the images of a class, the share that is rejected if the others are all that is known; the mean over
+    classes."""
+    classes = sorted({image.class_name for image in real})
+    if rule.model is None or rule.limits.typicality is None or classes == sorted(config.classes):
+        return None
+    shares = []
+    for name in classes[:MOST_LEFT_OUT]:
+        own = [image for image in real if image.class_name == name]
+        groups = {image.group for image in own}
+        others = [image for image in real if image.group not in groups]
+        if (known := len({image.group for image in others})) < MIN_IMAGES:
+            continue
+        [model] = _fit(others, [tuple(rule.model.distances)])
+        limits = replace(rule.limits, typicality=max(rule.limits.typicality, _least_limit(known)))
+        features = {
+            kind: np.concatenate([image.seen.features[kind][:1] for image in own]) for kind in model.distances
+        }
+        scores = np.array([image.seen.domain_score for image in own])
+        shares.append(1.0 - float(_Rule(limits, model, None).passes(features, scores).mean()))
+    return sum(shares) / len(shares) if shares else None
+
+
+def _least_limit(groups: int) -> float:
+    """No p-value is lower than 1 / (n + 1), so no lower limit would reject anything."""
+    return (1.0 + 1e-9) / (groups + 1.0)
 
 
 def lowest_threshold(config: Config) -> float:
@@ -377,6 +418,8 @@ def summarise(proof: DomainProof) -> str:
         if proof.lost is None
         else f"of {counted(proof.images, 'labelled image')} about {percent(proof.lost, 1, 1)} would not"
     )
+    if proof.lost_unseen is not None:
+        lost += f", of those of a class without any about {percent(proof.lost_unseen, 1, 1)}"
     line = (
         f"off_domain: of {sum(each.images for each in proof.judged)} images of none of the classes "
         f"{percent(proof.accepted_share(), 1, 1)} would pass; {lost}"

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from balancer.errors import ManifestError
+
 Candidate = TypeVar("Candidate", bound=Hashable)
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -30,6 +32,7 @@ Features = Mapping[str, NDArray[np.floating[Any]]]
 """Kind of feature -> (images, numbers)."""
 
 MAX_TYPICALITY_BYTES = 500_000_000
+MAX_ARRAYS = 200
 
 FINAL = "final"
 PIXEL_KINDS = ("sharpness", "relative_sharpness", "seams", "cuts")
@@ -104,7 +107,14 @@ class Typicality:
     references: tuple[Reference, ...]
 
     def score(self, features: Features) -> Floats:
-        """The higher, the odder."""
+        """The higher, the odder. ManifestError if the features are not those it was fitted on."""
+        for kind, one in self.distances.items():
+            if kind not in features or features[kind].shape[1] != len(one.centre):
+                raise ManifestError(
+                    f"typicality compares {len(one.centre)} numbers of {kind!r}, which this verifier does not"
+                    " give",
+                    hint="begin another run",
+                )
         return _combined(
             [one.excess(np.asarray(features[kind], np.float64)) for kind, one in self.distances.items()]
         )
@@ -263,7 +273,7 @@ def to_bytes(model: Typicality) -> bytes:
 def from_bytes(data: bytes) -> Typicality:
     """Raises ValueError if it is not what `to_bytes` gives."""
     try:
-        arrays = {name: np.asarray(values, np.float64) for name, values in load(data).items()}
+        arrays = _read_arrays(data)
         groups: dict[str, dict[str, Floats]] = {}
         for name, values in arrays.items():
             kind, _, part = name.rpartition("/")
@@ -278,8 +288,8 @@ def from_bytes(data: bytes) -> Typicality:
             for kind, parts in sorted(groups.items())
             if kind.startswith(_REFERENCE)
         )
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"no model of typicality: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"no model of typicality: it lacks {error}") from error
     if not distances or not references:
         raise ValueError("no distances, or no references")
     return Typicality(distances, references)
@@ -294,6 +304,18 @@ def read_typicality(data: bytes, sha256: str) -> Typicality:
 
 _PARTS = ("centre", "scale", "axes", "variances", "numbers")
 _REFERENCE = "reference"
+
+
+def _read_arrays(data: bytes) -> dict[str, Floats]:
+    try:
+        arrays = load(data)
+    except (SafetensorError, KeyError, TypeError) as error:  # a KeyError for a type that numpy lacks
+        raise ValueError(f"no arrays of single precision: {error}") from error
+    if len(arrays) > MAX_ARRAYS:
+        raise ValueError(f"more than {MAX_ARRAYS} arrays")
+    if any(values.dtype != np.float32 for values in arrays.values()):
+        raise ValueError("single precision expected")
+    return {name: values.astype(np.float64) for name, values in arrays.items()}
 
 
 def _read_reference(scores: Floats, weights: Floats) -> Reference:
@@ -319,7 +341,7 @@ def _read_distance(
     ):
         raise ValueError("a distance whose parts do not fit together")
     rest, usual, spread = numbers.tolist()
-    if not min(rest, spread, *scale, *variances) > 0.0:
+    if not (min(rest, spread) > 0.0 and (scale > 0.0).all() and (variances > 0.0).all()):
         raise ValueError("a distance needs scales and variances above 0")
     return Distance(centre, scale, axes, variances, rest, usual, spread)
 

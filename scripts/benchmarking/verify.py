@@ -71,7 +71,7 @@ def _typicality(verifier: Verifier, pixels: np.ndarray) -> Typicality:
 
 def _full_size(images: int, repeats: int) -> dict[str, Any]:
     """The work all three have in common: preprocessing, image embeddings, probabilities of one property."""
-    from actors.models.encoder import batched
+    from actors.models.vision.encoder import batched
 
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     tokenize = open_clip.get_tokenizer("ViT-B-32")

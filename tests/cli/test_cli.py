@@ -22,6 +22,9 @@ from rich.cells import cell_len
 
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
+from balancer.config.load import load_config
+from balancer.planning.plan import make_plan
+from balancer.runs.resume import describe_run, restore_schedule
 from balancer.scheduling.progress import ClassProgress, Snapshot, progress_line
 from balancer.storage import open_storage
 from balancer.text.quantities import duration
@@ -293,6 +296,7 @@ light
 estimate
   what                  expected  basis
   candidates            6         6 images, 100% of candidates pass (planning.acceptance), up to 3 attempts
+  images missing        0         0% of slots fail all 3 attempts, which pass at 100% (planning.acceptance), if all cells pass alike
   time                  0:30      6 candidates of 10 s each (planning.seconds_per_candidate), 2 generators (actors.generators)
   cost                  -         set planning.cost_per_generator_hour for an estimate
   disk                  44 kB     6 images of 7 kB (60 % of raw pixels; planning.bytes_per_image)
@@ -300,13 +304,70 @@ estimate
   time per image        10 s      1 candidates of 10 s each (planning.seconds_per_candidate) on one generator
   cost per image        -         set planning.cost_per_generator_hour for an estimate
 
-cells, in the order in which they are filled
+cells, in the order in which they are begun; all are filled to the same share
   priority  class  light   images
   critical  b      dark         2
-  critical  b      bright       2
   high      a      -            2
+  critical  b      bright       2
 """  # noqa: E501
     )
+
+
+@pytest.fixture
+def large_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """60 classes of 8 cells, which lack 1 to 60 images."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"class{number:02d}" for number in range(60)]
+    for name in names:
+        (tmp_path / "dataset" / name).mkdir(parents=True)
+    config = {
+        "dataset": {"path": "dataset"},
+        "classes": {name: {"prompts": [name]} for name in names},
+        "facets": {"light": {"values": {f"light{n}": {"prompts": ["x"]} for n in range(8)}}},
+        "target": {"classes": {name: number + 1 for number, name in enumerate(names)}},
+        "actors": {"kind": "simulated"},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_plan_of_many_classes_begins_with_a_summary_and_lists_those_that_lack_most(large_job: Path):
+    lines = invoke("plan", "job.yaml").stdout.splitlines()
+    assert lines[:3] == [
+        "priorities", "  priority  classes  cells  images", "  critical       60    452    1830",
+    ]  # fmt: skip
+    assert lines[4] == "1830 images to generate in 452 cells of 60 classes"
+    assert lines[6].split() == ["class59", "0", "60", "60", "60"]
+    assert "  and 10 more classes, which lack no more (--all lists them)" in lines
+    assert lines[-1] == "  and 402 more cells (--all lists them)"
+
+
+def test_plan_lists_all_if_asked(large_job: Path):
+    lines = invoke("plan", "job.yaml", "--all").stdout.splitlines()
+    assert lines[2].split() == ["class00", "0", "1", "1", "1"]
+    assert not any("--all" in line for line in lines)
+    assert len([line for line in lines if line.startswith("  critical")]) == 452
+
+
+def test_plan_warns_of_some_of_many_classes_that_stay_below_their_target(large_job: Path):
+    arguments = ("plan", "job.yaml", "--set", "target.max_synthetic_share=0.5")
+    warnings = [line for line in invoke(*arguments).stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == console.LISTED + 1
+    assert warnings[-1] == "warning: the same of 10 more classes (--all lists them)"
+    assert invoke(*arguments, "--all").stderr.count("target.max_synthetic_share allows no more") == 60
+
+
+def test_plan_lists_cells_in_the_order_in_which_a_run_begins_them(large_job: Path):
+    config = load_config("job.yaml")
+    models: dict[str, dict[str, Any]] = {
+        "generator": {"model": "m", "revision": None},
+        "verifier": {"model": "m", "revision": None, "embedding_dim": 8},
+    }
+    info = describe_run(config, make_plan(config, {}), models)
+    schedule = restore_schedule(info, config, info.schema().empty_table(), None)
+    begun = dict.fromkeys(candidate.slot.cell.key for candidate in schedule.next_batch(10_000))
+    cells = json.loads(invoke("plan", "job.yaml", "--json").stdout)["cells"]
+    assert [f"{cell['class']}/{cell['light']}" for cell in cells] == list(begun)
 
 
 def test_plan_as_json_is_one_object(small_job: Path):
@@ -318,8 +379,8 @@ def test_plan_as_json_is_one_object(small_job: Path):
     }
     assert plan["cells"] == [
         {"class": "b", "light": "dark", "quota": 2, "priority": "critical"},
-        {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
         {"class": "a", "light": None, "quota": 2, "priority": "high"},
+        {"class": "b", "light": "bright", "quota": 2, "priority": "critical"},
     ]
     assert (plan["estimate"]["candidates"], plan["estimate"]["hours"]) == (6, pytest.approx(1 / 120))
 
@@ -380,8 +441,8 @@ def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
     result = invoke(*PLAN, "--json")
     assert json.loads(result.stdout)["total"] == 5
     assert result.stderr == (
-        "warning: 1 image cannot be read, so it is not counted: a/broken.png: not a PNG, JPEG or WebP image "
-        "(`balancer audit data` lists it)\n"
+        "warning: 1 image cannot be read, so it is not counted: a/broken.png: not a PNG, JPEG, WebP, TIFF,"
+        " BMP, GIF or AVIF image (`balancer audit data` lists it)\n"
         "warning: exact duplicates, counted: 1 (`balancer audit data` lists them)\n"
     )
 
@@ -625,6 +686,16 @@ def test_a_live_display_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch)
     with console.progress_display(STEERING) as display:
         display.update(snapshot(by_class={STEERING: ClassProgress(1, 1)}))
     assert not steers(terminal.getvalue())
+
+
+def test_a_live_display_of_many_classes_shows_those_that_are_least_full(monkeypatch: pytest.MonkeyPatch):
+    terminal = use_terminal(monkeypatch)
+    by_class = {f"class{n:04d}": ClassProgress(100, 100 - n // 50) for n in range(5000)}
+    with console.progress_display("run") as display:
+        display.update(snapshot(by_class=by_class))
+    shown = set(re.findall(r"class\d{4}", terminal.getvalue()))
+    assert shown == {f"class{n:04d}" for n in range(4950, 4950 + console.BARS)}
+    assert f"and {5000 - console.BARS} classes that are fuller" in terminal.getvalue()
 
 
 def test_csv_is_escaped_on_a_terminal_and_as_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch):

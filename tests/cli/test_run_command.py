@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 import actors.run as job
 from balancer.cli import main
+from balancer.storage import open_storage
+from tests.manifest_samples import rejected, start
 
 CONFIG = "classes: {a: {prompts: [a]}}\ntarget: {per_class: 2}\n"
 
@@ -40,6 +42,19 @@ def test_a_run_that_was_limited_says_so(monkeypatch, tmp_path):
 def test_images_that_were_tried_in_vain_are_told_from_those_nobody_tried(state, monkeypatch, tmp_path):
     told = ended(monkeypatch, tmp_path, state, accepted=0, short=1).stderr
     assert "2 images are missing (1: no attempt passed; 1: " in told
+
+
+def test_a_run_that_ends_short_says_what_would_help(monkeypatch, tmp_path):
+    log = start(open_storage(tmp_path / "run", create=True))
+    log.commit([rejected("basic/dim/0000", attempt, score=0.55) for attempt in (1, 2, 3, 4)])
+    log.close("short")
+    stderr = ended(monkeypatch, tmp_path, "short", accepted=1, short=1).stderr
+    assert "what would help: lighting rejected 4 of 4 candidates there" in stderr
+    assert "what would help: verification.threshold=0.55 would accept 1 more" in stderr
+
+
+def test_a_run_that_is_complete_gives_no_advice(monkeypatch, tmp_path):
+    assert "what would help" not in ended(monkeypatch, tmp_path, "complete", accepted=2).stderr
 
 
 def test_a_run_says_in_the_end_which_classes_stay_below_their_target_by_design(monkeypatch, tmp_path):

@@ -107,7 +107,7 @@ def facets(count: int, values: int) -> dict[str, Any]:
     ("asked", "problem"),
     [
         (facets(20, 4), r"2 classes x 4 x 4 x .* facet values make 2,199,023,255,552 cells, over the limit"),
-        (facets(8, 10), "make 200,000,000 cells, over the limit of 100,000; use fewer facets or values"),
+        (facets(8, 10), "make 200,000,000 cells, over the limit of 120,000; use fewer facets or values"),
         (facets(MAX_FACETS_OF_CLASS + 1, 1), "31 apply to class 'basic', over the limit of 30"),
         (facets(MAX_FACETS + 1, 1), "there are 501, over the limit of 500"),
     ],
@@ -119,10 +119,10 @@ def test_more_cells_than_can_be_planned_are_counted_before_they_are_built(asked:
 
 
 def test_as_many_cells_as_are_allowed_may_be_asked_for():
-    most = {**facets(4, 10), "g": facet(*[None] * 5)}
-    assert len(CLASSES) * 10**4 * 5 == MAX_CELLS
+    most = {**facets(4, 10), "g": facet(*[None] * 6)}
+    assert len(CLASSES) * 10**4 * 6 == MAX_CELLS
     assert config(facets=most).facets.keys() == most.keys()
-    assert "make 120,000 cells" in faults(facets={**most, "g": facet(*[None] * 6)})
+    assert "make 140,000 cells" in faults(facets={**most, "g": facet(*[None] * 7)})
 
 
 def test_a_facet_counts_only_in_the_classes_it_applies_to():

@@ -346,14 +346,46 @@ def test_a_missing_key_is_named_where_its_section_begins():
     assert problems(GOOD.replace("prompts:", "labels:")) == ["job.yaml:3: classes.basic.prompts: missing"]
 
 
+def test_null_removes_the_target_of_a_class_that_a_base_gives(tmp_path: Path):
+    Path("base.yaml").write_text(GOOD.replace("{per_class: 50}", "{per_class: 50, classes: {basic: 7}}"))
+    assert load("extends: base.yaml\n").target.classes == {"basic": 7}
+    assert load("extends: base.yaml\ntarget: {classes: {basic: null}}\n").target.classes == {}
+    assert load("extends: base.yaml\ntarget: {classes: null}\n").target.classes == {}
+
+
 def test_a_target_is_given_once():
-    rule = "one of per_class, ratio_to_largest, total must be given"
+    rule = "one of per_class, ratio_to_largest, total, rule must be given"
     assert problems(GOOD.replace("{per_class: 50}", "{}")) == [
         f"job.yaml:1: target: {rule}, and none of them is"
     ]
     assert problems(GOOD.replace("{per_class: 50}", "{per_class: 50, total: 9}")) == [
         f"job.yaml:1: target: {rule}, and per_class and total are given"
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("{per_class: 9, classes: {basik: 5}}", ".classes.basik: no class 'basik'; did you mean 'basic'?"),
+        ("{per_class: 9, classes: {xyz: 5}}", ".classes.xyz: no class 'xyz'; the classes are basic, burnt"),
+        (
+            "{classes: {basic: 5}}",
+            ": burnt has no target; name it in target.classes, or give one of per_class, ratio_to_largest,"
+            " total, rule for all other classes",
+        ),
+        (
+            "{per_class: 9, classes: {basic: kep}}",
+            '.classes.basic: should be a whole number or `keep`, not "kep", did you mean `keep`?',
+        ),
+        ("{per_class: 9, classes: {basic: 0}}", ".classes.basic: should be more than 0 or `keep`, not 0"),
+        ("{rule: sqr}", '.rule: should be `effective_number` or `sqrt`, not "sqr", did you mean `sqrt`?'),
+        ("{rule: effective_number}", ": rule: effective_number needs beta, such as 0.999"),
+        ("{rule: sqrt, beta: 0.9}", ": beta has no effect without rule: effective_number"),
+    ],
+)
+def test_a_faulty_target_is_explained(target: str, problem: str):
+    text = GOOD.replace("{per_class: 50}", target) + "  burnt: {prompts: [a burnt one]}\n"
+    assert problems(text) == [f"job.yaml:1: target{problem}"]
 
 
 @pytest.mark.parametrize(

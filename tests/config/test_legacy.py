@@ -337,15 +337,37 @@ def test_a_file_that_does_not_say_where_the_images_are_needs_an_override(problem
     ]
 
 
-def test_targets_that_differ_are_refused_where_they_stand_until_one_is_chosen(
+def test_targets_that_differ_become_targets_of_single_classes(load: Callable[..., Config]):
+    config = load(small(target_distribution={"a": {"target_count": 5}, "b": {"target_count": 6}}))
+    assert config.target.classes == {"a": 5, "b": 6}
+    assert config.target.per_class is None
+
+
+def test_a_target_of_all_classes_leaves_single_ones_theirs(load: Callable[..., Config]):
+    distribution = {"a": {"target": 5}, "b": {"target": 6}, "c": {"current": 3}}
+    target = load(small(target_distribution=distribution, images_per_class=5)).target
+    assert (target.per_class, target.classes) == (5, {"b": 6})
+
+
+def test_one_target_can_replace_targets_that_differ(tmp_path: Path):
+    path = written(tmp_path, small(target_distribution={"a": 5, "b": 6}))
+    target = load_config(path, [SAMPLE, "target.classes=null", "target.per_class=7"]).target
+    assert (target.per_class, target.classes) == (7, {})
+
+
+def test_a_class_without_a_target_beside_others_is_reported(
     problems: Callable[..., list[str]],
 ):
-    block = small(target_distribution={"a": 5, "b": 6})
-    assert problems(block, SAMPLE) == [
-        "old.json:5: target.per_class: the target of b is 6, of a 5, but all classes share one target; "
-        "choose it with --set target.per_class=N"
+    assert problems(small(target_distribution={"a": 5, "b": {"priority": 1}}), SAMPLE) == [
+        "old.json:4: target: b has no target; name it in target.classes, or give one of per_class,"
+        " ratio_to_largest, total, rule for all other classes"
     ]
-    assert load_config("old.json", [SAMPLE, "target.per_class=7"]).target.per_class == 7
+
+
+def test_a_least_number_of_images_is_no_fraction_of_targets_that_differ(tmp_path: Path):
+    block = small(target_distribution={"a": 5, "b": 6}, success_criteria={"min_images_per_class": 4})
+    why = "it becomes a fraction of the target, and targets differ by class"
+    assert why in unused(invoke("convert", written(tmp_path, block))).values()
 
 
 @pytest.mark.parametrize(

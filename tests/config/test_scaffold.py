@@ -15,6 +15,7 @@ from PIL import Image
 from actors.real_images import RealImages, run_preflight
 from balancer.cells import CLASS_PROPERTY
 from balancer.cli import main
+from balancer.cli.datasets import init
 from balancer.config.defaults import in_words
 from balancer.config.load import load_config
 from balancer.config.schema import Config
@@ -432,6 +433,60 @@ def test_init_writes_a_config_that_plans():
 def test_without_out_init_prints_the_config():
     dataset({"cat": 3})
     assert invoke("init", "data").stdout == starter_config("data")
+
+
+def colours(per_class: int) -> str:
+    """Two classes whose names the embedded verifier does not know, one red, one green."""
+    random = np.random.default_rng(0)
+    for name, colour in (("wug", (200, 30, 30)), ("blicket", (30, 200, 30))):
+        Path("data", name).mkdir(parents=True)
+        for number in range(per_class):
+            noise = random.integers(-30, 30, (32, 32, 3)) + colour
+            Image.fromarray(noise.astype(np.uint8)).save(Path("data", name, f"{number}.png"))
+    return "data"
+
+
+def test_init_says_what_labelled_images_tell_that_words_do_not():
+    result = invoke("init", colours(12), "--out", "job.yaml")
+    assert result.exit_code == 0
+    line = "labelled images tell what words alone do not, to embedded: class (log loss "
+    assert result.stderr.startswith(line)
+    assert result.stderr.endswith(": verification.heads is auto\n")
+    comments = " ".join(line.strip(" #") for line in Path("job.yaml").read_text().splitlines())
+    assert line in comments
+    config = load_config("job.yaml")
+    assert config.verification.heads == "auto"
+    assert config.verification.model.startswith("hf-hub:")
+
+
+def test_init_loads_no_verifier_for_a_few_images(monkeypatch):
+    monkeypatch.setattr("actors.real_images.measure_here", lambda *_: pytest.fail("it was loaded"))
+    result = invoke("init", colours(4), "--out", "job.yaml")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "heads" not in Path("job.yaml").read_text()
+
+
+def test_init_writes_a_config_even_if_a_verifier_cannot_look(monkeypatch):
+    def fail(*_):
+        raise DatasetError("an image changed")
+
+    monkeypatch.setattr("actors.real_images.measure_here", fail)
+    result = invoke("init", colours(6), "--out", "job.yaml")
+    assert (result.exit_code, result.stderr) == (0, "no head was tried: an image changed\n")
+    assert Path("job.yaml").exists()
+
+
+def test_init_looks_at_a_few_images_of_many(monkeypatch):
+    monkeypatch.setattr(init, "MOST_LOOKED_AT", 14)
+    looked_at = []
+
+    def measure(config, audit, *_):
+        looked_at.extend(image.class_name for image in audit.images)
+        raise DatasetError("that is enough")
+
+    monkeypatch.setattr("actors.real_images.measure_here", measure)
+    invoke("init", colours(10), "--out", "job.yaml")
+    assert (looked_at.count("wug"), looked_at.count("blicket")) == (7, 7)
 
 
 def test_init_leaves_a_file_that_exists_as_it_is():

@@ -159,7 +159,7 @@ def test_an_unreadable_image_is_listed_with_its_reason_and_the_others_are_counte
     assert found.unreadable == (
         ("a/cut.png", "truncated: the file ends before the image does"),
         ("a/empty.jpg", "the file is empty"),
-        ("a/page.webp", "not a PNG, JPEG or WebP image"),
+        ("a/page.webp", "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"),
     )
 
 
@@ -177,10 +177,10 @@ def test_a_large_file_is_listed_with_the_limit(dataset: Dataset):
 
 
 def test_pictures_of_other_formats_are_listed_and_not_passed_over(dataset: Dataset):
-    found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.bmp": b"x"}))
+    found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.psd": b"x"}))
     assert found.unreadable == (
-        ("a/2.HEIC", "HEIC is not supported; PNG, JPEG and WebP are"),
-        ("a/3.bmp", "BMP is not supported; PNG, JPEG and WebP are"),
+        ("a/2.HEIC", "HEIC is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
+        ("a/3.psd", "PSD is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
     )
 
 
@@ -272,13 +272,13 @@ def test_images_without_class_folders_are_no_dataset(dataset: Dataset):
     assert "named after the class" in caught.value.hint
 
 
-def test_a_folder_of_splits_is_no_dataset_and_a_split_is_offered(dataset: Dataset):
+def test_a_hold_out_beside_training_images_is_offered_as_such(dataset: Dataset):
     root = dataset({"holdout/basic/1.png": png(), "train/basic/1.png": png()})
     with pytest.raises(
-        DatasetError, match=r"contains splits of a dataset \(train, holdout\), not classes"
+        DatasetError, match=r"contains splits of a dataset \(train\) and a hold-out \(holdout\)"
     ) as caught:
         audit(root)
-    assert caught.value.hint == f"name one of them, such as {root / 'train'}"
+    assert caught.value.hint == f"set dataset.path: {root / 'train'} and dataset.holdout: {root / 'holdout'}"
 
 
 def test_a_class_may_be_called_like_a_split(dataset: Dataset):
@@ -573,12 +573,18 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):
     root = dataset({**FILES, "b/2.png": b"", "b/3.png": png(1), "metadata.jsonl": table(*ROWS)})
     code, out, err = invoke("audit", str(root))
-    assert (code, err) == (0, "")
+    conflict = "a/1.png (a), b/3.png (b)"
+    assert code == 0
+    assert err == (
+        f"warning: 1 picture is in two classes, such as {conflict}; all of them count (dataset.conflicts)\n"
+    )
     assert out == (
         f"{root}: 4 images\n"
         "  class  images  share, %\n"
         "  a           2        50\n"
         "  b           2        50\n"
+        "\n"
+        "read as dataset.layout: folders (each folder is a class)\n"
         "\n"
         "by lighting\n"
         "  class     dim  harsh  (no value)\n"
@@ -592,6 +598,9 @@ def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):
         "\n"
         "files with the same bytes (1)\n"
         "  a/1.png, b/3.png\n"
+        "\n"
+        "pictures in two classes or splits (1)\n"
+        f"  {conflict}\n"
         "\n"
         "images without a facet value in the metadata table (1)\n"
         "  b/3.png\n"
@@ -609,6 +618,8 @@ def test_audit_prints_one_json_object(dataset: Dataset):
     assert (code, err) == (0, "")
     assert json.loads(out) == {
         "path": str(root),
+        "layout": "folders",
+        "layout_reason": "each folder is a class",
         "images": 3,
         "classes": {
             "a": {"images": 2, "share": 2 / 3, "facets": {"lighting": {"dim": 1, "harsh": 1}}},
@@ -620,6 +631,9 @@ def test_audit_prints_one_json_object(dataset: Dataset):
         "splits": {},
         "unreadable": [{"file_name": "b/2.png", "reason": "the file is empty"}],
         "duplicates": [],
+        "conflicts": [],
+        "lookalikes": [],
+        "dropped": [],
         "unlabelled": [],
         "misfiled": [],
         "unknown_rows": [],
@@ -635,7 +649,8 @@ def test_audit_prints_one_json_object(dataset: Dataset):
 def test_audit_counts_the_splits_that_the_metadata_gives(dataset: Dataset):
     rows = [row | {"split": split} for row, split in zip(ROWS, ("train", "test", "train"), strict=False)]
     root = dataset({**FILES, "metadata.jsonl": table(*rows)})
-    shown = "by split, as the metadata table gives it\n  split  images\n  test        1\n  train       2\n"
+    source = "column `split` of the metadata table"
+    shown = f"by split, from {source}\n  split  images\n  test        1\n  train       2\n"
     assert shown in invoke("audit", str(root))[1]
     assert json.loads(invoke("audit", str(root), "--json")[1])["splits"] == {"test": 1, "train": 2}
 

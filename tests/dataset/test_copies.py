@@ -14,6 +14,7 @@ from balancer.dataset.near_duplicates import (
     NearDuplicateIndex,
     find_near_duplicates,
     find_near_duplicates_across,
+    group_near_duplicates,
     hash_numbers,
     near_any,
 )
@@ -172,6 +173,20 @@ def test_images_alike_by_hash_or_by_embedding_only_are_both_kept():
 
 def test_no_images_have_no_copies():
     assert find_near_duplicates([], LIMITS) == {}
+
+
+def test_a_chain_of_near_duplicates_is_one_group():
+    chain = [image("a", bits(0)), image("apart", bits(60)), image("b", bits(5)), image("c", bits(10))]
+    first, apart, *others = group_near_duplicates(chain, LIMITS).tolist()
+    assert {first, *others} == {first} != {apart}
+
+
+def test_images_are_of_one_group_by_their_pixels_or_by_hash_and_embedding():
+    images = [image("a", 0, 0, "p"), image("b", bits(40), 90, "p"), image("c", bits(40), 0, "q")]
+    first, same, other = group_near_duplicates(images, LIMITS).tolist()
+    assert first == same != other
+    assert len({*group_near_duplicates([image("a", 0, 0), image("b", 0, 40)], LIMITS)}) == 2
+    assert len(group_near_duplicates([], LIMITS)) == 0
 
 
 @given(several=st.lists(pictures, max_size=14).map(named), within=limits)

@@ -170,9 +170,9 @@ def test_a_large_table_is_read(tmp_path):
 )
 def test_a_reader_that_was_taken_over_costs_the_table_and_nothing_else(tmp_path, monkeypatch, body, problem):
     (tmp_path / "metadata.csv").write_text("file_name,light\na/1.png,dim\n")
-    original = decoders._spawn
+    original = decoders.spawn
     monkeypatch.setattr(decoders, "MAX_WAIT_S", 2.0 if "sleep" in body else 60.0)
-    monkeypatch.setattr(decoders, "_spawn", lambda call: original(f"os\n{body}"))
+    monkeypatch.setattr(decoders, "spawn", lambda module, _: original(module, f"__name__\n{body}"))
     with pytest.raises(DatasetError, match=problem):
         read_table(tmp_path, None)
 

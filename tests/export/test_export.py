@@ -38,7 +38,7 @@ from balancer.manifest.formats import exact
 from balancer.manifest.rows import revoked
 from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
-from tests.manifest_samples import CONFIG, image_bytes, real, rejected, row, start
+from tests.manifest_samples import CONFIG, HEAD, NO_HEAD, image_bytes, real, rejected, row, start
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
 FOLDER_FORMATS = ("folders", "hf", "webdataset", "labelstudio", "fiftyone")
@@ -420,6 +420,15 @@ def test_a_card_names_the_classes_that_stay_below_their_target_by_design(tmp_pat
     told = escaped("burnt reaches 2 of 9 images: target.max_synthetic_share allows no more generated ones")
     assert f"- {told}." in (tmp_path / "limited-out" / "README.md").read_text()
     assert "reaches" not in (tmp_path / "plain-out" / "README.md").read_text()
+
+
+def test_a_card_says_what_heads_judged(tmp_path):
+    for folder, heads in (("plain", {"class": NO_HEAD}), ("heads", {"class": HEAD, "lighting": NO_HEAD})):
+        run = commit(tmp_path / folder, row(DIM, split="train"), heads=heads)
+        export(run, "hf", tmp_path / f"{folder}-out")
+    plain, text = ((tmp_path / f"{name}-out" / "README.md").read_text() for name in ("plain", "heads"))
+    assert "Judged by a classifier fitted on labelled real training images, besides the words: class." in text
+    assert "Judged by a classifier" not in plain
 
 
 TARGETS = {"basic": 4, "burnt": 9}

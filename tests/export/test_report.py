@@ -29,6 +29,7 @@ from balancer.report.scores import BINS, score_histograms
 from balancer.report.sheets import Sheet, _generated_pixels, evenly_spaced, rejected_sheets, thumbnail_uri
 from balancer.run_manifest import open_manifest
 from balancer.storage import Storage, open_storage
+from tests.manifest_samples import HEAD, NO_HEAD
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 HOSTILE = "<script>alert(1)<"
@@ -240,6 +241,16 @@ def test_the_report_says_what_passed_that_shows_none_of_the_classes(run):
     assert "no &lt;b&gt;typicality&lt;/b&gt;." in page
 
 
+def test_the_report_says_what_a_head_judged(run):
+    assert "labelled training images" not in render_report(run.uri, now=NOW)
+    document = json.loads(run.storage.read("run.json"))
+    document["heads"] = {"class": HEAD | {"why": "<b>better</b>"}, "lighting": NO_HEAD}
+    run.storage.replace("run.json", json.dumps(document).encode())
+    page = " ".join(render_report(run.uri, now=NOW).split())
+    assert "class was judged by words and labelled training images (&lt;b&gt;better&lt;/b&gt;)" in page
+    assert "lighting was judged by" not in page
+
+
 def test_names_are_text_never_markup(run):
     run.fill()
     page = render_report(run.uri, now=NOW)
@@ -385,6 +396,36 @@ def test_images_of_validation_and_test_are_named_apart_from_training_images(run)
     assert "images in the dataset" not in page
 
 
+def test_of_too_many_classes_the_least_full_are_listed(run, monkeypatch):
+    run.fill()
+    monkeypatch.setattr("balancer.report.MAX_ROWS", 1)
+    assert "The 1 least full of 2 classes." in render_report(run.uri, now=NOW)
+    assert [count.name for count in run.facts().emptiest_first(1)] == [
+        min(run.facts().classes, key=lambda count: count.fill).name
+    ]
+
+
+def test_a_criterion_names_some_of_many_classes(run, monkeypatch):
+    monkeypatch.setattr("balancer.report.criteria.SHOWN_CLASSES", 1)
+    assert _criterion(run, "Every class").detail == "below: basic and 1 more"
+
+
+def test_the_report_says_what_would_help_a_run_that_ended_short(run):
+    for cell in PLAN:
+        for _ in range(cell["quota"]):
+            run.log.commit(
+                [
+                    row | {"id": f"{row['slot']}-{attempt}", "attempt": attempt}
+                    for row in [run._made(cell, 0.58)]
+                    for attempt in (1, 2, 3)
+                ]
+            )
+    run.log.close("short")
+    page = render_report(run.uri, now=NOW)
+    assert "What would help: lighting rejected 21 of 21 candidates there." in page
+    assert "verification.threshold=0.55 would accept 7 more" in page
+
+
 def test_cells_that_were_given_up_are_listed_with_their_numbers_and_reasons(run):
     failed = [run._made(PLAN[5], 0.2) | {"reason": reason} for reason in ["class"] * 100 + ["blank"] * 199]
     run.log.commit(failed[1:])
@@ -498,3 +539,17 @@ def test_the_columns_of_the_cells_stand_in_the_order_of_the_config():
     table = cell_table(cells, ["time"], {"time": ["dawn", "noon", "night"]})
     assert table.columns == ("dawn", "night")
     assert [[cell is None for cell in row.cells] for row in table.rows] == [[True, False], [False, True]]
+
+
+def test_the_report_of_a_simulated_run_says_that_nothing_was_checked(run):
+    assert "No image was checked" not in render_report(run.uri, now=NOW)
+    document = json.loads(run.storage.read("run.json"))
+    document["config"] |= {"actors": {"kind": "simulated"}}
+    run.storage.replace("run.json", json.dumps(document).encode())
+    page = render_report(run.uri, now=NOW)
+    assert "No image was checked: generated images are noise, and scores are random numbers." in page
+    assert (
+        CliRunner()
+        .invoke(main, ["status", run.uri])
+        .stderr.startswith("simulated actors: no image was checked, and scores are random numbers\n")
+    )

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
-from balancer.errors import ManifestError, UsageError
+from balancer.errors import BalancerError, ManifestError, UsageError
 from balancer.manifest import check_run, fsck, read_run
 from balancer.manifest.layout import (
     DATA_DIR,
@@ -24,15 +24,18 @@ from balancer.manifest.layout import (
     LOG_DIR,
     RUN_FILE,
     fragment_path,
+    head_path,
     typicality_path,
 )
 from balancer.manifest.rows import revoked
-from balancer.manifest.runfile import load_typicality
+from balancer.manifest.runfile import load_heads, load_typicality
 from balancer.manifest.snapshot.build import Files, compact, publish_index
 from balancer.manifest.snapshot.index import read_index
 from balancer.storage import open_storage, slug_of_before
+from balancer.verification import heads
+from balancer.verification.heads import Head
 from balancer.verification.typicality import fit_typicality, to_bytes
-from tests.manifest_samples import CONFIG, NOON, image_bytes, real, rejected, row, start, void
+from tests.manifest_samples import CONFIG, HEAD, NOON, image_bytes, real, rejected, row, start, void
 
 ONE, TWO = "basic/dim/0000", "burnt/dim/severe/0000"
 IMAGE = f"images/{ONE}-1.png"
@@ -133,6 +136,46 @@ def test_a_lost_or_changed_typicality_is_found_and_stops_the_run(run, damage, pr
     assert found.detail == f"{path}: {problem}"
     with pytest.raises(ManifestError, match=problem):
         load_typicality(storage, read_run(storage))
+
+
+def with_head(root: Path) -> str:
+    """The path of the head that judges the class."""
+    head = Head(("basic", "burnt"), (0, 1), {"final": np.ones((4, 2))}, np.zeros(2), 1.0, 1.0, 0.02)
+    data = heads.to_bytes(head)
+    sha256 = hashlib.sha256(data).hexdigest()
+    recorded = HEAD | {"sha256": sha256, "bytes": len(data)}
+    run_file = root / RUN_FILE
+    run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"heads": {"class": recorded}}))
+    open_storage(root, create=False).publish(head_path(sha256), data)
+    return head_path(sha256)
+
+
+def test_a_head_is_the_file_that_the_run_names(run):
+    with_head(run)
+    storage = open_storage(run, create=False)
+    loaded = load_heads(storage, read_run(storage))
+    assert loaded["class"].values == ("basic", "burnt")
+    found = check_run(storage)
+    assert (found.problems, found.notes) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda file: file.unlink(), "it is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "its content is not what its name says"),
+        (lambda file: file.write_bytes(bytes(heads.MAX_HEAD_BYTES + 1)), "bytes"),
+    ],
+)
+def test_a_lost_or_changed_head_is_found_and_stops_the_run(run, damage, problem):
+    path = with_head(run)
+    damage(run / path)
+    storage = open_storage(run, create=False)
+    [found] = check_run(storage).problems
+    assert (found.rule, found.path) == ("heads are what run.json names", path)
+    assert problem in found.detail
+    with pytest.raises(BalancerError, match=problem):
+        load_heads(storage, read_run(storage))
 
 
 def rows(*planted: dict[str, Any]) -> Fault:

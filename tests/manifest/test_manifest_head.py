@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -233,18 +234,33 @@ def test_a_run_that_no_driver_opened_yet_is_sound(tmp_path):
     start(storage).commit([rejected(ONE)])
 
 
-def with_seq_as_text() -> bytes:
+def head_with(**changes: object) -> bytes:
     storage = MemoryStorage()
     write_head(storage, run_info().run_id, None)
-    document = json.loads(storage.read(HEAD_FILE)) | {"seq": "3"}
+    document = json.loads(storage.read(HEAD_FILE)) | changes
     del document["checksum"]
     text = json.dumps(document, sort_keys=True).encode()
     return json.dumps(document | {"checksum": hashlib.sha256(text).hexdigest()}).encode()
 
 
+def flipped_format() -> bytes:
+    return head_with().replace(b'"format": 1', b'"format": 7')
+
+
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": "x", "checksum": 1}', with_seq_as_text()],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": 1}',
+        b'{"format": "x", "checksum": 1}',
+        head_with(seq="3"),
+        head_with(format="2"),
+        head_with(format=1.5),
+        flipped_format(),
+    ],
 )
 def test_a_head_that_is_no_head_is_an_error_and_repaired(run, data):
     storage = open_storage(run, create=False)
@@ -259,9 +275,19 @@ def test_a_head_that_is_no_head_is_an_error_and_repaired(run, data):
     assert read_log(storage).table.equals(before)
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "link"])
+def test_what_is_no_file_in_place_of_the_head_is_listed_and_repaired(run, put):
+    (run / HEAD_FILE).unlink()
+    put(run / HEAD_FILE)
+    storage = open_storage(run, create=False)
+    assert [problem.path for problem in check_run(storage).problems] == [HEAD_FILE]
+    assert CliRunner().invoke(main, ["repair", str(run), "--apply"]).exit_code == 0
+    assert check_run(storage).problems == ()
+
+
 def test_a_head_of_a_later_format_asks_for_an_upgrade(run):
     storage = open_storage(run, create=False)
-    storage.replace(HEAD_FILE, b'{"format": 2, "checksum": ""}')
+    storage.replace(HEAD_FILE, head_with(format=2))
     with pytest.raises(ManifestError) as caught:
         read_log(storage)
     assert "upgrade" in caught.value.hint

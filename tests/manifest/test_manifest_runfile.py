@@ -9,7 +9,7 @@ from balancer.errors import ManifestError, UsageError
 from balancer.manifest import create_run, read_run
 from balancer.manifest.layout import RUN_FILE
 from balancer.verification.verdict import DomainLimits
-from tests.manifest_samples import CONFIG, MemoryStorage, planned, run_info
+from tests.manifest_samples import CONFIG, HEAD, NO_HEAD, MemoryStorage, planned, run_info
 
 
 def test_a_run_is_read_as_it_was_written():
@@ -101,6 +101,21 @@ def damaged(**changes: object) -> bytes:
                 {"typicality": "a" * 64},
             )
         ),
+        damaged(heads=[]),
+        damaged(heads={"unknown": NO_HEAD}),
+        *(
+            damaged(heads={"class": HEAD | changed})
+            for changed in (
+                {"sha256": None},
+                {"sha256": "../" * 21 + "x"},
+                {"taken": False},
+                {"taken": "yes"},
+                {"bytes": -1},
+                {"out_of_fold": None},
+                {"out_of_fold": {"folds": 5}},
+                {"features": "final"},
+            )
+        ),
         damaged(embedding_dim=2**31),
         damaged(embedding_dim=0),
         damaged(embedding_dim=True),
@@ -139,6 +154,13 @@ def test_what_the_pre_flight_found_out_comes_back():
     limits = read_run(MemoryStorage(files={RUN_FILE: damaged(challenge=CHALLENGE)})).domain_limits
     assert limits == DomainLimits(None, 0.5)
     assert read_run(MemoryStorage(files={RUN_FILE: damaged()})).domain_limits == DomainLimits()
+
+
+def test_the_heads_of_a_run_come_back():
+    info = read_run(MemoryStorage(files={RUN_FILE: damaged(heads={"class": HEAD, "lighting": NO_HEAD})}))
+    assert info.head_files == {"class": "a" * 64}
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged()})).head_files == {}
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged(heads="gone")})).head_files == {}
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():

@@ -28,8 +28,9 @@ from tests.manifest_samples import (
 
 KEYS = (
     "run_id state wanted accepted short open candidates rejected_by_reason success_rate acceptance eta_s "
-    "given_up candidates_per_image candidates_per_image_basis seconds_per_image seconds_per_image_basis "
-    "cost_per_image cost_per_image_basis unjudged unproven overrides images current"
+    "given_up short_cells remedies candidates_per_image candidates_per_image_basis seconds_per_image "
+    "seconds_per_image_basis cost_per_image cost_per_image_basis simulated unjudged unproven overrides images "
+    "current"
 ).split()
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.models.encoder import Encoder, batched, layer_features
+from actors.models.vision.encoder import Encoder, batched
+from actors.models.vision.layer_features import layer_features
 from tests.models.test_verifier import MODEL, pictures, save_model
 
 PIXEL_KINDS = {"sharpness", "relative_sharpness", "seams", "cuts"}
@@ -90,12 +91,12 @@ def test_other_towers_of_open_clip_give_four_layers(tower, monkeypatch, encoder)
     embeddings, features = look(encoder, pictures(2))
     assert {f"block{number}.moments" for number in (1, 2, 3, 4)} < features.keys()
     with torch.no_grad():
-        expected = built.encode_image(encoder.prepare(pictures(2)), normalize=True)
+        expected = built.encode_image(encoder.prepare(pictures(2)).own, normalize=True)
     assert embeddings.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_a_tower_that_gives_no_layers_is_judged_by_its_embedding_and_the_pixels(monkeypatch, encoder):
-    monkeypatch.setattr("actors.models.encoder._gives_layers", lambda tower: False)
+    monkeypatch.setattr("actors.models.vision.encoder._gives_layers", lambda tower: False)
     assert look(encoder, pictures(2))[1].keys() == {"final"} | PIXEL_KINDS
 
 

@@ -21,6 +21,10 @@ from balancer.errors import WeightsError
 from balancer.images import luminance_stats, perceptual_hash, pixel_sha256
 from balancer.verification.calibration import calibrated
 from balancer.verification.challenges import make_challenges
+from balancer.verification.head_fitting import fit_head
+from balancer.verification.heads import KINDS as HEAD_KINDS
+from balancer.verification.heads import Head
+from balancer.verification.off_domain import KINDS
 from balancer.verification.typicality import fit_typicality
 from balancer.verification.verdict import ImageFlags, Measurement
 
@@ -308,3 +312,80 @@ def test_challenge_images_are_measured_as_others_are(folder, verifier, kind):
 
 def small(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+
+
+# ---- heads -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def head(verifier) -> Head:
+    """It calls an image basic if it is dark."""
+    seen = verifier.study_files([png(image) for image in pictures(24)], MAX_PIXELS, 0, 1, HEAD_KINDS)
+    features = {kind: np.stack([each.head_features[kind] for each in seen]) for kind in seen[0].head_features}
+    dark = features["thumbnail"].mean(axis=1)
+    words = np.log([[*each.probabilities["class"].values()] for each in measure(verifier, pictures(24))])
+    labels = (dark > np.median(dark)).astype(np.intp)
+    return fit_head(features, labels, np.arange(24), words, tuple(PROPERTIES["class"]), 5).head
+
+
+def judged(verifier, pixels, heads):
+    count = len(pixels)
+    return verifier.measure(pixels, [ImageFlags()] * count, [CELL] * count, None, heads)
+
+
+def test_a_head_judges_its_property_from_what_the_words_say(verifier, head):
+    pixels = pictures(6)
+    plain, by_head = measure(verifier, pixels), judged(verifier, pixels, {"class": head})
+    _, features = verifier.look(pixels, head.kinds)
+    words = np.log([[*each.probabilities["class"].values()] for each in plain])
+    expected = np.exp(head.log_probabilities(features, words))
+    for one, own, row in zip(plain, by_head, expected, strict=True):
+        assert [*own.probabilities["class"].values()] == pytest.approx(row.tolist(), abs=1e-5)
+        assert own.probabilities["lighting"] == pytest.approx(one.probabilities["lighting"])
+        assert (own.embedding, own.typicality) == (one.embedding, None)
+
+
+def test_a_temperature_is_not_applied_to_what_a_head_says(folder, verifier, head):
+    temperatures = {"class": 5.0, "lighting": 5.0}
+    hot = Verifier(str(folder), None, PROPERTIES, device="cpu", threads=1, temperatures=temperatures)
+    [plain], [scaled] = (judged(each, pictures(1), {"class": head}) for each in (verifier, hot))
+    assert plain.probabilities["class"] == scaled.probabilities["class"]
+    assert plain.probabilities["lighting"] != scaled.probabilities["lighting"]
+
+
+def test_what_a_head_says_does_not_depend_on_how_many_images_came(verifier, head):
+    pixels = pictures(7)
+    assert judged(verifier, pixels[5:6], {"class": head}) == judged(verifier, pixels, {"class": head})[5:6]
+
+
+def test_challenge_images_are_judged_by_heads(verifier, head):
+    seen = verifier.challenge("white_noise", 6, 1, [], [], MAX_PIXELS, {"class": head})
+    images = make_challenges("white_noise", 6, 1, (32, 32), [], [])
+    for index, each in enumerate(judged(verifier, images, {"class": head})):
+        assert seen.probabilities["class"][index] == pytest.approx(
+            [*each.probabilities["class"].values()], abs=1e-5
+        )
+    assert seen.features.keys() <= set(KINDS)
+
+
+def test_features_of_heads_are_those_of_the_image_itself(verifier):
+    [image] = pictures(1)
+    [alone] = verifier.study_files([png(image)], MAX_PIXELS, 0, 1, HEAD_KINDS)
+    [varied] = verifier.study_files([png(image)], MAX_PIXELS, 3, 1, HEAD_KINDS)
+    assert alone.head_features.keys() == {"final", "thumbnail", "edges", "block1.moments", "block1.grid"}
+    for kind, numbers in alone.head_features.items():
+        assert numbers == pytest.approx(varied.head_features[kind], abs=1e-5)
+    [without] = verifier.study_files([png(image)], MAX_PIXELS, 3, 1)
+    assert without.head_features == {}
+
+
+def test_files_are_studied_together_as_alone(verifier):
+    files = [png(image) for image in pictures(6)]
+    together = verifier.study_files([files[0], b"no image", *files[1:]], MAX_PIXELS, 0, 1, HEAD_KINDS)
+    assert isinstance(together.pop(1), str)
+    for file, seen in zip(files, together, strict=True):
+        [alone] = verifier.study_files([file], MAX_PIXELS, 0, 1, HEAD_KINDS)
+        for kind, numbers in alone.head_features.items():
+            assert numbers == pytest.approx(seen.head_features[kind], abs=1e-5)
+        for kind, rows in alone.features.items():
+            assert rows == pytest.approx(seen.features[kind], abs=1e-5)

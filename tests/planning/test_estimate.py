@@ -120,7 +120,8 @@ def test_the_cost_is_that_of_the_hours_that_a_budget_leaves(plan: Plan, generato
 def test_the_estimate_in_json_is_one_level_of_figures_and_their_bases(plan: Plan):
     figures = estimate(plan, reference()).as_dict()
     assert {name for name in figures if not name.endswith("_basis")} == {
-        "candidates", "hours", "cost", "bytes", "candidates_per_image", "seconds_per_image", "cost_per_image",
+        "candidates", "missing", "hours", "cost", "bytes",
+        "candidates_per_image", "seconds_per_image", "cost_per_image",
     }  # fmt: skip
     assert all(isinstance(figures[f"{name}_basis"], str) for name in figures if not name.endswith("_basis"))
 
@@ -137,6 +138,33 @@ def test_the_budget_limits_what_is_expected(plan: Plan):
     assert (cost.candidates, cost.hours) == (100, 10)
     assert cost.candidates_basis.endswith("held at 100 by budget.max_candidates")
     assert cost.hours_basis.endswith("held at 10 h by budget.max_hours")
+
+
+def test_slots_that_fail_every_attempt_are_expected_to_be_missing(plan: Plan):
+    cost = estimate(plan, reference(planning={"acceptance": 0.5}))
+    assert cost.missing == round(244 / 8)
+    assert cost.missing_basis == (
+        "12.5% of slots fail all 3 attempts, which pass at 50% (planning.acceptance), if all cells pass alike"
+    )
+
+
+def test_each_attempt_fails_as_often_as_was_measured(plan: Plan):
+    measured = Measured("runs/a", acceptance=0.5, by_attempt=(Tally(200, 1000), Tally(720, 800)))
+    cost = estimate(plan, reference(attempts={"max": 2}), measured)
+    assert cost.missing == round(244 * 0.8 * 0.1)
+    assert "pass at between 90% and 20% (measured by runs/a)" in cost.missing_basis
+
+
+def test_images_beyond_the_budget_are_expected_to_be_missing(plan: Plan):
+    cost = estimate(plan, reference(planning={"acceptance": 1}, budget={"max_candidates": 61}))
+    assert cost.missing == 244 - 61
+    assert cost.missing_basis.endswith(
+        "; budget.max_candidates allows for 61 candidates: each class gets 25% of what it lacks"
+    )
+    planning = {"acceptance": 1, "seconds_per_candidate": 36}
+    hours = reference(planning=planning, budget={"max_hours": 1}, actors={"generators": 2})
+    assert estimate(plan, hours).missing == 244 - 200
+    assert "budget.max_hours allows for 200 candidates" in estimate(plan, hours).missing_basis
 
 
 @pytest.mark.parametrize(("real_images", "extra"), [("copy", 5000), ("reference", 0)])

@@ -37,7 +37,7 @@ def test_a_schedule_goes_on_where_the_committed_rows_left_it():
 
 @pytest.mark.parametrize(
     "change",
-    [{"typicality": "never"}, {"max_true_lost": 0.1}, {"negatives": ("a fox",)}],
+    [{"typicality": "never"}, {"max_true_lost": 0.1}, {"negatives": ("a fox",)}, {"heads": "never"}],
     ids=lambda c: next(iter(c)),
 )
 def test_what_decides_who_is_of_the_domain_is_settled_when_a_run_begins(change):

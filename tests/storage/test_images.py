@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from balancer.errors import BalancerError
@@ -29,14 +29,18 @@ from balancer.images import (
     UnreadableImage,
     decode_image,
     encode_image,
+    is_common,
     is_marked_synthetic,
     luminance_stats,
     perceptual_hash,
+    png_of,
     read_bytes,
     read_image,
 )
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
+OTHER_FORMATS = ["TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else [])]
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 LIMITS = {"max_bytes": 1_000_000, "max_pixels": 1_000_000}
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -168,6 +172,87 @@ def test_of_an_animation_the_first_frame_is_taken(image_format: str):
     assert np.array_equal(decode(data), picture(seed=1))
 
 
+# Other formats
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("BMP", {}),
+        ("GIF", {}),
+    ],
+)
+def test_lossless_formats_give_their_pixels(image_format: str, options: Any):
+    np.testing.assert_array_equal(decode(encoded(picture(), image_format, **options)), picture())
+
+
+@needs_avif
+def test_avif_is_decoded():
+    data = encoded(picture(), "AVIF", quality=100, subsampling="4:4:4")
+    assert np.abs(decode(data).astype(int) - picture()).max() <= 8
+
+
+def test_of_several_frames_or_pages_the_first_counts():
+    frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
+    for image_format in ("GIF", "TIFF"):
+        data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(decode(data), picture(seed=1))
+
+
+def test_sixteen_bit_and_palette_pictures_are_scaled_not_clipped():
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for data in (encoded(Image.fromarray(deep), "TIFF"), encoded(Image.fromarray(deep), "PNG")):
+        np.testing.assert_array_equal(decode(data)[..., 0], (deep.astype(int) * 255 + 32767) // 65535)
+    for image_format in ("TIFF", "BMP", "GIF", "PNG"):
+        data = encoded(Image.fromarray(picture()).quantize(16), image_format)
+        np.testing.assert_array_equal(decode(data), picture())
+
+
+def test_a_transparent_gif_is_blended_over_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((1, 1), 1)
+    pixels = decode(encoded(image, "GIF", transparency=0))
+    assert tuple(pixels[0, 0]) == WHITE
+    assert tuple(pixels[1, 1]) == RED
+
+
+def test_a_tiff_is_turned_upright_once():
+    turned = Image.fromarray(np.rot90(picture()).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    np.testing.assert_array_equal(decode(encoded(turned, "TIFF", exif=exif)), picture())
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_measurements_without_a_range_are_refused(mode: str):
+    data = encoded(Image.new(mode, (8, 8), 3), "TIFF")
+    assert reason(data) == "32 bits per channel, without a defined range; save it with 8 or 16"
+
+
+@pytest.mark.parametrize("image_format", [*OTHER_FORMATS])
+def test_pixels_of_every_format_are_limited_before_decoding(image_format: str):
+    assert "over the limit of 0.0001" in reason(encoded(picture(), image_format), max_pixels=100)
+
+
+def test_a_cut_bmp_or_tiff_is_unreadable():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for image_format in OTHER_FORMATS:
+        assert reason(encoded(noise, image_format)[:-2000])
+
+
+@pytest.mark.parametrize("image_format", FORMATS + OTHER_FORMATS)
+def test_common_formats_are_told_by_content(image_format: str):
+    data = encoded(picture(), image_format)
+    assert is_common(data) == (image_format in FORMATS)
+    png = png_of(data, max_pixels=1000)
+    assert is_common(png)
+    np.testing.assert_array_equal(decode(png), decode(data))
+
+
 # What is not read
 
 
@@ -182,12 +267,12 @@ def test_an_unreadable_image_is_an_error_that_the_command_line_can_show():
 
 
 def test_text_with_the_name_of_an_image_is_no_image():
-    assert reason(b"<html>404 not found</html>") == "not a PNG, JPEG or WebP image"
+    assert reason(b"<html>404 not found</html>") == "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
 
 
-@pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("image_format", ["PPM", "TGA", "JPEG2000", "ICO"])
 def test_formats_that_are_not_on_the_list_are_refused(image_format: str):
-    assert reason(encoded(picture(), image_format)) == "not a PNG, JPEG or WebP image"
+    assert reason(encoded(picture(), image_format)) == "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -201,7 +286,7 @@ def test_a_file_cut_in_its_header_is_called_damaged():
 
 
 @given(
-    image_format=st.sampled_from(FORMATS),
+    image_format=st.sampled_from([*FORMATS, *OTHER_FORMATS]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
     kept=st.floats(0, 1),
 )

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from balancer.config.schema import MAX_CELLS
 from balancer.text import json_reading
 from balancer.text.json_reading import InvalidJSONError, count_values, read_json
 
@@ -59,7 +60,7 @@ def test_values_are_counted_before_they_take_memory(part, monkeypatch):
 def test_the_largest_plan_is_within_the_limit():
     names = ["class", *(f"facet {number}" for number in range(30)), "cell", "quota", "priority"]
     cell = json.dumps(dict.fromkeys(names, "x"))
-    assert 100_000 * (count_values(cell) + 1) < 0.75 * json_reading.MOST_VALUES
+    assert MAX_CELLS * (count_values(cell) + 1) < 0.75 * json_reading.MOST_VALUES
 
 
 ROUND_TRIPS = {

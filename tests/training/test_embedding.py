@@ -41,7 +41,7 @@ def test_no_images_have_no_embeddings(reference_run):
 
 def test_a_file_that_is_no_image_is_named(reference_run, tmp_path):
     (tmp_path / "note.png").write_text("no image")
-    with pytest.raises(DatasetError, match=r"note\.png: not a PNG, JPEG or WebP image"):
+    with pytest.raises(DatasetError, match=r"note\.png: not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"):
         balancer.embed(reference_run, [tmp_path / "note.png"])
     with pytest.raises(DatasetError, match=r"gone\.png: no such file"):
         balancer.embed(reference_run, [tmp_path / "gone.png"])

@@ -104,7 +104,7 @@ def test_opening_images_reads_none(tmp_path):
 def test_an_image_that_is_damaged_is_a_manifest_error(small, tmp_path):
     (one,) = small.images(filter="class = 'burnt'")
     (tmp_path / one.row["file_name"]).write_bytes(b"no image")
-    with pytest.raises(ManifestError, match="not a PNG, JPEG or WebP image"):
+    with pytest.raises(ManifestError, match="not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"):
         one.pixels()
 
 

@@ -88,6 +88,45 @@ def test_a_property_with_too_few_images_keeps_its_probabilities_and_is_named(dem
     assert "warning: burn_level keeps its probabilities (temperature 1): it needs two values" in result.stderr
 
 
+NONSENSE = [
+    part
+    for labels in ("classes.basic.labels=[a wug]", "classes.burnt.labels=[a blicket]")
+    for part in ("--set", labels)
+]
+"""Words that the verifier does not know."""
+
+
+def test_words_are_shown_beside_words_and_examples(demo):
+    result = invoke("calibrate", demo, *NONSENSE)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    [figures] = [line for line in lines if line[:3] == ["class", "basic", "30"]]
+    assert [float(auc) for auc in figures[3:]] == [pytest.approx(0.5, abs=0.5), pytest.approx(1.0, abs=0.01)]
+    assert any(line[0] == "class" and line[-3:] == ["words", "+", "examples"] for line in lines if line)
+    assert any(line[0] == "lighting" and line[-1] == "words" for line in lines if line)
+    heads = json.loads(demo.with_name("demo.calibration.json").read_text())["heads"]
+    assert {name: head["taken"] for name, head in heads.items()} == {
+        "class": True,
+        "lighting": False,
+        "burn_level": False,
+    }
+    assert all(head["out_of_fold"] for head in heads.values())
+
+
+def test_without_heads_words_are_shown_alone(demo):
+    result = invoke("calibrate", demo, *setting(verification__heads="never"))
+    assert "words + examples" not in result.stdout
+    assert "no head for class: verification.heads is never" in result.stderr
+
+
+def test_a_plan_says_what_judges_and_what_always_would_refuse(demo):
+    result = invoke("plan", demo)
+    line = "heads: class, lighting, burn_level by words alone (the words are right: log loss 0.00)"
+    assert line in " ".join(result.stdout.split())
+    always = setting(verification__heads="always", verification__min_examples=40)
+    result = invoke("plan", demo, *always, *setting(verification__unjudged="[class, lighting, burn_level]"))
+    assert "warning: `run` would stop: verification.heads is always" in result.stderr
+
+
 def test_simulated_actors_cannot_be_calibrated(demo):
     result = invoke("calibrate", demo, *setting(actors__kind="simulated"))
     assert (result.exit_code, result.stdout) == (2, "")

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors import domain
-from actors.domain import IMAGES_PER_KIND, SOURCES, VARIATIONS, study, study_here
+from actors import labelled
+from actors.domain import IMAGES_PER_KIND, SOURCES, study
+from actors.heads import study_heads
+from actors.labelled import VARIATIONS, Looking, call_here
 from actors.real_images import measure_here, measure_real_images
 from balancer.config.load import load_config
 from balancer.config.schema import Config, FallbackConfig
 from balancer.dataset.audit import audit_dataset, audit_holdout
 from balancer.errors import DatasetError
 from balancer.verification.challenges import BLENDED, FROM_IMAGES, FROM_NOTHING
+from balancer.verification.head_choice import Heads
 from balancer.verification.off_domain import KINDS, SeenImages, SeenReal
 from tests.dataset.test_real_images import Eye
 
@@ -67,12 +70,12 @@ class Looker:
         results = [(number, getattr(self, method)(*arguments)) for number, arguments in enumerate(calls)]
         return reversed(results)  # in any order
 
-    def study_files(self, files, max_pixels, variations, seed):
+    def study_files(self, files, max_pixels, variations, seed, kinds):
         self.files += files
         self.variations.add(variations)
         return [SeenReal(noise(1 + variations, len(data)), 0.9) for data in files]
 
-    def challenge(self, kind, count, seed, files, labels, max_pixels):
+    def challenge(self, kind, count, seed, files, labels, max_pixels, heads):
         assert len(files) == len(labels)
         self.challenges[kind] = labels
         values = np.full((count, 2), 0.5)
@@ -90,7 +93,7 @@ def noise(rows, seed):
 def run_study(config, call_all):
     audit, holdout = audit_dataset(config), audit_holdout(config)
     measured = measure_real_images(config, audit, holdout, Eye())
-    return study(config, audit, holdout, measured, call_all)
+    return study(Looking(config, audit, holdout, measured, call_all), Heads({}))
 
 
 def never(method, calls):
@@ -106,7 +109,7 @@ def test_all_labelled_images_are_compared_those_of_the_hold_out_as_well(config):
 
 
 def test_of_many_images_as_many_of_each_class_are_compared(config, monkeypatch):
-    monkeypatch.setattr(domain, "MAX_IMAGES", 30)
+    monkeypatch.setattr(labelled, "MAX_COMPARED", 30)
     assert run_study(config, Looker()).proof.by_class == {"cat": 18, "dog": 12}
 
 
@@ -187,7 +190,7 @@ def test_an_image_that_changed_since_the_audit_is_an_error(config, tmp_path):
     measured = measure_real_images(config, audit, holdout, Eye())
     Image.new("RGB", (16, 16)).save(tmp_path / "train" / "cat" / "0.png")
     with pytest.raises(DatasetError, match=r"0\.png changed since it was audited"):
-        study(config, audit, holdout, measured, Looker())
+        study(Looking(config, audit, holdout, measured, Looker()), Heads({}))
 
 
 def test_an_image_that_a_verifier_cannot_read_is_an_error(config):
@@ -201,7 +204,14 @@ def test_the_embedded_verifier_says_no_on_the_sample_dataset(project, monkeypatc
     config = load_config(project / "configs/demo.yaml")
     audit, holdout = audit_dataset(config), audit_holdout(config)
     measured = measure_here(config, audit, holdout)
-    proof = study_here(config, audit, holdout, measured).proof
+
+    def prove():
+        looking = Looking(config, audit, holdout, measured, call_here(config))
+        heads = study_heads(looking)
+        assert not heads.files  # the words are right
+        return study(looking, heads).proof
+
+    proof = prove()
     assert proof.images == 176
     assert proof.lost <= config.verification.max_true_lost + 0.001
     before = np.mean([each.before for each in proof.judged])
@@ -210,4 +220,4 @@ def test_the_embedded_verifier_says_no_on_the_sample_dataset(project, monkeypatc
     [blended] = [each for each in proof.challenges if each.kind == BLENDED]
     assert blended.accepted > 0.4  # it is half of each
     monkeypatch.setattr("actors.models.verifier.Verifier", lambda *_, **__: pytest.fail("it was loaded"))
-    assert study_here(config, audit, holdout, measured).proof == proof
+    assert prove() == proof

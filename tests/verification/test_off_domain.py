@@ -304,3 +304,33 @@ def test_off_domain_and_its_kinds_may_be_unjudged(name):
 def test_a_misspelt_kind_is_refused(name):
     with pytest.raises(ValueError, match="neither a property nor property=value"):
         config(unjudged=[name])
+
+
+def unlike_others(count: int, of: str, shift: float) -> list[RealImage]:
+    """Images of three classes, of which one is `shift` from the others in one kind of feature."""
+    images = real(count, classes=("basic", "burnt", "mixed"))
+    for image in images:
+        if image.class_name == of:
+            image.seen.features["block1.moments"][:] += shift
+    return images
+
+
+def with_a_class_without_images() -> Config:
+    settings = config().model_dump(mode="json")
+    settings["classes"] |= dict.fromkeys(("mixed", "new"), settings["classes"]["basic"])
+    return Config.model_validate(settings)
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.0, 0.2), (40.0, 0.3, 0.5)])
+def test_what_a_class_without_images_may_lose_is_found_by_leaving_out_the_others(shift, least, most):
+    """One of three classes that is like no other is rejected whole: a third, on average."""
+    proof = prove_domain(unlike_others(90, "mixed", shift), {}, {}, with_a_class_without_images()).proof
+    assert least <= proof.lost_unseen <= most
+    assert "of those of a class without any about" in summarise(proof)
+    assert DomainProof.from_dict(json.loads(json.dumps(proof.as_dict()))) == proof
+
+
+def test_nothing_is_said_of_classes_without_images_where_there_is_none():
+    proof = prove_domain(real(60), {}, {}, config()).proof
+    assert proof.lost_unseen is None
+    assert "without any" not in summarise(proof)

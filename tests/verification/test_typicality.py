@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from sklearn.covariance import ledoit_wolf
 
+from balancer.errors import ManifestError
 from balancer.verification.challenges import make_challenges
 from balancer.verification.typicality import (
     MAX_AXES,
@@ -180,6 +181,27 @@ def changed(name: str, values: np.ndarray | None) -> bytes:
 def test_a_file_that_is_no_model_is_refused(name, values):
     with pytest.raises(ValueError):  # noqa: PT011 - by its own reason
         from_bytes(changed(name, values))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f8", "<c8", "<f2"])
+def test_a_file_has_single_precision_only(dtype):
+    """A file of bytes would take eight times its size."""
+    arrays = load(to_bytes(fitted()))
+    with pytest.raises(ValueError, match="single precision"):
+        from_bytes(save(arrays | {"few/scale": np.ones(len(arrays["few/scale"]), dtype)}))
+
+
+def test_a_file_of_many_arrays_is_refused():
+    with pytest.raises(ValueError, match="more than 200 arrays"):
+        from_bytes(save({f"few/{number}": np.ones(1, "<f4") for number in range(201)}))
+
+
+def test_features_that_it_was_not_fitted_on_are_refused():
+    model, others = fitted(), features(2, 1)
+    kind = next(iter(model.distances))
+    for wrong in ({**others, kind: others[kind][:, 1:]}, {}):
+        with pytest.raises(ManifestError, match="which this verifier does not give"):
+            model.p_values(wrong)
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", save({}), save({"few/centre": np.ones(3, "<f4")})])

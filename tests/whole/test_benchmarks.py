@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -23,6 +24,7 @@ from benchmarking import synthetic_manifest as synthetic
 from benchmarking.driver import _whole_driver
 from benchmarking.fleet import _figures
 from benchmarking.manifest import QUERIES, _with_memory
+from benchmarking.plan import _whole_command
 from benchmarking.simulated_job import Job
 
 
@@ -69,9 +71,13 @@ def test_every_benchmark_can_be_asked_for_help(benchmark):
 def test_a_benchmark_is_kept_with_the_machine_it_ran_on(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarking.plan._case", lambda classes, repeats: {"classes": classes})
+    whole_command = functools.partial(_whole_command, 2)
+    monkeypatch.setattr("benchmarking.plan._whole_command", lambda classes, repeats: whole_command(1))
     assert CliRunner().invoke(main, ["plan"]).exit_code == 0
     kept = json.loads((tmp_path / "plan.json").read_text())
-    assert (kept["benchmark"], [case["classes"] for case in kept["cases"]]) == ("plan", [6, 100, 1000])
+    assert (kept["benchmark"], [case["classes"] for case in kept["cases"]]) == ("plan", [6, 100, 1000, 2000])
+    assert kept["command"]["cells"] == 120
+    assert kept["command"]["seconds"] > 0
 
 
 def test_the_whole_driver_is_measured_in_virtual_time():

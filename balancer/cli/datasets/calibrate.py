@@ -16,6 +16,8 @@ from balancer.text.quantities import counted, percent
 
 if TYPE_CHECKING:
     from balancer.verification.calibration import PropertyCalibration
+    from balancer.verification.head_choice import HeadResult
+    from balancer.verification.heads import HeadProof
 
 
 @click.command("calibrate")
@@ -27,8 +29,8 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
 
     Labels are the class folders of dataset.path and dataset.holdout and the facet values of their metadata.
-    All figures come from cross-validation. Put the file into the config as `verification.calibration`; it is
-    valid for one verifier and one set of wordings.
+    All figures come from cross-validation, those of heads (verification.heads) on training images. Put the
+    file into the config as `verification.calibration`; it is valid for one verifier and one set of wordings.
     """
     from balancer.config.load import load_config
 
@@ -44,32 +46,41 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
 
     path = Path(config).with_suffix(".calibration.json") if out is None else Path(out)
     refuse_other_file(path)  # before measuring, which can take long
-    from actors.real_images import collect_examples, measure_here
+    from actors.heads import study_heads
+    from actors.labelled import Looking, call_here
+    from actors.real_images import collect_examples, measure_here, verifier_here
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_dataset, audit_holdout, match_classes
+    from balancer.dataset.splits import assign_splits
 
-    audit = audit_dataset(loaded)
+    audit, holdout = audit_dataset(loaded), audit_holdout(loaded)
     match_classes(audit, loaded)
-    judged = loaded.verification
-    measured = measure_here(loaded, audit, audit_holdout(loaded))
+    judged, verifier = loaded.verification, verifier_here(loaded)
+    measured = measure_here(loaded, audit, holdout, verifier)
+    splits, call = assign_splits(audit, loaded), call_here(loaded, verifier)
+    looking = Looking(loaded, audit, holdout, measured, call, splits, varied=False)
+    heads = study_heads(looking, try_all=True).results
     fitted = {
         name: fit_property(examples, judged.min_examples)
         for name, examples in collect_examples(measured, loaded).items()
     }
     fingerprint = weights.fingerprint(judged.model, judged.revision, "verifier")
     document = calibration_document(judged.model, fingerprint, loaded.properties(), fitted)
+    document["heads"] = {name: result.as_dict() for name, result in heads.items()}
     write_calibration(path, document)
     if as_json:
         console.print_json(document)
     else:
         _print(len(measured.images), fitted)
+        _print_heads(heads)
     for name, fit in fitted.items():
         if fit.kept:
             console.warn(f"{name} keeps its probabilities (temperature 1): {fit.kept}")
-    report_quality(os.fspath(path), fitted, judged.min_auc)
+    taken = {name: result.proof for name, result in heads.items() if result.taken and result.proof}
+    report_quality(os.fspath(path), {**fitted, **taken}, judged.min_auc)
 
 
-def report_quality(path: str, fitted: Mapping[str, PropertyCalibration], min_auc: float) -> None:
+def report_quality(path: str, fitted: Mapping[str, PropertyCalibration | HeadProof], min_auc: float) -> None:
     """Warn about values that the verifier cannot tell apart: a temperature does not change that."""
     aucs = {
         f"{name}={value}": auc
@@ -115,6 +126,37 @@ def _print(images: int, fitted: Mapping[str, PropertyCalibration]) -> None:
     ]
     console.say()
     console.table("values", ["property", "value", "labelled", "AUC", "likeliest"], rows)
+
+
+def _print_heads(heads: Mapping[str, HeadResult]) -> None:
+    """Words alone beside words and examples."""
+    proven = {name: result.proof for name, result in heads.items() if result.proof is not None}
+    if proven:
+        rows: list[list[console.Cell]] = [
+            [name, value, count, *(None if auc is None else round(auc, 3) for auc in aucs)]
+            for name, proof in proven.items()
+            for value, count, *aucs in zip(
+                proof.values, proof.examples, proof.words_auc, proof.auc, strict=True
+            )
+        ]
+        columns = ["property", "value", "examples", "AUC, words", "words + examples"]
+        console.say()
+        console.table("heads: values, on images left out", columns, rows)
+        figures: list[list[console.Cell]] = [
+            [
+                name,
+                *(round(loss, 3) for loss in (proof.words_loss, proof.loss)),
+                *(round(error, 4) for error in (proof.words_error, proof.error)),
+                "words + examples" if heads[name].taken else "words",
+            ]
+            for name, proof in proven.items()
+        ]
+        columns = ["property", "log loss, words", "+ examples", "calibration error, words", "+ examples"]
+        console.say()
+        console.table("heads: properties", [*columns, "judged by"], figures)
+    for name, result in heads.items():
+        if result.proof is None:
+            console.note(f"no head for {name}: {result.why}")
 
 
 def _recall(fit: PropertyCalibration) -> list[str | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -16,11 +18,13 @@ from balancer.text.commands import suggested
 from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
+    from actors.labelled import Looking
     from actors.models.verifier import Verifier
     from actors.real_images import RealImages
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Measured, Plan
+    from balancer.verification.head_choice import Heads
     from balancer.verification.off_domain import DomainProof
     from balancer.verification.preflight import Preflight, ValueProof
 
@@ -30,11 +34,20 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
 @click.option("--measured", metavar="RUN", default=None, help="Estimate from this run's measurements.")
+@click.option("--all", "every", is_flag=True, help="List every class, value and cell, however many.")
 @click.option("--no-preflight", is_flag=True, help="Do not load the verifier and test what it can judge.")
 def command(
-    config: str, as_json: bool, overrides: tuple[str, ...], measured: str | None, no_preflight: bool
+    config: str,
+    as_json: bool,
+    overrides: tuple[str, ...],
+    measured: str | None,
+    every: bool,
+    no_preflight: bool,
 ) -> None:
     """Show what `run` would generate for CONFIG: quotas, priorities, expected candidates, time and disk.
+
+    Classes and cells are in the order in which a run begins them. All are filled to the same share, so that
+    none is behind when a budget ends the run.
 
     Generates nothing. If the verifier is on this machine, the pre-flight shows what it can tell apart on the
     labelled real images.
@@ -59,10 +72,10 @@ def command(
     counts = match_classes(training, loaded)
     facets, seen = credited_facets(training, loaded), None
     if loaded.target.count_real_facets == "measured":
-        if not no_preflight and (seen := _measure(loaded, audit)) is not None:
+        if not no_preflight and (seen := _measure(loaded, audit, splits)) is not None:
             from actors.real_images import real_facets
 
-            facets = real_facets(seen.images, loaded, splits)
+            facets = real_facets(seen.judged, loaded, splits)
         else:
             console.warn("target.count_real_facets: only values in the metadata are counted here")
     plan = make_plan(loaded, counts, facets)
@@ -71,19 +84,22 @@ def command(
     _warn_about_faults(audit, loaded)
     if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
-    for line in held_back(plan):
-        console.warn(line)
+    console.warn_each(held_back(plan), "classes", every=every)
     if not as_json:
-        _print(plan, cost, list(loaded.facets))
+        _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
-        seen = _measure(loaded, audit)
-    checked = None if seen is None else _preflight(seen.images, loaded)
-    domain = None if seen is None else _domain(seen, loaded, audit)
+        seen = _measure(loaded, audit, splits)
+    checked = None if seen is None else _preflight(seen.judged, loaded)
+    domain = None if seen is None else _domain(seen)
     if as_json:
-        shown = checked and checked.as_dict() | {"challenge": domain and domain.as_dict()}
+        shown = checked and checked.as_dict() | {
+            "challenge": domain and domain.as_dict(),
+            "heads": seen and seen.heads.as_dict(),
+        }
         console.print_json(_as_json(plan, cost, list(loaded.facets)) | {"preflight": shown})
-    elif checked is not None:
-        _print_preflight(checked)
+    elif checked is not None and seen is not None:
+        _print_preflight(checked, every)
+        _print_heads(seen.heads, loaded)
         _print_domain(domain, loaded)
 
 
@@ -95,37 +111,56 @@ def _measured(run: str) -> Measured:
 
 
 class _Seen(NamedTuple):
-    """`verifier` gives the one that measured them, or loads it."""
+    """`judged` are the real images as a run would judge them."""
 
-    images: RealImages
-    holdout: Audit | None
-    verifier: Callable[[], Verifier]
+    looking: Looking
+    heads: Heads
+    judged: RealImages
 
 
-def _measure(config: Config, audit: Audit) -> _Seen | None:
+def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen | None:
     """The real images as the verifier sees them. If it cannot, prints why and returns None: the plan does not
     fail."""
     if config.actors.kind == "simulated":
         console.note("no pre-flight: simulated actors judge nothing")
         return None
     from actors import real_images
+    from actors.heads import judge_real_images, study_heads
+    from actors.labelled import Looking, call_here
     from actors.weights import resolve as weights
     from balancer.dataset.audit import audit_holdout
 
-    judged = config.verification
     try:
-        at = weights.check(judged.model, judged.revision, None, "verifier")
-        if at.folder is None:
-            missing = size(at.missing_bytes)
-            console.note(f"no pre-flight: the verifier is not on this machine ({missing} to download)")
-            return None
+        wanted = weights.wanted_models(config)
+        for kind in wanted.keys() & {"verifier", "backbone"}:
+            at = weights.check(*wanted[kind], kind)
+            if at.folder is None:
+                missing = size(at.missing_bytes)
+                console.note(f"no pre-flight: the {kind} is not on this machine ({missing} to download)")
+                return None
         real_images.load_calibration(config)
-        holdout, verifier = audit_holdout(config), real_images.verifier_here(config)
+        holdout, verifier = audit_holdout(config), _announced(real_images.verifier_here(config))
         measured = real_images.measure_here(config, audit, holdout, verifier)
-        return _Seen(measured, holdout, verifier)
+        looking = Looking(config, audit, holdout, measured, call_here(config, verifier), splits)
+        heads = study_heads(looking)
+        return _Seen(looking, heads, judge_real_images(looking, heads))
     except BalancerError as error:
         console.warn(f"no pre-flight: {error.message}")
         return None
+
+
+def _announced(load: Callable[[], Verifier]) -> Callable[[], Verifier]:
+    """Says that it takes time before it does, at the first call."""
+
+    @functools.cache
+    def announced() -> Verifier:
+        console.note(
+            "pre-flight: the verifier loads, and looks at the real images and at images of none of the"
+            " classes; what it sees is kept for the next time"
+        )
+        return load()
+
+    return announced
 
 
 def _preflight(images: RealImages, config: Config) -> Preflight:
@@ -134,16 +169,26 @@ def _preflight(images: RealImages, config: Config) -> Preflight:
     return run_preflight(images, config)
 
 
-def _domain(seen: _Seen, config: Config, audit: Audit) -> DomainProof | None:
+def _domain(seen: _Seen) -> DomainProof | None:
     """To how many images of none of the classes the verifier says no. If it cannot be told, prints why and
     returns None."""
-    from actors.domain import study_here
+    from actors.domain import study
 
     try:
-        return study_here(config, audit, seen.holdout, seen.images, seen.verifier).proof
+        return study(seen.looking, seen.heads).proof
     except BalancerError as error:
         console.warn(f"no challenge: {error.message}")
         return None
+
+
+def _print_heads(heads: Heads, config: Config) -> None:
+    from balancer.verification.head_choice import refuse_lacking_heads, summarise_heads
+
+    console.say(summarise_heads(heads.results))
+    try:
+        refuse_lacking_heads(heads, config)
+    except UsageError as error:
+        console.warn(f"`run` would stop: {error.message}")
 
 
 def _print_domain(proof: DomainProof | None, config: Config) -> None:
@@ -168,20 +213,26 @@ def _print_domain(proof: DomainProof | None, config: Config) -> None:
         console.warn(f"`run` would stop: {error.message}")
 
 
-def _print_preflight(checked: Preflight) -> None:
-    rows: list[list[console.Cell]] = [
-        [
+def _print_preflight(checked: Preflight, every: bool) -> None:
+    proofs = list(checked.values)
+    if len(proofs) > console.LISTED and not every:
+        proofs.sort(key=lambda proof: proof.proven)
+    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
+    console.say()
+    console.first_rows(
+        title,
+        ["property", "value", "examples", "AUC", "verdict"],
+        proofs,
+        "values",
+        every=every,
+        row=lambda proof: [
             proof.property_,
             proof.value,
             proof.examples,
             None if proof.auc is None else round(proof.auc, 3),
             _verdict(checked, proof),
-        ]
-        for proof in checked.values
-    ]
-    title = f"pre-flight: what the verifier tells apart on {counted(checked.images, 'real image')}"
-    console.say()
-    console.table(title, ["property", "value", "examples", "AUC", "verdict"], rows)
+        ],
+    )
     if checked.blocking:
         console.warn(
             f"`run` would stop: {counted(len(checked.blocking), 'value')} not proven and not in"
@@ -197,8 +248,11 @@ def _verdict(checked: Preflight, proof: ValueProof) -> str:
 
 
 def _warn_about_faults(audit: Audit, config: Config) -> None:
+    from balancer.dataset.notices import describe_unusual_layout
     from balancer.dataset.unreadable import describe_unreadable
 
+    if line := describe_unusual_layout(audit):
+        console.note(line)
     if line := describe_unreadable(audit, config):
         console.warn(line)
     if copies := sum(len(names) - 1 for names in audit.duplicates):
@@ -208,7 +262,7 @@ def _warn_about_faults(audit: Audit, config: Config) -> None:
 
 
 def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
-    cells = [wanted.as_dict(facets) for wanted in plan.cells]
+    cells = [wanted.as_dict(facets) for wanted in plan.in_turn()]
     classes = {
         name: {"now": now, "to_generate": lacking, "then": then, "target": target}
         for name, now, lacking, then, target in _by_class(plan)
@@ -216,33 +270,53 @@ def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]
     return {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
 
 
-def _print(plan: Plan, cost: Estimate, facets: list[str]) -> None:
-    """Print the summary first, because there may be hundreds of cells."""
+def _print(plan: Plan, cost: Estimate, facets: list[str], every: bool) -> None:
+    """Print summaries first, because there may be thousands of classes and cells."""
     if all(count >= plan.targets[name] for name, count in plan.counts.items()):
         console.say("nothing to generate: every class has its target (`target` in the config sets it)")
-    console.table(
+    classes = _by_class(plan)
+    if len(classes) > console.LISTED and not every:
+        _print_priorities(plan)
+        classes.sort(key=lambda row: -row[2])
+    console.first_rows(
         f"{counted(plan.total, 'image')} to generate in {counted(len(plan.cells), 'cell')} of "
-        f"{counted(len(plan.counts), 'class', 'classes')}",
+        f"{counted(len({wanted.cell.class_name for wanted in plan.cells}), 'class', 'classes')}",
         ["class", "now", "to generate", "then", "target"],
-        _by_class(plan),
+        classes,
+        "classes, which lack no more",
+        every=every,
     )
-    for facet in facets:
-        _print_facet(plan, facet)
+    _print_facets(plan, facets, every)
     _print_estimate(cost)
     console.say()
-    console.table(
-        "cells, in the order in which they are filled",
+    console.first_rows(
+        "cells, in the order in which they are begun; all are filled to the same share",
         ["priority", "class", *facets, "images"],
-        [
-            [
-                wanted.priority.value,
-                wanted.cell.class_name,
-                *(wanted.cell.value(facet) for facet in facets),
-                wanted.quota,
-            ]
-            for wanted in plan.cells
+        plan.in_turn(),
+        "cells",
+        every=every,
+        row=lambda wanted: [
+            wanted.priority.value,
+            wanted.cell.class_name,
+            *map(wanted.cell.value, facets),
+            wanted.quota,
         ],
     )
+
+
+def _print_priorities(plan: Plan) -> None:
+    """How many classes lack how much."""
+    rows: list[list[console.Cell]] = []
+    lacking = 0
+    for priority, group in groupby(plan.cells, key=lambda wanted: wanted.priority):
+        cells = list(group)
+        classes = len({wanted.cell.class_name for wanted in cells})
+        rows.append([priority.value, classes, len(cells), sum(wanted.quota for wanted in cells)])
+        lacking += classes
+    if full := len(plan.counts) - lacking:
+        rows.append(["nothing lacking", full, None, None])
+    console.table("priorities", ["priority", "classes", "cells", "images"], rows)
+    console.say()
 
 
 def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
@@ -256,21 +330,22 @@ def _by_class(plan: Plan) -> list[tuple[str, int, int, int, int]]:
     ]
 
 
-def _print_facet(plan: Plan, facet: str) -> None:
-    totals = Counter[str]()
+def _print_facets(plan: Plan, facets: list[str], every: bool) -> None:
+    totals = {facet: Counter[str]() for facet in facets}
     for wanted in plan.cells:
-        value = wanted.cell.value(facet)
-        if value is not None:
-            totals[value] += wanted.quota
-    if totals:
-        console.say()
-        console.table(facet, ["value", "to generate"], list(totals.items()))
+        for facet, value in wanted.cell.facets:
+            totals[facet][value] += wanted.quota
+    for facet, images in totals.items():
+        if images:
+            console.say()
+            console.first_rows(facet, ["value", "to generate"], list(images.items()), "values", every=every)
 
 
 def _print_estimate(cost: Estimate) -> None:
     time = None if cost.hours is None else duration(cost.hours * 3600)
     rows: list[list[console.Cell]] = [
         ["candidates", str(cost.candidates), cost.candidates_basis],
+        ["images missing", str(cost.missing), cost.missing_basis],
         ["time", time, cost.hours_basis],
         ["cost", None if cost.cost is None else console.figure(cost.cost), cost.cost_basis],
         ["disk", size(cost.bytes), cost.bytes_basis],

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
 
 
+NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
+
+
 @click.command(name="status")
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(run: str, as_json: bool) -> None:
+@click.option("--all", "every", is_flag=True, help="List every cell, however many.")
+def command(run: str, as_json: bool, every: bool) -> None:
     """Show the progress of RUN, from its files alone.
 
     A wanted image is accepted, `short` (every attempt failed) or `open` (a run can still make it).
@@ -34,8 +38,13 @@ def command(run: str, as_json: bool) -> None:
         console.print_json(status)
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        if status["simulated"]:
+            console.note(NOTHING_CHECKED)
         _print_rules(status["overrides"])
-        _print_given_up(status["given_up"])
+        _print_short(status["short_cells"], every)
+        _print_given_up(status["given_up"], every)
+        for line in status["remedies"]["summary"]:
+            console.say(f"what would help: {line}")
         console.say()
         console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
@@ -57,11 +66,11 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
         *rejected,
         *(
             (f"accepted, {name} not judged", count, _share(count, status["accepted"]))
-            for name, count in status["unjudged"].items()
+            for name, count in ({} if status["simulated"] else status["unjudged"]).items()
         ),
         *(
             (f"accepted, {name} not proven", count, _share(count, status["accepted"]))
-            for name, count in status["unproven"].items()
+            for name, count in ({} if status["simulated"] else status["unproven"]).items()
         ),
     ]
     if status["eta_s"] is not None:
@@ -93,12 +102,30 @@ def _print_images(check: ImageCheck) -> None:
         )
 
 
-def _print_given_up(cells: dict[str, dict[str, int]]) -> None:
+def _print_short(cells: dict[str, dict[str, Any]], every: bool) -> None:
+    if cells:
+        most_first = sorted(cells.items(), key=lambda item: -item[1]["short"])
+        console.say()
+        console.first_rows(
+            "short: no attempt passed",
+            ("cell", "images", "candidates", "accepted", "rejected for"),
+            most_first,
+            "cells, which lack no more",
+            every=every,
+            row=lambda item: (
+                item[0],
+                *(item[1][name] for name in ("short", "candidates", "accepted")),
+                ", ".join(f"{reason} {count}" for reason, count in item[1]["reasons"].items()),
+            ),
+        )
+
+
+def _print_given_up(cells: dict[str, dict[str, int]], every: bool) -> None:
     if cells:
         rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
         console.say()
         title = "given up: too few candidates pass (attempts.give_up_below)"
-        console.table(title, ("cell", "candidates", "accepted"), rows)
+        console.first_rows(title, ("cell", "candidates", "accepted"), rows, "cells", every=every)
 
 
 def _share(part: int, whole: int) -> str | None:

@@ -131,21 +131,22 @@ def _convert_classes(conversion: Conversion) -> tuple[str, ...]:
 
 
 def _convert_targets(conversion: Conversion, names: Sequence[str]) -> None:
-    """All classes share one target in the current layout. Differing targets are a problem."""
-    new: KeyPath = ("target", "per_class")
+    """The target of all classes, and of single classes what differs from it. If the file gives none for all,
+    it is that of the classes, if these have the same."""
+    common: KeyPath = ("target", "per_class")
     wanted = {name: _target(conversion, name) for name in names}
-    if conversion.has(new):
-        for old, _ in wanted.values():
-            conversion.reasons[old] = "the target of all classes together is used instead"
-        return
-    first, (at, number) = next(iter(wanted.items()))
-    conversion.put(new, number, at)
+    values = [value for _, value in wanted.values()]
+    if conversion.has(common):
+        for_all = cast("dict[str, dict[str, object]]", conversion.document.value)["target"]["per_class"]
+    else:
+        for_all = values[0] if values.count(values[0]) == len(values) else None
+        if for_all is not None:
+            conversion.put(common, for_all, wanted[names[0]][0])
     for name, (old, value) in wanted.items():
+        has_none = value is None and conversion.has(common)
         conversion.use(old)
-        if value != number:
-            text = f"the target of {name} is {value}, of {first} {number}, but all classes share one target"
-            conversion.problem(new, f"{text}; choose it with --set target.per_class=N", at=old)
-            return
+        if value != for_all and not has_none:
+            conversion.put(("target", "classes", name), value, old)
 
 
 def _target(conversion: Conversion, name: str) -> tuple[KeyPath, object]:
@@ -299,13 +300,13 @@ def _convert_models(conversion: Conversion) -> None:
 def _convert_class_fill(conversion: Conversion) -> None:
     """Convert the minimum number of images per class into a fraction of the target."""
     given = _find(conversion, ("min_images_per_class",))
-    target = (
-        cast("dict[str, dict[str, object]]", conversion.document.value).get("target", {}).get("per_class")
-    )
-    in_doubt = any(problem.path == ("target", "per_class") for problem in conversion.document.problems)
+    target = cast("dict[str, dict[str, object]]", conversion.document.value).get("target", {})
     least = conversion.value(given[0]) if given else None
-    if isinstance(least, int) and isinstance(target, int) and target > 0 and not in_doubt:
-        conversion.take(("criteria", "class_fill"), given[0], min(1.0, round(least / target, 4)))
+    if given and "classes" in target:
+        conversion.reasons[given[0]] = "it becomes a fraction of the target, and targets differ by class"
+    common = target.get("per_class")
+    if isinstance(least, int) and isinstance(common, int) and common > 0:
+        conversion.take(("criteria", "class_fill"), given[0], min(1.0, round(least / common, 4)))
 
 
 def _require_dataset(conversion: Conversion) -> None:

@@ -75,7 +75,7 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(("enable_cpu_offload", "use_cpu_offload", "enable_attention_slicing"), _MEMORY),
     **dict.fromkeys(("memory_optimization", "expand_segments"), _MEMORY),
     "priority": "`plan` sets priorities by how much a class lacks",
-    "generation_sequence": "classes without images come first, by the priorities of `plan`",
+    "generation_sequence": "a run fills all classes to the same share",
     "estimated_resources": "`plan` estimates images, candidates, time and disk",
     "execution_commands": "`balancer run` does it all",
     "save_metadata": "every candidate is a row of the manifest",

@@ -17,6 +17,7 @@ import signal
 import sys
 
 from balancer.dataset.decoding.image_info import DecodeLimits, answer
+from balancer.dataset.decoding.members import work_in_child
 from balancer.dataset.table_reader import read_table_answer
 from balancer.process.child_limits import limit_process
 
@@ -52,6 +53,7 @@ def serve() -> None:
     import scipy.fftpack  # noqa: F401
 
     leave_network()
+    work_in_child()
     while _has_more():
         child = os.fork()
         if child == 0:
@@ -65,15 +67,17 @@ def serve() -> None:
 
 
 def serve_tables() -> None:
-    """Read the tables whose paths, in hex, come on standard input, and write their lines."""
-    names = [os.fsdecode(bytes.fromhex(line)) for line in sys.stdin]
-    if any(name.lower().endswith(".parquet") for name in names):
+    """Read the tables that come on standard input, each as its path in hex and its columns, and write their
+    lines."""
+    requests = [json.loads(line) for line in sys.stdin]
+    names = [os.fsdecode(bytes.fromhex(path)) for path, _, _ in requests]
+    if any(name.lower().endswith((".parquet", ".arrow")) for name in names):
         import pyarrow.parquet  # noqa: F401  # before memory is limited
 
     leave_network()
     limit_process(TABLE_SECONDS, TABLE_BYTES)
-    for name in names:
-        for line in read_table_answer(name):
+    for name, (_, columns, packed) in zip(names, requests, strict=True):
+        for line in read_table_answer(name, columns, packed):
             _say(line.decode())
 
 

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 from balancer.dataset.decoding.child import TABLE_SECONDS
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer
-from balancer.dataset.table_reader import MAX_ANSWER_BYTES
+from balancer.dataset.table_reader import MAX_ANSWER_BYTES, OWN_NAMES, ColumnNames
 
 MAX_DECODERS = 8
 """Enough for a fast disk. Each may hold several copies of an image of the largest size."""
@@ -84,28 +84,32 @@ class DecoderProcess:
             return _NO_ANSWER
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._process = _spawn("serve()")
+        self._process = spawn("child", "serve()")
         return self._process
 
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            _end(process)
+            end(process)
 
 
-def read_table_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+def read_table_lines(
+    paths: Sequence[Path], columns: ColumnNames = OWN_NAMES, packed: bool = False
+) -> Iterator[bytes]:
     """The lines about the tables at `paths`, as in `table_reader`, from one process that reads them in turn.
     Raises ValueError with the reason if the process dies."""
-    process = _spawn("serve_tables()")
+    process = spawn("child", "serve_tables()")
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.writelines(os.fsencode(path.absolute()).hex().encode() + b"\n" for path in paths)
+            for path in paths:
+                request = [os.fsencode(path.absolute()).hex(), columns, packed]
+                process.stdin.write(json.dumps(request).encode() + b"\n")
         yield from _lines(process)
         if status := process.wait(MAX_WAIT_S):
             raise ValueError(_reader_death(-status))
     finally:
-        _end(process)
+        end(process)
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -133,10 +137,11 @@ def _reader_death(number: int) -> str:
     return "its reader crashed: the file is damaged or malicious"
 
 
-def _spawn(call: str) -> subprocess.Popen[bytes]:
-    """Call a function of `child` in a process with the same packages as this one and no secrets."""
+def spawn(module: str, call: str) -> subprocess.Popen[bytes]:
+    """Call a function of a module here in a process with the same packages as this one and no secrets."""
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from balancer.dataset.decoding import child; child.{call}"
+        f"import sys; sys.path[:] = {sys.path!r}; from balancer.dataset.decoding import {module};"
+        f" {module}.{call}"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -148,7 +153,7 @@ def _spawn(call: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # the process and its child
     with contextlib.suppress(OSError), process:

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from balancer.errors import ManifestError
+from balancer.errors import ManifestError, StorageError
 from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, MAX_SEQ, REJECTED_DIR, fragment_path
 from balancer.manifest.log.fragment import BrokenFragmentError, Link
 from balancer.storage import MissingFileError, Storage, is_temporary
@@ -22,10 +22,12 @@ from balancer.text.json_reading import read_json
 from balancer.text.quantities import counted
 
 FORMAT = 1
+"""Every format has this checksum, so a damaged number is no newer format."""
 
 MAX_HEAD_BYTES = 100_000
 
 LOG_IS_THERE = "log is there"
+READABLE = "head of the log is readable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,14 @@ def read_head(storage: Storage, run_id: str) -> Head | None:
         data = storage.read(HEAD_FILE, MAX_HEAD_BYTES)
     except MissingFileError:
         return None
+    except StorageError as error:
+        if storage.exists(HEAD_FILE):
+            raise
+        raise BrokenFragmentError(HEAD_FILE, READABLE, "it is not a regular file") from error
     try:
         head = _parsed(read_json(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenFragmentError(HEAD_FILE, "head of the log is readable", str(error)) from error
+        raise BrokenFragmentError(HEAD_FILE, READABLE, str(error)) from error
     if head.run_id != run_id:
         raise BrokenFragmentError(HEAD_FILE, "head belongs to the run", f"it is of run {head.run_id!r}")
     return head
@@ -98,13 +104,16 @@ def _images(storage: Storage) -> int:
 
 def _parsed(document: dict[str, Any]) -> Head:
     checksum = document.pop("checksum")
-    if document["format"] > FORMAT:
-        raise ManifestError(
-            f"{HEAD_FILE}: format {document['format']} is newer than {FORMAT}, the newest this version reads",
-            hint="upgrade balancer",
-        )
     if checksum != _checksum(document):
         raise ValueError("its bytes are not those that were written")
+    number = document["format"]
+    if type(number) is not int:
+        raise ValueError("its format is no whole number")
+    if number > FORMAT:
+        raise ManifestError(
+            f"{HEAD_FILE}: format {number} is newer than {FORMAT}, the newest this version reads",
+            hint="upgrade balancer",
+        )
     head = Head(document["run_id"], document["seq"], document["sha256"])
     if not (isinstance(head.run_id, str) and isinstance(head.seq, int) and isinstance(head.sha256, str)):
         raise ValueError("its values are of other types")

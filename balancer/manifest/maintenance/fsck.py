@@ -33,6 +33,7 @@ from balancer.manifest.layout import (
     RUN_FILE,
     fragment_path,
     fragment_seq,
+    head_path,
     typicality_path,
 )
 from balancer.manifest.log.fragment import BrokenFragmentError, Fragment, check_successor
@@ -42,7 +43,7 @@ from balancer.manifest.log.view import reread_rows
 from balancer.manifest.maintenance.snapshot_check import check_files, check_rows
 from balancer.manifest.row_values import HAS_ID, HAS_IMAGE, MEMBERSHIP, PLANNED, Known, wrong_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC, VOID
-from balancer.manifest.runfile import RunInfo, load_typicality, read_run
+from balancer.manifest.runfile import RunInfo, load_head, load_typicality, read_run
 from balancer.manifest.snapshot.current import problem_of_current
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.unjudged import lacks_a_score
@@ -130,6 +131,7 @@ def check_run(storage: Storage) -> Findings:
     unread = _find_unread(problems, fragments)
     problems.extend(_config(info))
     problems.extend(_typicality(storage, info))
+    problems.extend(_heads(storage, info))
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
     values += _misnamed(fragments, info)
@@ -260,6 +262,15 @@ def _typicality(storage: Storage, info: RunInfo) -> Iterator[Problem]:
         yield Problem(
             "typicality is what run.json names", typicality_path(info.typicality or ""), error.message
         )
+
+
+def _heads(storage: Storage, info: RunInfo) -> Iterator[Problem]:
+    """The files without which the run cannot go on."""
+    for name, sha256 in info.head_files.items():
+        try:
+            load_head(storage, info, name)
+        except BalancerError as error:
+            yield Problem("heads are what run.json names", head_path(sha256), error.message)
 
 
 def _config(info: RunInfo) -> Iterator[Problem]:

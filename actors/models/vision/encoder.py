@@ -5,8 +5,8 @@ Batches have a fixed size, so what is seen in an image does not depend on how ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from actors.models.device import pick_device, use_threads
+from actors.models.vision.backbone import Backbone
+from actors.models.vision.layer_features import layer_features
 from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
+from balancer.images import Pixels
+from balancer.verification.small_pictures import EDGES, THUMBNAIL, picture_features
 from balancer.verification.typicality import FINAL, PIXEL_KINDS, pixel_features
 
 INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 """Images per batch: a CPU needs few, a GPU several."""
-
-LAYERS = 4
-LAGS = (1, 2, 4)
-GRID = 4
-"""What typicality looks at: layers, distances between positions, parts of an image per side."""
 
 HINT = "verification.model must name an open_clip model"
 
@@ -37,13 +36,45 @@ Preprocess = Callable[[torch.Tensor], torch.Tensor]
 Features = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Images as input of the encoder's model, and of its backbone if there is one."""
+
+    own: torch.Tensor
+    other: torch.Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Inputs]) -> Inputs:
+        others = [part.other for part in parts if part.other is not None]
+        return cls(torch.cat([part.own for part in parts]), torch.cat(others) if others else None)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, part: slice) -> Inputs:
+        return Inputs(self.own[part], None if self.other is None else self.other[part])
+
+    def filled_up(self, size: int) -> Inputs:
+        """With the last image as often as is needed for `size` of them."""
+        return Inputs.joined([self, *[self[-1:]] * (size - len(self))])
+
+
 class Encoder:
     """A model on one device, always in float32: half precision would move scores across thresholds.
 
-    `scale` is what it multiplies similarities with, `size` the height and width of the images it sees.
+    `scale` is what it multiplies similarities with, `size` the height and width of the images it sees. With a
+    `backbone`, features of layers and the `final` one are those of that model.
     """
 
-    def __init__(self, model: str, revision: str | None, device: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        device: str,
+        threads: int | None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        self._backbone = backbone
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.name = model
@@ -53,57 +84,75 @@ class Encoder:
         with wrap_model_errors(folder, model, HINT), torch.inference_mode():
             self._preprocess = batched(transform)
             self.scale = self._model.logit_scale.exp()
-            height, width = self.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[2:]
+            height, width = self.prepare(np.zeros((1, 8, 8, 3), np.uint8)).own.shape[2:]
             self.size = (int(height), int(width))
 
     @torch.inference_mode()
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """Images of one size as input of the model."""
+    def prepare(self, pixels: np.ndarray) -> Inputs:
+        """Images of one size as input of the models."""
         # A copy, because arrays from an object store or a decoder are read-only.
         images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
-        return self._preprocess(images)
+        other = None if self._backbone is None else self._backbone.prepare(pixels)
+        return Inputs(self._preprocess(images), other)
 
-    def prepare_all(self, pixels: np.ndarray) -> torch.Tensor:
+    def shrink(self, picture: Pixels) -> Pixels:
+        """No larger than the model needs, in the same proportions."""
+        scale = max(self.size) / min(picture.shape[:2])
+        if scale >= 1.0:
+            return picture
+        height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+    def prepare_all(self, pixels: np.ndarray) -> Inputs:
         """Like `prepare`, of any number of images."""
         size = INTERNAL_BATCH[self.device.type]
-        return torch.cat(
+        return Inputs.joined(
             [self.prepare(pixels[start : start + size]) for start in range(0, len(pixels), size)]
         )
 
-    def batches(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
+    def batches(self, images: Inputs) -> Iterator[Inputs]:
         """At most INTERNAL_BATCH inputs at a time."""
         size = INTERNAL_BATCH[self.device.type]
         return (images[start : start + size] for start in range(0, len(images), size))
 
     @torch.inference_mode()
-    def look(self, images: torch.Tensor, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
-        """Embeddings (images, dim) of inputs, and their features of some `kinds` for
-        `balancer.verification.typicality`, (images, numbers) in single precision by kind, as far as this
-        model has them: those of layers only if it gives them out."""
+    def look(self, images: Inputs, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
+        """Embeddings (images, dim) of inputs, and their features of some `kinds` of
+        `balancer.verification.typicality` and `.heads`, (images, numbers) in single precision by kind, as far
+        as this model has them: those of layers only if it gives them out."""
         looks = [self.look_at_batch(batch, kinds) for batch in self.batches(images)]
         features = {kind: np.concatenate([each[1][kind] for each in looks]) for kind in looks[0][1]}
         embeddings = torch.cat([each[0] for each in looks])
         return embeddings[: len(images)], {kind: rows[: len(images)] for kind, rows in features.items()}
 
     @torch.inference_mode()
-    def look_at_batch(self, images: torch.Tensor, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
+    def look_at_batch(self, images: Inputs, kinds: Collection[str]) -> tuple[torch.Tensor, Features]:
         """Like `look`, of at most INTERNAL_BATCH inputs, filled up to that many: the last bits of numbers
         depend on how many are computed at once."""
-        missing = INTERNAL_BATCH[self.device.type] - len(images)
-        filled = torch.cat([images, *[images[-1:]] * missing])
+        filled = images.filled_up(INTERNAL_BATCH[self.device.type])
+        embeddings, seen = self._see(filled, kinds)
+        features = {kind: values.float().cpu().numpy() for kind, values in seen.items()}
+        if not {*PIXEL_KINDS, THUMBNAIL, EDGES}.isdisjoint(kinds):
+            pixels = filled.own.permute(0, 2, 3, 1).cpu().numpy()
+            small = picture_features(pixels, kinds)
+            features |= {kind: values.astype(np.float32) for kind, values in small.items()}
+            if not set(PIXEL_KINDS).isdisjoint(kinds):
+                features |= pixel_features(pixels, kinds)
+        return embeddings, features
+
+    def _see(self, images: Inputs, kinds: Collection[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Embeddings, and those features that a model sees."""
+        if self._backbone is not None and images.other is not None:
+            embeddings = self._model.encode_image(images.own, normalize=True)
+            return embeddings, self._backbone.look_at_batch(images.other, kinds)
         seen: dict[str, torch.Tensor] = {}
         if any(kind.startswith("block") for kind in kinds) and _gives_layers(self._model.visual):
-            outputs = self._model.forward_intermediates(image=filled)
+            outputs = self._model.forward_intermediates(image=images.own)
             embeddings = outputs["image_features"]
             seen = layer_features(outputs["image_intermediates"], kinds)
         else:
-            embeddings = self._model.encode_image(filled, normalize=True)
-        if FINAL in kinds:
-            seen[FINAL] = embeddings
-        features = {kind: values.float().cpu().numpy() for kind, values in seen.items()}
-        if not set(PIXEL_KINDS).isdisjoint(kinds):
-            features |= pixel_features(filled.permute(0, 2, 3, 1).cpu().numpy(), kinds)
-        return embeddings, features
+            embeddings = self._model.encode_image(images.own, normalize=True)
+        return embeddings, seen | ({FINAL: embeddings} if FINAL in kinds else {})
 
     @torch.inference_mode()
     def embed_text(self, wordings: Sequence[str]) -> torch.Tensor:
@@ -115,36 +164,6 @@ class Encoder:
         """Scaled similarities (images, texts), as doubles."""
         scaled: torch.Tensor = self.scale * embeddings @ texts.T
         return scaled.double()
-
-
-def layer_features(layers: Sequence[torch.Tensor], kinds: Collection[str]) -> dict[str, torch.Tensor]:
-    """Features of the maps (N, channels, height, width) of up to four of a model's layers, evenly spaced in
-    depth, of those `kinds` that they have.
-
-    `block1.moments` are mean and spread of each channel, `variogram` how much it differs over 1, 2 and 4
-    positions, relative to its spread, and `grid` its means in 4 x 4 parts of the image.
-    """
-    features = {}
-    for number in range(1, min(LAYERS, len(layers)) + 1):
-        asked = {kind for kind in kinds if kind.startswith(f"block{number}.")}
-        if not asked:
-            continue
-        layer = layers[math.ceil(number * len(layers) / min(LAYERS, len(layers))) - 1].float()
-        spread = layer.std((2, 3), unbiased=False)
-        if (name := f"block{number}.moments") in asked:
-            features[name] = torch.cat([layer.mean((2, 3)), spread], dim=1)
-        lags = [lag for lag in LAGS if lag < min(layer.shape[2:])]
-        if (name := f"block{number}.variogram") in asked and lags:
-            features[name] = torch.cat([_step(layer, lag) / (spread + 1e-4) for lag in lags], dim=1)
-        if (name := f"block{number}.grid") in asked:
-            features[name] = F.adaptive_avg_pool2d(layer, GRID).flatten(1)
-    return features
-
-
-def _step(layer: torch.Tensor, lag: int) -> torch.Tensor:
-    across = (layer[:, :, :, lag:] - layer[:, :, :, :-lag]).square().mean((2, 3))
-    down = (layer[:, :, lag:] - layer[:, :, :-lag]).square().mean((2, 3))
-    return ((across + down) / 2 + 1e-6).sqrt()
 
 
 def _gives_layers(tower: Any) -> bool:

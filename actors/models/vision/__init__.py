@@ -1,0 +1,1 @@
+"""Models that look at images: the verifier's own encoder, and another beside it."""

@@ -1,0 +1,1 @@
+"""The layouts of datasets, one file for each. Every reader gives the same listing."""

@@ -1,0 +1,120 @@
+"""Read annotations of objects as rows of files and classes, in the process with limits that reads tables.
+
+An image whose objects are all of one category has that class. Any other has no class, and its row says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.etree import ElementTree
+
+from balancer.dataset.facet_table import NO_CLASS
+from balancer.storage.regular_files import read_regular
+
+MAX_NAMED = 3
+MAX_XML_BYTES = 2_000_000
+MAX_LIST_BYTES = 50_000_000
+VOC_SPLITS = ("train", "val", "test")
+VOC_LISTS, VOC_IMAGES = "ImageSets/Main", "JPEGImages"
+
+_COCO_KEYS = frozenset("images annotations categories id image_id category_id file_name name".split())
+_DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
+
+Row = list[tuple[str, object]]
+
+
+def coco_rows(file: BinaryIO) -> Iterator[Row]:
+    """A row for each image of a COCO file."""
+    document = json.loads(file.read(), object_pairs_hook=_needed, parse_float=lambda _: None)
+    if not isinstance(document, dict) or not all(
+        _is_list_of_objects(document.get(name)) for name in ("images", "annotations", "categories")
+    ):
+        raise ValueError("not a COCO file: it lacks the lists images, annotations and categories")
+    names = {item.get("id"): item.get("name") for item in document["categories"]}
+    objects: defaultdict[object, dict[str, None]] = defaultdict(dict)
+    for item in document["annotations"]:
+        name = names.get(item.get("category_id"))
+        objects[item.get("image_id")][name if isinstance(name, str) else "an unknown category"] = None
+    for item in document["images"]:
+        if isinstance(name := item.get("file_name"), str):
+            yield _row(name, objects.get(item.get("id"), ()))
+
+
+def voc_rows(folder: str) -> Iterator[Row]:
+    """A row for each annotation of a Pascal VOC `Annotations` folder, with the split that a list gives it."""
+    splits = _voc_splits(Path(folder).parent / VOC_LISTS)
+    images = _names_by_stem(Path(folder).parent / VOC_IMAGES)
+    for name in sorted(os.listdir(folder)):
+        if not name.lower().endswith(".xml"):
+            continue
+        stem = name[: -len(".xml")]
+        try:
+            path = os.path.join(folder, name)
+            root = _parse_xml(read_regular(path, max_bytes=MAX_XML_BYTES, follow_links=False))
+        except (OSError, ElementTree.ParseError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield [
+                ("file_name", images.get(stem, stem)),
+                ("class", ""),
+                (NO_CLASS, f"{name}: {reason}"[:300]),
+            ]
+            continue
+        categories = dict.fromkeys((item.findtext("name") or "").strip() for item in root.iter("object"))
+        row = _row(images.get(stem, stem), categories)
+        yield [*row, ("split", splits.get(stem, ""))]
+
+
+def _names_by_stem(folder: Path) -> dict[str, str]:
+    """Images by their names without suffix: `filename` in annotations is often that of another computer."""
+    try:
+        return {os.path.splitext(name)[0]: name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
+
+
+def _row(name: str, categories: Iterable[str]) -> Row:
+    names = [category for category in categories if category]
+    if len(names) == 1:
+        return [("file_name", name), ("class", names[0]), (NO_CLASS, "")]
+    return [("file_name", name), ("class", ""), (NO_CLASS, _why(sorted(names)))]
+
+
+def _why(names: Sequence[str]) -> str:
+    if not names:
+        return "no object in it is annotated"
+    more = ", …" if len(names) > MAX_NAMED else ""
+    return f"its objects are of {len(names)} categories ({', '.join(names[:MAX_NAMED])}{more}), not of one"
+
+
+def _needed(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Without outlines of objects, which are most of a file."""
+    return {key: value for key, value in pairs if key in _COCO_KEYS}
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _parse_xml(data: bytes) -> ElementTree.Element:
+    if _DECLARATION.search(data):
+        raise ValueError("it declares entities or a document type, which annotations do not need")
+    return ElementTree.fromstring(data)
+
+
+def _voc_splits(folder: Path) -> Mapping[str, str]:
+    splits: dict[str, str] = {}
+    for split in VOC_SPLITS:
+        try:
+            data = read_regular(folder / f"{split}.txt", max_bytes=MAX_LIST_BYTES, follow_links=False)
+        except FileNotFoundError:
+            continue
+        for line in data.decode("utf-8-sig").splitlines():
+            if words := line.split():
+                splits.setdefault(words[0], split)
+    return splits
