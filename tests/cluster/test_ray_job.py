@@ -43,9 +43,10 @@ def cluster():
         process.stdout.close()
 
 
-def accepted_ids(out):
-    table = open_manifest(out).to_table(columns=["id"], filter="source = 'synthetic'")
-    return sorted(table["id"].to_pylist())
+def accepted(out):
+    """slot -> id"""
+    table = open_manifest(out).to_table(columns=["slot", "id"], filter="source = 'synthetic'")
+    return {row["slot"]: row["id"] for row in table.to_pylist()}
 
 
 def test_a_submitted_job_accepts_what_a_local_run_accepts(cluster, reference_run, tmp_path, project):
@@ -54,11 +55,15 @@ def test_a_submitted_job_accepts_what_a_local_run_accepts(cluster, reference_run
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     submit += ["--address", addresses["dashboard"], "--working-dir", "."]
     run = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--out", str(out)]
+    run += ["--set", "target.per_class=10"]  # the first slots of four classes
     job = subprocess.run(
         [*submit, "--", *run], cwd=project, env=environment, capture_output=True, text=True, check=False
     )
     assert job.returncode == 0, job.stdout + job.stderr
-    assert accepted_ids(out) == accepted_ids(reference_run)
+    local = accepted(reference_run)
+    submitted = accepted(out)
+    assert len(submitted) == 40
+    assert submitted == {slot: local[slot] for slot in submitted}
     for name in open_manifest(out).to_table(columns=["file_name"])["file_name"].to_pylist():
         assert (out / name).is_file(), name
 
@@ -72,4 +77,4 @@ def test_a_driver_outside_the_cluster_joins_it_by_address(cluster, tmp_path, pro
         cwd=project, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert joined.returncode == 3, joined.stderr  # the limit leaves images to make
-    assert len(accepted_ids(out)) == 8
+    assert len(accepted(out)) == 8

@@ -134,9 +134,7 @@ def configured(folder, project, tmp_path_factory):
     return Config.model_validate(values)
 
 
-def test_what_a_run_flags_is_in_its_rows_and_its_judges_are_in_run_json(
-    configured, folder, tmp_path, ray_session
-):
+def test_what_a_run_flags_is_in_its_rows_and_its_judges_are_in_run_json(configured, folder, tmp_path, here):
     result = run(configured, tmp_path / "run", limit=2)
     assert (result.accepted, result.candidates) == (0, 2)
     rows = open_manifest(tmp_path / "run").to_table(status="all", filter="source = 'synthetic'").to_pylist()

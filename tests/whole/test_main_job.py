@@ -22,6 +22,7 @@ from balancer.errors import BalancerError
 from balancer.manifest.log.view import read_log
 from balancer.storage import open_storage
 from tests.fault_proxy import CONFLICT, LATE, LOST, RESET, SLOW, STALL, UNAVAILABLE
+from tests.resident import actors_here
 
 START_LIMIT_S = 300
 STORE_SEEDS = int(os.environ.get("BALANCER_STORE_SEEDS", "1"))
@@ -136,20 +137,17 @@ def small_reference(small_overrides, project, tmp_path_factory, ray_session):
     """The run of one generator, undisturbed."""
     out = tmp_path_factory.mktemp("small-reference") / "run"
     overrides = [*small_overrides, "actors.device=cpu", "actors.generators=1"]
-    run(load_config(project / "configs/demo.yaml", overrides), out)
+    with actors_here():
+        run(load_config(project / "configs/demo.yaml", overrides), out)
     return out
-
-
-def test_two_generators_accept_what_one_accepts(small_config, small_reference, tmp_path):
-    run(small_config("actors.generators=2"), tmp_path / "run")
-    assert accepted_ids(tmp_path / "run") == accepted_ids(small_reference)
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])
 def test_batch_size_turns_no_verdict_but_those_at_the_threshold(
     small_config, small_reference, tmp_path, batch_size
 ):
-    run(small_config(f"generation.batch_size={batch_size}"), tmp_path / "run")
+    with actors_here():
+        run(small_config(f"generation.batch_size={batch_size}"), tmp_path / "run")
     one, other = verdicts(small_reference), verdicts(tmp_path / "run")
     turned = {name for name in one.keys() & other.keys() if one[name][0] != other[name][0]}
     assert all(abs(one[name][1]) <= NEAR_THRESHOLD for name in turned), turned
@@ -163,10 +161,8 @@ def verdicts(out):
     return {row["id"]: (row["status"], row["score"] - row["threshold"]) for row in rows}
 
 
-@pytest.mark.parametrize("victim", ["generator", "verifier"])
-def test_killing_an_actor_changes_nothing_in_the_result(
-    small_config, small_reference, tmp_path, monkeypatch, victim
-):
+def test_killing_an_actor_changes_nothing_in_the_result(small_config, small_reference, tmp_path, monkeypatch):
+    """Two generators, one of which is killed as the verifier is, accept what one accepts."""
     pools, killed = {}, []
     original = job.make_pools
 
@@ -178,18 +174,20 @@ def test_killing_an_actor_changes_nothing_in_the_result(
     monkeypatch.setattr(job, "make_pools", remember)
 
     def kill(snapshot):
-        if snapshot.candidates >= 16 and not killed:
-            killed.append(pools[victim].actors[0].description["pid"])
-            os.kill(killed[0], signal.SIGKILL)
+        for victim, candidates in (("verifier", 8), ("generator", 16)):
+            if snapshot.candidates >= candidates and victim not in killed:
+                killed.append(victim)
+                os.kill(pools[victim].actors[0].description["pid"], signal.SIGKILL)
 
     run(small_config("actors.generators=2"), tmp_path / "run", reporter=Reporter(progress=kill))
-    assert killed
+    assert killed == ["verifier", "generator"]
     assert accepted_ids(tmp_path / "run") == accepted_ids(small_reference)
 
 
 def test_a_driver_killed_in_the_middle_goes_on_and_ends_with_the_same_images(
-    small_overrides, small_reference, tmp_path, project
+    small_config, small_overrides, small_reference, tmp_path, project
 ):
+    """Killed as a process of its own; that the same command goes on is for test_faults."""
     out = tmp_path / "run"
     options = [part for override in small_overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--out", str(out), *options]
@@ -199,8 +197,8 @@ def test_a_driver_killed_in_the_middle_goes_on_and_ends_with_the_same_images(
     driver.wait()
     part = accepted_ids(out)
     assert 0 < len(part) < len(accepted_ids(small_reference))
-    again = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    with actors_here():
+        assert run(small_config(), out).state == "complete"
     assert accepted_ids(out) == accepted_ids(small_reference)
     slots = synthetic(out)["slot"].to_pylist()
     assert len(slots) == len(set(slots)) == 47
@@ -252,7 +250,7 @@ def run_in_bucket(small_overrides, project, run_uri):
 
 @pytest.mark.parametrize("seed", range(STORE_SEEDS))
 def test_a_run_in_a_bucket_whose_store_fails_again_and_again_ends_with_the_same_images(
-    run_in_bucket, run_uri, small_reference, proxy, monkeypatch, seed
+    run_in_bucket, run_uri, small_config, small_reference, proxy, monkeypatch, seed
 ):
     monkeypatch.setenv("AWS_TIMEOUT", "3s")
     proxy.fail_at_random(FAULT_RATE, seed, UNAVAILABLE, CONFLICT, RESET, STALL, LOST, LATE, SLOW)
@@ -261,8 +259,8 @@ def test_a_run_in_a_bucket_whose_store_fails_again_and_again_ends_with_the_same_
     part = run_in_bucket("--limit", "16")
     assert part.returncode == 3, part.stderr
     assert len(accepted_ids(run_uri)) == 16
-    again = run_in_bucket()
-    assert again.returncode == 0, again.stderr
+    with actors_here():
+        assert run(small_config(), run_uri).state == "complete"
     assert accepted_ids(run_uri) == accepted_ids(small_reference)
     rows = open_manifest(run_uri).to_table(status="all").to_pylist()
     slots = [row["slot"] for row in rows if row["status"] == "accepted" and row["slot"] is not None]
