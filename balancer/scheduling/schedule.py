@@ -80,12 +80,7 @@ class Schedule:
         self._given_up: dict[Cell, None] = {}
         self._reached: Counter[Cell] = Counter()
         self._reopened: set[Slot] = set()
-        for outcome in history:
-            slot = outcome.candidate.slot
-            if slot.index < self._quota_of[slot.cell]:
-                ledger.count(outcome)
-            else:  # of a larger plan: it cost a candidate, and settles nothing
-                ledger.candidates += not outcome.void
+        count_all(history, ledger, self._quota_of)
         for cell in self._quota_of:
             self._reconsider(cell)
 
@@ -243,6 +238,16 @@ class Schedule:
     def open(self) -> int:
         """Slots neither accepted nor short."""
         return self.wanted - len(self.accepted) - len(self.short)
+
+
+def count_all(history: Iterable[Outcome], ledger: Ledger, quotas: Mapping[Cell, int]) -> None:
+    """Take in verdicts of before. One on a slot of a larger plan cost a candidate, and settles nothing."""
+    for outcome in history:
+        slot = outcome.candidate.slot
+        if slot.index < quotas[slot.cell]:
+            ledger.count(outcome)
+        else:
+            ledger.candidates += not outcome.void
 
 
 def slots_in_turn(quotas: Sequence[Quota]) -> Iterator[Slot]:
