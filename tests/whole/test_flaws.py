@@ -76,9 +76,9 @@ def reasons(rows):
 
 def test_an_image_that_shows_another_class_is_rejected_for_its_class(judged):
     asked = "classes.combined={prompts: [a single slice of pizza], labels: [a pizza with many toppings]}"
-    rows = judged(asked, *ANY_DOMAIN)
-    assert reasons(rows) == {"class"}
-    assert all(row["score"] == row["scores"]["class"] < 0.6 for row in rows.values())
+    rows = [row for row in judged(asked, *ANY_DOMAIN, limit=2 * SLOTS).values() if row["class"] == "combined"]
+    assert [row["reason"] for row in rows] == ["class", "class"]
+    assert all(row["score"] == row["scores"]["class"] < 0.6 for row in rows)
 
 
 def test_a_decoder_that_gives_one_colour_makes_blank_images(judged, changed_generator):
@@ -98,11 +98,11 @@ def test_latents_that_are_no_numbers_are_rejected_as_such(judged, changed_genera
 )
 def test_an_image_is_over_or_underexposed_by_what_its_lighting_allows(judged, limits, reason):
     rows = judged(f"facets.lighting.values.overhead_harsh.brightness={limits}").values()
-    [one] = (row for row in rows if row["lighting"] == "overhead_harsh")
-    assert one["reason"] == reason
-    assert all(row["reason"] != reason for row in rows if row is not one)
+    harsh = [row for row in rows if row["lighting"] == "overhead_harsh"]
+    assert 0 < len(harsh) < SLOTS
+    assert all((row["reason"] == reason) == (row in harsh) for row in rows)
     low, high = (float(limit) for limit in limits.strip("[]").split(","))
-    assert not low <= one["brightness"] <= high
+    assert not any(low <= row["brightness"] <= high for row in harsh)
 
 
 def wrong_scale(folder):
