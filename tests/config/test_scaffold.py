@@ -426,7 +426,7 @@ def test_init_writes_a_config_that_plans():
     plan = invoke("plan", "job.yaml", "--set", "actors.kind=simulated")
     assert (plan.exit_code, plan.stdout.splitlines()[0]) == (
         0,
-        "2 images to generate in 1 cell of 2 classes",
+        "2 images to generate in 1 cell of 1 class",
     )
 
 
