@@ -27,7 +27,8 @@ hypothesis.settings.load_profile("balancer")
 LONG = """
     whole/test_main_job.py whole/test_faults.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
     whole/test_head_run.py runs/test_crashes.py cluster/test_ray_job.py cluster/test_ray_access.py
-    runs/test_reproduce.py verification/test_calibrate.py verification/test_heads.py
+    runs/test_reproduce.py whole/test_growing_run.py whole/test_layouts.py runs/test_growing.py
+    verification/test_calibrate.py verification/test_heads.py
     manifest/test_manifest_log_objects.py dataset/test_real_images.py
 """.split()
 """Files that take longest, and so come first: one that begins last keeps the other processes waiting."""
