@@ -727,3 +727,18 @@ def test_notes_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]):
 )
 def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_an_audit_of_many_classes_lists_those_with_the_fewest_images(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        (tmp_path / "data" / f"class{number:02d}").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "data" / "class00" / "1.png")
+    lines = invoke("audit", "data").stdout.splitlines()
+    assert lines[0] == "data: 1 image of 60 classes"
+    assert lines[2].split() == ["class01", "0", "0"]
+    assert "  and 10 more classes, which have no fewer (--all lists them)" in lines
+    assert "class00" not in " ".join(lines)
+    every = invoke("audit", "data", "--all").stdout
+    assert every.count("class") >= 60
+    assert "--all" not in every

@@ -25,7 +25,8 @@ MAX_LISTED = 20
 @click.argument("dataset")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every file name.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=DATASET_SETTING_HELP)
-def command(dataset: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+@click.option("--all", "every", is_flag=True, help="List every class, however many.")
+def command(dataset: str, as_json: bool, overrides: tuple[str, ...], every: bool) -> None:
     """Count the images of DATASET, most simply a folder with one subfolder of images per class.
 
     Shows counts and shares per class, and per facet if there is a metadata table; unreadable files with
@@ -38,18 +39,28 @@ def command(dataset: str, as_json: bool, overrides: tuple[str, ...]) -> None:
     if as_json:
         console.print_json(_as_json(result))
     else:
-        _print(result)
+        _print(result, every)
 
 
-def _print(audit: Audit) -> None:
+def _print(audit: Audit, every: bool) -> None:
     from balancer.dataset.notices import describe_layout
 
-    console.table(f"{audit.given or audit.path}: {counted(len(audit.images), 'image')}", *_class_table(audit))
+    names = _in_order(audit, every)
+    images = counted(len(audit.images), "image")
+    of = f" of {counted(len(names), 'class', 'classes')}" if len(names) > console.LISTED else ""
+    console.first_rows(
+        f"{audit.given or audit.path}: {images}{of}",
+        ["class", "images", "share, %"],
+        names,
+        "classes, which have no fewer",
+        every=every,
+        row=lambda name: [name, audit.counts[name], _percent(audit.counts[name], len(audit.images))],
+    )
     console.say()
     console.say(describe_layout(audit))
     for facet in audit.facet_names:
         console.say()
-        console.table(f"by {facet}", *_facet_table(audit, facet))
+        console.table(f"by {facet}", *_facet_table(audit, facet, names if every else names[: console.LISTED]))
     if splits := _split_counts(audit):
         console.say()
         console.table(f"by split, from {audit.split_source}", ["split", "images"], list(splits.items()))
@@ -62,23 +73,23 @@ def _print(audit: Audit) -> None:
         console.say(f"files that are not images, ignored ({audit.ignored_files})")
 
 
-def _class_table(audit: Audit) -> tuple[list[str], list[list[console.Cell]]]:
-    rows: list[list[console.Cell]] = [
-        [name, count, _percent(count, len(audit.images))] for name, count in audit.counts.items()
-    ]
-    return ["class", "images", "share, %"], rows
+def _in_order(audit: Audit, every: bool) -> list[str]:
+    """The classes; of many, those with the fewest images first."""
+    names = [*audit.counts]
+    return sorted(names, key=audit.counts.__getitem__) if len(names) > console.LISTED and not every else names
 
 
-def _facet_table(audit: Audit, facet: str) -> tuple[list[str], list[list[console.Cell]]]:
-    """Classes as rows, values as columns, with their shares among the images that have a value."""
+def _facet_table(
+    audit: Audit, facet: str, names: Sequence[str]
+) -> tuple[list[str], list[list[console.Cell]]]:
+    """Classes as rows, those of `names`, values as columns, with their shares among the images that have a
+    value."""
     per_cell = Counter((image.class_name, image.facets.get(facet)) for image in audit.images)
     values = _list_values(audit, facet)
     labelled = sum(count for (_, value), count in per_cell.items() if value is not None)
     shown: list[str | None] = list(values) if labelled == len(audit.images) else [*values, None]
     totals = {value: sum(per_cell[name, value] for name in audit.counts) for value in shown}
-    rows: list[list[console.Cell]] = [
-        [name, *(per_cell[name, value] for value in shown)] for name in audit.counts
-    ]
+    rows: list[list[console.Cell]] = [[name, *(per_cell[name, value] for value in shown)] for name in names]
     rows.append(["all", *totals.values()])
     rows.append(["share, %", *(value and _percent(total, labelled) for value, total in totals.items())])
     return ["class", *("(no value)" if value is None else value for value in shown)], rows
