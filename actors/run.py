@@ -38,7 +38,7 @@ from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
-from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun
+from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, UsageError
 from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
@@ -144,6 +144,10 @@ def run(
     with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
         _refuse_credentials(config.model_dump())
         permitted = allow_config_change, confirmed
+        if reuse is not None and limit is not None:
+            raise UsageError(
+                "--reuse fills every open slot that it can, so --limit cannot hold", hint="leave one out"
+            )
         result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
         result = replace(result, remedies=_remedies(out, result))
         for line in (*result.held_back, *_missing(result)):
@@ -260,7 +264,7 @@ def _run(
             known_images = NearDuplicateIndex(references, config.verification.copies)
             learned = _learned(info, models, storage, reporter)
             if source is not None:
-                target = Target(facts, log, storage, known_images.nearest, learned)
+                target = Target(facts, log, storage, known_images, learned)
                 reporter.note(str(take_over(source, target, schedule, measure.images)))
                 schedule = restore_schedule(info, config, log.table(KEPT), limit)
             _announce(reporter, schedule, fleet, config)

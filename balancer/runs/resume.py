@@ -43,6 +43,9 @@ WORDS = ("prompts", "fallback_prompts", "variations", "negative_prompt")
 
 REVISABLE: tuple[tuple[str, ...], ...] = (
     ("target", ANY),
+    ("target", "classes", ANY),
+    ("dataset", "include"),
+    ("dataset", "exclude"),
     ("classes", ANY),
     ("facets", ANY, "classes"),
     ("facets", ANY, "values", ANY),

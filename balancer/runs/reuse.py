@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY, Candidate, Cell, Slot
+from balancer.config.schema import CopiesConfig
+from balancer.dataset.near_duplicates import COMPARED, KnownImage, NearDuplicateIndex, known_images
 from balancer.errors import ManifestError, UsageError
 from balancer.images import UnreadableImage, decode_image
 from balancer.manifest.columns import ORIGIN
 from balancer.manifest.layout import image_stem
-from balancer.manifest.log.view import read_log
+from balancer.manifest.log.view import read_log, read_rows
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.query.rows import ManifestRows, open_rows
-from balancer.manifest.rows import SYNTHETIC, ImageFile, Row, RunFacts, candidate_row, utc_now
+from balancer.manifest.rows import ACCEPTED, SYNTHETIC, ImageFile, Row, RunFacts, candidate_row, utc_now
 from balancer.manifest.runfile import RunInfo
 from balancer.manifest.schema import GROWING
 from balancer.manifest.status import refuse_running
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from balancer.images import Pixels
 
 BATCH_IMAGES = 16
+
+RECENT = 256
+"""Images just taken that are compared one by one, until they join the others."""
 
 MAX_BYTES = 64_000_000
 
@@ -63,13 +69,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The run that takes them. `find_nearest` gives the image that a measured one may copy; `learned` is
+    """The run that takes them. `references` are real and hold-out images that none may copy; `learned` is
     what verifiers judge with besides the images."""
 
     facts: RunFacts
     log: ManifestLog
     storage: Storage
-    find_nearest: Callable[[Measurement], Nearest | None]
+    references: NearDuplicateIndex
     learned: tuple[Any, ...] = ()
 
 
@@ -83,8 +89,8 @@ class Reused:
 
     def __str__(self) -> str:
         return (
-            f"took over {self.taken} of {counted(self.offered, 'image')} of the other run;"
-            f" {self.without_cell} more fit no open cell"
+            f"took over {self.taken} of {counted(self.offered, 'image')} of the other run that were offered"
+            f" for open slots; {self.without_cell} fit no open cell"
         )
 
 
@@ -106,19 +112,42 @@ def find_source(uri: str | os.PathLike[str] | None, info: RunInfo | None) -> Sou
     return Source(storage, rows)
 
 
+class _Known:
+    """What an image may copy: the references, and the images of this run, those just taken included."""
+
+    def __init__(
+        self, references: NearDuplicateIndex, own: Sequence[KnownImage], limits: CopiesConfig
+    ) -> None:
+        self._references, self._own, self._limits = references, [*own], limits
+        self._before, self._recent = NearDuplicateIndex(self._own, limits), NearDuplicateIndex([], limits)
+
+    def nearest(self, measurement: Measurement) -> Nearest | None:
+        indexes = (self._references, self._before, self._recent)
+        near = [found for index in indexes if (found := index.nearest(measurement)) is not None]
+        return next(filter(self._references.is_duplicate, near), near[0] if near else None)
+
+    def add(self, name: str, measurement: Measurement) -> None:
+        self._own.append(KnownImage(name, measurement.phash, measurement.pixel_sha256, measurement.embedding))
+        settled = len(self._before)
+        if len(self._own) - settled > RECENT:
+            self._before, settled = NearDuplicateIndex(self._own, self._limits), len(self._own)
+        self._recent = NearDuplicateIndex(self._own[settled:], self._limits)
+
+
 def take_over(source: Source, target: Target, schedule: Schedule, measure: Measure) -> Reused:
     """Offer the accepted images of `source`, in the order of its rows, to the open slots of `schedule`."""
     facts = target.facts
-    table = target.log.table([*ORIGIN, "slot", "attempt", "status", "source"])
+    table = target.log.table([*ORIGIN, "id", "slot", "attempt", "status", "source"])
     offers, without_cell = _list_offers(source, table, schedule, facts.facets)
     slots = _open_slots(schedule, table, len(ladder(facts.config)))
+    known = _Known(target.references, _own_images(table, target.storage), facts.config.verification.copies)
     offered = taken = 0
     while batches := _next_batches(offers, slots):
         arguments = (_arguments(batch, source, target.learned) for batch in batches)
         measured = dict(measure(arguments))
         for number, batch in enumerate(batches):  # in order: which slot an image gets must not depend on time
             offered += len(batch)
-            taken += _commit(batch, measured[number], slots, source, target)
+            taken += _commit(batch, measured[number], slots, source, target, known)
     return Reused(offered, taken, without_cell)
 
 
@@ -213,26 +242,38 @@ def _commit(
     slots: Mapping[Cell, deque[Candidate]],
     source: Source,
     target: Target,
+    known: _Known,
 ) -> int:
     """Commit those that pass; returns their number."""
     rows = []
     for offer, measurement in zip(offers, measurements, strict=True):
-        row = _judged(offer, measurement, slots[offer.cell][0], source, target)
+        row = _judged(offer, measurement, slots[offer.cell][0], source, target, known)
         if row is not None:
+            known.add(row["id"], measurement)
             slots[offer.cell].popleft()
             rows.append(row)
     target.log.commit(rows)
     return len(rows)
 
 
+def _own_images(table: pa.Table, storage: Storage) -> list[KnownImage]:
+    generated = table.filter((pc.field("source") == SYNTHETIC) & (pc.field("status") == ACCEPTED))
+    return known_images(read_rows(storage, generated["id"].to_pylist(), COMPARED))
+
+
 def _judged(
-    offer: _Offer, measurement: Measurement, candidate: Candidate, source: Source, target: Target
+    offer: _Offer,
+    measurement: Measurement,
+    candidate: Candidate,
+    source: Source,
+    target: Target,
+    known: _Known,
 ) -> Row | None:
     """The row of an image that passes, whose file is there by then."""
     facts, row = target.facts, offer.row
     rung = ladder(facts.config)[candidate.attempt - 1]
     criteria = criteria_for(offer.cell, rung.threshold, facts.config, facts.domain)
-    nearest = target.find_nearest(measurement)
+    nearest = known.nearest(measurement)
     verdict = judge(measurement, offer.cell, criteria, nearest)
     if not verdict.accepted:
         return None

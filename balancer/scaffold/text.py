@@ -87,7 +87,7 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
             **draft.settings,
             **({"holdout": draft.holdout.path} if draft.holdout else {}),
         },
-        "target": {"per_class": max(draft.training.values()) or TARGET_WITHOUT_IMAGES},
+        "target": {"per_class": max(draft.training.values(), default=0) or TARGET_WITHOUT_IMAGES},
         "classes": {name: {"prompts": [class_wording(name)]} for name in draft.counts},
         "facets": {
             facet.name: {

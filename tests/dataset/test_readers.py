@@ -859,6 +859,48 @@ def test_shards_hold_images_with_classes_and_splits(tmp_path):
     assert Counter(assign_splits(audited, config).values()) == {"train": 2, "validation": 1}
 
 
+SAMPLES = {name: data for number in range(4) for name, data in (
+    (f"{number}.png", picture(number)), (f"{number}.cls", b"cat"))}  # fmt: skip
+
+
+def test_shards_may_be_made_of_a_folder(tmp_path):
+    to_tar(tmp_path / "a.tar", {f"./{name}": data for name, data in SAMPLES.items()})
+    audited = read(tmp_path)
+    assert (audited.counts, audited.images[0].file_name) == ({"cat": 4}, "a.tar/0.png")
+
+
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_shard_that_ends_early_is_refused(tmp_path, damage):
+    """tarfile reads what comes before, and says nothing."""
+    to_tar(path := tmp_path / "a.tar", SAMPLES)
+    data, header = bytearray(path.read_bytes()), 4 * 1024
+    assert data[header : header + 5] == b"2.png"
+    path.write_bytes(
+        data[: header + 100] if damage == "cut" else data[:header] + b"x" * 512 + data[header + 512 :]
+    )
+    with pytest.raises(DatasetError, match="it is damaged or cut off at byte 4,096"):
+        read(tmp_path)
+
+
+def test_of_two_files_of_one_name_in_a_shard_the_first_counts(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, data in (("a.png", picture(0)), ("a.cls", b"cat"), ("b.png", picture(1)), ("b.cls", b"dog"),
+                           ("a.png", picture(2)), ("a.cls", b"dog")):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    [first, _] = read(tmp_path).images
+    assert (first.class_name, first.sha256) == ("cat", hashlib.sha256(picture(0)).hexdigest())
+
+
+def test_an_arrow_file_is_read_as_a_stream_is(tmp_path):
+    table = images_table(0, 1, 0)
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, 2)
+    (tmp_path / "state.json").write_text("{}")
+    assert read(tmp_path).counts == {"cat": 2, "dog": 1}
+
+
 def test_links_in_shards_lead_nowhere(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         link = tarfile.TarInfo("1.png")
@@ -921,3 +963,45 @@ def test_images_inside_files_come_into_a_run_and_are_measured(tmp_path, monkeypa
     with pytest.raises(UnreadableImage, match="over the limit"):
         read_bytes(audited.path / audited.images[0].file_name, max_bytes=10)
     members.close()
+
+
+def test_ids_of_coco_may_be_any_numbers(tmp_path):
+    """The third image has no annotation."""
+    document = {
+        "categories": [{"id": 0.0, "name": "cat"}, {"id": 1.5, "name": "dog"}],
+        "images": [{"id": number / 2, "file_name": f"{number}.png"} for number in range(3)],
+        "annotations": [{"image_id": 0.0, "category_id": 0}, {"image_id": 0.5, "category_id": 1.5}],
+    }
+    put(tmp_path, *(f"images/{number}.png" for number in range(3)))
+    write(tmp_path, {"annotations/instances_a.json": json.dumps(document)})
+    assert read(tmp_path).counts == {"cat": 1, "dog": 1}
+    document["images"][0]["id"] = [1]
+    write(tmp_path, {"annotations/instances_a.json": json.dumps(document)})
+    with pytest.raises(DatasetError, match=r"id is '\[1\]', not a number or a text"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_annotations_that_declare_entities_are_refused_in_any_encoding(tmp_path, encoding):
+    put(tmp_path, "JPEGImages/a.png")
+    text = '<!DOCTYPE a [<!ENTITY x "cat">]><annotation><object><name>&x;</name></object></annotation>'
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/a.xml").write_bytes(
+        f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding)
+    )
+    audited = read(tmp_path)
+    assert audited.images == ()
+    assert "declares entities" in dict(audited.unreadable)["JPEGImages/a.png"]
+
+
+@pytest.mark.parametrize("layout", ["coco", "folders"])
+def test_init_takes_a_dataset_without_a_classed_image(tmp_path, layout):
+    if layout == "coco":
+        put(tmp_path, "images/a.png")
+        write(tmp_path, {"annotations/instances_a.json": coco(a=[])})
+    else:
+        put(tmp_path, "cat/1.png")
+    settings = () if layout == "coco" else ("--set", "dataset.include=[zzz]")
+    result = invoke("init", str(tmp_path), *settings)
+    assert (result.exit_code, "Traceback" in result.output) in {(0, False), (2, False)}
+    assert not isinstance(result.exception, ValueError)

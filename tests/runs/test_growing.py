@@ -259,6 +259,20 @@ def test_a_raised_target_goes_on_with_every_accepted_image(world, tmp_path, step
     sound(world)
 
 
+def test_targets_of_single_classes_and_patterns_of_files_are_taken_up(world):
+    world.start()
+    world.settings["target"]["classes"] = {"burnt": 10}
+    assert world.start() == "complete"
+    assert world.per_class() == {"basic": 8, "burnt": 10}
+    world.settings["target"]["classes"] = {"basic": 9, "burnt": 11}
+    assert world.start() == "complete"
+    assert world.per_class() == {"basic": 9, "burnt": 11}
+    world.settings["dataset"] = world.settings["dataset"] | {"exclude": ["nothing"], "include": ["*"]}
+    world.start()
+    assert world.notes[-1] == "config: dataset.include, dataset.exclude"
+    sound(world)
+
+
 def test_status_says_which_revision_is_in_effect_and_what_each_changed(world):
     world.start()
     assert (world.status()["revision"], world.status()["revisions"]) == (1, [])

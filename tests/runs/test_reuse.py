@@ -43,7 +43,7 @@ def begin(folder, source, config, acceptance: float = 1.0) -> tuple[Trial, Reuse
         run_facts(info, config),
         trial.log,
         trial.storage,
-        NearDuplicateIndex([], config.verification.copies).nearest,
+        NearDuplicateIndex([], config.verification.copies),
     )
 
     def measure(calls: Any) -> Any:
@@ -109,6 +109,19 @@ def test_no_more_are_taken_than_there_are_open_slots_and_none_twice(first, tmp_p
     assert (reused.taken, other.schedule.wanted) == (20, 20)
 
 
+def test_no_image_is_taken_that_the_run_has_from_elsewhere(first, tmp_path):
+    """The second run has images of the first; the third asks both."""
+    few, more = (make_config(target={"per_class": count}) for count in (6, 15))
+    second, _ = begin(tmp_path / "second", first, few)
+    second.log.close("complete")
+    third, reused = begin(tmp_path / "third", tmp_path / "second", more)
+    assert (reused.taken, third.log.close("interrupted")) == (12, None)
+    third, reused = begin(tmp_path / "third", first, more)
+    assert reused.taken == 30 - 12
+    pixels = [row["pixel_sha256"] for row in third.rows() if row["status"] == "accepted"]
+    assert len(pixels) == len(set(pixels)) == 30
+
+
 def test_images_without_a_cell_are_counted(first, tmp_path):
     config = make_config(
         facets={"light": {"values": {"day": {"prompts": ["day"]}, "dusk": {"prompts": ["dusk"]}}}}
@@ -117,9 +130,8 @@ def test_images_without_a_cell_are_counted(first, tmp_path):
     night = Counter(row["light"] for row in balancer.open_manifest(first).to_table().to_pylist())["night"]
     assert (reused.without_cell, reused.taken) == (night, reused.offered)
     assert {row["light"] for row in trial.rows()} == {"day"}
-    told = (
-        f"took over {reused.taken} of {reused.taken} images of the other run; {night} more fit no open cell"
-    )
+    offered = f"{reused.taken} of {reused.taken} images of the other run that were offered for open slots"
+    told = f"took over {offered}; {night} fit no open cell"
     assert str(reused) == told
 
 
@@ -141,3 +153,9 @@ def test_a_run_takes_nothing_from_itself_nor_from_one_that_is_going_on(first, tm
     with pytest.raises(UsageError, match="the run is in progress"):
         find_source(tmp_path / "going", None)
     assert find_source(None, info) is None
+
+
+def test_a_limit_of_slots_and_images_to_fill_them_all_are_refused_together(tmp_path):
+    with pytest.raises(UsageError, match="--limit cannot hold"):
+        balancer.run(make_config(), tmp_path / "run", reuse=tmp_path / "other", limit=3)
+    assert not (tmp_path / "run").exists()

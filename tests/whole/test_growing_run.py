@@ -91,7 +91,8 @@ def test_accepted_images_of_another_run_are_taken_over_with_where_they_come_from
     made = len(read_ids(first))
     config = make_config(seed=6, target={"per_class": test_run.PER_CLASS + 2})
     result = run(config, second, reuse=first, reporter=Reporter(note=notes.append))
-    assert f"took over {made} of {made} images of the other run; 0 more fit no open cell" in notes
+    offered = f"{made} of {made} images of the other run that were offered for open slots"
+    assert f"took over {offered}; 0 fit no open cell" in notes
     assert result.accepted + result.short == test_run.WANTED + 4
 
     rows = balancer.open_manifest(second).to_table(filter="origin_id is not null").to_pylist()

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from balancer.storage.regular_files import read_regular
 
@@ -26,26 +26,32 @@ VOC_SPLITS = ("train", "val", "test")
 VOC_LISTS, VOC_IMAGES = "ImageSets/Main", "JPEGImages"
 
 _COCO_KEYS = frozenset("images annotations categories id image_id category_id file_name name".split())
-_DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 
 Row = list[tuple[str, object]]
 
 
 def coco_rows(file: BinaryIO) -> Iterator[Row]:
     """A row for each image of a COCO file."""
-    document = json.loads(file.read(), object_pairs_hook=_needed, parse_float=lambda _: None)
+    document = json.loads(file.read(), object_pairs_hook=_needed)
     if not isinstance(document, dict) or not all(
         _is_list_of_objects(document.get(name)) for name in ("images", "annotations", "categories")
     ):
         raise ValueError("not a COCO file: it lacks the lists images, annotations and categories")
-    names = {item.get("id"): item.get("name") for item in document["categories"]}
+    names = {_id(item, "id"): item.get("name") for item in document["categories"]}
     objects: defaultdict[object, dict[str, None]] = defaultdict(dict)
     for item in document["annotations"]:
-        name = names.get(item.get("category_id"))
-        objects[item.get("image_id")][name if isinstance(name, str) else "an unknown category"] = None
+        name = names.get(_id(item, "category_id"))
+        objects[_id(item, "image_id")][name if isinstance(name, str) else "an unknown category"] = None
     for item in document["images"]:
         if isinstance(name := item.get("file_name"), str):
-            yield _row(name, objects.get(item.get("id"), ()))
+            yield _row(name, objects.get(_id(item, "id"), ()))
+
+
+def _id(item: Mapping[str, Any], key: str) -> object:
+    value = item.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"not a COCO file: {key} is {str(value)[:40]!r}, not a number or a text")
+    return value
 
 
 def voc_rows(folder: str) -> Iterator[Row]:
@@ -104,9 +110,17 @@ def _is_list_of_objects(value: object) -> bool:
 
 
 def _parse_xml(data: bytes) -> ElementTree.Element:
-    if _DECLARATION.search(data):
-        raise ValueError("it declares entities or a document type, which annotations do not need")
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = _refuse_declaration
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError(str(error)) from error
     return ElementTree.fromstring(data)
+
+
+def _refuse_declaration(*_: object) -> None:
+    raise ValueError("it declares entities or a document type, which annotations do not need")
 
 
 def _voc_splits(folder: Path) -> Mapping[str, str]:

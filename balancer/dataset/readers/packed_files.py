@@ -27,6 +27,9 @@ SUFFIXES = (PARQUET, ARROW, TAR)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes", "image_bytes", "picture", "photo")
 """Columns of plain bytes that hold images; a column of `{bytes, path}` does whatever its name is."""
 
+ARROW_MAGIC = b"ARROW1"
+"""A file begins with it, a stream does not."""
+
 LABEL_SUFFIXES = ("cls", "json")
 PICTURES = frozenset("png jpg jpeg jpe jfif webp tif tiff bmp gif avif".split())
 NO_IMAGES = "no column of images"
@@ -191,11 +194,17 @@ def _open_arrow(file: BinaryIO) -> Any:
     import pyarrow as pa
 
     file.seek(0)
-    return pa.ipc.open_stream(file)
+    is_file = file.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+    file.seek(0)
+    return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
 
 
 def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
-    yield from _open_arrow(file)
+    reader = _open_arrow(file)
+    if hasattr(reader, "get_batch"):
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        yield from reader
 
 
 # Shards
@@ -206,16 +215,13 @@ def _tar_rows(file: BinaryIO) -> Iterator[Row]:
     key, image = "", ""
     labels: dict[str, object] = {}
     with closing(tarfile.open(fileobj=file, mode="r:")) as shard:
-        for member in shard:
-            shard.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-            if not _is_usable(member):
-                continue
-            mine, suffix = _split(member.name)
+        for name, member in _members(shard, file):
+            mine, suffix = _split(name)
             if mine != key:
                 yield from _sample(image, labels)
                 key, image, labels = mine, "", {}
             if suffix in PICTURES:
-                image = member.name
+                image = name
             elif suffix in LABEL_SUFFIXES and member.size <= MAX_LABEL_BYTES:
                 labels |= _labels(suffix, _content(shard, member))
         yield from _sample(image, labels)
@@ -247,10 +253,8 @@ def _labels(suffix: str, data: bytes) -> dict[str, object]:
 def _tar_reader(file: BinaryIO) -> Callable[[str, int], bytes]:
     places: dict[str, tuple[int, int]] = {}
     shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # stays open with its file
-    for member in shard:
-        shard.members = []  # type: ignore[attr-defined]
-        if _is_usable(member):
-            places[table_key(member.name)] = (member.offset_data, member.size)
+    for name, member in _members(shard, file):
+        places.setdefault(table_key(name), (member.offset_data, member.size))  # as rows: the first counts
 
     def read(name: str, max_bytes: int) -> bytes:
         if name not in places:
@@ -264,9 +268,21 @@ def _tar_reader(file: BinaryIO) -> Callable[[str, int], bytes]:
     return read
 
 
-def _is_usable(member: tarfile.TarInfo) -> bool:
+def _members(shard: tarfile.TarFile, file: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The usable files of a shard and their names. Raises ValueError if it does not end as shards do."""
+    for member in shard:
+        shard.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+        name = member.name.removeprefix("./")
+        if _is_usable(name, member):
+            yield name, member
+    file.seek(shard.offset)  # tarfile ends without a word where a header is damaged
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise ValueError(f"it is damaged or cut off at byte {shard.offset:,}")
+
+
+def _is_usable(name: str, member: tarfile.TarInfo) -> bool:
     """Whether it is a plain file with a plain name. Links, devices and sparse files are passed over."""
-    parts = member.name.split("/")
+    parts = name.split("/")
     hidden = any(part in ("", ".", "..") for part in parts) or parts[-1].startswith(".")
     return member.isreg() and not member.issparse() and not hidden
 
