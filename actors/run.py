@@ -45,6 +45,7 @@ from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView
 from balancer.manifest.log.writer import KEPT, ManifestLog
+from balancer.manifest.measured import count_taken_over
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
@@ -149,7 +150,8 @@ def run(
                 "--reuse fills every open slot that it can, so --limit cannot hold", hint="leave one out"
             )
         result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
-        result = replace(result, remedies=_remedies(out, result))
+        made = result.candidates - count_taken_over(open_storage(out, create=False))
+        result = replace(result, remedies=_remedies(out, result), candidates=made)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
         for line in result.remedies:

@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balancer.manifest.columns import ORIGIN
 from balancer.manifest.log.fragment import Stamp
 from balancer.manifest.log.view import read_log
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC
+from balancer.manifest.runfile import RunInfo, read_run
+from balancer.manifest.schema import GROWING
 from balancer.planning.plan import Measured
 from balancer.scheduling.adaptive import Tally
 from balancer.storage import Storage
@@ -21,8 +24,20 @@ COLUMNS = ("source", "status", "attempt", "num_bytes", "generated_at", "batch_si
 
 def measure_run(storage: Storage) -> Measured:
     """UsageError if the folder holds no run, ManifestError if its manifest is damaged."""
-    view = read_log(storage, COLUMNS)
+    view = read_log(storage, with_origin(COLUMNS, read_run(storage)))
     return compute_measured(judged_rows(view.table), view.opened, storage.uri)
+
+
+def with_origin(columns: Sequence[str], info: RunInfo) -> tuple[str, ...]:
+    """With the column that tells images that were taken over, if the run has it."""
+    return (*columns, *(ORIGIN[:1] if info.format >= GROWING else ()))
+
+
+def made_rows(judged: pa.Table) -> pa.Table:
+    """Without images that were taken over from another run: nothing was generated for them."""
+    if ORIGIN[0] not in judged.column_names:
+        return judged
+    return judged.filter(pc.field(ORIGIN[0]).is_null())
 
 
 def judged_rows(rows: pa.Table) -> pa.Table:
@@ -31,8 +46,15 @@ def judged_rows(rows: pa.Table) -> pa.Table:
     return rows.filter((pc.field("source") == SYNTHETIC) & has_verdict)
 
 
+def count_taken_over(storage: Storage) -> int:
+    """Images of a run that came from other runs."""
+    judged = judged_rows(read_log(storage, with_origin(("source", "status"), read_run(storage))).table)
+    return int(judged.num_rows - made_rows(judged).num_rows)
+
+
 def compute_measured(judged: pa.Table, opened: Sequence[Stamp], source: str) -> Measured:
     """`opened` are the stamps with which drivers opened the log; `source` names the run in estimates."""
+    judged = made_rows(judged)
     if not judged.num_rows:
         return Measured(source)
     accepted = judged.filter(pc.field("status") == ACCEPTED)

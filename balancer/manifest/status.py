@@ -17,7 +17,7 @@ from balancer.manifest.image_check import look_at_images
 from balancer.manifest.log.fragment import Stamp
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.measured import COLUMNS as MEASURED
-from balancer.manifest.measured import compute_measured, judged_rows, tallies_by
+from balancer.manifest.measured import compute_measured, judged_rows, made_rows, tallies_by, with_origin
 from balancer.manifest.remedies import COLUMNS as REMEDIES
 from balancer.manifest.remedies import Remedies, ShortCell, describe, find_remedies, find_short_cells
 from balancer.manifest.rows import VOID
@@ -40,9 +40,11 @@ RATE_WINDOW_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """`short` images were tried and given up; `open` are those that a run can still make."""
+    """`short` images were tried and given up; `open` are those that a run can still make. Of the `candidates`
+    that were made, `passed` were accepted; others may have been taken over from another run."""
 
     candidates: int
+    passed: int
     accepted: int
     short_by_cell: Mapping[str, int]
     open: int
@@ -68,8 +70,9 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
-    view = read_log(storage, COLUMNS)
-    info = read_run(storage).under(view.rules)
+    info = read_run(storage)
+    view = read_log(storage, with_origin(COLUMNS, info))
+    info = info.under(view.rules)
     judged = judged_rows(view.table)
     counts = _counts(view, info)
     settled = counts.accepted + counts.short
@@ -85,7 +88,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "candidates": counts.candidates,
         "rejected_by_reason": dict(counts.reasons.most_common()),
         "success_rate": counts.accepted / settled if settled else None,
-        "acceptance": counts.accepted / counts.candidates if counts.candidates else None,
+        "acceptance": counts.passed / counts.candidates if counts.candidates else None,
         "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
         "short_cells": {cell: asdict(short) for cell, short in short_cells.items()},
@@ -104,8 +107,9 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
 
 def suggest_remedies(storage: Storage) -> list[str]:
     """What would help a run that ended without all its images, in two lines."""
-    view = read_log(storage, COLUMNS)
-    info = read_run(storage).under(view.rules)
+    info = read_run(storage)
+    view = read_log(storage, with_origin(COLUMNS, info))
+    info = info.under(view.rules)
     return describe(_shortfall(view, judged_rows(view.table), info, _counts(view, info))[1])
 
 
@@ -190,7 +194,7 @@ def _void_by_cell(rows: pa.Table) -> Counter[str]:
 
 
 def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
-    candidates, reasons = judged.num_rows, Counter(_rejected(judged)["reason"].to_pylist())
+    made, reasons = made_rows(judged), Counter(_rejected(judged)["reason"].to_pylist())
     judged = _in_plan(judged, info)
     accepted = judged.filter(pc.field("status") == "accepted")
     rejected = _rejected(judged)
@@ -208,7 +212,8 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
             given_up[cell] = tally
             short[cell] = quota - tally.accepted
     return _Counts(
-        candidates=candidates,
+        candidates=made.num_rows,
+        passed=made.num_rows - _rejected(made).num_rows,
         accepted=accepted.num_rows,
         short_by_cell=short,
         open=max(0, info.wanted - accepted.num_rows - short.total()),

@@ -369,7 +369,7 @@ def count_wordings(rows: pa.Table) -> WordingCounts:
     return WordingCounts.of(
         (row["cell"], row["wording"], row["status"] == ACCEPTED)
         for row in judged
-        if row["source"] == SYNTHETIC and row["status"] in (ACCEPTED, REJECTED)
+        if row["source"] == SYNTHETIC and row["status"] in (ACCEPTED, REJECTED) and row["wording"] is not None
     )
 
 

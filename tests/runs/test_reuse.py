@@ -14,6 +14,9 @@ from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import read_run
 from balancer.manifest.maintenance.fsck import fsck
+from balancer.manifest.measured import count_taken_over
+from balancer.manifest.rows import utc_now
+from balancer.manifest.status import read_status
 from balancer.runs.rejudge import rejudge
 from balancer.runs.resume import run_facts
 from balancer.runs.reuse import Reused, Target, find_source, take_over
@@ -76,6 +79,9 @@ def test_images_are_taken_over_byte_by_byte_and_the_rest_is_made(first, tmp_path
         assert (tmp_path / "second" / row["file_name"]).read_bytes() == (
             first / origin["file_name"]
         ).read_bytes()
+    status = read_status(trial.storage, utc_now())
+    assert (status["accepted"], status["candidates"], status["acceptance"]) == (30, 0, None)
+    assert count_taken_over(trial.storage) == 30
     lineage = balancer.open_manifest(tmp_path / "second").lineage(rows[0]["id"])
     assert (lineage.origin_run_id, lineage.origin_id) == (rows[0]["origin_run_id"], rows[0]["origin_id"])
 
