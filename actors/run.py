@@ -150,7 +150,7 @@ def run(
                 "--reuse fills every open slot that it can, so --limit cannot hold", hint="leave one out"
             )
         result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
-        made = result.candidates - count_taken_over(open_storage(out, create=False))
+        made = result.candidates - _taken_over(out)
         result = replace(result, remedies=_remedies(out, result), candidates=made)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
@@ -650,6 +650,12 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
         given_up={cell.key: tally for cell, tally in schedule.given_up.items() if cell.key in missing},
         held_back=tuple(list_held_back(info)),
     )
+
+
+def _taken_over(out: str | os.PathLike[str]) -> int:
+    with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
+        return count_taken_over(open_storage(out, create=False))
+    return 0
 
 
 def _remedies(out: str | os.PathLike[str], result: RunResult) -> tuple[str, ...]:
