@@ -6,15 +6,13 @@ It takes seconds, so the result is kept in the cache folder. A damaged file coun
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from pathlib import Path
 
 from actors.labelled import MAX_COMPARED, SEED, VARIATIONS, Looking
 from actors.real_images import read_unchanged
 from actors.weights import resolve as weights
 from balancer.manifest.runfile import check_challenge
-from balancer.storage.cache import cache_folder, keep
+from balancer.storage.cache import cache_file, keep_json
 from balancer.storage.regular_files import read_regular
 from balancer.text.json_reading import read_json
 from balancer.verification.calibration import load_temperatures
@@ -94,8 +92,7 @@ def _cache_file(looking: Looking, heads: Heads) -> Path:
         "images": [[image.sha256, image.class_name, image.group] for image in looking.compared],
         "heads": {name: heads.results[name].sha256 for name in heads.files},
     }
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return cache_folder() / "off_domain" / f"{digest[:24]}.json"
+    return cache_file("off_domain", identity, ".json")
 
 
 def _load(path: Path) -> Domain | None:
@@ -114,4 +111,4 @@ def _load(path: Path) -> Domain | None:
 def _save(path: Path, domain: Domain) -> None:
     data = None if domain.typicality is None else base64.b64encode(domain.typicality).decode()
     document = {"proof": domain.proof.as_dict(), "typicality": data}
-    keep(path, lambda file: file.write(json.dumps(document).encode()))
+    keep_json(path, document)

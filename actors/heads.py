@@ -6,8 +6,6 @@ Fitting takes seconds, so the result is kept in the cache folder. A damaged file
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from actors.labelled import Looking
 from actors.real_images import RealImages
 from actors.weights import resolve as weights
 from balancer.manifest.runfile import check_heads
-from balancer.storage.cache import cache_folder, keep
+from balancer.storage.cache import cache_file, keep_json
 from balancer.storage.regular_files import read_regular
 from balancer.text.json_reading import read_json
 from balancer.verification.head_choice import HeadResult, Heads, LabelledImages, choose_heads
@@ -66,8 +64,7 @@ def _cache_file(looking: Looking, images: LabelledImages, try_all: bool) -> Path
         "groups": images.groups.tolist(),
         "may_fit": images.may_fit.tolist(),
     }
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return cache_folder() / "heads" / f"{digest[:24]}.json"
+    return cache_file("heads", identity, ".json")
 
 
 def _load(path: Path, images: LabelledImages) -> Heads | None:
@@ -101,4 +98,4 @@ def _save(path: Path, heads: Heads) -> None:
             for name, logs in heads.judged.items()
         },
     }
-    keep(path, lambda file: file.write(json.dumps(document).encode()))
+    keep_json(path, document)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_ac
 from balancer.dataset.splits import TRAIN
 from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, read_bytes
-from balancer.storage.cache import cache_folder, keep
+from balancer.storage.cache import cache_file, keep
 from balancer.storage.regular_files import open_regular
 from balancer.verification.calibration import (
     LEAST_PROBABILITY,
@@ -241,8 +240,7 @@ def _cache_file(config: Config) -> Path:
         "weights": weights.fingerprint(judged.model, judged.revision, "verifier"),
         "properties": [[name, [*values.items()]] for name, values in config.properties().items()],
     }
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return cache_folder() / "measured" / f"{digest[:24]}.npz"
+    return cache_file("measured", identity, ".npz")
 
 
 def _load(path: Path, values: int) -> dict[str, _Cached]:

@@ -150,8 +150,7 @@ def run(
                 "--reuse fills every open slot that it can, so --limit cannot hold", hint="leave one out"
             )
         result = _run(config, out, address, limit, permitted, reuse, logged, log, stop, change_workers)
-        made = result.candidates - _taken_over(out)
-        result = replace(result, remedies=_remedies(out, result), candidates=made)
+        result = _looked_at_again(out, result)
         for line in (*result.held_back, *_missing(result)):
             logged.note(f"warning: {line}")
         for line in result.remedies:
@@ -652,18 +651,14 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
     )
 
 
-def _taken_over(out: str | os.PathLike[str]) -> int:
+def _looked_at_again(out: str | os.PathLike[str], result: RunResult) -> RunResult:
+    """With what only the rows tell: which images came from elsewhere, and what would help."""
     with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
-        return count_taken_over(open_storage(out, create=False))
-    return 0
-
-
-def _remedies(out: str | os.PathLike[str], result: RunResult) -> tuple[str, ...]:
-    if not result.open_cells:
-        return ()
-    with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
-        return tuple(suggest_remedies(open_storage(out, create=False)))
-    return ()
+        storage = open_storage(out, create=False)
+        remedies = tuple(suggest_remedies(storage)) if result.open_cells else ()
+        made = result.candidates - count_taken_over(storage)
+        return replace(result, remedies=remedies, candidates=made)
+    return result
 
 
 def _why(result: RunResult, missing: int) -> str:

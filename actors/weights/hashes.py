@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from actors.weights.file_rules import is_weights
 from balancer.errors import WeightsError
-from balancer.storage.cache import cache_folder, keep
+from balancer.storage.cache import cache_folder, keep_json
 from balancer.storage.regular_files import open_regular, read_regular
 from balancer.text.json_reading import read_json
 
@@ -55,8 +54,7 @@ def _file_sha256(path: Path) -> str:
         if known["state"] == state:
             return str(known["sha256"])
     sha256 = _read_sha256(path)
-    content = json.dumps({"state": state, "sha256": sha256}).encode()
-    keep(note, lambda file: file.write(content))
+    keep_json(note, {"state": state, "sha256": sha256})
     return sha256
 
 

@@ -21,6 +21,7 @@ from balancer.dataset.facet_table import (
     find_facet_columns,
     find_ignored_columns,
     is_missing,
+    name_tables,
     read_tables,
 )
 from balancer.dataset.facet_values import FacetMatcher
@@ -33,7 +34,7 @@ from balancer.dataset.notices import (
     warn_misfiled,
     warn_other_splits,
 )
-from balancer.dataset.readers.choice import list_dataset
+from balancer.dataset.readers.choice import FOLDERS, SPLIT_FOLDERS, list_dataset
 from balancer.errors import DatasetError
 from balancer.storage.address import refuse_credentials
 from balancer.text.names import composed, near, without_case
@@ -67,8 +68,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 MAX_NAMED = 20
 """Folders that an error names, each with the class it resembles."""
 
-MAX_TABLES_NAMED = 3
-WITH_FOLDERS = ("folders", "splits")
+WITH_FOLDERS = (FOLDERS, SPLIT_FOLDERS)
 """Layouts whose classes are folders."""
 
 MAX_COLUMN_NAME = 60
@@ -228,7 +228,7 @@ def _run_audit(path: Path, how: _How) -> Audit:
         if _is_misfiled(image, joined.rows.get(image.file_name, {}), listing.labels[image.file_name])
     ]
     per_class = Counter(image.class_name for image in images)
-    table_names = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
+    table_names = name_tables(tables)
     return Audit(
         path=root,
         images=tuple(images),

@@ -30,12 +30,14 @@ __all__ = [
     "find_facet_columns",
     "find_ignored_columns",
     "is_missing",
+    "name_tables",
     "read_table",
     "read_tables",
 ]
 
 METADATA_FILES = ("metadata.parquet", "metadata.csv", "metadata.jsonl")
 
+MAX_TABLES_NAMED = 3
 MAX_FACET_VALUES = 20
 """A column with more distinct values is not a facet but a description."""
 
@@ -117,6 +119,11 @@ def _read_all(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES
         if Path(name).suffix.lower() not in READERS:
             raise DatasetError(f"{root / name}: a metadata table must be one of {', '.join(READERS)}")
     return _read_lines(root, names, columns)
+
+
+def name_tables(tables: Sequence[Table]) -> str:
+    """The paths of the first tables."""
+    return ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
 
 
 def read_packed(root: Path, names: Sequence[str], columns: ColumnNames) -> list[Table]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from balancer.dataset.facet_table import TableRow, is_missing
+from balancer.dataset.readers.choice import FOLDERS
 from balancer.dataset.splits import SPLIT_NAMES
 from balancer.text.commands import suggested
 from balancer.text.quantities import are, counted
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from balancer.dataset.audit import Audit, RealImage
     from balancer.dataset.conflicts import Conflict
     from balancer.dataset.readers.listing import DatasetListing
-
-PLAIN = "folders"
-"""The layout that needs no mention."""
-
 
 READING = frozenset(
     "layout table columns include exclude labels metadata conflicts count_marked_synthetic".split()
@@ -46,7 +43,7 @@ def describe_layout(audit: Audit) -> str:
 
 def describe_unusual_layout(audit: Audit) -> str:
     """The same for other layouts than class folders; else empty."""
-    return "" if audit.layout == PLAIN else describe_layout(audit)
+    return "" if audit.layout == FOLDERS else describe_layout(audit)
 
 
 def warn_marked(set_aside: Sequence[RealImage], images: Iterable[RealImage]) -> list[str]:

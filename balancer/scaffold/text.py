@@ -11,7 +11,8 @@ from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
 from balancer.config.yaml_reading import KeyPath
 from balancer.config.yaml_writing import yaml_text
 from balancer.dataset.audit import Audit
-from balancer.dataset.notices import PLAIN, describe_layout
+from balancer.dataset.notices import describe_layout
+from balancer.dataset.readers.choice import FOLDERS
 from balancer.text.quantities import counted
 
 TARGET_WITHOUT_IMAGES = 50
@@ -133,7 +134,7 @@ def _heading(draft: ConfigDraft) -> str:
 
 
 def _has_class_folders(draft: ConfigDraft) -> bool:
-    return draft.audit.layout == PLAIN
+    return draft.audit.layout == FOLDERS
 
 
 def _describe_dataset(draft: ConfigDraft) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -52,6 +54,18 @@ def _refuse_shared(path: Path) -> None:
             f"{path} is not a folder that this user alone can enter",
             hint="remove it, or set BALANCER_CACHE to a folder of your own",
         )
+
+
+def cache_file(folder: str, identity: Mapping[str, object], suffix: str) -> Path:
+    """Where what `identity` describes, in plain values, is kept."""
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return cache_folder() / folder / f"{digest[:24]}{suffix}"
+
+
+def keep_json(path: Path, document: object) -> None:
+    """Like `keep`."""
+    content = json.dumps(document).encode()
+    keep(path, lambda file: file.write(content))
 
 
 def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -10,7 +10,6 @@ for a value v of S, and P(v) = P_words(v) for the others, so probabilities sum t
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors.numpy import load, save
 
 from balancer.verification.calibration import TEMPERATURES
 from balancer.verification.small_pictures import EDGES, THUMBNAIL
-from balancer.verification.typicality import FINAL
+from balancer.verification.typicality import FINAL, check_content
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.intp]
@@ -189,8 +188,7 @@ def to_bytes(head: Head) -> bytes:
 
 def read_head(data: bytes, sha256: str, values: Collection[str]) -> Head:
     """ValueError if it is not the file of that hash, or no head of these `values`."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError("its content is not what its name says")
+    check_content(data, sha256)
     return from_bytes(data, values)
 
 

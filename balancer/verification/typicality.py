@@ -297,9 +297,14 @@ def from_bytes(data: bytes) -> Typicality:
 
 def read_typicality(data: bytes, sha256: str) -> Typicality:
     """ValueError if it is not the file of that hash, or no model."""
+    check_content(data, sha256)
+    return from_bytes(data)
+
+
+def check_content(data: bytes, sha256: str) -> None:
+    """ValueError unless it is the file that is named by that hash."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its content is not what its name says")
-    return from_bytes(data)
 
 
 _PARTS = ("centre", "scale", "axes", "variances", "numbers")

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from balancer.verification.preflight import Preflight, ValueProof
 
 
+SEEING = frozenset(("verifier", "backbone"))
+"""The models that the pre-flight takes."""
+
+
 @click.command("plan")
 @click.argument("config", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -130,9 +134,9 @@ def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen |
     from balancer.dataset.audit import audit_holdout
 
     try:
-        wanted = weights.wanted_models(config)
-        for kind in wanted.keys() & {"verifier", "backbone"}:
-            at = weights.check(*wanted[kind], kind)
+        wanted = {kind: of for kind, of in weights.wanted_models(config).items() if kind in SEEING}
+        for kind, of in wanted.items():
+            at = weights.check(*of, kind)
             if at.folder is None:
                 missing = size(at.missing_bytes)
                 console.note(f"no pre-flight: the {kind} is not on this machine ({missing} to download)")

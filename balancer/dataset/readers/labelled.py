@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import METADATA_FILES, NO_CLASS, Table, is_missing, read_labels
+from balancer.dataset.facet_table import (
+    METADATA_FILES,
+    NO_CLASS,
+    Table,
+    is_missing,
+    name_tables,
+    read_labels,
+)
 from balancer.dataset.joining import join
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, walk
@@ -44,8 +51,6 @@ USUAL_COLUMNS: ColumnNames = {
 
 SETTINGS = {FILE_NAME: "file", "class": "class", "split": "split"}
 
-MAX_TABLES_NAMED = 3
-
 
 def read_table_layout(
     root: Path, entries: Sequence[Entry], listing: DatasetListing, settings: DatasetConfig
@@ -72,7 +77,7 @@ def read_table_layout(
 
 def label(listing: DatasetListing, tables: Sequence[Table], root: Path) -> None:
     """Give each listed file the class that its row names."""
-    of = ", ".join(table.path for table in tables[:MAX_TABLES_NAMED])
+    of = name_tables(tables)
     listing.split_source = f"column `split` of {of}"
     joined = join(tables, root, listing.every_name())
     listing.tables, listing.read_tables, listing.joined = [], [*tables], joined

@@ -110,15 +110,13 @@ def _list(tables: Sequence[Table], listing: DatasetListing) -> None:
 def _saved_files(root: Path) -> Iterator[str]:
     """The Arrow files of a folder that `save_to_disk` wrote. Its own lists are read, never its code."""
     if (root / SAVED_SPLITS).is_file():
-        names = _listed(root / SAVED_SPLITS, "splits")
-        splits = [name for name in names if isinstance(name, str) and (root / name).is_dir()]
-        for split in splits:
+        for split in _listed_splits(root / SAVED_SPLITS):
             yield from (f"{split}/{path.name}" for path in (root / split).glob(f"*{ARROW}"))
         return
     yield from (path.name for path in root.glob(f"*{ARROW}"))
 
 
-def _listed(path: Path, key: str) -> list[object]:
+def _listed_splits(path: Path) -> list[str]:
     from balancer.storage.regular_files import read_regular
     from balancer.text.json_reading import read_json
 
@@ -126,6 +124,5 @@ def _listed(path: Path, key: str) -> list[object]:
         value = read_json(read_regular(path, max_bytes=MAX_STATE_BYTES, follow_links=False))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    listed = value.get(key) if isinstance(value, dict) else None
-    plain = [name for name in listed or () if isinstance(name, str) and "/" not in name and name != ".."]
-    return [*plain]
+    listed = value.get("splits") if isinstance(value, dict) else None
+    return [name for name in listed or () if isinstance(name, str) and "/" not in name and name != ".."]

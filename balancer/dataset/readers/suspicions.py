@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+from balancer.dataset.readers.labelled import TABLE_SUFFIXES
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.splits import SPLIT_NAMES
 from balancer.text.names import composed, without_case
@@ -15,7 +16,6 @@ GENERIC = frozenset("all data dataset image images img imgs jpegimages photos pi
 """Names that say nothing of what images show."""
 
 ANNOTATIONS = frozenset("annotation annotations label labels mask masks segmentation segmentations".split())
-TABLES = (".csv", ".jsonl", ".parquet")
 MAX_NAMED = 5
 
 
@@ -68,7 +68,7 @@ def _generic_class(root: Path, listing: DatasetListing, known: Collection[str]) 
     said = f"the only class is called {name!r}"
     if len(inner) > 1:
         return f"{said} and holds folders ({_named(inner)}): did you mean dataset.path: {root / name}?"
-    at_top = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLES)
+    at_top = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
     if listing.joined is None and (tables := [*at_top, *listing.tables]):
         return f"{said}; if {tables[0]} names the classes, set dataset.table: {tables[0]}"
     return f"{said}: the images of each class belong into a folder named after the class"
