@@ -41,7 +41,7 @@ from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, HEAD, NO_HEAD, image_bytes, real, rejected, row, start
 
 CLASSES = ("basic", "burnt", "combined", "mixed", "progression", "segment")
-FOLDER_FORMATS = ("folders", "hf", "webdataset", "labelstudio", "fiftyone")
+FOLDER_FORMATS = ("folders", "hf", "webdataset", "csv", "coco", "labelstudio", "fiftyone")
 FILE_FORMATS = ("parquet", "arrow")
 NOT_READ = r"a symbolic link|not a regular file|over the limit"
 DIM, SEVERE = "basic/dim/0000", "burnt/dim/severe/0000"

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from balancer import open_manifest
+from balancer.dataset.audit import audit
 from balancer.errors import UsageError
 from balancer.export import FORMATS, Options, export
 from balancer.export.formats.fiftyone import _TAKEN, _field_name
@@ -185,6 +186,40 @@ def by_pandas(root: Path, _: Path) -> Iterator[Any]:
         yield one["split"], one["class"], Image.open(io.BytesIO(one["image"]["bytes"])).size
 
 
+def by_csv(root: Path, _: Path) -> Iterator[Any]:
+    for one in pd.read_csv(root / "csv" / "labels.csv", dtype=str).to_dict("records"):
+        yield one["split"], one["label"], Image.open(root / "csv" / one["file_name"]).size
+
+
+def by_coco(root: Path, _: Path) -> Iterator[Any]:
+    """As `pycocotools` joins the lists."""
+    for split, name in (("train", "train"), ("validation", "val")):
+        document = json.loads((root / "coco" / "annotations" / f"instances_{name}.json").read_text())
+        names = {one["id"]: one["name"] for one in document["categories"]}
+        images = {one["id"]: one for one in document["images"]}
+        assert min(names) == min(images) == 1
+        assert len(document["annotations"]) == len(images)
+        for one in document["annotations"]:
+            image = images[one["image_id"]]
+            size = Image.open(root / "coco" / image["file_name"]).size
+            assert one["bbox"] == [0, 0, image["width"], image["height"]] == [0, 0, *size]
+            yield split, names[one["category_id"]], size
+
+
+def by_audit(place: str, layout: str) -> Callable[[Path, Path], Iterator[Any]]:
+    """An export is a dataset too, without the generated images."""
+
+    def read(root: Path, _: Path) -> Iterator[Any]:
+        audited = audit(root / place)
+        assert not audited.unreadable
+        assert audited.layout == layout
+        for image in (*audited.images, *audited.set_aside):
+            split = "validation" if image.split == "val" else image.split
+            yield split, image.class_name, (image.width, image.height)
+
+    return read
+
+
 def by_label_studio(root: Path, _: Path) -> Iterator[Any]:
     for task in json.loads((root / "labelstudio" / "tasks.json").read_text()):
         name = task["data"]["image"].partition("?d=")[2]
@@ -213,6 +248,10 @@ READERS = {
     "parquet: pandas": by_pandas,
     "webdataset: datasets": by_datasets_from_shards,
     "webdataset: webdataset, two workers": by_webdataset,
+    "csv: pandas": by_csv,
+    "csv: balancer": by_audit("csv/labels.csv", "table"),
+    "coco": by_coco,
+    "coco: balancer": by_audit("coco", "coco"),
     "labelstudio": by_label_studio,
     "fiftyone": by_fiftyone,
 }
@@ -249,7 +288,7 @@ def test_images_of_one_kind_keep_its_extension(tmp_path, run):
 
 def test_images_of_two_kinds_are_copied_byte_for_byte(run, exports):
     wanted = Counter(run.to_table(["sha256"])["sha256"].to_pylist())
-    for form in ("hf", "labelstudio", "fiftyone"):
+    for form in ("hf", "csv", "coco", "labelstudio", "fiftyone"):
         files = [
             path for path in (exports / form).rglob("*") if path.suffix in (".png", ".jpg", ".jpeg", ".webp")
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
 from pathlib import Path
@@ -219,6 +220,20 @@ def exported(form: str, folder: Path) -> list[dict[str, Any]]:
         return pa.ipc.open_file(folder).read_all().to_pylist()
     if form == "webdataset":
         return [note for path in folder.glob("*.tar") for note in notes_in(path)]
+    if form == "csv":
+        with (folder / "labels.csv").open(newline="") as file:
+            rows = [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            row
+            | {
+                "score": row["score"] and float(row["score"]),
+                "unjudged": json.loads(row["unjudged"] or "null"),
+            }
+            for row in rows
+        ]
+    if form == "coco":
+        [path] = (folder / "annotations").iterdir()
+        return [image["metadata"] for image in json.loads(path.read_text())["images"]]
     if form == "labelstudio":
         return [task["data"] for task in json.loads((folder / "tasks.json").read_text())]
     return json.loads((folder / "samples.json").read_text())["samples"]

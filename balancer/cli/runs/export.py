@@ -43,6 +43,8 @@ def command(
     arrow        one Arrow file
     hf           a Hugging Face imagefolder with a dataset card
     webdataset   tar shards
+    csv          a table of files and labels, with the images in class folders
+    coco         COCO annotations whose boxes are whole images
     labelstudio  Label Studio tasks with predictions
     fiftyone     a FiftyOne dataset
 
