@@ -44,8 +44,7 @@ from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView
-from balancer.manifest.log.writer import KEPT, ManifestLog
-from balancer.manifest.measured import count_taken_over
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
@@ -258,7 +257,7 @@ def _run(
             references = list_references(measured)
             commit_growth(growing, storage, log, references)
             facts = run_facts(info, config)
-            schedule = restore_schedule(info, config, log.table(KEPT), limit)
+            schedule = restore_schedule(info, config, log.kept(), limit)
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
             commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
@@ -267,7 +266,7 @@ def _run(
             if source is not None:
                 target = Target(facts, log, storage, known_images, learned)
                 reporter.note(str(take_over(source, target, schedule, measure.images)))
-                schedule = restore_schedule(info, config, log.table(KEPT), limit)
+                schedule = restore_schedule(info, config, log.kept(), limit)
             _announce(reporter, schedule, fleet, config)
             if copied:
                 reporter.note(
@@ -283,7 +282,7 @@ def _run(
                 references=known_images,
                 stop=stop,
                 learned=learned,
-                wording_counts=count_wordings(log.table(KEPT)) if config.attempts.adaptive else None,
+                wording_counts=count_wordings(log.kept()) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
                 announce=reporter.step,
@@ -652,12 +651,11 @@ def _result(info: RunInfo, state: str, schedule: Schedule) -> RunResult:
 
 
 def _looked_at_again(out: str | os.PathLike[str], result: RunResult) -> RunResult:
-    """With what only the rows tell: which images came from elsewhere, and what would help."""
+    """With what only the rows tell: what would help."""
     with contextlib.suppress(BalancerError):  # the run has ended, whether or not its rows can be read again
         storage = open_storage(out, create=False)
         remedies = tuple(suggest_remedies(storage)) if result.open_cells else ()
-        made = result.candidates - count_taken_over(storage)
-        return replace(result, remedies=remedies, candidates=made)
+        return replace(result, remedies=remedies)
     return result
 
 

@@ -443,7 +443,7 @@ COLUMNS = (
         "origin_run_id",
         "text",
         "The run that it was taken over from (`run --reuse`). Null for one that was generated here.",
-        read_by=("lineage",),
+        read_by=("resume", "lineage"),
         since=3,
     ),
     Column(

@@ -46,12 +46,6 @@ def judged_rows(rows: pa.Table) -> pa.Table:
     return rows.filter((pc.field("source") == SYNTHETIC) & has_verdict)
 
 
-def count_taken_over(storage: Storage) -> int:
-    """Images of a run that came from other runs."""
-    judged = judged_rows(read_log(storage, with_origin(("source", "status"), read_run(storage))).table)
-    return int(judged.num_rows - made_rows(judged).num_rows)
-
-
 def compute_measured(judged: pa.Table, opened: Sequence[Stamp], source: str) -> Measured:
     """`opened` are the stamps with which drivers opened the log; `source` names the run in estimates."""
     judged = made_rows(judged)

@@ -271,7 +271,7 @@ def _say_attempts(attempts: Attempts | None) -> str:
         return ""
     hopeless = f"; in cells that lack {attempts.hopeless} none passed" if attempts.hopeless else ""
     return (
-        f"attempts.max={attempts.needed} (--allow-config-change) would fill {attempts.fills} more, at the"
+        f"attempts.max={attempts.needed} would fill {attempts.fills} more, at the"
         f" rate at which candidates passed{hopeless}"
     )
 

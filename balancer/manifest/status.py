@@ -204,13 +204,14 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
     short = Counter(slot.rpartition("/")[0] for slot in exhausted)
     given_up = {}
     floor = info.config_as(AttemptsConfig, "attempts").give_up_below
-    tallies = tallies_by(judged, "cell")
+    filled_in = Counter(accepted["cell"].to_pylist())
+    tallies = tallies_by(made_rows(judged), "cell")
     for cell, quota in ((item["cell"], item["quota"]) for item in info.plan):
         tally = tallies.get(cell, Tally(0, 0))
         passing = Tally(tally.accepted + void[cell], tally.candidates + void[cell])  # void ones do by now
-        if tally.accepted < quota and passing.is_below(floor):
+        if filled_in[cell] < quota and passing.is_below(floor):
             given_up[cell] = tally
-            short[cell] = quota - tally.accepted
+            short[cell] = quota - filled_in[cell]
     return _Counts(
         candidates=made.num_rows,
         passed=made.num_rows - _rejected(made).num_rows,

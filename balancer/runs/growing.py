@@ -22,8 +22,9 @@ from balancer.dataset.audit import Audit, RealImage, known_values
 from balancer.dataset.near_duplicates import KnownImage
 from balancer.dataset.splits import SPLITS, TRAIN
 from balancer.errors import UsageError
+from balancer.manifest.columns import names_read_by
 from balancer.manifest.log.view import LogView, read_log
-from balancer.manifest.log.writer import KEPT, ManifestLog
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import REAL, VOID
 from balancer.manifest.rules import Revision, Rules
 from balancer.manifest.runfile import RunInfo, publish_revision
@@ -242,7 +243,7 @@ def commit_growth(
 
 def real_columns(info: RunInfo) -> tuple[str, ...]:
     """The columns that `compare_dataset` and `known_splits` read."""
-    return tuple(dict.fromkeys((*KEPT, *OF_REAL, *info.facets)))
+    return tuple(dict.fromkeys((*names_read_by("resume"), *OF_REAL, *info.facets)))
 
 
 def compare_dataset(audit: Audit, rows: pa.Table, config: Config, before: Config) -> DatasetChange:
@@ -373,7 +374,11 @@ def _setting(path: Path, old: Any, new: Any) -> str:
     for key in path:
         old, new = (value.get(key) if isinstance(value, dict) else value[key] for value in (old, new))
     plain = all(isinstance(value, int | float | str | None) for value in (old, new))
-    return join_keys(path) + (f" {old} -> {new}" if plain else "")
+    return join_keys(path) + (f" {_value(old)} -> {_value(new)}" if plain else "")
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _moves(before: RunInfo, after: RunInfo) -> str:

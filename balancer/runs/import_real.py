@@ -15,7 +15,7 @@ from balancer.dataset.splits import assign_splits
 from balancer.errors import DatasetError
 from balancer.images import UnreadableImage, is_uncommon, png_of, read_bytes, suffix_of
 from balancer.manifest.layout import IMAGES_DIR
-from balancer.manifest.log.writer import KEPT, ManifestLog
+from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import REAL, VOID, ImageFile, RunFacts, real_id, real_row
 from balancer.storage import Storage, slug
 from balancer.storage.regular_files import open_regular
@@ -81,7 +81,7 @@ def commit_real_images(
 
 def _known(log: ManifestLog) -> tuple[set[str], dict[str, str]]:
     """The file names of the real images that have a row which counts, and the splits of all that ever had."""
-    real = log.table(KEPT).filter(pc.field("source") == REAL)
+    real = log.kept().filter(pc.field("source") == REAL)
     rows = [*zip(*(real[name].to_pylist() for name in ("id", "status", "split")), strict=True)]
     names = [(row_id.removeprefix(f"{REAL}/"), status, split) for row_id, status, split in rows]
     return {name for name, status, _ in names if status != VOID}, {name: split for name, _, split in names}

@@ -15,6 +15,7 @@ from balancer.cells import Candidate, Cell, Slot
 from balancer.config.dotted import join_keys
 from balancer.config.schema import Config
 from balancer.errors import UsageError
+from balancer.manifest.columns import ORIGIN
 from balancer.manifest.layout import RUN_FILE, is_learned
 from balancer.manifest.rows import ACCEPTED, REJECTED, SYNTHETIC, VOID, RunFacts
 from balancer.manifest.rules import ANY, Rules, as_settings, config_under, is_judgeable, matches
@@ -51,6 +52,8 @@ REVISABLE: tuple[tuple[str, ...], ...] = (
     ("facets", ANY, "values", ANY),
     ("facets", ANY, "values", ANY, "share"),
     ("generation", "negative_prompt"),
+    ("attempts", "max"),
+    ("attempts", "give_up_below"),
     *(("classes", ANY, words) for words in WORDS),
     *(("facets", ANY, "values", ANY, words) for words in WORDS),
 )
@@ -380,6 +383,7 @@ def _cell(item: Mapping[str, Any], facets: list[str]) -> Cell:
 def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
     """The outcomes by attempt: all first attempts, then all second ones, and so on. There can be millions of
     rows, so rows are converted in parts and each slot is one object."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     made = rows.filter(pc.field("source") == SYNTHETIC).sort_by("attempt")
@@ -389,7 +393,16 @@ def _history(cells: Mapping[str, Cell], rows: pa.Table) -> Iterator[Outcome]:
         Slot(cells[cell], int(key.rpartition("/")[2]))
         for key, cell in zip(keys.dictionary.to_pylist(), firsts.to_pylist(), strict=True)
     ]
-    numbered = made.select(["attempt", "status", "reason"]).append_column("number", keys.indices)
+    has_origin = ORIGIN[0] in made.column_names
+    taken_over = pc.is_valid(made[ORIGIN[0]]) if has_origin else pa.repeat(False, made.num_rows)
+    numbered = (
+        made.select(["attempt", "status", "reason"])
+        .append_column("taken_over", taken_over)
+        .append_column("number", keys.indices)
+    )
     for batch in numbered.to_batches(HISTORY_ROWS):
-        for attempt, status, reason, number in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            yield Outcome(Candidate(slots[number], attempt), reason, void=status == VOID)
+        for attempt, status, reason, taken_over, number in zip(
+            *(column.to_pylist() for column in batch.columns), strict=True
+        ):
+            candidate = Candidate(slots[number], attempt)
+            yield Outcome(candidate, reason, void=status == VOID, taken_over=taken_over)

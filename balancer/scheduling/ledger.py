@@ -16,13 +16,15 @@ class Outcome:
     """A verdict on a candidate. `reason` is None if it passed; `evidence` is whatever the caller wants back.
 
     A `void` verdict, which only the manifest holds, counts for nothing: the image is gone and might pass by
-    now, so it is made again before its slot climbs on.
+    now, so it is made again before its slot climbs on. One `taken_over` from another run settles its slot,
+    costs no budget, and says nothing about acceptance.
     """
 
     candidate: Candidate
     reason: str | None
     void: bool = False
     evidence: Any = None
+    taken_over: bool = False
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Ledger:
     _accepted_in: Counter[Cell] = field(default_factory=Counter)
     _judged_in: Counter[Cell] = field(default_factory=Counter)
     _void_in: Counter[Cell] = field(default_factory=Counter)
+    _taken_over: set[Candidate] = field(default_factory=set)
 
     def count(self, outcome: Outcome) -> bool:
         """False if this verdict was counted before."""
@@ -58,8 +61,11 @@ class Ledger:
         if attempt in void:
             void.discard(attempt)
             self._void_in[slot.cell] -= 1
-        self.candidates += 1
-        self._judged_in[slot.cell] += 1
+        if outcome.taken_over:
+            self._taken_over.add(outcome.candidate)
+        else:
+            self.candidates += 1
+            self._judged_in[slot.cell] += 1
         if outcome.reason is None:
             self._add_accepted(outcome.candidate, 1)
             self.accepted[slot] = attempt
@@ -74,7 +80,7 @@ class Ledger:
             if slot.index < quotas[slot.cell]:
                 self.count(outcome)
             else:
-                self.candidates += not outcome.void
+                self.candidates += not (outcome.void or outcome.taken_over)
 
     def revoke(self, candidate: Candidate, reason: str) -> bool:
         """Count an accepted candidate as rejected; False if it is not accepted."""
@@ -87,7 +93,8 @@ class Ledger:
 
     def _add_accepted(self, candidate: Candidate, number: int) -> None:
         cell = candidate.slot.cell
-        self._accepted_in[cell] += number
+        if candidate not in self._taken_over:
+            self._accepted_in[cell] += number
         self.accepted_by_class[cell.class_name] += number
 
     def _reject(self, candidate: Candidate, reason: str) -> None:

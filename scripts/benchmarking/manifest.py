@@ -25,7 +25,6 @@ from balancer.dataset.splits import EVALUATION
 from balancer.manifest import ManifestLog, read_run
 from balancer.manifest.columns import EMBEDDING
 from balancer.manifest.layout import DATA_DIR, LOG_DIR
-from balancer.manifest.log.writer import KEPT
 from balancer.manifest.query.rows import Filter, Status
 from balancer.manifest.snapshot.build import compact
 from balancer.run_manifest import Manifest, open_manifest
@@ -163,7 +162,7 @@ def _resumed(folder: str) -> Figures:
     with _timed(seconds):
         log = ManifestLog.open(storage, info.schema(), info.run_id)
     with _timed(seconds):
-        schedule = restore_schedule(info, effective_config(info, log.rules), log.table(KEPT), None)
+        schedule = restore_schedule(info, effective_config(info, log.rules), log.kept(), None)
     return {
         "open_s": round(seconds[0], 2),
         "schedule_s": round(seconds[1], 2),

@@ -14,12 +14,12 @@ from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.errors import ManifestError, UsageError
 from balancer.manifest import read_run
 from balancer.manifest.maintenance.fsck import fsck
-from balancer.manifest.measured import count_taken_over
 from balancer.manifest.rows import utc_now
 from balancer.manifest.status import read_status
 from balancer.runs.rejudge import rejudge
 from balancer.runs.resume import run_facts
 from balancer.runs.reuse import Reused, Target, find_source, take_over
+from balancer.scheduling.adaptive import Tally
 from balancer.storage import open_storage
 from tests.loop.test_driver import Trial, make_config
 
@@ -81,17 +81,27 @@ def test_images_are_taken_over_byte_by_byte_and_the_rest_is_made(first, tmp_path
         ).read_bytes()
     status = read_status(trial.storage, utc_now())
     assert (status["accepted"], status["candidates"], status["acceptance"]) == (30, 0, None)
-    assert count_taken_over(trial.storage) == 30
     lineage = balancer.open_manifest(tmp_path / "second").lineage(rows[0]["id"])
     assert (lineage.origin_run_id, lineage.origin_id) == (rows[0]["origin_run_id"], rows[0]["origin_id"])
 
     trial = Trial(tmp_path / "second", config)
     assert (len(trial.schedule.accepted), trial.schedule.open) == (30, 4)
+    assert trial.schedule.candidates == 0
     trial.log.close(trial.run())
     cells = Counter(row["cell"] for row in trial.rows() if row["status"] == "accepted")
     assert sorted(cells.values()) == [8, 8, 9, 9]
     assert fsck(trial.storage) == []
     assert not rejudge(trial.storage).pending
+
+
+def test_images_that_were_taken_over_cost_no_budget_and_say_nothing_about_acceptance(first, tmp_path):
+    config = make_config(acceptance=0.8, target={"per_class": 17}, budget={"max_candidates": 4})
+    trial, _ = begin(tmp_path / "second", first, config)
+    trial.log.close("interrupted")
+    trial = Trial(tmp_path / "second", config)
+    assert all(trial.schedule.tally(cell) == Tally(0, 0) for cell, _, _ in trial.schedule.quotas)
+    trial.log.close(trial.run())
+    assert trial.schedule.candidates == 4, "the whole budget is left for the 4 images that are missing"
 
 
 def test_images_that_do_not_pass_cost_nothing_and_leave_no_row(first, tmp_path):

@@ -15,7 +15,6 @@ from balancer import open_manifest
 from balancer.manifest import ManifestLog, read_log, read_run
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.log.fragment import decode
-from balancer.manifest.log.writer import KEPT
 from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
 from bench import main
@@ -142,7 +141,7 @@ def test_a_synthetic_manifest_is_one_that_a_driver_goes_on_with(synthetic_run, t
     storage = open_storage(folder, create=False)
     info = read_run(storage)
     log = ManifestLog.open(storage, info.schema(), info.run_id)
-    schedule = restore_schedule(info, effective_config(info, log.rules), log.table(KEPT), None)
+    schedule = restore_schedule(info, effective_config(info, log.rules), log.kept(), None)
     assert schedule.candidates == 1485
     assert 0 < len(schedule.accepted) < info.wanted
     assert not schedule.done

@@ -144,7 +144,7 @@ def test_a_lower_floor_takes_a_cell_up_again(make_config, tmp_path):
     hopeless, patient = ({"max": 2, "give_up_below": floor} for floor in (0.05, 0))
     first = run(make_config(acceptance=1e-9, wanted=90, attempts=hopeless), tmp_path / "run")
     config = make_config(acceptance=1e-9, wanted=90, attempts=patient)
-    second = run(config, tmp_path / "run", allow_config_change=True)
+    second = run(config, tmp_path / "run")
     assert first.candidates < second.candidates == 180
     assert second.given_up == {}
 

@@ -32,14 +32,11 @@ from balancer.manifest.log.row_ids import RowIds
 from balancer.manifest.log.view import build_view, reread_rows
 from balancer.manifest.rows import utc_now
 from balancer.manifest.rules import Rules
-from balancer.manifest.schema import Row, rows_to_table
+from balancer.manifest.schema import GROWING, Row, rows_to_table
 from balancer.storage import Storage
 
 if TYPE_CHECKING:
     from balancer.manifest.log.appender import Clock
-
-KEPT = names_read_by("resume")
-"""What a driver goes on from."""
 
 
 class ManifestLog:
@@ -75,13 +72,14 @@ class ManifestLog:
 
         `detail` is a small JSON object that says what the driver works with.
         """
-        chain = read_chain(storage, schema, run_id, KEPT)
+        kept = _kept_columns(schema)
+        chain = read_chain(storage, schema, run_id, kept)
         appender = Appender(storage, schema, run_id, now, chain.entries)
         log = cls(storage, schema, appender)
-        tables = [chain.table, *(fragment.table.select(KEPT) for fragment in appender.claim(detail))]
+        tables = [chain.table, *(fragment.table.select(kept) for fragment in appender.claim(detail))]
         stamps = [entry.stamp for entry in appender.entries]
         log.taken_from = _left_open([stamp for stamp in stamps if stamp.writer != appender.writer])
-        view = build_view(stamps, joined(tables, schema, KEPT))
+        view = build_view(stamps, joined(tables, schema, kept))
         log._kept, log.rules = view.table, view.rules
         log._doomed = _doomed(stamps)
         log._ids.add(view.table)
@@ -97,15 +95,19 @@ class ManifestLog:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All committed rows, those of earlier drivers included; of them all columns, or these and `id`.
 
-        Right after opening, the columns in KEPT are there; any others, and rows added since, are read anew.
+        Right after opening, the columns of `kept` are there; any others, and rows added since, are read anew.
         """
         names = with_id(self._schema.names if columns is None else columns)
-        if self._kept is not None and set(names) <= set(KEPT):
+        if self._kept is not None and set(names) <= set(self._kept.column_names):
             return self._kept.select(names)
         entries = self._appender.entries
         fragments = read_again(self._storage, entries, self._schema, names)
         table = joined([fragment.table for fragment in fragments], self._schema, names)
         return build_view([entry.stamp for entry in entries], table).table
+
+    def kept(self) -> pa.Table:
+        """All committed rows, with the columns that a driver goes on from."""
+        return self.table(_kept_columns(self._schema))
 
     def rows(self, ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these ids, in this order; of them all columns, or these. Each must be there."""
@@ -195,3 +197,7 @@ def _doomed(stamps: Iterable[Stamp]) -> frozenset[str]:
         elif stamp.event == "close":
             doomed.pop(stamp.epoch, None)
     return frozenset().union(*doomed.values())
+
+
+def _kept_columns(schema: pa.Schema) -> list[str]:
+    return [name for name in names_read_by("resume", GROWING) if name in schema.names]
