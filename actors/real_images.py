@@ -11,7 +11,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -38,6 +38,7 @@ from balancer.verification.calibration import (
     load_temperatures,
     read_configured,
 )
+from balancer.verification.label_issues import LabelIssue, find_label_issues
 from balancer.verification.negatives import negatives_of
 from balancer.verification.preflight import Preflight, preflight
 
@@ -316,7 +317,20 @@ def run_preflight(measured: RealImages, config: Config, settled: Collection[str]
     examples = {
         name: each for name, each in collect_examples(measured, config).items() if name not in settled
     }
-    return preflight(examples, measured.temperatures(config), len(measured.images), config)
+    result = preflight(examples, measured.temperatures(config), len(measured.images), config)
+    return replace(result, label_issues=tuple(_label_issues(measured, config, result)))
+
+
+def _label_issues(measured: RealImages, config: Config, checked: Preflight) -> list[LabelIssue]:
+    if CLASS_PROPERTY in checked.allowed:
+        return []
+    logs = measured.log_probabilities[CLASS_PROPERTY]
+    judged = ~np.isnan(logs).any(axis=1)
+    labels = np.where(judged, label_rows(measured, config)[CLASS_PROPERTY], -1)
+    temperature = measured.temperatures(config).get(CLASS_PROPERTY, 1.0)
+    proven = {proof.value for proof in checked.values if proof.property_ == CLASS_PROPERTY and proof.proven}
+    classes = [*config.properties()[CLASS_PROPERTY]]
+    return find_label_issues(measured.ids, classes, labels, calibrated(logs, temperature), proven)
 
 
 def real_facets(

@@ -76,6 +76,7 @@ from balancer.text.safetext import has_credentials
 from balancer.verification.calibration import read_configured
 from balancer.verification.head_choice import Heads, refuse_lacking_heads, summarise_heads
 from balancer.verification.heads import Head
+from balancer.verification.label_issues import describe_label_issues
 from balancer.verification.off_domain import Domain, refuse_accepted_challenges, summarise
 from balancer.verification.preflight import refuse_unproven, summary
 
@@ -481,6 +482,8 @@ class _Measuring:
         result = run_preflight(measured, self.config, settled)
         refuse_unproven(result)
         self.reporter.note(summary(result))
+        if line := describe_label_issues(result.label_issues, result.images):
+            self.reporter.note(f"warning: {line}")
 
     def _look(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         shown = {

@@ -6,6 +6,7 @@ refuses to start with an unproven value, unless `verification.unjudged` names it
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.errors import UsageError
 from balancer.text.quantities import counted
 from balancer.verification.calibration import Examples, calibrated, one_vs_rest_auc
+from balancer.verification.label_issues import LabelIssue
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
@@ -44,11 +46,13 @@ class ValueProof:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """`images` is the number of labelled images. `allowed` is `verification.unjudged`."""
+    """`images` is the number of labelled images. `allowed` is `verification.unjudged`. `label_issues` are
+    images that look more like another class than theirs."""
 
     images: int
     values: tuple[ValueProof, ...]
     allowed: frozenset[str]
+    label_issues: tuple[LabelIssue, ...] = ()
 
     def is_allowed(self, proof: ValueProof) -> bool:
         return not self.allowed.isdisjoint({proof.property_, proof.name})
@@ -87,6 +91,7 @@ class Preflight:
             "ready": not self.blocking,
             "unproven_properties": list(self.unproven_properties),
             "values": values,
+            "label_issues": [dataclasses.asdict(issue) for issue in self.label_issues],
         }
 
 

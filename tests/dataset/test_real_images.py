@@ -24,6 +24,7 @@ from actors.real_images import (
     measure_here,
     measure_real_images,
     real_facets,
+    run_preflight,
 )
 from balancer.config.schema import Config
 from balancer.dataset.audit import audit_dataset, audit_holdout
@@ -483,3 +484,16 @@ def _embedded_weights() -> str:
     from actors.weights import resolve as weights
 
     return weights.fingerprint("embedded", None, "verifier")
+
+
+def test_a_picture_in_the_wrong_folder_is_named_by_the_pre_flight(pizzas, tmp_path):
+    from balancer.dataset.sample import render
+
+    wrong = tmp_path / "few" / "train" / "basic" / "wrong.png"
+    Image.fromarray(render("segment", "dim_ambient", None, 2**45)).save(wrong)
+    config = pizzas("verification.min_examples=2")
+    measured_ = measure_here(config, audit_dataset(config), audit_holdout(config))
+    [issue] = run_preflight(measured_, config).label_issues
+    assert (issue.id, issue.class_name, issue.looks_like) == ("real/basic/wrong.png", "basic", "segment")
+    unjudged = pizzas("verification.min_examples=2", "verification.unjudged=[class, lighting, burn_level]")
+    assert run_preflight(measured_, unjudged).label_issues == ()

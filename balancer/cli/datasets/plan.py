@@ -217,6 +217,8 @@ def _print_domain(proof: DomainProof | None, config: Config) -> None:
 
 
 def _print_preflight(checked: Preflight, every: bool) -> None:
+    from balancer.verification.label_issues import describe_label_issues
+
     proofs = list(checked.values)
     if len(proofs) > console.LISTED and not every:
         proofs.sort(key=lambda proof: proof.proven)
@@ -236,6 +238,8 @@ def _print_preflight(checked: Preflight, every: bool) -> None:
             _verdict(checked, proof),
         ],
     )
+    if line := describe_label_issues(checked.label_issues, checked.images):
+        console.warn(line)
     if checked.blocking:
         console.warn(
             f"`run` would stop: {counted(len(checked.blocking), 'value')} not proven and not in"
