@@ -36,6 +36,7 @@ from balancer.dataset.notices import (
 )
 from balancer.dataset.readers.choice import FOLDERS, SPLIT_FOLDERS, list_dataset
 from balancer.errors import DatasetError
+from balancer.manifest.rows import SYNTHETIC
 from balancer.storage.address import refuse_credentials
 from balancer.text.names import composed, near, without_case
 from balancer.text.safetext import shortened
@@ -421,8 +422,18 @@ def _with_facets(
     image: RealImage, row: TableRow, values: FacetMatcher, splits: Mapping[str, str]
 ) -> RealImage:
     split = splits.get(image.file_name) or row.get("split", "")
-    facets = values.read(row, image.class_name)
-    return replace(image, facets=facets, split="" if is_missing(split) else split)
+    return replace(
+        image,
+        facets=values.read(row, image.class_name),
+        split="" if is_missing(split) else split,
+        marked_synthetic=image.marked_synthetic or _is_of_a_run(row),
+    )
+
+
+def _is_of_a_run(row: TableRow) -> bool:
+    """Whether an export of ours says that the image was generated: another program may have written the file
+    anew, without its mark."""
+    return row.get("source") == SYNTHETIC and not is_missing(row.get("run_id", ""))
 
 
 def _is_misfiled(image: RealImage, row: TableRow, label: str) -> bool:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -264,6 +265,19 @@ def test_every_format_has_a_reader():
 @pytest.mark.parametrize("reader", READERS)
 def test_every_documented_reader_sees_every_image_with_its_class(reader, exports, expected, tmp_path):
     assert Counter(READERS[reader](exports, tmp_path)) == expected
+
+
+@pytest.mark.parametrize("place", ["csv/labels.csv", "hf"])
+def test_generated_images_are_not_real_when_an_export_is_read_again_without_their_marks(
+    run, exports, tmp_path, place
+):
+    copied = shutil.copytree(exports, tmp_path / "exports")
+    for path in copied.rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    audited = audit(copied / place)
+    made = run.to_table(["id"], "source = 'synthetic'").num_rows
+    assert len(audited.set_aside) == made
+    assert len(audited.images) == run.to_table(["id"]).num_rows - made
 
 
 def test_a_few_images_make_several_shards_and_no_image_is_lost(exports):

@@ -84,6 +84,11 @@ def rows_of(form: str, out: Path) -> list[Mapping[str, Any]]:
         return with_pandas(table)
     if form == "webdataset":
         return [note for path in out.glob("*.tar") for note in notes_in(path)]
+    if form == "csv":
+        return with_csv(out / "labels.csv")
+    if form == "coco":
+        [path] = (out / "annotations").iterdir()
+        return [image["metadata"] for image in as_floats(path.read_text())["images"]]
     if form == "labelstudio":
         return [task["data"] for task in as_floats((out / "tasks.json").read_text())]
     return as_floats((out / "samples.json").read_text())["samples"]
