@@ -8,6 +8,7 @@ and pixels are limited before decoding. Links and devices are not opened. Every 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -17,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -31,11 +33,14 @@ from balancer.storage.regular_files import TooLargeError, read_regular
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
+_OPTIONAL = {"AVIF": features.check("avif"), "HEIF": find_spec("pillow_heif") is not None}
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(name for name, there in _OPTIONAL.items() if there))
 COMMON_FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that every reader of a run can read; images in others become PNG in the run."""
 
-NAMES_OF_FORMATS = f"PNG, JPEG, WebP, TIFF, BMP{', GIF or AVIF' if 'AVIF' in FORMATS else ' or GIF'}"
+_SHOWN_AS = {"WEBP": "WebP", "HEIF": "HEIC"}
+_NAMES = [_SHOWN_AS.get(name, name) for name in FORMATS]
+NAMES_OF_FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
     # Level 1 is three times as fast as the default, and files are a tenth larger.
@@ -85,7 +90,9 @@ _UPRIGHT = {
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = (_PNG, _JPEG)
-_AVIF_BRANDS = (b"avif", b"avis", b"mif1")
+_HEIF_BRANDS = frozenset(b"avif avis mif1 msf1 heic heix heim heis hevc hevx hevm hevs".split())
+"""AVIF among them: it has the same container."""
+
 _OTHER_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8")
 
 MAX_JPEG_SCANS = 500
@@ -253,8 +260,17 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _open_header(data: bytes) -> ImageFile:
+    if "HEIF" in FORMATS and _is_heif(data):
+        _register_heif()
     with _quiet_pillow():
         return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+@functools.cache
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -271,7 +287,7 @@ def _check_mode(image: ImageFile) -> None:
 
 def is_uncommon(data: bytes) -> bool:
     """Whether an image, by its first bytes, is of a format that not every reader of a run knows."""
-    return data.startswith(_OTHER_SIGNATURES) or _is_avif(data)
+    return data.startswith(_OTHER_SIGNATURES) or _is_heif(data)
 
 
 def suffix_of(data: bytes) -> str:
@@ -396,8 +412,8 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"damaged: {error}" if str(error) else "damaged"
 
 
-def _is_avif(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 def _is_webp(data: bytes) -> bool:

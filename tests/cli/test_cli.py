@@ -23,6 +23,7 @@ from rich.cells import cell_len
 from balancer import errors
 from balancer.cli import COMMANDS, console, main
 from balancer.config.load import load_config
+from balancer.images import NAMES_OF_FORMATS
 from balancer.planning.plan import make_plan
 from balancer.runs.resume import describe_run, restore_schedule
 from balancer.scheduling.progress import ClassProgress, Snapshot, progress_line
@@ -441,8 +442,8 @@ def test_plan_warns_of_images_that_are_unreadable_or_copies(small_job: Path):
     result = invoke(*PLAN, "--json")
     assert json.loads(result.stdout)["total"] == 5
     assert result.stderr == (
-        "warning: 1 image cannot be read, so it is not counted: a/broken.png: not a PNG, JPEG, WebP, TIFF,"
-        " BMP, GIF or AVIF image (`balancer audit data` lists it)\n"
+        f"warning: 1 image cannot be read, so it is not counted: a/broken.png: not a {NAMES_OF_FORMATS} image"
+        " (`balancer audit data` lists it)\n"
         "warning: exact duplicates, counted: 1 (`balancer audit data` lists them)\n"
     )
 

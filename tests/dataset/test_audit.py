@@ -27,8 +27,9 @@ from balancer.dataset.audit import (
     find_dataset,
     match_classes,
 )
+from balancer.dataset.readers import walking
 from balancer.errors import DatasetError, StorageError
-from balancer.images import encode_image, perceptual_hash
+from balancer.images import NAMES_OF_FORMATS, encode_image, perceptual_hash
 
 Dataset = Callable[[Mapping[str, bytes]], Path]
 
@@ -159,7 +160,7 @@ def test_an_unreadable_image_is_listed_with_its_reason_and_the_others_are_counte
     assert found.unreadable == (
         ("a/cut.png", "truncated: the file ends before the image does"),
         ("a/empty.jpg", "the file is empty"),
-        ("a/page.webp", "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"),
+        ("a/page.webp", f"not a {NAMES_OF_FORMATS} image"),
     )
 
 
@@ -177,11 +178,18 @@ def test_a_large_file_is_listed_with_the_limit(dataset: Dataset):
 
 
 def test_pictures_of_other_formats_are_listed_and_not_passed_over(dataset: Dataset):
-    found = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x", "a/3.psd": b"x"}))
+    found = audit(dataset({"a/1.png": png(), "a/2.JP2": b"x", "a/3.psd": b"x"}))
     assert found.unreadable == (
-        ("a/2.HEIC", "HEIC is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
-        ("a/3.psd", "PSD is not supported: save it as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"),
+        ("a/2.JP2", f"JP2 is not supported: save it as {NAMES_OF_FORMATS}"),
+        ("a/3.psd", f"PSD is not supported: save it as {NAMES_OF_FORMATS}"),
     )
+
+
+def test_without_its_codec_a_heic_says_what_reads_it(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(walking, "IMAGE_SUFFIXES", walking.IMAGE_SUFFIXES - {".heic"})
+    monkeypatch.setattr(walking, "OTHER_PICTURE_SUFFIXES", walking.OTHER_PICTURE_SUFFIXES | {".heic"})
+    [(name, reason)] = audit(dataset({"a/1.png": png(), "a/2.HEIC": b"x"})).unreadable
+    assert (name, reason) == ("a/2.HEIC", "HEIC needs the package pillow-heif: pip install 'balancer[heic]'")
 
 
 def test_links_to_images_and_folders_are_listed_and_not_followed(dataset: Dataset):

@@ -12,6 +12,7 @@ import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from balancer.errors import BalancerError
 from balancer.images import (
     ENCODINGS,
+    NAMES_OF_FORMATS,
     SYNTHETIC_SOURCE,
     UnreadableImage,
     decode_image,
@@ -40,6 +42,7 @@ from balancer.images import (
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
 OTHER_FORMATS = ["TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else [])]
+needs_heif = pytest.mark.skipif(find_spec("pillow_heif") is None, reason="no pillow-heif is installed")
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 LIMITS = {"max_bytes": 1_000_000, "max_pixels": 1_000_000}
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -195,6 +198,21 @@ def test_avif_is_decoded():
     assert np.abs(decode(data).astype(int) - picture()).max() <= 8
 
 
+@needs_heif
+def test_heic_is_decoded_upright_and_within_the_limits():
+    from pillow_heif import from_pillow
+
+    buffer = io.BytesIO()
+    from_pillow(Image.fromarray(picture())).save(buffer, quality=-1)
+    data = buffer.getvalue()
+    assert is_uncommon(data)
+    assert np.abs(decode(data).astype(int) - picture()).max() <= 8
+    height, width = picture().shape[:2]
+    with pytest.raises(UnreadableImage, match="over the limit"):
+        decode_image(data, max_pixels=height * width - 1)
+    assert reason(data[: len(data) // 2]).startswith(("truncated", "damaged"))
+
+
 def test_of_several_frames_or_pages_the_first_counts():
     frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
     for image_format in ("GIF", "TIFF"):
@@ -267,12 +285,12 @@ def test_an_unreadable_image_is_an_error_that_the_command_line_can_show():
 
 
 def test_text_with_the_name_of_an_image_is_no_image():
-    assert reason(b"<html>404 not found</html>") == "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+    assert reason(b"<html>404 not found</html>") == f"not a {NAMES_OF_FORMATS} image"
 
 
 @pytest.mark.parametrize("image_format", ["PPM", "TGA", "JPEG2000", "ICO"])
 def test_formats_that_are_not_on_the_list_are_refused(image_format: str):
-    assert reason(encoded(picture(), image_format)) == "not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+    assert reason(encoded(picture(), image_format)) == f"not a {NAMES_OF_FORMATS} image"
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

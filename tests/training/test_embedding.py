@@ -14,6 +14,7 @@ from actors.models.verifier import Verifier
 from actors.weights import resolve as weights
 from balancer import open_manifest
 from balancer.errors import DatasetError, UnavailableError, UsageError, WeightsError
+from balancer.images import NAMES_OF_FORMATS
 
 
 def test_an_image_has_the_embedding_that_its_row_has(reference_run):
@@ -41,7 +42,7 @@ def test_no_images_have_no_embeddings(reference_run):
 
 def test_a_file_that_is_no_image_is_named(reference_run, tmp_path):
     (tmp_path / "note.png").write_text("no image")
-    with pytest.raises(DatasetError, match=r"note\.png: not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"):
+    with pytest.raises(DatasetError, match=rf"note\.png: not a {NAMES_OF_FORMATS} image"):
         balancer.embed(reference_run, [tmp_path / "note.png"])
     with pytest.raises(DatasetError, match=r"gone\.png: no such file"):
         balancer.embed(reference_run, [tmp_path / "gone.png"])

@@ -31,7 +31,7 @@ ARROW_MAGIC = b"ARROW1"
 """A file begins with it, a stream does not."""
 
 LABEL_SUFFIXES = ("cls", "json")
-PICTURES = frozenset("png jpg jpeg jpe jfif webp tif tiff bmp gif avif".split())
+PICTURES = frozenset("png jpg jpeg jpe jfif webp tif tiff bmp gif avif heic heif".split())
 NO_IMAGES = "no column of images"
 MAX_LABEL_BYTES = 1_000_000
 BATCH_ROWS = 1_000

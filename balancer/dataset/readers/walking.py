@@ -14,7 +14,11 @@ from balancer.errors import DatasetError
 from balancer.images import FORMATS, NAMES_OF_FORMATS
 
 IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .bmp .gif".split() + [".avif"] * ("AVIF" in FORMATS)
+    [
+        *".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .bmp .gif".split(),
+        *[".avif"] * ("AVIF" in FORMATS),
+        *[".heic", ".heif"] * ("HEIF" in FORMATS),
+    ]
 )
 # Images that are reported as unreadable, not ignored like a text file.
 OTHER_PICTURE_SUFFIXES = (
@@ -97,7 +101,7 @@ def _list_file(entry: Entry, name: str, level: int, listing: DatasetListing) -> 
     elif is_picture(name) and not _is_utf8(name):
         listing.faults.append((_shown(name), _NOT_UTF8))
     elif suffix in OTHER_PICTURE_SUFFIXES:
-        listing.faults.append((name, f"{suffix[1:].upper()} is not supported: save it as {NAMES_OF_FORMATS}"))
+        listing.faults.append((name, _why_not(suffix)))
     elif is_picture(name) and 0 < level <= len(folders):
         listing.files[name] = folders[level - 1]
     elif is_picture(name):
@@ -139,3 +143,9 @@ def _is_utf8(name: str) -> bool:
 def _shown(name: str) -> str:
     """The name with invalid bytes replaced, for JSON and the manifest."""
     return os.fsencode(name).decode(errors="replace")
+
+
+def _why_not(suffix: str) -> str:
+    if suffix in (".heic", ".heif"):
+        return "HEIC needs the package pillow-heif: pip install 'balancer[heic]'"
+    return f"{suffix[1:].upper()} is not supported: save it as {NAMES_OF_FORMATS}"
