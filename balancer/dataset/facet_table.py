@@ -158,11 +158,11 @@ def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, 
             if len(columns) > MAX_COLUMNS:
                 raise ValueError(f"together, the tables have more than {MAX_COLUMNS:,} columns, the limit")
     except ValueError as error:
-        raise DatasetError(f"{root / name}: the metadata table cannot be read: {error}") from error
+        raise DatasetError(f"{root / name}: the file cannot be read: {error}") from error
     if isinstance(end, dict) and isinstance(end.get("reason"), str):
         raise DatasetError(f"{root / name}: {end['reason'][:MAX_REASON_CHARS]}")
     if type(end) is not int:
-        raise DatasetError(f"{root / name}: the metadata table cannot be read: its reader ended unexpectedly")
+        raise DatasetError(f"{root / name}: the file cannot be read: its reader ended unexpectedly")
     return table
 
 

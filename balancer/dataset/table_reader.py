@@ -217,7 +217,7 @@ def _check_columns(columns: _Columns, number: int) -> None:
 
 
 def _reason(text: str) -> bytes:
-    return _note("reason", f"the metadata table {text}")
+    return _note("reason", f"the file {text}")
 
 
 def _note(kind: str, text: str) -> bytes:

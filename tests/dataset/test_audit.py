@@ -398,8 +398,8 @@ def test_the_table_may_have_another_name(dataset: Dataset):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("metadata.parquet", b"PAR1 no", r"metadata\.parquet: the metadata table is damaged"),
-        ("metadata.csv", b"file_name,light\n\xff\xfe,x", r"metadata\.csv: the metadata table is not UTF-8"),
+        ("metadata.parquet", b"PAR1 no", r"metadata\.parquet: the file is damaged"),
+        ("metadata.csv", b"file_name,light\n\xff\xfe,x", r"metadata\.csv: the file is not UTF-8"),
         ("metadata.jsonl", b"{}\n[1]", "damaged: line 2 is not an object"),
         ("metadata.jsonl", b'{"file_name": ', "damaged: line 1: Expecting value"),
         ("metadata.jsonl", b"[" * 100_000, "damaged"),

@@ -86,7 +86,7 @@ def test_a_table_that_is_too_much_is_refused_with_the_number_and_the_limit(tmp_p
     name, write, problem = TOO_MUCH[what]
     write(tmp_path / name)
     began = time.monotonic()
-    with pytest.raises(DatasetError, match=rf"{name}: the metadata table .*({problem})") as caught:
+    with pytest.raises(DatasetError, match=rf"{name}: the file .*({problem})") as caught:
         read_table(tmp_path, None)
     assert len(caught.value.message) < 500
     assert time.monotonic() - began < 500

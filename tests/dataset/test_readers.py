@@ -439,7 +439,7 @@ TABLE_ERRORS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "no file column": (
         {"table": "x.csv", "columns": {"file": "img"}},
-        r"the metadata table has no column `img`; the columns are file_name, light$",
+        r"the file has no column `img`; the columns are file_name, light$",
     ),
     "no table": ({"table": "y.csv"}, r"dataset\.table: no such table: .*y\.csv"),
     "no table by name": (
@@ -927,7 +927,7 @@ def test_tables_beside_images_or_folders_are_not_taken_for_images(tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
 def test_a_damaged_file_of_images_is_one_clear_line(tmp_path, name):
     (tmp_path / name).write_bytes(b"PAR1 not really, and no shard" * 40)
-    with pytest.raises(DatasetError, match=rf"{name}: the metadata table is damaged") as caught:
+    with pytest.raises(DatasetError, match=rf"{name}: the file is damaged") as caught:
         read(tmp_path)
     assert "\n" not in caught.value.message
 
