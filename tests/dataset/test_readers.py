@@ -855,7 +855,12 @@ def test_shards_hold_images_with_classes_and_splits(tmp_path):
         "train-000000.tar/a/2.jpg",
         "val-000000.tar/1.png",
     ]
-    assert audited.unreadable == (("train-000000.tar/a/3.png", "its row names no class"),)
+    odd = "not a plain file with a plain name in its shard"
+    assert audited.unreadable == (
+        ("train-000000.tar/../5.png", odd),
+        ("train-000000.tar//6.png", odd),
+        ("train-000000.tar/a/3.png", "its row names no class"),
+    )
     assert Counter(assign_splits(audited, config).values()) == {"train": 2, "validation": 1}
 
 
@@ -909,7 +914,9 @@ def test_links_in_shards_lead_nowhere(tmp_path):
         info = tarfile.TarInfo("1.cls")
         info.size = 3
         shard.addfile(info, io.BytesIO(b"cat"))
-    assert read(tmp_path).images == ()
+    audited = read(tmp_path)
+    assert audited.images == ()
+    assert audited.unreadable == (("a.tar/1.png", "not a plain file with a plain name in its shard"),)
 
 
 def test_tables_beside_images_or_folders_are_not_taken_for_images(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.facet_table import METADATA_FILES, Table, is_missing, read_packed
+from balancer.dataset.facet_table import METADATA_FILES, NO_CLASS, Table, is_missing, read_packed
 from balancer.dataset.joining import Joined
 from balancer.dataset.readers.annotated import split_in_name
 from balancer.dataset.readers.labelled import column_names
@@ -100,7 +100,7 @@ def _list(tables: Sequence[Table], listing: DatasetListing) -> None:
             name, class_name = f"{table.path}/{key}", row.get("class", "")
             listing.joined.rows[name] = {"split": split, **row} if split else row
             if not class_name or is_missing(class_name):
-                listing.faults.append((name, "its row names no class"))
+                listing.faults.append((name, row.get(NO_CLASS, "its row names no class")))
             else:
                 listing.add_class(class_name)
                 listing.files[name] = class_name

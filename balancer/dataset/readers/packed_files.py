@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from balancer.dataset.readers.annotation_files import NO_CLASS
 from balancer.dataset.readers.table_values import is_plain, plain_values, table_key
 from balancer.storage.regular_files import TooLargeError, open_regular
 from balancer.text.json_reading import read_json
@@ -31,6 +32,7 @@ ARROW_MAGIC = b"ARROW1"
 """A file begins with it, a stream does not."""
 
 LABEL_SUFFIXES = ("cls", "json")
+_NOT_PLAIN = "not a plain file with a plain name in its shard"
 PICTURES = frozenset("png jpg jpeg jpe jfif webp tif tiff bmp gif avif heic heif".split())
 NO_IMAGES = "no column of images"
 MAX_LABEL_BYTES = 1_000_000
@@ -217,6 +219,10 @@ def _tar_rows(file: BinaryIO) -> Iterator[Row]:
     with closing(tarfile.open(fileobj=file, mode="r:")) as shard:
         for name, member in _members(shard, file):
             mine, suffix = _split(name)
+            if not _is_usable(name, member):
+                if suffix in PICTURES and not (member.isdir() or posixpath.basename(name).startswith(".")):
+                    yield [("file_name", name), ("class", ""), (NO_CLASS, _NOT_PLAIN)]
+                continue
             if mine != key:
                 yield from _sample(image, labels)
                 key, image, labels = mine, "", {}
@@ -254,7 +260,8 @@ def _tar_reader(file: BinaryIO) -> Callable[[str, int], bytes]:
     places: dict[str, tuple[int, int]] = {}
     shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # stays open with its file
     for name, member in _members(shard, file):
-        places.setdefault(table_key(name), (member.offset_data, member.size))  # as rows: the first counts
+        if _is_usable(name, member):  # of one name the first counts, as in rows
+            places.setdefault(table_key(name), (member.offset_data, member.size))
 
     def read(name: str, max_bytes: int) -> bytes:
         if name not in places:
@@ -269,19 +276,17 @@ def _tar_reader(file: BinaryIO) -> Callable[[str, int], bytes]:
 
 
 def _members(shard: tarfile.TarFile, file: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The usable files of a shard and their names. Raises ValueError if it does not end as shards do."""
+    """What is in a shard, with its names. Raises ValueError if it does not end as shards do."""
     for member in shard:
         shard.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-        name = member.name.removeprefix("./")
-        if _is_usable(name, member):
-            yield name, member
+        yield member.name.removeprefix("./"), member
     file.seek(shard.offset)  # tarfile ends without a word where a header is damaged
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise ValueError(f"it is damaged or cut off at byte {shard.offset:,}")
 
 
 def _is_usable(name: str, member: tarfile.TarInfo) -> bool:
-    """Whether it is a plain file with a plain name. Links, devices and sparse files are passed over."""
+    """Whether it is a plain file with a plain name, not a link, a device or a sparse file."""
     parts = name.split("/")
     hidden = any(part in ("", ".", "..") for part in parts) or parts[-1].startswith(".")
     return member.isreg() and not member.issparse() and not hidden
