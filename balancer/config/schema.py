@@ -149,6 +149,13 @@ class DatasetConfig(_Section):
     """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:
     `file_name`, `path` or `image`, `class`, `label` or `category`, `split` or `subset`, and a few more."""
 
+    crop_boxes: bool = False
+    """COCO and Pascal VOC: each object is an image of its category, cut out along its box. Boxes around
+    crowds are left out. All crops of one photograph are in one split."""
+
+    min_crop_side: int = Field(default=32, ge=1, le=10_000)
+    """Boxes with a shorter side, in pixels, are left out."""
+
     include: tuple[Phrase, ...] = ()
     """Patterns of the classes and images to use, such as `cat/2024-*`; by default all. A pattern is compared
     with the class, with `class/file` and with the file name. `*` matches any characters, slashes too."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balancer.dataset.readers.annotation_files import NO_CLASS
+from balancer.dataset.readers.annotation_files import BOXES, NO_CLASS
 from balancer.dataset.table_reader import (
     MAX_COLUMNS,
     OWN_COLUMNS,
@@ -108,9 +108,9 @@ def read_labels(root: Path, name: str, columns: ColumnNames) -> Table:
     return table
 
 
-def read_annotations(root: Path, names: Sequence[str]) -> list[Table]:
+def read_annotations(root: Path, names: Sequence[str], with_boxes: bool = False) -> list[Table]:
     """Read COCO files, or the folder of annotations of a Pascal VOC dataset. Raises DatasetError."""
-    return _read_lines(root, names)
+    return _read_lines(root, names, {**OWN_NAMES, BOXES: (BOXES,)} if with_boxes else OWN_NAMES)
 
 
 def _read_all(root: Path, names: Sequence[str], columns: ColumnNames = OWN_NAMES) -> list[Table]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from balancer.dataset.readers.listing import DatasetListing
 
 READING = frozenset(
-    "layout table columns include exclude labels metadata conflicts count_marked_synthetic".split()
+    "layout table columns crop_boxes min_crop_side include exclude labels metadata conflicts"
+    " count_marked_synthetic".split()
 )
 """Settings that decide which images belong to which class."""
 

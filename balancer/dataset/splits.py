@@ -14,6 +14,7 @@ from fractions import Fraction
 from math import lcm
 from typing import TYPE_CHECKING
 
+from balancer.dataset.readers.crops import photograph_of
 from balancer.errors import DatasetError
 from balancer.text.quantities import are, counted
 
@@ -150,11 +151,23 @@ class _Dealer:
         )
 
 
-def _pictures(images: Iterable[RealImage]) -> dict[str, list[RealImage]]:
-    """Files grouped by their pixels, whatever their encoding."""
+def _pictures(images: Sequence[RealImage]) -> dict[str, list[RealImage]]:
+    """Files grouped by their pixels, whatever their encoding, and crops also by their photograph: what
+    surrounds one object is beside the next."""
+    next_of: dict[str, str] = {}
+
+    def last(key: str) -> str:
+        while next_of.setdefault(key, key) != key:
+            key = next_of[key]
+        return key
+
+    for image in images:
+        photograph = photograph_of(image.file_name)
+        if photograph != image.file_name:
+            next_of[last(photograph)] = last(_picture(image))
     groups: defaultdict[str, list[RealImage]] = defaultdict(list)
     for image in images:
-        groups[_picture(image)].append(image)
+        groups[last(_picture(image))].append(image)
     return groups
 
 

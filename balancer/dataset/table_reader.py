@@ -178,20 +178,20 @@ def _answers(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> I
 def _rows(path: str | os.PathLike[str], columns: _Columns, packed: bool) -> Iterator[RawRow | bytes]:
     """The rows of a table, of annotations (a COCO file, the folder of a Pascal VOC dataset), or of a file
     that holds images."""
-    from balancer.dataset.readers.annotation_files import coco_rows, voc_rows
+    from balancer.dataset.readers.annotation_files import BOXES, coco_rows, voc_rows
     from balancer.dataset.readers.packed_files import packed_rows
 
     if packed:
         yield from packed_rows(path)
         return
     if os.path.isdir(path) and not os.path.islink(path):
-        yield from voc_rows(os.fspath(path))
+        yield from voc_rows(os.fspath(path), BOXES in columns.own)
         return
     with open_regular(path, follow_links=False) as file:
         if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
             raise TooLargeError(path, num_bytes, MAX_BYTES)
         if (suffix := _suffix(path)) == ".json":
-            yield from coco_rows(file)
+            yield from coco_rows(file, BOXES in columns.own)
         else:
             yield from READERS[suffix](file, columns)
 

@@ -364,7 +364,8 @@ def _lines(
         if any(path[-1] in WORDS for path in paths):
             yield "the new wordings hold for images that are still to be made"
     come = dataset.added and dataset.has_begun
-    if dataset.departures or come or after.real_counts != before.real_counts:
+    counts = before.real_counts.items() - after.real_counts.items()
+    if dataset.departures or come or any(name in after.real_counts for name, _ in counts):
         yield str(dataset)
     if moves := _moves(before, after):
         yield f"plan: {moves}"

@@ -34,6 +34,7 @@ from balancer.images import (
     is_marked_synthetic,
     pixel_sha256,
     read_bytes,
+    read_image,
 )
 from balancer.manifest import read_log
 from balancer.manifest.rows import RunFacts
@@ -1012,3 +1013,88 @@ def test_init_takes_a_dataset_without_a_classed_image(tmp_path, layout):
     result = invoke("init", str(tmp_path), *settings)
     assert (result.exit_code, "Traceback" in result.output) in {(0, False), (2, False)}
     assert not isinstance(result.exception, ValueError)
+
+
+# Crops
+
+
+def photograph(path: Path, *colours: int) -> None:
+    """Squares of 40 x 40 pixels side by side, each of one brightness."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.repeat(np.array([colours], np.uint8), 40, 0), 40, 1)).convert("RGB").save(
+        path
+    )
+
+
+def with_boxes(layout: str, root: Path, *objects: tuple[str, int]) -> None:
+    """The annotations of `a.png`: categories, and the numbers of their squares."""
+    if layout == "voc":
+        boxes = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{1 + 40 * at}</xmin><ymin>1</ymin>"
+            f"<xmax>{40 + 40 * at}</xmax><ymax>40</ymax></bndbox></object>"
+            for name, at in objects
+        )
+        write(root, {"Annotations/a.xml": f"<annotation>{boxes}</annotation>"})
+        return
+    names = sorted({name for name, _ in objects})
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(names)],
+        "annotations": [
+            {"image_id": 1, "category_id": names.index(name), "bbox": [40 * at + 0.4, 0.2, 39.1, 39.6]}
+            for name, at in objects
+        ],
+    }
+    write(root, {"annotations/instances_train.json": json.dumps(document)})
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_objects_are_cut_out_where_crops_are_wanted(tmp_path, layout):
+    where = "JPEGImages/a.png" if layout == "voc" else "train/a.png"
+    photograph(tmp_path / where, 10, 90, 170)
+    photograph((tmp_path / where).with_name("b.png"), 50)
+    with_boxes(layout, tmp_path, ("cat", 0), ("dog", 2), ("cat", 2))
+    config = job(tmp_path, "cat", "dog", crop_boxes=True, splits={"train": 0.5, "test": 0.5})
+    audited = audit_dataset(config)
+    assert (audited.layout, audited.counts, audited.unreadable) == (layout, {"cat": 2, "dog": 1}, ())
+    assert [image.file_name for image in audited.images] == [
+        f"{where}/{name}.png" for name in ("0,0,40,40", "80,0,40,40-2", "80,0,40,40")
+    ]
+    assert {(image.width, image.height) for image in audited.images} == {(40, 40)}
+    first = read_image(tmp_path / audited.images[0].file_name, max_bytes=10**6, max_pixels=10**4)
+    assert (first == 10).all()
+    assert audited.conflicts, "one box, two classes"
+    assert "1 image without a box that can be cut out, such as" in " ".join(audited.warnings)
+    assert len(set(assign_splits(audited, config).values())) == 1, "all of one photograph"
+    storage = open_storage(tmp_path / "run", create=True)
+    facts = RunFacts("run-1", ("lighting", "burn_level"), config, None, None, {})
+    assert commit_real_images(audited, ["cat", "dog"], start(storage), storage, facts) == 3
+
+
+def test_boxes_that_are_small_or_make_no_sense_are_left_out(tmp_path):
+    photograph(tmp_path / "train/a.png", 10, 90)
+    boxes = [[0, 0, 31, 40], [0, 0, 40, 40], [0, 0, 0, 40], [90, 0, 50, 50], "x", [1], [0, 0, 1e9, 1], None]
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [
+            *({"image_id": 1, "category_id": 0, "bbox": box} for box in boxes),
+            {"image_id": 1, "category_id": 0, "bbox": [40, 0, 40, 40], "iscrowd": 1},
+        ],
+    }
+    write(tmp_path, {"annotations/instances_train.json": json.dumps(document)})
+    audited = read(tmp_path, crop_boxes=True)
+    assert [image.file_name for image in audited.images] == ["train/a.png/0,0,40,40.png"]
+    [(name, reason)] = audited.unreadable
+    assert name == "train/a.png/90,0,50,50.png"
+    assert "the box is outside the image" in reason
+    assert audited.warnings == ("1 box left out: a side is under 32 pixels (dataset.min_crop_side)",)
+    assert len(read(tmp_path, crop_boxes=True, min_crop_side=8).images) == 2
+
+
+@pytest.mark.parametrize("layout", ["folders", "table"])
+def test_a_layout_without_boxes_has_no_crops(tmp_path, layout):
+    write(put(tmp_path, "cat/1.png"), {"labels.csv": "file,class\ncat/1.png,cat\n"})
+    with pytest.raises(DatasetError, match="crop_boxes") as caught:
+        read(tmp_path, layout=layout, crop_boxes=True)
+    assert "coco" in caught.value.hint

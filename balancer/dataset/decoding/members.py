@@ -1,6 +1,7 @@
 """Read images that lie inside other files, in a process with limits.
 
-`train.parquet/12` is the path of an image in a file as if that were a folder; see `readers.packed_files`.
+`train.parquet/12` is the path of an image in a file as if that were a folder; see `readers.packed_files` and
+`readers.crops`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from pathlib import Path
 
 from balancer.dataset.decoding.spawning import end, spawn
+from balancer.dataset.readers.crops import is_photograph, read_crop
 from balancer.dataset.readers.packed_files import SUFFIXES, read_member
 from balancer.process.child_limits import limit_process
 from balancer.text.json_reading import read_json
@@ -76,7 +78,8 @@ def close() -> None:
 
 def _answer(file: Path, member: str, max_bytes: int) -> bytes:
     try:
-        return read_member(file, member, max_bytes)
+        read = read_crop if is_photograph(file) else read_member
+        return read(file, member, max_bytes)
     except MemoryError as error:
         raise InsideError("out of memory while reading the file around it") from error
     except Exception as error:  # pyarrow and tarfile raise a dozen kinds on broken files
@@ -117,6 +120,6 @@ def _started() -> subprocess.Popen[bytes]:
 def _split(path: Path) -> tuple[Path, str]:
     """The file that holds an image, and its name in it; the name is empty if there is no such file."""
     for parent in path.parents:
-        if parent.suffix.lower() in SUFFIXES and parent.is_file():
+        if (parent.suffix.lower() in SUFFIXES or is_photograph(parent)) and parent.is_file():
             return parent, path.relative_to(parent).as_posix()
     return path, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.dataset.facet_table import NO_CLASS, Table, read_annotations
-from balancer.dataset.readers.annotation_files import VOC_IMAGES, VOC_LISTS
+from balancer.dataset.joining import join
+from balancer.dataset.readers.annotation_files import BOXES, VOC_IMAGES, VOC_LISTS
+from balancer.dataset.readers.crops import crop_name, photograph_of
 from balancer.dataset.readers.labelled import label
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, is_folder, walk
@@ -50,26 +53,35 @@ def read_coco(root: Path, entries: Sequence[Entry], listing: DatasetListing, set
             f"{root}: neither {COCO_FOLDER}/{COCO_OBJECTS}*.json nor {COCO_IN_SPLITS} in a folder is there",
             hint="name the file in dataset.table",
         )
-    tables = read_annotations(root, names)
+    tables = read_annotations(root, names, settings.crop_boxes)
     for table in tables:
         if split := split_in_name(table.path):
             table.rows = {key: {**row, "split": split} for key, row in table.rows.items()}
-    _label(root, entries, listing, tables, "COCO files")
+    _label(root, entries, listing, tables, "COCO files", settings)
 
 
-def read_voc(root: Path, entries: Sequence[Entry], listing: DatasetListing, _: DatasetConfig) -> None:
+def read_voc(root: Path, entries: Sequence[Entry], listing: DatasetListing, settings: DatasetConfig) -> None:
     if not is_voc(entries):
         raise DatasetError(f"{root}: no folders {VOC_ANNOTATIONS} and {VOC_IMAGES}, which a VOC dataset has")
-    tables = read_annotations(root, [VOC_ANNOTATIONS])
-    _label(root, entries, listing, tables, VOC_LISTS)
+    tables = read_annotations(root, [VOC_ANNOTATIONS], settings.crop_boxes)
+    _label(root, entries, listing, tables, VOC_LISTS, settings)
 
 
 def _label(
-    root: Path, entries: Sequence[Entry], listing: DatasetListing, tables: Sequence[Table], splits: str
+    root: Path,
+    entries: Sequence[Entry],
+    listing: DatasetListing,
+    tables: Sequence[Table],
+    splits: str,
+    settings: DatasetConfig,
 ) -> None:
     walk(entries, 0, listing)
     for table in tables:
         table.folder = _image_folder(table, listing.outside)
+    if settings.crop_boxes:
+        _cut(root, listing, tables, settings.min_crop_side)
+        listing.split_source = splits
+        return
     label(listing, tables, root)
     listing.split_source = splits
     rows = {} if listing.joined is None else listing.joined.rows
@@ -79,6 +91,37 @@ def _label(
         listing.warnings.append(
             f"{images} left out, with objects of several categories or none, such as {without[0]}"
         )
+
+
+def _cut(root: Path, listing: DatasetListing, tables: Sequence[Table], min_side: int) -> None:
+    """Give each box of the listed images a name and its category as class."""
+    joined = join(tables, root, listing.every_name())
+    photographs, rows, small = set(listing.outside), dict(joined.rows), 0
+    joined.rows = {}
+    for photograph, row in rows.items():
+        used: Counter[tuple[int, ...]] = Counter()
+        for category, *box in json.loads(row.get(BOXES, "[]")) if photograph in photographs else ():
+            if min(box[2:]) < min_side:
+                small += 1
+                continue
+            used[tuple(box)] += 1
+            name = crop_name(photograph, tuple(box), used[tuple(box)])
+            listing.add_class(category)
+            listing.files[name] = category
+            joined.rows[name] = {"class": category, "split": row.get("split", "")}
+    cut = {photograph_of(name) for name in listing.files}
+    listing.outside = sorted(photographs - cut)
+    for table in tables:
+        table.rows, table.columns = {}, [name for name in table.columns if name != BOXES]
+    listing.joined, listing.read_tables, listing.tables = joined, [*tables], []
+    if small:
+        listing.warnings.append(
+            f"{counted(small, 'box', 'boxes')} left out: a side is under {min_side} pixels"
+            " (dataset.min_crop_side)"
+        )
+    if listing.outside:
+        images = counted(len(listing.outside), "image")
+        listing.warnings.append(f"{images} without a box that can be cut out, such as {listing.outside[0]}")
 
 
 def split_in_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """Read annotations of objects as rows of files and classes, in the process with limits that reads tables.
 
 An image whose objects are all of one category has that class. Any other has no class, and its row says why.
+Where crops are wanted, the row of an image has its boxes instead.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from typing import Any, BinaryIO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from balancer.dataset.readers.crops import parse_box
 from balancer.storage.regular_files import read_regular
 
 NO_CLASS = "why it has no class"
 """Column of the images without a class."""
+
+BOXES = "boxes"
+"""Column of the boxes in an image: JSON, a list of category, left, top, width and height."""
 
 MAX_NAMED = 3
 MAX_XML_BYTES = 2_000_000
@@ -25,12 +30,16 @@ MAX_LIST_BYTES = 50_000_000
 VOC_SPLITS = ("train", "val", "test")
 VOC_LISTS, VOC_IMAGES = "ImageSets/Main", "JPEGImages"
 
-_COCO_KEYS = frozenset("images annotations categories id image_id category_id file_name name".split())
+_COCO_KEYS = frozenset(
+    "images annotations categories id image_id category_id file_name name bbox iscrowd".split()
+)
 
 Row = list[tuple[str, object]]
+Object = tuple[str, object]
+"""A category, and a box as COCO has it."""
 
 
-def coco_rows(file: BinaryIO) -> Iterator[Row]:
+def coco_rows(file: BinaryIO, with_boxes: bool = False) -> Iterator[Row]:
     """A row for each image of a COCO file."""
     document = json.loads(file.read(), object_pairs_hook=_needed)
     if not isinstance(document, dict) or not all(
@@ -38,13 +47,14 @@ def coco_rows(file: BinaryIO) -> Iterator[Row]:
     ):
         raise ValueError("not a COCO file: it lacks the lists images, annotations and categories")
     names = {_id(item, "id"): item.get("name") for item in document["categories"]}
-    objects: defaultdict[object, dict[str, None]] = defaultdict(dict)
+    objects: defaultdict[object, list[Object]] = defaultdict(list)
     for item in document["annotations"]:
         name = names.get(_id(item, "category_id"))
-        objects[_id(item, "image_id")][name if isinstance(name, str) else "an unknown category"] = None
+        named = name if isinstance(name, str) else "an unknown category"
+        objects[_id(item, "image_id")].append((named, None if item.get("iscrowd") else item.get("bbox")))
     for item in document["images"]:
         if isinstance(name := item.get("file_name"), str):
-            yield _row(name, objects.get(_id(item, "id"), ()))
+            yield _row(name, objects.get(_id(item, "id"), ()), with_boxes)
 
 
 def _id(item: Mapping[str, Any], key: str) -> object:
@@ -54,7 +64,7 @@ def _id(item: Mapping[str, Any], key: str) -> object:
     return value
 
 
-def voc_rows(folder: str) -> Iterator[Row]:
+def voc_rows(folder: str, with_boxes: bool = False) -> Iterator[Row]:
     """A row for each annotation of a Pascal VOC `Annotations` folder, with the split that a list gives it."""
     splits = _voc_splits(Path(folder).parent / VOC_LISTS)
     images = _names_by_stem(Path(folder).parent / VOC_IMAGES)
@@ -73,8 +83,8 @@ def voc_rows(folder: str) -> Iterator[Row]:
                 (NO_CLASS, f"{name}: {reason}"[:300]),
             ]
             continue
-        categories = dict.fromkeys((item.findtext("name") or "").strip() for item in root.iter("object"))
-        row = _row(images.get(stem, stem), categories)
+        objects = [((item.findtext("name") or "").strip(), _voc_box(item)) for item in root.iter("object")]
+        row = _row(images.get(stem, stem), objects, with_boxes)
         yield [*row, ("split", splits.get(stem, ""))]
 
 
@@ -86,8 +96,22 @@ def _names_by_stem(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _row(name: str, categories: Iterable[str]) -> Row:
-    names = [category for category in categories if category]
+def _voc_box(item: ElementTree.Element) -> list[float] | None:
+    """As COCO has it; the corners of Pascal VOC count from 1 and belong to the box."""
+    try:
+        left, top, right, bottom = (
+            float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        return None
+    return [left - 1, top - 1, right - left + 1, bottom - top + 1]
+
+
+def _row(name: str, objects: Iterable[Object], with_boxes: bool) -> Row:
+    if with_boxes:
+        boxes = [[category, *box] for category, given in objects if category and (box := parse_box(given))]
+        return [("file_name", name), (BOXES, json.dumps(boxes))]
+    names = list(dict.fromkeys(category for category, _ in objects if category))
     if len(names) == 1:
         return [("file_name", name), ("class", names[0]), (NO_CLASS, "")]
     return [("file_name", name), ("class", ""), (NO_CLASS, _why(sorted(names)))]

@@ -62,6 +62,11 @@ def list_dataset(path: Path, settings: DatasetConfig, classes: Collection[str] =
     entries = [entry for entry in every if entry.name not in left_out]
     if settings.layout == AUTO:
         listing.layout, listing.reason = _recognise(root, entries, settings)
+    if settings.crop_boxes and listing.layout not in (COCO, VOC):
+        raise DatasetError(
+            f"{root}: dataset.crop_boxes is set, and the layout {listing.layout} has no boxes",
+            hint=f"set dataset.layout to {COCO} or {VOC}, or remove dataset.crop_boxes",
+        )
     by_folder = listing.layout in (FOLDERS, SPLIT_FOLDERS)
     READERS[listing.layout](root, entries if by_folder else every, listing, settings)
     listing.labels = dict(listing.files)
