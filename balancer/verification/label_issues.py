@@ -41,7 +41,7 @@ def find_label_issues(
     if len(columns) < 2:
         return []
     own = probabilities[rows, labels[rows]]
-    shown = probabilities[np.ix_(rows, columns)]
+    shown = probabilities[rows][:, columns]
     usual = np.array([own[labels[rows] == column].mean() for column in columns])
     likeliest = np.where(shown >= usual, shown, -1.0).argmax(axis=1)
     other = np.array(columns)[likeliest]

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from actors.run import run
 from balancer.cli import main
 from balancer.config.load import load_config
 from balancer.config.schema import Config
+from balancer.images import decode_image
 from balancer.run_manifest import open_manifest
 from tests.dataset.here import read_here
 
@@ -63,7 +64,7 @@ def csv_table(root: Path) -> None:
     put(root / "labels.csv", "\n".join(["path,label,split", *rows]))
 
 
-def coco(root: Path) -> None:
+def coco(root: Path, **box: Sequence[int]) -> None:
     for split in ("train", "val"):
         mine = [(name, class_name) for name, class_name, of in IMAGES if of == split]
         for name, _ in mine:
@@ -72,10 +73,15 @@ def coco(root: Path) -> None:
             "images": [{"id": name, "file_name": f"{name}.png"} for name, _ in mine],
             "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
             "annotations": [
-                {"image_id": name, "category_id": 1 + (class_name == "dog")} for name, class_name in mine
+                {"image_id": name, "category_id": 1 + (class_name == "dog"), **box}
+                for name, class_name in mine
             ],
         }
         put(root / "annotations" / f"instances_{split}2017.json", json.dumps(document))
+
+
+def crops(root: Path) -> None:
+    coco(root, bbox=[0, 0, 16, 16])
 
 
 def voc(root: Path) -> None:
@@ -127,6 +133,7 @@ LAYOUTS: Mapping[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "splits": (split_folders, ()),
     "table": (csv_table, ("dataset.table=labels.csv",)),
     "coco": (coco, ()),
+    "coco crops": (crops, ("dataset.crop_boxes=true", "dataset.min_crop_side=16")),
     "voc": (voc, ()),
     "parquet": (parquet, ()),
     "saved": (saved, ()),
@@ -179,7 +186,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_audit_counts_the_classes_and_splits_and_names_the_layout(case):
     result = case.invoke("audit", "--json")
     shown = json.loads(result.stdout)
-    assert (shown["layout"], shown["images"]) == (case.layout, 4)
+    assert (shown["layout"], shown["images"]) == (case.layout.split()[0], 4)
     assert {name: entry["images"] for name, entry in shown["classes"].items()} == {"cat": 3, "dog": 1}
     assert shown["splits"] == {"train": 3, "val": 1}
     assert (shown["unreadable"], shown["warnings"], result.stderr) == ([], [], "")
@@ -199,7 +206,9 @@ def test_plan_fills_up_the_training_images_and_says_the_layout(case):
     result = CliRunner().invoke(main, ["plan", case.written(), "--json", "--no-preflight"])
     plan = json.loads(result.stdout)
     assert {name: entry["to_generate"] for name, entry in plan["classes"].items()} == WANTED
-    assert (f"read as dataset.layout: {case.layout}" in result.stderr) == (case.layout != "folders")
+    assert (f"read as dataset.layout: {case.layout.split()[0]}" in result.stderr) == (
+        case.layout != "folders"
+    )
     assert "1 real image is for validation or test" in result.stderr
 
 
@@ -215,7 +224,8 @@ def test_run_generates_what_lacks_and_keeps_the_real_images_byte_for_byte(case, 
         ("dog", "train"): 1,
     }
     written = {(case.folder / "run" / row["file_name"]).read_bytes() for row in real}
-    assert written == {picture(name) for name, _, _ in IMAGES}
+    as_kept = (lambda data: decode_image(data, max_pixels=256).tobytes()) if "crops" in case.layout else bytes
+    assert set(map(as_kept, written)) == {as_kept(picture(name)) for name, _, _ in IMAGES}
 
 
 def test_report_shows_the_classes(case, ray_session):

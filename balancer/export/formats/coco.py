@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OPTIONS: frozenset[str] = frozenset()
 
+OWN: tuple[str, ...] = ("file_name", "width", "height")
+
 COCO_NAMES = {"validation": "val"}
 """Splits that COCO calls otherwise."""
 
@@ -61,7 +63,7 @@ def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
 
 def _image(number: int, row: Row) -> dict[str, Any]:
     values = json_row(row)
-    own = {name: values.pop(name) for name in ("file_name", "width", "height") if name in values}
+    own = {name: values.pop(name) for name in OWN if name in values}
     return {"id": number, **own, "metadata": values}
 
 
