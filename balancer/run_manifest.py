@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     import ray.data
     from numpy.typing import NDArray
-    from torch.utils.data import WeightedRandomSampler
 
     from balancer.runs.lineage import Lineage
     from balancer.training.images import ManifestImages
-    from balancer.training.torch_dataset import ImageDataset, Transform
+    from balancer.training.torch_dataset import ImageDataset, ImageSampler, Transform
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -170,23 +169,29 @@ class Manifest:
     def sampler(
         self,
         by: Sequence[str] = ("class",),
-        real_weight: float = 1.0,
+        real_weight: float | None = None,
         *,
+        real_share: float | None = None,
         split: str | None = "train",
         filter: Filter | None = None,
         seed: int | None = None,
         allow_synthetic_eval: bool = False,
-    ) -> WeightedRandomSampler:
+    ) -> ImageSampler:
         """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
         replacement, each combination of values of `by` equally often.
 
-        Within one, a real image is drawn `real_weight` times as often as a generated one. `seed` makes the
-        draws repeatable; by default they follow torch's own generator.
+        Within one, `real_share` of the draws go to real images where there are any, by default half, or more
+        if more of its images are real. With `real_weight` instead, a real image is drawn that many times as
+        often as a generated one. `exposures()` of the sampler says how often each kind of image is drawn; a
+        class whose real images get less than a tenth of its draws is a warning. `seed` makes the draws
+        repeatable; by default they follow torch's own generator.
         """
         from balancer.training.torch_dataset import make_sampler
 
         choice = Choice(split, filter, allow_synthetic_eval)
-        return make_sampler(self.rows, choice, as_list(by), real_weight, seed)
+        return make_sampler(
+            self.rows, choice, as_list(by), seed, real_share=real_share, real_weight=real_weight
+        )
 
     def to_hf(
         self,

@@ -134,6 +134,13 @@ class Facts:
         """For each property that a head judges besides the words, what came out before the run."""
         return {name: head["why"] for name, head in (self.run.heads or {}).items() if head["taken"]}
 
+    def draws_per_image(self, count: ClassCount) -> tuple[float | None, float | None]:
+        """How often an epoch of the default sampler shows a real and a generated image of a class."""
+        from balancer.training.sampling import draws_per_image
+
+        drawn = sum(each.total for each in self.classes) / sum(each.total > 0 for each in self.classes)
+        return draws_per_image(count.real, count.generated, drawn) if count.total else (None, None)
+
     @property
     def real(self) -> int:
         """Real training images."""

@@ -6,6 +6,7 @@ torch is imported on use: the class is made a `torch.utils.data.Dataset` when th
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.training.images import Decoder, check_size, fitted
 from balancer.training.labels import Labels
-from balancer.training.sampling import sample_weights
+from balancer.training.sampling import exposures, rarely_seen, sample_weights
 from balancer.training.selection import select, warn_of_left_out
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from balancer.training.choice import Choice
 
     _Dataset = Dataset[tuple[Any, ...]]
+    _Sampler = WeightedRandomSampler
 else:
-    _Dataset = object
+    _Dataset = _Sampler = object
 
 MOST_DRAWN_FROM = 2**24
 DRAWS_AT_ONCE = 1 << 20
@@ -106,43 +108,68 @@ def make_dataset(
 
 
 def make_sampler(
-    manifest: ManifestRows, choice: Choice, by: Sequence[str], real_weight: float, seed: int | None
-) -> WeightedRandomSampler:
+    manifest: ManifestRows,
+    choice: Choice,
+    by: Sequence[str],
+    seed: int | None,
+    *,
+    real_share: float | None = None,
+    real_weight: float | None = None,
+) -> ImageSampler:
     import torch
 
-    selection = select(manifest, [*by], choice)
-    weights = torch.from_numpy(sample_weights(selection.rows, by, real_weight))
+    rows = select(manifest, [CLASS_PROPERTY, *by], choice).rows
+    weights = sample_weights(rows, by, real_share=real_share, real_weight=real_weight)
+    shown = exposures(rows, weights, len(weights))
+    for name, share in rarely_seen(shown).items():
+        warnings.warn(
+            f"class {name!r}: only {share:.1%} of its draws are real images; raise real_share", stacklevel=3
+        )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return _sampler_class()(weights, len(weights), generator=generator)  # type: ignore[arg-type]
+    return _sampler_class()(torch.from_numpy(weights), generator, shown)
+
+
+class ImageSampler(_Sampler):
+    """Draws the places of images, with replacement. Torch draws from MOST_DRAWN_FROM images at most; of more,
+    their summed weights are searched."""
+
+    def __init__(self, weights: Any, generator: Any, shown: pa.Table) -> None:
+        super().__init__(weights, len(weights), True, generator)
+        self._shown = shown
+
+    def exposures(self) -> pa.Table:
+        """How often an epoch is expected to show the images of each class, the real and the generated ones:
+        `class`, `source`, `images`, `draws` and `draws_per_image`."""
+        return self._shown
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+
+        if len(self.weights) <= MOST_DRAWN_FROM:
+            yield from super().__iter__()
+            return
+        sums = torch.cumsum(self.weights, 0)
+        last = int(torch.searchsorted(sums, sums[-1]))  # that has a weight
+        for start in range(0, self.num_samples, DRAWS_AT_ONCE):
+            count = min(DRAWS_AT_ONCE, self.num_samples - start)
+            drawn = torch.rand(count, dtype=sums.dtype, generator=self.generator) * sums[-1]
+            yield from torch.searchsorted(sums, drawn, right=True).clamp(max=last).tolist()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_sampler, (self.weights, self.generator, self._shown)
 
 
 @functools.cache
-def _sampler_class() -> type[WeightedRandomSampler]:
-    import torch
+def _sampler_class() -> type[ImageSampler]:
     from torch.utils.data import WeightedRandomSampler
 
-    class ManifestSampler(WeightedRandomSampler):
-        """Torch draws from MOST_DRAWN_FROM rows at most; of more, their summed weights are searched."""
+    class TorchImageSampler(ImageSampler, WeightedRandomSampler):
+        __doc__ = ImageSampler.__doc__
 
-        def __iter__(self) -> Iterator[int]:
-            if len(self.weights) <= MOST_DRAWN_FROM:
-                yield from super().__iter__()
-                return
-            sums = torch.cumsum(self.weights, 0)
-            last = int(torch.searchsorted(sums, sums[-1]))  # that has a weight
-            for start in range(0, self.num_samples, DRAWS_AT_ONCE):
-                count = min(DRAWS_AT_ONCE, self.num_samples - start)
-                drawn = torch.rand(count, dtype=sums.dtype, generator=self.generator) * sums[-1]
-                yield from torch.searchsorted(sums, drawn, right=True).clamp(max=last).tolist()
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            arguments = (self.weights, self.num_samples, self.replacement, self.generator)
-            return _made_sampler, arguments
-
-    return ManifestSampler
+    return TorchImageSampler
 
 
-def _made_sampler(*arguments: Any) -> WeightedRandomSampler:
+def _made_sampler(*arguments: Any) -> ImageSampler:
     return _sampler_class()(*arguments)
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -24,7 +26,7 @@ from balancer.run_manifest import Manifest
 from balancer.storage import open_storage
 from balancer.training import extras, torch_dataset
 from balancer.training.choice import Choice
-from balancer.training.sampling import sample_weights
+from balancer.training.sampling import draws_per_image, exposures, sample_weights
 from balancer.training.selection import Selection
 from tests.manifest_samples import real, row, start
 
@@ -210,7 +212,7 @@ def test_the_same_seed_draws_the_same(manifest):
 
 def weights(manifest, by=("class",), real_weight=1.0):
     rows = manifest.to_table(columns=["source", *by])
-    found = sample_weights(rows, by, real_weight)
+    found = sample_weights(rows, by, real_weight=real_weight)
     sums = Counter()
     for told, weight in zip(rows.to_pylist(), found, strict=True):
         sums[tuple(told.values())] += weight
@@ -237,6 +239,93 @@ def test_with_no_weight_for_real_images_only_generated_ones_are_drawn(manifest):
     sums = weights(manifest, real_weight=0.0)
     assert sums["real", "basic"] == 0
     assert sum(sums.values()) == pytest.approx(1)
+
+
+def table_of(*counts: tuple[str, int, int]) -> pa.Table:
+    """Classes with so many real and generated images."""
+    return pa.table(
+        {
+            "class": [name for name, real, made in counts for _ in range(real + made)],
+            "source": [
+                kind
+                for _, *two in counts
+                for kind, n in zip(("real", "synthetic"), two, strict=True)
+                for _ in range(n)
+            ],
+        }
+    )
+
+
+def shares_of(rows: pa.Table, **asked: float) -> dict[str, float]:
+    """The part of each class's draws that is real."""
+    shown = exposures(rows, sample_weights(rows, ["class"], **asked), rows.num_rows).to_pylist()
+    draws = {(row["class"], row["source"]): row["draws"] for row in shown}
+    names = {name for name, _ in draws}
+    assert sum(draws.values()) == pytest.approx(rows.num_rows)
+    for name in names:
+        assert draws.get((name, "real"), 0) + draws.get((name, "synthetic"), 0) == pytest.approx(
+            rows.num_rows / len(names)
+        ), "classes stay even"
+    return {name: draws.get((name, "real"), 0) * len(names) / rows.num_rows for name in sorted(names)}
+
+
+def test_half_of_a_class_s_draws_are_real_where_it_has_real_images():
+    rows = table_of(("few", 10, 500), ("most", 30, 10), ("none", 0, 50), ("only", 20, 0))
+    assert shares_of(rows) == pytest.approx({"few": 0.5, "most": 0.75, "none": 0, "only": 1})
+    assert shares_of(rows, real_share=0.8) == pytest.approx({"few": 0.8, "most": 0.8, "none": 0, "only": 1})
+    assert shares_of(rows, real_share=1.0) == pytest.approx({"few": 1, "most": 1, "none": 0, "only": 1})
+    natural = {"few": 10 / 510, "most": 0.75, "none": 0, "only": 1}
+    assert shares_of(rows, real_share=0.0) == shares_of(rows, real_weight=1.0) == pytest.approx(natural)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(any), min_size=1, max_size=5),
+    st.floats(0, 1),
+)
+def test_no_class_gets_less_than_the_real_share_and_images_of_a_kind_are_drawn_alike(counts, share):
+    rows = table_of(*((str(place), *two) for place, two in enumerate(counts)))
+    shown = shares_of(rows, real_share=share)
+    for place, (photographs, made) in enumerate(counts):
+        if photographs and made:
+            assert shown[str(place)] == pytest.approx(max(share, photographs / (photographs + made)))
+    weights_ = sample_weights(rows, ["class"], real_share=share)
+    kinds = {}
+    for kind, weight in zip(map(tuple, rows.to_pandas().to_numpy()), weights_, strict=True):
+        assert weight == pytest.approx(kinds.setdefault(kind, weight))
+
+
+def test_a_sampler_says_how_often_images_are_drawn_and_does_so(manifest):
+    sampler = manifest.sampler(real_share=0.9, seed=1)
+    dataset = manifest.to_torch()
+    shown = {(row["class"], row["source"]): row for row in sampler.exposures().to_pylist()}
+    assert shown["basic", "real"]["images"] == 30
+    assert shown["basic", "real"]["draws"] == pytest.approx(0.9 * 50)
+    assert shown["basic", "real"]["draws_per_image"] == pytest.approx(1.5)
+    assert shown["mixed", "synthetic"]["draws_per_image"] == pytest.approx(1)
+    ids = [dataset.id(place) for _ in range(40) for place in sampler]
+    basic = [name.startswith("real/") for name in ids if "basic" in name.split("/")[:2]]
+    assert sum(basic) / len(basic) == pytest.approx(0.9, abs=0.03)
+    assert pickle.loads(pickle.dumps(sampler)).exposures().equals(sampler.exposures())
+    for name, photographs, made in (("basic", 30, 20), ("mixed", 0, 50)):
+        by_default = {
+            (row["class"], row["source"]): row["draws_per_image"]
+            for row in manifest.sampler().exposures().to_pylist()
+        }
+        expected = (by_default.get((name, "real")), by_default.get((name, "synthetic")))
+        assert draws_per_image(photographs, made, 50) == pytest.approx(expected)
+
+
+def test_a_class_whose_real_images_are_hardly_seen_is_a_warning(manifest):
+    with pytest.warns(UserWarning, match=r"class 'basic': only 1.5% of its draws are real images"):
+        manifest.sampler(real_weight=0.01, filter="class = 'basic'")
+
+
+@pytest.mark.parametrize("asked", [{"real_share": -0.1}, {"real_share": 1.1}, {"real_share": float("nan")}])
+def test_a_share_that_is_none_is_refused(manifest, asked):
+    with pytest.raises(UsageError, match="real_share"):
+        manifest.sampler(**asked)
+    with pytest.raises(UsageError, match="both say"):
+        manifest.sampler(real_share=0.5, real_weight=1.0)
 
 
 @pytest.mark.parametrize("real_weight", [-1.0, float("nan"), float("inf")])
@@ -356,7 +445,7 @@ def test_a_sampler_draws_from_more_rows_than_torch_does(monkeypatch):
     count = 2**24 + 2
     half = pa.array(np.arange(count) % 2 == 0)
     made_up(monkeypatch, pa.table({"source": pc.if_else(half, "real", "synthetic"), "class": half}))
-    sampler = torch_dataset.make_sampler(None, Choice("train"), ["class"], 1.0, 1)
+    sampler = torch_dataset.make_sampler(None, Choice("train"), ["class"], 1, real_weight=1.0)
     drawn = list(itertools.islice(sampler, 1000))
     assert len(sampler) == count
     assert max(drawn) > 2**23
@@ -371,7 +460,7 @@ def test_a_sampler_of_many_rows_keeps_to_the_weights_and_can_be_repeated(monkeyp
     made_up(monkeypatch, pa.table({"source": sources, "class": names}))
 
     def draws():
-        made = torch_dataset.make_sampler(None, Choice("train"), ["class"], 0.0, 1)
+        made = torch_dataset.make_sampler(None, Choice("train"), ["class"], 1, real_weight=0.0)
         return list(pickle.loads(pickle.dumps(made)))
 
     drawn = Counter(names[index] for index in draws())
