@@ -95,6 +95,7 @@ def examine(config: Config | None) -> Iterator[Check]:
         yield _attempt("actors", lambda: _actors(config))
     if config.actors.kind == "models":
         yield from _weights(config)
+        yield _attempt("generator settings", lambda: _settings(config))
     if config.verification.calibration is not None:
         yield _attempt("calibration", lambda: _calibration(config))
     yield from _data(config)
@@ -301,6 +302,12 @@ def _weights(config: Config) -> Iterator[Check]:
 
     for kind, wanted in weights.wanted_models(config).items():
         yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
+
+
+def _settings(config: Config) -> str:
+    from actors.models.families.checks import check_generator
+
+    return str(check_generator(config, ask_hub=True))
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:

@@ -69,6 +69,7 @@ def command(
         from actors.weights.resolve import refuse_faulty
 
         refuse_faulty(loaded)
+        _check_generator(loaded)
     audit = audit_dataset(loaded)
     splits = assign_splits(audit, loaded)
     training = select_training(audit, splits)
@@ -104,6 +105,15 @@ def command(
         _print_preflight(checked, every)
         _print_heads(seen.heads, loaded)
         _print_domain(domain, loaded)
+
+
+def _check_generator(config: Config) -> None:
+    """Its family, if it is not an ordinary one; ConfigError if a setting has no effect on it."""
+    from actors.models.families.checks import check_generator
+
+    recognised = check_generator(config, ask_hub=False)
+    if recognised is not None and (recognised.family is None or recognised.family.alone):
+        console.note(f"generator: {recognised}")
 
 
 def _measured(run: str) -> Measured:
