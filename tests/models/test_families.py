@@ -18,12 +18,12 @@ from actors.models.families.table import ALWAYS, FAMILIES, Family, sizes_that_wo
 from actors.models.generator import Generator
 from balancer.errors import ConfigError, WeightsError
 from balancer.scheduling.prompts import Request
-from tests.tiny_pipelines import PIPELINES, save_pipeline
+from tiny_pipelines import PIPELINES, save_pipeline
 
 # The schedulers of diffusers 0.42 pass tensors to numpy the way of numpy 1.
 pytestmark = [
     pytest.mark.filterwarnings(
-        r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers\.schedulers"
+        r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
     ),
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # by Chroma
 ]
@@ -90,7 +90,9 @@ def test_guidance_acts_as_the_table_says_or_is_refused(name, generator_of):
     family: Family = generator.family
     acts = levels_apart(image(generator, 5.0), image(generator, 8.0)) > 1
     assert acts is (family.guidance is not None)
-    refused = find_problems(family, 8, asked(guidance=(("generation.guidance", 5.0),)))
+    refused = find_problems(
+        family, generator._loaded.recognised.multiple, asked(guidance=(("generation.guidance", 5.0),))
+    )
     assert bool(refused) is not acts
     if not acts:
         assert refused == [
@@ -115,7 +117,7 @@ def test_a_negative_prompt_acts_as_the_table_says_or_is_refused(name, guidance, 
     wanted = asked(
         every_guidance=(guidance,), negatives=("classes.cat.negative_prompt", "generation.negative_prompt")
     )
-    problems = find_problems(generator.family, 8, wanted)
+    problems = find_problems(generator.family, generator._loaded.recognised.multiple, wanted)
     assert bool(problems) is not acts
     if problems:
         assert problems[0].startswith("classes.cat.negative_prompt and 1 more: no effect, because ")

@@ -1,0 +1,127 @@
+"""Prompts that the generator's tokenizer cuts, and the words that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.models.families.checks import recognise_folder
+from actors.models.families.table import Text
+from actors.weights import resolve as weights
+from actors.weights.file_rules import MARKER
+from actors.weights.view import read_config
+from balancer.cells import Candidate, Cell, Slot
+from balancer.config.schema import Config
+from balancer.scheduling.prompts import Rung, ladder, request_for
+from balancer.text.quantities import counted
+
+MOST_PROMPTS = 5_000
+TURNS = 60
+"""Slots of each cell that are looked at; wordings repeat much earlier."""
+
+LISTED = 3
+_HINT = "generation.model must name a text-to-image pipeline in diffusers layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A prompt that is longer than `limit` tokens, and what the model does not see of it."""
+
+    prompt: str
+    lost: str
+    tokens: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    prompts: int
+    cut: tuple[Cut, ...]
+
+    def __str__(self) -> str:
+        if not self.cut:
+            return (
+                f"{counted(self.prompts, 'prompt')} and negative prompts fit into the generator's tokenizer"
+            )
+        lost = list(dict.fromkeys(cut.lost for cut in self.cut))
+        shown = "; ".join(f"{words!r}" for words in lost[:LISTED])
+        more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        longest = max(self.cut, key=lambda cut: cut.tokens)
+        return (
+            f"{len(self.cut)} of {counted(self.prompts, 'prompt')} are cut after {longest.limit} tokens"
+            f" (the longest has {longest.tokens}); lost: {shown}{more}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        cut = [{"prompt": one.prompt, "lost": one.lost, "tokens": one.tokens} for one in self.cut]
+        return {"prompts": self.prompts, "cut": cut}
+
+
+def check_lengths(config: Config, cells: Iterable[Cell]) -> Lengths | None:
+    """None if the generator is not on this machine, or its class is not known. WeightsError if its tokenizer
+    does not load."""
+    wanted = config.generation
+    if not weights.is_here(wanted.model, wanted.revision, "generator"):
+        return None
+    folder = weights.configs_folder(wanted.model, wanted.revision, wanted.variant, ask_hub=False)
+    family = None if folder is None else recognise_folder(folder, wanted.model).family
+    if folder is None or family is None:
+        return None
+    texts = list(dict.fromkeys(prompts_of(config, cells)))
+    with weights.shown_to_loader(folder, wanted.model, wanted.variant, "generator", _HINT) as view:
+        index = read_config(folder, MARKER["generator"], wanted.model)
+        text = next((text for text in family.texts if _names_class(index.get(text.tokenizer))), None)
+        if text is None:
+            return None
+        tokenizer = _load(view, index, text)
+    return Lengths(len(texts), tuple(find_cut(tokenizer, text, texts)))
+
+
+def _names_class(component: Any) -> bool:
+    return isinstance(component, Sequence) and len(component) == 2 and component[1] is not None
+
+
+def _load(view: Path, index: Mapping[str, Any], text: Text) -> Any:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # it warns of long texts, which is what is looked for
+    kind = getattr(transformers, index[text.tokenizer][1])
+    return kind.from_pretrained(view / text.tokenizer, local_files_only=True, trust_remote_code=False)
+
+
+def prompts_of(config: Config, cells: Iterable[Cell]) -> Iterator[str]:
+    """The prompts and negative prompts of a run's first slots, on every rung."""
+    left = MOST_PROMPTS
+    for cell in cells:
+        for number, rung in enumerate(ladder(config), start=1):
+            for place in range(TURNS):
+                if left <= 0:
+                    return
+                left -= 1
+                yield from _texts(Candidate(Slot(cell, place), number), rung, config)
+
+
+def _texts(candidate: Candidate, rung: Rung, config: Config) -> Iterator[str]:
+    weakest = [name for name, _ in candidate.slot.cell.properties] if rung.strengthen else [None]
+    for name in weakest:
+        request = request_for(candidate, rung, config, weakest=name)
+        yield request.prompt
+        if request.negative_prompt:
+            yield request.negative_prompt
+
+
+def find_cut(tokenizer: Any, text: Text, prompts: Iterable[str]) -> Iterator[Cut]:
+    """Those of the prompts that a tokenizer cuts."""
+    limit = text.limit or tokenizer.model_max_length
+    before = len(text.template.partition("{}")[0])
+    for prompt in prompts:
+        whole = text.template.format(prompt)
+        tokens = len(tokenizer(whole)["input_ids"])
+        if tokens <= limit:
+            continue
+        kept = tokenizer(whole, truncation=True, max_length=limit, return_offsets_mapping=True)
+        end = max(end for _, end in kept["offset_mapping"])
+        if lost := prompt[max(0, end - before) :].strip(" ,"):
+            yield Cut(prompt, lost, tokens, limit)
