@@ -16,7 +16,6 @@ from actors.models.families import table
 from actors.models.families.checks import Asked, find_problems
 from actors.models.families.table import sizes_that_work
 from actors.models.generator import Generator
-from balancer.errors import BalancerError
 from balancer.scheduling.prompts import Request
 from benchmarking.record import save
 from tiny_pipelines import PIPELINES, save_pipeline
@@ -67,14 +66,18 @@ def _family(name: str, folder: Path) -> dict[str, Any]:
             "levels": _apart(image, _make(generator, [Request(ONE.prompt, "a dark table", 1)], 5.0)[0]),
             "refused": _is_refused(generator, negatives=("generation.negative_prompt",)),
         },
-        "neighbours": _neighbours(generator, image),
+        "neighbours": {
+            "levels": _apart(image, _make(generator, [*OTHERS, ONE], 5.0)[-1]),
+            "alone": bool(family.alone),
+            "levels_in_a_batch": {kind: _neighbours(folder, kind) for kind in ("float32", "bfloat16")},
+        },
         "sizes": {str(width): _size(folder, width) for width in WIDTHS},
     }
 
 
-def _load(folder: Path, width: int = SIDE) -> Generator:
+def _load(folder: Path, width: int = SIDE, height: int = SIDE, dtype: str = "float32") -> Generator:
     generator = Generator(
-        str(folder), None, None, width, SIDE, STEPS, BATCH, device="cpu", dtype="float32", threads=1
+        str(folder), None, None, width, height, STEPS, BATCH, device="cpu", dtype=dtype, threads=1
     )
     if generator.family.fixed_pixels:
         generator._pipeline.default_sample_size = HIDREAM_SIDE
@@ -91,33 +94,24 @@ def _apart(one: np.ndarray, other: np.ndarray) -> int:
 
 def _is_refused(generator: Generator, **asked: Any) -> bool:
     usual = {"guidance": (), "every_guidance": (5.0,), "negatives": (), "width": SIDE, "height": SIDE}
-    return bool(find_problems(generator.family, 1, Asked(**usual | {"offload": "auto"} | asked)))
+    multiple = generator._loaded.recognised.multiple
+    return bool(find_problems(generator.family, multiple, Asked(**usual | {"offload": "auto"} | asked)))
 
 
-def _neighbours(generator: Generator, image: np.ndarray) -> dict[str, Any]:
-    """How far an image is from itself with other neighbours: as the pipeline makes a batch, and as we do."""
-    as_we_do = _apart(image, _make(generator, [*OTHERS, ONE], 5.0)[-1])
-    generator.batch_size, ours = BATCH, generator.batch_size
+def _neighbours(folder: Path, dtype: str) -> int:
+    """How far an image is from itself with other neighbours, in batches as the pipeline makes them."""
+    generator = _load(folder, dtype=dtype)
+    generator.batch_size = BATCH
     copies = _make(generator, [ONE] * BATCH, 5.0)[-1]
-    in_a_batch = _apart(copies, _make(generator, [*OTHERS, ONE], 5.0)[-1])
-    generator.batch_size = ours
-    return {"levels_in_a_batch": in_a_batch, "levels": as_we_do, "alone": bool(generator.family.alone)}
+    return _apart(copies, _make(generator, [*OTHERS, ONE], 5.0)[-1])
 
 
 def _size(folder: Path, width: int) -> str:
     """`made`, or the nearest sizes that the refusal names, which are then made."""
     generator = _load(folder, width)
     sizes = sizes_that_work(generator.family, generator._loaded.recognised.multiple, width, SIDE)
-    if (width, SIDE) not in sizes:
-        for side, _ in sizes:
-            _refuse_unmade(folder, side)
-        return "refused: " + ", ".join(f"{side} x {height}" for side, height in sizes)
-    _make(generator, [ONE], 5.0)
-    return "made"
-
-
-def _refuse_unmade(folder: Path, width: int) -> None:
-    try:
-        _make(_load(folder, width), [ONE], 5.0)
-    except BalancerError as error:
-        raise click.ClickException(f"a size that works is refused: {error.message}") from error
+    for nearest in sizes:  # a WeightsError if it is not made
+        _make(_load(folder, *nearest), [ONE], 5.0)
+    if (width, SIDE) in sizes:
+        return "made"
+    return "refused: " + ", ".join(f"{side} x {height}" for side, height in sizes)

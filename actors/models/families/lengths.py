@@ -45,10 +45,10 @@ class Lengths:
             return (
                 f"{counted(self.prompts, 'prompt')} and negative prompts fit into the generator's tokenizer"
             )
-        lost = list(dict.fromkeys(cut.lost for cut in self.cut))
+        longest, *_ = ranked = sorted(self.cut, key=lambda cut: -cut.tokens)
+        lost = list(dict.fromkeys(cut.lost for cut in ranked))
         shown = "; ".join(f"{words!r}" for words in lost[:LISTED])
         more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
-        longest = max(self.cut, key=lambda cut: cut.tokens)
         return (
             f"{len(self.cut)} of {counted(self.prompts, 'prompt')} are cut after {longest.limit} tokens"
             f" (the longest has {longest.tokens}); lost: {shown}{more}"
@@ -123,5 +123,12 @@ def find_cut(tokenizer: Any, text: Text, prompts: Iterable[str]) -> Iterator[Cut
             continue
         kept = tokenizer(whole, truncation=True, max_length=limit, return_offsets_mapping=True)
         end = max(end for _, end in kept["offset_mapping"])
-        if lost := prompt[max(0, end - before) :].strip(" ,"):
+        if lost := _words_from(prompt, max(0, end - before)):
             yield Cut(prompt, lost, tokens, limit)
+
+
+def _words_from(prompt: str, place: int) -> str:
+    """The words from a place on; one that is cut in its middle counts as lost."""
+    if prompt[place:].strip(" ,") and prompt[place].isalnum():
+        place = prompt.rfind(" ", 0, place) + 1
+    return prompt[place:].strip(" ,")
