@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import transformers
 import yaml
 from click.testing import CliRunner
 
@@ -126,7 +125,6 @@ def test_a_model_on_the_hub_is_not_asked_for_by_a_plan():
 def test_the_words_that_a_tokenizer_cuts_are_named():
     """Every letter is a token, and two more begin and end the text."""
     short, long = "a cat", "a cat, in dim light, on a table"
-    transformers.utils.logging.set_verbosity_error()  # as when a tokenizer is loaded
     assert list(find_cut(tokenizer(16), Text("tokenizer"), [short, long])) == [
         Cut(long, "light, on a table", len(long) + 2, 16)
     ]

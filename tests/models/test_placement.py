@@ -64,3 +64,9 @@ def test_what_the_config_asks_for_is_done(wanted):
 )
 def test_the_largest_batch_is_a_power_of_two_that_fits(one_gb, two_gb, free_gb, batch):
     assert largest_batch(int(one_gb * GB), int(two_gb * GB), int(free_gb * GB)) == batch
+
+
+@pytest.mark.parametrize(("free_gb", "mode"), [(9.0, "none"), (7.6, "model"), (2.0, "sequential")])
+def test_text_encoders_stay_on_the_gpu_where_every_batch_needs_them(free_gb, mode):
+    found = choose_offloading(SDXL, PIXELS, int(free_gb * GB), "auto", keeps_embeddings=False)
+    assert found.mode == mode

@@ -26,7 +26,7 @@ def used(family: Family, guidance: float | None) -> Used:
 def settings(family: Family, guidance: float | None) -> dict[str, Any]:
     """The arguments besides words, size and seeds."""
     scale = {} if family.guidance is None else {family.guidance: used(family, guidance).guidance}
-    return scale | dict(ALWAYS)
+    return {**ALWAYS, **scale}
 
 
 def words(family: Family, requests: Sequence[Request]) -> dict[str, list[str]]:

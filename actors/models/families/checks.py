@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.models.families.table import (
@@ -152,7 +153,7 @@ class Recognised:
         return f"{self.family.name}{alone}"
 
 
-def recognise_folder(folder: Any, model: str) -> Recognised:
+def recognise_folder(folder: Path, model: str) -> Recognised:
     """The family of a pipeline by its configs; weights need not be there. WeightsError if it cannot work."""
     index = read_config(folder, MARKER["generator"], model)
     class_name = str(index.get("_class_name"))
@@ -166,8 +167,8 @@ def recognise_folder(folder: Any, model: str) -> Recognised:
         name = f"{component}/config.json"
         return read_checked_config(folder, name, model) if (folder / name).is_file() else {}
 
-    for component in index:
-        if not component.startswith("_"):
+    for component, value in index.items():
+        if isinstance(value, list):
             _refuse_missing_package(component, config_of(component), model)
     family = recognise(index, config_of)
     multiple = 1 if family is None else size_multiple(family, config_of)

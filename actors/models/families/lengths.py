@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,23 +71,38 @@ def check_lengths(config: Config, cells: Iterable[Cell]) -> Lengths | None:
     if folder is None or family is None:
         return None
     texts = list(dict.fromkeys(prompts_of(config, cells)))
-    with weights.shown_to_loader(folder, wanted.model, wanted.variant, "generator", _HINT) as view:
-        index = read_config(folder, MARKER["generator"], wanted.model)
-        text = next((text for text in family.texts if _names_class(index.get(text.tokenizer))), None)
-        if text is None:
-            return None
+    index = read_config(folder, MARKER["generator"], wanted.model)
+    text = next((text for text in family.texts if _names_tokenizer(index.get(text.tokenizer))), None)
+    if text is None:
+        return None
+    with (
+        _without_warnings(),
+        weights.shown_to_loader(folder, wanted.model, wanted.variant, "generator", _HINT) as view,
+    ):
         tokenizer = _load(view, index, text)
-    return Lengths(len(texts), tuple(find_cut(tokenizer, text, texts)))
+        return Lengths(len(texts), tuple(find_cut(tokenizer, text, texts)))
 
 
-def _names_class(component: Any) -> bool:
-    return isinstance(component, Sequence) and len(component) == 2 and component[1] is not None
+def _names_tokenizer(component: Any) -> bool:
+    return isinstance(component, list) and len(component) == 2 and "Tokenizer" in str(component[1])
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers warns of long texts, which are what is looked for."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _load(view: Path, index: Mapping[str, Any], text: Text) -> Any:
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()  # it warns of long texts, which is what is looked for
     kind = getattr(transformers, index[text.tokenizer][1])
     return kind.from_pretrained(view / text.tokenizer, local_files_only=True, trust_remote_code=False)
 

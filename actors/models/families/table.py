@@ -25,6 +25,10 @@ would not say what was asked, or makes another size and scales it."""
 
 UNTIL_LONGEST = "it pads texts to the longest of a batch"
 USUAL_FACTOR = 8
+MOST_DOUBLINGS = 10
+_STAGES = {"temperal_downsample": 0, "block_out_channels": 1, "encoder_block_out_channels": 1}
+"""Lists of an autoencoder's config, and how many of their stages keep the size."""
+
 HIDREAM_SIDE = 128
 """Of the latents; HiDream scales every size to that many pixels."""
 
@@ -75,7 +79,7 @@ class Family:
         return self.takes_negative and self.guides(guidance)
 
 
-_LCM = {"off_at": None, "takes_negative": False}
+_LCM: Mapping[str, Any] = {"off_at": None, "takes_negative": False}
 """A distilled UNet takes the guidance scale as an input."""
 
 _LUMINA = (
@@ -173,10 +177,10 @@ def size_multiple(family: Family, config_of: ConfigOf) -> int:
 
 def _vae_factor(config: Mapping[str, Any]) -> int:
     """Pixels of a side for each latent, by the rules of the pipelines."""
-    if "temperal_downsample" in config:
-        return int(2 ** len(config["temperal_downsample"]))
-    if stages := config.get("block_out_channels") or config.get("encoder_block_out_channels"):
-        return int(2 ** (len(stages) - 1))
+    for name, kept in _STAGES.items():
+        stages = config.get(name)
+        if isinstance(stages, list) and stages:
+            return int(2 ** min(len(stages) - kept, MOST_DOUBLINGS))
     return USUAL_FACTOR
 
 
@@ -188,12 +192,11 @@ def sizes_that_work(family: Family, multiple: int, width: int, height: int) -> l
         return [(_down(int(width * scale), multiple), _down(int(height * scale), multiple))]
     if width % multiple == height % multiple == 0:
         return [(width, height)]
-    smaller = (max(multiple, _down(width, multiple)), max(multiple, _down(height, multiple)))
-    return [smaller, (_up(width, multiple), _up(height, multiple))]
+    return [(_down(width, multiple), _down(height, multiple)), (_up(width, multiple), _up(height, multiple))]
 
 
 def _down(value: int, multiple: int) -> int:
-    return value // multiple * multiple
+    return max(multiple, value // multiple * multiple)
 
 
 def _up(value: int, multiple: int) -> int:
