@@ -17,7 +17,7 @@ import psutil
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors.specs import WorkerSpec, generator_for
+from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, UsageError
@@ -122,13 +122,14 @@ class _Made(BaseModel):
     device: str
     model: str
     batch_size: int
-    guidance: float
+    guidance: float | None
 
 
 def _impossible(row: Row, config: Config) -> str:
     """Why the row is not tried: the config of the run does not allow its settings, or memory is too small.
     Empty if it can be."""
-    settings = config.generation.model_dump() | {name: row[name] for name in _OF_THE_ROW}
+    of_row = {name: row[name] for name in _OF_THE_ROW if row[name] is not None}
+    settings = config.generation.model_dump() | of_row
     try:
         _Made.model_validate({name: row[name] for name in _Made.model_fields})
         GenerationConfig.model_validate(settings)
@@ -199,7 +200,9 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
 
 def _spec(maker: Maker, config: Config) -> WorkerSpec:
     spec = generator_for(config, on_gpu=maker.device not in NO_GPU)
-    return dataclasses.replace(spec, batch_size=maker.batch_size)
+    spec = dataclasses.replace(spec, batch_size=maker.batch_size)
+    # The config of a run has every default, which nobody asked for.
+    return dataclasses.replace(spec, asked=None) if isinstance(spec, GeneratorSpec) else spec
 
 
 def _missing_gpu(maker: Maker, config: Config) -> str:

@@ -18,6 +18,7 @@ from actors.domain import study
 from actors.heads import judge_real_images, study_heads
 from actors.labelled import Looking
 from actors.loop.assembly import build_driver
+from actors.models.families.checks import check_generator
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
     MeasureCall,
@@ -397,6 +398,7 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
         read_configured(config)
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
+    check_generator(config, ask_hub=True)
     models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
     calibration = load_calibration(config)
     return models | {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from actors.models.families.checks import Asked, asked
 from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
 from balancer.verification.calibration import load_temperatures
 from balancer.verification.negatives import negatives_of
@@ -53,6 +54,8 @@ class GeneratorSpec:
     threads: int | None = None
     offload: str = "auto"
     compiled: bool = False
+    asked: Asked | None = None
+    """What a generator refuses if it has no effect."""
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -70,6 +73,7 @@ class GeneratorSpec:
             threads=self.threads,
             offload=self.offload,
             compiled=self.compiled,
+            asked=self.asked,
         )
 
 
@@ -231,6 +235,7 @@ def generator_spec(config: Config, on_gpu: bool = False) -> GeneratorSpec:
         threads=CPU_THREADS,
         offload=wanted.offload,
         compiled=wanted.compile and on_gpu,
+        asked=asked(config),
     )
 
 

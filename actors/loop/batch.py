@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.models.writer import RejectedItem, WriteItem
@@ -12,7 +12,7 @@ from balancer.manifest.layout import image_stem, rejected_path
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import ImageFile, Row, RunFacts, candidate_row
 from balancer.scheduling.prompts import Request, Rung
-from balancer.verification.verdict import ImageFlags, Measurement, Nearest, Verdict
+from balancer.verification.verdict import ImageFlags, Measurement, Nearest, Used, Verdict
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,14 @@ class Batch:
     flags: Sequence[ImageFlags] = ()
     shape: int = 0
     device: str = ""
+
+    def correct(self, used: Used | None) -> None:
+        """Rungs and requests say what went into the call, as rows must."""
+        if used is None:
+            return
+        self.rungs = tuple(replace(rung, guidance=used.guidance) for rung in self.rungs)
+        if not used.negative:
+            self.requests = tuple(replace(request, negative_prompt="") for request in self.requests)
 
 
 @dataclass(frozen=True, slots=True)

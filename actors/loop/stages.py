@@ -213,7 +213,8 @@ class Generating:
             return
         made: Made = finished.value
         batch.pixels = finished.refs[0]
-        batch.flags, batch.shape, self.patience.batch_s = made
+        batch.flags, batch.shape, self.patience.batch_s, used = made
+        batch.correct(used)
         batch.device = described(finished.actor.description, "device")
         if finished.actor.description is not None:
             finished.actor.description["batch_size"] = batch.shape

@@ -13,12 +13,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from actors.models.device import device_name, pick_device, pick_dtype, use_threads
+from actors.models.families import calls
+from actors.models.families.checks import Asked, refuse
+from actors.models.families.probe import Probe
+from actors.models.families.table import Family
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
@@ -34,13 +39,16 @@ RESERVED_SHARE = 0.15
 
 WARM_UP_GUIDANCE = 5.0
 
+_PROMPT, _NEGATIVE = attrgetter("prompt"), attrgetter("negative_prompt")
+
 log = logging.getLogger(__name__)
 
 
 class Generator:
     """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` and `offload` as in the config.
 
-    A `batch_size` of `auto` is as large as fits beside the weights; on a CPU it is 8.
+    A `batch_size` of `auto` is as large as fits beside the weights; on a CPU it is 8. Where images would
+    depend on their neighbours, it is 1. ConfigError if a setting that was `asked` for has no effect.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Generator:
         threads: int | None = None,
         offload: str = "auto",
         compiled: bool = False,
+        asked: Asked | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -71,6 +80,11 @@ class Generator:
         )
         self._pipeline = self._loaded.pipeline
         self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
+        self.family = self._find_family()
+        if asked is not None:
+            refuse(self.family, self._loaded.recognised.multiple, asked)
+        if self.family.alone:
+            batch_size = 1
         self.batch_size = AUTO_BATCH_ON_CPU if batch_size == "auto" else batch_size
         if batch_size == "auto" and self.device.type == "cuda":
             self.batch_size = self._largest_batch()
@@ -78,16 +92,27 @@ class Generator:
             with one_at_a_time("compile"):  # the first one fills a cache, the others read it
                 self._warm_up()
 
-    def generate(self, requests: Sequence[Request], guidance: float) -> tuple[np.ndarray, list[ImageFlags]]:
+    def _find_family(self) -> Family:
+        known = self._loaded.recognised
+        if known.family is not None:
+            return known.family
+        with calls.explained(self.model):
+            return Probe(self._pipeline, self.width, self.height).family(known.class_name)
+
+    def generate(
+        self, requests: Sequence[Request], guidance: float | None
+    ) -> tuple[np.ndarray, list[ImageFlags]]:
         """Generate one image per request: uint8 (N, height, width, 3), with the flags of each.
 
-        A guidance of 1 or less turns classifier-free guidance off. If CUDA memory runs out, the batch size is
+        `family` says from which `guidance` on there is any. If CUDA memory runs out, the batch size is
         halved for good, and the batch is repeated with the same seeds.
         """
         pixels, made = self.begin(requests, guidance)()
         return pixels, made.flags
 
-    def begin(self, requests: Sequence[Request], guidance: float) -> Callable[[], tuple[np.ndarray, Made]]:
+    def begin(
+        self, requests: Sequence[Request], guidance: float | None
+    ) -> Callable[[], tuple[np.ndarray, Made]]:
         """Like `generate`, but returns while the images are still being copied from the device; calling the
         result waits for them."""
         began = time.perf_counter()
@@ -99,7 +124,8 @@ class Generator:
                     raise self._too_large() from error
             else:
                 flags = [flags for _, part in parts for flags in part]
-                made = Made(flags, self.batch_size, time.perf_counter() - began)
+                used = calls.used(self.family, guidance)
+                made = Made(flags, self.batch_size, time.perf_counter() - began, used)
                 return functools.partial(_fetch, [copy for copy, _ in parts], made)
             # Outside the handler: its traceback keeps the tensors of the failed batch alive.
             self._halve_batch()
@@ -111,9 +137,15 @@ class Generator:
             "revision": self.revision,
             "device": device_name(self.device),
             "dtype": f"{str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})",
-            "placement": self._loaded.offloading.reason,
+            "placement": "; ".join(filter(None, self._remarks())),
             "batch_size": str(self.batch_size),
         }
+
+    def _remarks(self) -> Iterator[str]:
+        yield self._loaded.offloading.reason
+        yield self.family.note
+        if self.family.alone:
+            yield f"one image at a time, because {self.family.alone}"
 
     def _largest_batch(self) -> int:
         """Estimated from the memory of batches of one and two, minus the share reserved for others."""
@@ -137,11 +169,15 @@ class Generator:
         finally:
             self.steps = steps
 
-    def _generate_batch(self, requests: Sequence[Request], guidance: float) -> tuple[_Copy, list[ImageFlags]]:
+    def _generate_batch(
+        self, requests: Sequence[Request], guidance: float | None
+    ) -> tuple[_Copy, list[ImageFlags]]:
         filled = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
         finite = _FiniteLatents()
-        output = self._pipeline(**self._arguments(filled, guidance, finite))
+        with calls.explained(self.model):
+            output = self._pipeline(**self._arguments(filled, guidance, finite))
         images = output.images
+        calls.refuse_other_size(self.model, tuple(images.shape[-2:]), (self.height, self.width))
         decoded = _nonfinite(images)
         flagged = getattr(output, "nsfw_content_detected", None) or [None] * len(filled)
         flags = [
@@ -151,19 +187,17 @@ class Generator:
         return _Copy.begin(_to_pixels(images)[: len(requests)]), flags[: len(requests)]
 
     def _arguments(
-        self, requests: Sequence[Request], guidance: float, callback: _FiniteLatents
+        self, requests: Sequence[Request], guidance: float | None, callback: _FiniteLatents
     ) -> dict[str, Any]:
-        prompts = [request.prompt for request in requests]
-        # Always text, even if empty: pipelines treat an absent negative prompt differently, and an image must
-        # not change with its neighbours.
-        negative_prompts = [request.negative_prompt for request in requests]
-        words: dict[str, Any] = {"prompt": prompts, "negative_prompt": negative_prompts}
+        words: dict[str, Any] = calls.words(self.family, requests)
         if self._loaded.embeddings is not None:
-            guided = guidance > 1
-            words = self._loaded.embeddings.arguments(prompts, negative_prompts, guided, self.device)
-        arguments = words | {
+            prompts, negatives = ([*map(of, requests)] for of in (_PROMPT, _NEGATIVE))
+            guided = self.family.uses_negative(guidance)
+            words = self._loaded.embeddings.arguments(prompts, negatives, guided, self.device)
+        arguments = {
+            **words,
+            **calls.settings(self.family, guidance),
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-            "guidance_scale": guidance,
             "num_inference_steps": self.steps,
             "width": self.width,
             "height": self.height,

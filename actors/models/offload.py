@@ -25,13 +25,19 @@ class Offloading:
 
 
 def choose_offloading(
-    component_bytes: Mapping[str, int], pixels: int, free_bytes: int, wanted: str
+    component_bytes: Mapping[str, int],
+    pixels: int,
+    free_bytes: int,
+    wanted: str,
+    *,
+    keeps_embeddings: bool,
 ) -> Offloading:
     """The fastest mode that fits, unless the config asks for another. `component_bytes` are the sizes of the
     loaded weights of each part, `pixels` those of one image.
 
-    Offloading the text encoders costs almost nothing, because prompts are encoded once; whole parts about
-    40 %; layer by layer takes about five times as long.
+    Offloading the text encoders costs almost nothing if a generator `keeps_embeddings`, because prompts are
+    encoded once; otherwise every batch would wait for a CPU. Whole parts cost about 40 %; layer by layer
+    takes about five times as long.
     """
     weights = sum(component_bytes.values())
     encoders = sum(size for name, size in component_bytes.items() if name.startswith("text_encoder"))
@@ -45,6 +51,8 @@ def choose_offloading(
         ("text_encoders", weights - encoders, "text encoders on the CPU"),
         ("model", largest, "each part on the GPU only while it works"),
     ]
+    if not keeps_embeddings:
+        del modes[1]
     for mode, on_gpu, description in modes:
         if (on_gpu + need) * HEADROOM <= free_bytes:
             return Offloading(mode, f"{description}: {figures}")

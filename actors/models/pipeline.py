@@ -13,6 +13,7 @@ import diffusers
 import torch
 import transformers
 
+from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
@@ -35,6 +36,7 @@ class Loaded:
     """`embeddings` is None if the pipeline takes its prompts as text."""
 
     pipeline: Any
+    recognised: Recognised
     embeddings: PromptEmbeddings | None
     offloading: Offloading
 
@@ -47,7 +49,8 @@ def load_pipeline(
     One process per node at a time, because loading goes through host memory.
     """
     with one_at_a_time("load"):
-        pipeline = _from_folder(source, dtype)
+        recognised = recognise_folder(source.folder, source.model)
+        pipeline = _from_folder(source, recognised.class_name, dtype)
         offloading = _move(pipeline, device, pixels, offload)
     _prefer_channels_last(pipeline)
     if compiled:
@@ -56,21 +59,23 @@ def load_pipeline(
     if PromptEmbeddings.supports(pipeline):
         on_cpu = offloading.mode == "text_encoders"
         embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device)
-    return Loaded(pipeline, embeddings, offloading)
+    return Loaded(pipeline, recognised, embeddings, offloading)
 
 
-def _from_folder(source: Source, dtype: torch.dtype) -> Any:
+def _from_folder(source: Source, class_name: str, dtype: torch.dtype) -> Any:
+    by_name = is_loaded_by_name(class_name)
+    loader = diffusers.DiffusionPipeline if by_name else diffusers.AutoPipelineForText2Image
     hint = "generation.model must name a text-to-image pipeline in diffusers layout"
     shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", hint)
     with _quiet(), shown as view:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+        pipeline = loader.from_pretrained(
             view,
             use_safetensors=True,
             local_files_only=True,
             dtype=dtype,
             variant=source.variant,
             trust_remote_code=False,
-            **_without_watermark(view),
+            **_without_watermark(class_name),
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -87,11 +92,10 @@ def _quiet() -> Iterator[None]:
         diffusers.utils.logging.set_verbosity_warning()  # of prompts that are too long, for example
 
 
-def _without_watermark(folder: Path) -> dict[str, bool]:
+def _without_watermark(class_name: str) -> dict[str, bool]:
     # SDXL would add an invisible watermark, on the CPU, if a package for it is installed; provenance is
     # written into the file instead. Other pipelines do not take the argument.
-    is_sdxl = weights.pipeline_class(folder).startswith("StableDiffusionXL")
-    return {"add_watermarker": False} if is_sdxl else {}
+    return {"add_watermarker": False} if class_name.startswith("StableDiffusionXL") else {}
 
 
 def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Offloading:
@@ -99,7 +103,13 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
         pipeline.to(device)
         return Offloading("none", "")
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    offloading = choose_offloading(component_bytes(pipeline), pixels, free_bytes, offload)
+    offloading = choose_offloading(
+        component_bytes(pipeline),
+        pixels,
+        free_bytes,
+        offload,
+        keeps_embeddings=PromptEmbeddings.supports(pipeline),
+    )
     if offloading.mode == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offloading.mode == "sequential":

@@ -121,6 +121,8 @@ def list_components(index: Mapping[str, Any], model: str) -> list[str]:
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | dict) or value == [None, None]:
             continue
+        if value and all(type(one) in (int, float) for one in value):
+            continue  # a setting, such as the layers of Krea 2's text encoder
         _refuse_foreign_component(name, value, model)
         components.append(name)
     return components

@@ -121,6 +121,19 @@ def is_here(model: str, revision: str | None, kind: ModelKind) -> bool:
     return expanded(model).is_dir()
 
 
+def configs_folder(model: str, revision: str | None, variant: str | None, *, ask_hub: bool) -> Path | None:
+    """A folder with the configs of a generator, whose weights may still be on the hub; None if the hub would
+    have to be asked and is not. Raises what `check` raises."""
+    if _names_hub(model, "generator") and model != EMBEDDED_MODEL:
+        commit = _commit(model, revision, "generator")
+        cached = _cached(model, commit, variant, "generator")
+        if cached is not None or not ask_hub:
+            return cached
+        _files_on_hub(model, commit, variant, "generator")  # downloads the configs
+        return _download(model, commit, "generator", [MARKER["generator"]])
+    return check(model, revision, variant, "generator").folder
+
+
 def refuse_faulty(config: Config) -> None:
     """Raise what `check` raises for the models on this machine. Does not ask the hub, and ignores missing and
     incomplete models."""
@@ -225,11 +238,6 @@ def _content_digest(folder: Path) -> str:
                 while part := file.read(_READ_BYTES):
                     digest.update(part)
     return digest.hexdigest()[:40]
-
-
-def pipeline_class(folder: Path) -> str:
-    """The pipeline class that a diffusers folder names."""
-    return str(read_config(folder, MARKER["generator"], str(folder))["_class_name"])
 
 
 def _checked_folder(folder: Path, model: str, variant: str | None, kind: ModelKind) -> Path:

@@ -377,7 +377,9 @@ class GenerationConfig(_Section):
     """Denoising steps per image."""
 
     guidance: float = Field(default=7.5, ge=0, le=50)
-    """Classifier-free guidance scale; 1 or less turns guidance off."""
+    """Guidance scale, passed to the pipeline under its own name. 1 or less turns guidance off, for Z-Image
+    0 does; models that take the scale as an input, such as FLUX.1 dev, have no such value. Models without
+    guidance ignore the default, and refuse another value."""
 
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
     """Candidates that a generator makes at once. Short batches are padded to this size. `auto` uses as many
@@ -395,8 +397,9 @@ class GenerationConfig(_Section):
     """Precision of the model; `auto` uses bfloat16 where the GPU has it, float16 on older GPUs, float32
     on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""
 
-    negative_prompt: str = ""
-    """What no image must show."""
+    negative_prompt: str | None = ""
+    """What no image must show. `null` leaves all negative prompts out, also those of classes and facets, for
+    models that take none."""
 
     @property
     def usual_batch(self) -> int:

@@ -211,7 +211,7 @@ COLUMNS = (
     Column(
         "negative_prompt",
         "text",
-        "What the generator was asked to avoid.",
+        "What the generator was asked to avoid; empty where negative prompts have no effect.",
         exported=9,
         read_by=("reproduce", "lineage"),
     ),
@@ -280,8 +280,7 @@ COLUMNS = (
     Column(
         "guidance",
         "double",
-        "Guidance scale.",
-        complete="synthetic",
+        "Guidance scale that went into the call; null if the model takes none.",
         exported=17,
         read_by=("reproduce", "lineage"),
     ),

@@ -162,7 +162,9 @@ def _renamed(config: Config, spelling: Mapping[str, str]) -> Config:
             facet["classes"] = [*map(named, facet["classes"])]
     judged = settings["verification"]
     judged["unjudged"] = ["=".join(map(named, entry.split("=", 1))) for entry in judged["unjudged"]]
-    return Config.model_validate(settings).with_bases(config.bases)
+    # As it was written: a default that is dumped would count as asked for.
+    renamed = Config.model_validate(settings).model_copy(update={"generation": config.generation})
+    return renamed.with_bases(config.bases)
 
 
 def effective_config(info: RunInfo, rules: Rules) -> Config:

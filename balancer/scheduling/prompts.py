@@ -18,10 +18,11 @@ class Rung:
 
     `turn` is how many wordings it is on from the slot's first attempt; `strengthen` says the property that
     was weakest in the attempt before first, and in two wordings. Rows of a `fallback` are marked so.
+    `guidance` is None once it turned out that the generator takes none.
     """
 
     threshold: float
-    guidance: float
+    guidance: float | None
     turn: int = 0
     strengthen: bool = False
     fallback_prompts: bool = False
@@ -150,6 +151,8 @@ def _changes(
 
 
 def _negative_prompt(cell: Cell, config: Config) -> str:
+    if config.generation.negative_prompt is None:
+        return ""
     parts = [config.generation.negative_prompt, config.classes[cell.class_name].negative_prompt]
     parts += [config.facets[facet].values[value].negative_prompt for facet, value in cell.facets]
     return ", ".join(part for part in parts if part)

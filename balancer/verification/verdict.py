@@ -43,13 +43,22 @@ class ImageFlags:
     unsafe: float | None = None
 
 
+class Used(NamedTuple):
+    """What of a request went into the call of a pipeline: the guidance, None if it takes none, and whether
+    negative prompts acted."""
+
+    guidance: float | None
+    negative: bool
+
+
 class Made(NamedTuple):
-    """What a generator returns with the pixels of a batch: flags of each image, its batch size, and how long
-    the batch took."""
+    """What a generator returns with the pixels of a batch: flags of each image, its batch size, how long the
+    batch took, and what it used; None stands for all that was asked."""
 
     flags: list[ImageFlags]
     batch_size: int
     seconds: float
+    used: Used | None = None
 
 
 @dataclass(frozen=True, slots=True)

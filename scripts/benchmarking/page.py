@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,16 +12,24 @@ import jinja2
 
 from benchmarking.record import RESULTS
 
-PAGES = {name: RESULTS.parent / "docs" / f"{name}.md" for name in ("performance", "reliability")}
+PAGES = {name: RESULTS.parent / "docs" / f"{name}.md" for name in ("models", "performance", "reliability")}
 """Each has its template beside this file."""
 
 
 @click.command("page")
 def command() -> None:
-    """Write docs/performance.md and docs/reliability.md."""
+    """Write docs/models.md, docs/performance.md and docs/reliability.md."""
     for name, path in PAGES.items():
         path.write_text(page(name))
         click.echo(path)
+
+
+def _multiple(sizes: dict[str, str]) -> str:
+    """The sizes that a family makes, by the widths that were tried."""
+    made = [int(width) for width, result in sizes.items() if result == "made"]
+    if len(made) == 1:
+        return f"{made[0]} x {made[0]} of those tried"
+    return f"multiples of {math.gcd(*made)}; others refused"
 
 
 def page(name: str) -> str:
@@ -29,5 +38,6 @@ def page(name: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["multiple"] = _multiple
     text = environment.get_template(f"{name}.md.j2").render({"sdxl": None} | results)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -26,24 +26,27 @@ PIXELS = 512 * 512
     ],
 )
 def test_sdxl_takes_the_fastest_way_that_fits(free_gb, mode):
-    assert choose_offloading(SDXL, PIXELS, int(free_gb * GB), "auto").mode == mode
+    assert choose_offloading(SDXL, PIXELS, int(free_gb * GB), "auto", keeps_embeddings=True).mode == mode
 
 
 def test_larger_images_need_more_room():
-    assert choose_offloading(SDXL, PIXELS, 9 * GB, "auto").mode == "none"
-    assert choose_offloading(SDXL, 4 * PIXELS, 9 * GB, "auto").mode == "text_encoders"
+    assert choose_offloading(SDXL, PIXELS, 9 * GB, "auto", keeps_embeddings=True).mode == "none"
+    assert choose_offloading(SDXL, 4 * PIXELS, 9 * GB, "auto", keeps_embeddings=True).mode == "text_encoders"
 
 
 def test_the_reason_names_what_was_measured():
-    assert choose_offloading(SDXL, PIXELS, 78 * GB, "auto").reason == (
+    assert choose_offloading(SDXL, PIXELS, 78 * GB, "auto", keeps_embeddings=True).reason == (
         "everything on the GPU: 6.9 GB of weights, 78.0 GB free"
     )
-    assert "text encoders on the CPU" in choose_offloading(SDXL, PIXELS, int(7.6 * GB), "auto").reason
+    assert (
+        "text encoders on the CPU"
+        in choose_offloading(SDXL, PIXELS, int(7.6 * GB), "auto", keeps_embeddings=True).reason
+    )
 
 
 @pytest.mark.parametrize("wanted", ["none", "text_encoders", "model", "sequential"])
 def test_what_the_config_asks_for_is_done(wanted):
-    found = choose_offloading(SDXL, PIXELS, 78 * GB, wanted)
+    found = choose_offloading(SDXL, PIXELS, 78 * GB, wanted, keeps_embeddings=True)
     assert found.mode == wanted
     assert f"generation.offload: {wanted}" in found.reason
 
@@ -61,3 +64,9 @@ def test_what_the_config_asks_for_is_done(wanted):
 )
 def test_the_largest_batch_is_a_power_of_two_that_fits(one_gb, two_gb, free_gb, batch):
     assert largest_batch(int(one_gb * GB), int(two_gb * GB), int(free_gb * GB)) == batch
+
+
+@pytest.mark.parametrize(("free_gb", "mode"), [(9.0, "none"), (7.6, "model"), (2.0, "sequential")])
+def test_text_encoders_stay_on_the_gpu_where_every_batch_needs_them(free_gb, mode):
+    found = choose_offloading(SDXL, PIXELS, int(free_gb * GB), "auto", keeps_embeddings=False)
+    assert found.mode == mode

@@ -152,6 +152,14 @@ def test_a_component_cannot_point_out_of_its_folder(tmp_path):
     assert "'../other' is not a folder name" in refusal(write(tmp_path, files))
 
 
+def test_a_list_of_numbers_is_a_setting_of_the_pipeline_and_no_component(tmp_path):
+    files = pipeline_files()
+    settings = {"text_encoder_select_layers": [2, 5, 8]}  # as Krea 2 has
+    files["model_index.json"] = json.dumps(UNET_AND_SCHEDULER | settings).encode()
+    folder = write(tmp_path, files)
+    assert weights.check(str(folder), None, None, "generator").place == "folder"
+
+
 def test_a_missing_component_is_named(tmp_path):
     files = pipeline_files()
     del files["scheduler/scheduler_config.json"]

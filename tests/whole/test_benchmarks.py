@@ -21,10 +21,12 @@ from bench import main
 from benchmarking import page, record
 from benchmarking import synthetic_manifest as synthetic
 from benchmarking.driver import _whole_driver
+from benchmarking.families import LEAST_LEVELS
 from benchmarking.fleet import _figures
 from benchmarking.manifest import QUERIES, _with_memory
 from benchmarking.plan import _whole_command
 from benchmarking.simulated_job import Job
+from tiny_pipelines import PIPELINES
 
 
 @pytest.mark.parametrize("name", page.PAGES)
@@ -37,6 +39,17 @@ def test_every_result_says_where_it_was_measured(project):
     assert results
     for result in results:
         assert {"cpu", "cores", "python", "packages", "device"} <= result["machine"].keys()
+
+
+def test_no_family_ignores_a_setting_in_silence(project):
+    measured = json.loads((project / "benchmarks" / "families.json").read_text())["families"]
+    assert [one["family"] for one in measured] == list(PIPELINES)
+    for one in measured:
+        for setting in (one["guidance"], one["negative"]):
+            assert (setting["levels"] >= LEAST_LEVELS) is not setting["refused"]
+        assert one["neighbours"]["levels"] == 0
+        assert one["neighbours"]["alone"] or not any(one["neighbours"]["levels_in_a_batch"].values())
+        assert all(result == "made" or result.startswith("refused: ") for result in one["sizes"].values())
 
 
 def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
@@ -54,6 +67,7 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
         "embedded",
         "encode",
         "endings",
+        "families",
         "fleet",
         "ladder",
         "manifest",

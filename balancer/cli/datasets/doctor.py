@@ -95,6 +95,7 @@ def examine(config: Config | None) -> Iterator[Check]:
         yield _attempt("actors", lambda: _actors(config))
     if config.actors.kind == "models":
         yield from _weights(config)
+        yield _attempt("generator settings", lambda: _settings(config))
     if config.verification.calibration is not None:
         yield _attempt("calibration", lambda: _calibration(config))
     yield from _data(config)
@@ -257,6 +258,8 @@ def _data(config: Config) -> Iterator[Check]:
     if audits:
         yield _attempt("plan", plan)
     if plans:
+        if config.actors.kind == "models":
+            yield _prompts(plans[0], config)
         real_bytes = sum(image.num_bytes for image in audits[0].images)
         yield _disk(estimate(plans[0], config, real_bytes=real_bytes))
 
@@ -301,6 +304,27 @@ def _weights(config: Config) -> Iterator[Check]:
 
     for kind, wanted in weights.wanted_models(config).items():
         yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
+
+
+def _prompts(plan: Plan, config: Config) -> Check:
+    """Whether the generator sees all words of every prompt."""
+    from actors.models.families.lengths import check_lengths
+
+    try:
+        lengths = check_lengths(config, [wanted.cell for wanted in plan.cells])
+    except BalancerError as error:
+        return Check("prompts", MISSING, error.message)
+    if lengths is None:
+        return Check(
+            "prompts", OK, "not measured: the generator is not on this machine, or of an unknown class"
+        )
+    return Check("prompts", WARNING if lengths.cut else OK, str(lengths))
+
+
+def _settings(config: Config) -> str:
+    from actors.models.families.checks import check_generator
+
+    return str(check_generator(config, ask_hub=True))
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:

@@ -18,6 +18,7 @@ from balancer.text.quantities import counted, duration, percent, size
 
 if TYPE_CHECKING:
     from actors.labelled import Looking
+    from actors.models.families.lengths import Lengths
     from actors.models.verifier import Verifier
     from actors.real_images import RealImages
     from balancer.config.schema import Config
@@ -69,6 +70,7 @@ def command(
         from actors.weights.resolve import refuse_faulty
 
         refuse_faulty(loaded)
+        _check_generator(loaded)
     audit = audit_dataset(loaded)
     splits = assign_splits(audit, loaded)
     training = select_training(audit, splits)
@@ -88,6 +90,7 @@ def command(
     if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
     console.warn_each(held_back(plan), "classes", every=every)
+    lengths = _check_lengths(plan, loaded)
     if not as_json:
         _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
@@ -99,11 +102,38 @@ def command(
             "challenge": domain and domain.as_dict(),
             "heads": seen and seen.heads.as_dict(),
         }
-        console.print_json(_as_json(plan, cost, list(loaded.facets)) | {"preflight": shown})
+        prompts = lengths and lengths.as_dict()
+        document = _as_json(plan, cost, list(loaded.facets))
+        console.print_json(document | {"prompts": prompts, "preflight": shown})
     elif checked is not None and seen is not None:
         _print_preflight(checked, every)
         _print_heads(seen.heads, loaded)
         _print_domain(domain, loaded)
+
+
+def _check_generator(config: Config) -> None:
+    """Its family, if it is not an ordinary one; ConfigError if a setting has no effect on it."""
+    from actors.models.families.checks import check_generator
+
+    recognised = check_generator(config, ask_hub=False)
+    if recognised is not None and (recognised.family is None or recognised.family.alone):
+        console.note(f"generator: {recognised}")
+
+
+def _check_lengths(plan: Plan, config: Config) -> Lengths | None:
+    """Whether prompts are cut. If it cannot be told, prints why and returns None."""
+    if config.actors.kind == "simulated":
+        return None
+    from actors.models.families.lengths import check_lengths
+
+    try:
+        lengths = check_lengths(config, [wanted.cell for wanted in plan.cells])
+    except BalancerError as error:
+        console.warn(f"prompts were not measured: {error.message}")
+        return None
+    if lengths is not None and lengths.cut:
+        console.warn(f"prompts: {lengths}")
+    return lengths
 
 
 def _measured(run: str) -> Measured:

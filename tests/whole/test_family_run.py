@@ -1,0 +1,72 @@
+"""Runs with generators of families that take half of what a Stable Diffusion takes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from actors.reproduce import reproduce, rows_to_reproduce
+from actors.run import run
+from balancer.config.schema import Config
+from balancer.errors import ConfigError
+from balancer.run_manifest import open_manifest
+from balancer.runs.reproduction import Outcome
+from tiny_pipelines import save_pipeline
+
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
+)
+
+CANDIDATES = 8
+
+
+@pytest.fixture
+def make_config(project, tmp_path):
+    def make(family, **generation):
+        values = yaml.safe_load((project / "configs" / "demo.yaml").read_text())
+        model = str(save_pipeline(family, tmp_path / "model"))
+        values["generation"] = {
+            "model": model,
+            "width": 64,
+            "height": 64,
+            "steps": 2,
+            "batch_size": 4,
+            **generation,
+        }
+        return Config.model_validate(values | {"budget": {"max_candidates": CANDIDATES}})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "guidance", "has_negative", "batch_size"),
+    [
+        ("FLUX.1 schnell", {"negative_prompt": None}, None, False, 4),
+        ("Qwen-Image", {"guidance": 4.0, "negative_prompt": "dark"}, 4.0, True, 1),
+        ("SDXL LCM", {"guidance": 1.0, "negative_prompt": None}, 1.0, False, 4),
+    ],
+)
+def test_rows_say_what_went_into_the_call_and_are_enough_to_make_the_images_again(
+    family, settings, guidance, has_negative, batch_size, make_config, tmp_path, ray_session
+):
+    run(make_config(family, **settings), tmp_path / "run")
+    manifest = open_manifest(tmp_path / "run")
+    rows = manifest.to_table(status="all", filter="source = 'synthetic'").to_pylist()
+    assert len(rows) >= CANDIDATES
+    for row in rows:
+        assert (row["guidance"], bool(row["negative_prompt"])) == (guidance, has_negative)
+        assert row["batch_size"] == batch_size
+    again = list(reproduce(manifest, rows_to_reproduce(manifest, [row["id"] for row in rows[:3]])))
+    assert {one.outcome for one in again} == {Outcome.IDENTICAL}
+
+
+def test_a_setting_without_effect_ends_a_run_before_anything_is_read(make_config, tmp_path):
+    config = make_config("FLUX.1 schnell", guidance=3.5)
+    with pytest.raises(ConfigError) as error:
+        run(config, tmp_path / "run")
+    assert error.value.problems == (
+        "generation.guidance: 3.5 has no effect, because FLUX.1 schnell takes no guidance; remove it",
+        "classes.basic.negative_prompt: no effect, because FLUX.1 schnell takes no negative prompt; set"
+        " generation.negative_prompt to null, which leaves all negative prompts out",
+    )
+    assert not (tmp_path / "run" / "run.json").exists()
