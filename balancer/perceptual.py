@@ -1,7 +1,7 @@
 """The perceptual hash of `imagehash.phash`, bit by bit, in a fraction of its time.
 
-Pillow shrinks a picture with one multiplication after the other, which takes longer than decoding a JPEG. Matrix
-products of the same integers are as exact in float64, and several times as fast.
+Pillow shrinks a picture with one multiplication after the other, which takes longer than decoding a JPEG.
+Matrix products of the same integers are as exact in float64, and several times as fast.
 """
 
 from __future__ import annotations

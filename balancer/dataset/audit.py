@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
+from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.facet_table import (
     NO_CLASS,
     TableRow,
@@ -170,9 +171,11 @@ def audit(
     return _run_audit(Path(path), how)
 
 
-def audit_path(dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None) -> Audit:
+def audit_path(
+    dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None, watch: Watch = unwatched
+) -> Audit:
     """Audit the dataset that a command names, with the limits of its settings."""
-    return _run_audit(find_dataset(dataset), _how(settings, settings.metadata, facets))
+    return _run_audit(find_dataset(dataset), replace(_how(settings, settings.metadata, facets), watch=watch))
 
 
 def _how(
@@ -198,6 +201,7 @@ class _How:
     axes: Sequence[Facet] = ()
     classes: Collection[str] = ()
     is_holdout: bool = False
+    watch: Watch = unwatched
 
 
 def _run_audit(path: Path, how: _How) -> Audit:
@@ -280,12 +284,12 @@ def list_columns(columns: Sequence[str]) -> str:
     return shown + (f" and {more} more" if more > 0 else "")
 
 
-def audit_dataset(config: Config) -> Audit:
+def audit_dataset(config: Config, watch: Watch = unwatched) -> Audit:
     """Audit the dataset of a config, with its limits and facets."""
-    return _audit_folder(dataset_folder(config), config.dataset.metadata, config)
+    return _audit_folder(dataset_folder(config), config.dataset.metadata, config, watch)
 
 
-def audit_holdout(config: Config) -> Audit | None:
+def audit_holdout(config: Config, watch: Watch = unwatched) -> Audit | None:
     """Audit the hold-out of a config in the same way; None if it has none.
 
     Its table has the same name as the dataset's. Raises DatasetError for folders that are not classes of the
@@ -297,14 +301,16 @@ def audit_holdout(config: Config) -> Audit | None:
     metadata = config.dataset.metadata
     if metadata is not None and os.path.isabs(metadata):
         metadata = None  # that table describes the dataset's files
-    holdout = _audit_folder(folder, metadata, config, is_holdout=True)
+    holdout = _audit_folder(folder, metadata, config, watch, is_holdout=True)
     match_classes(holdout, config)
     return holdout
 
 
-def _audit_folder(folder: Path, metadata: str | None, config: Config, *, is_holdout: bool = False) -> Audit:
+def _audit_folder(
+    folder: Path, metadata: str | None, config: Config, watch: Watch, *, is_holdout: bool = False
+) -> Audit:
     how = _how(config.dataset, metadata, tuple(config.facets), config.facet_axes(), config.classes)
-    audited = _run_audit(folder, replace(how, is_holdout=is_holdout))
+    audited = _run_audit(folder, replace(how, is_holdout=is_holdout, watch=watch))
     if config.facets and not audited.tables and config.target.count_real_facets == "known":
         remark = (
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
@@ -388,11 +394,12 @@ def _read_images(
     root: Path, listing: DatasetListing, spelled: Mapping[str, str], how: _How
 ) -> tuple[list[RealImage], list[tuple[str, str]]]:
     """The images, and the names of unusable files with the reason."""
-    from balancer.dataset.decoding.decoders import read_all_images
+    from balancer.dataset.decoding.fact_cache import read_known_images
     from balancer.dataset.decoding.image_info import DecodeLimits
 
     names = sorted(listing.files)
-    infos = read_all_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels))
+    with how.watch(len(names)) as count:
+        infos = read_known_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels), count)
     images, faults = [], []
     for name, info in zip(names, infos, strict=True):
         if isinstance(info, str):

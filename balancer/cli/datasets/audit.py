@@ -35,7 +35,7 @@ def command(dataset: str, as_json: bool, overrides: tuple[str, ...], every: bool
     from balancer.config.load import load_dataset_settings
     from balancer.dataset.audit import audit_path
 
-    result = audit_path(dataset, load_dataset_settings(overrides))
+    result = audit_path(dataset, load_dataset_settings(overrides), watch=console.watch_images)
     if as_json:
         console.print_json(_as_json(result))
     else:

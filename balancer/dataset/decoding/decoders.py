@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import cast
 from balancer.dataset.decoding.child import TABLE_SECONDS, UNNUMBERED
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer
 from balancer.dataset.decoding.spawning import end, kill, spawn
+from balancer.dataset.decoding.watching import Count, ignore_count
 from balancer.dataset.table_reader import MAX_ANSWER_BYTES, OWN_NAMES, ColumnNames
 
 MAX_DECODERS = 8
@@ -47,10 +48,10 @@ def read_all_images(
     root: Path,
     names: Sequence[str],
     limits: DecodeLimits,
-    count: Callable[[int], None] = lambda done: None,
+    count: Count = ignore_count,
 ) -> list[ImageInfo | str]:
-    """The image info of each file below `root`, or the reason why it cannot be used. `count` is called now and
-    then with the number of files that were read."""
+    """The image info of each file below `root`, or the reason why it cannot be used. `count` gets the number
+    of files that were read, now and then."""
     answers: list[ImageInfo | str | None] = [None] * len(names)
     processes = min(MAX_DECODERS, os.cpu_count() or 1, -(-len(names) // IMAGES_PER_DECODER))
     top, places = os.path.abspath(root), iter(range(len(names)))
