@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -230,14 +231,14 @@ def luminance_stats(pixels: Pixels) -> tuple[float, float]:
 
 def pixel_sha256(pixels: Pixels) -> str:
     """Hex sha256 over shape and pixels. Files with the same pixels share it, whatever their encoding."""
-    digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())
+    digest = hashlib.sha256(struct.pack("<3I", *pixels.shape))
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
 def picture_sha256(picture: Image.Image) -> str:
     """The `pixel_sha256` of an RGB picture."""
-    digest = hashlib.sha256(np.array((picture.height, picture.width, 3), "<u4").tobytes())
+    digest = hashlib.sha256(struct.pack("<3I", picture.height, picture.width, 3))
     digest.update(picture.tobytes())
     return digest.hexdigest()
 

@@ -37,7 +37,8 @@ def hash_picture(image: Image.Image) -> str:
     """64 bits as 16 hex digits."""
     from scipy.fftpack import dct
 
-    frequencies: Floats = dct(dct(_shrink(image.convert("L")), axis=0), axis=1)[:KEPT, :KEPT].ravel()
+    rows = dct(_shrink(image.convert("L")), axis=0)[:KEPT]
+    frequencies: Floats = dct(rows, axis=1)[:, :KEPT].ravel()
     middle = KEPT * KEPT // 2
     halves = np.partition(frequencies, (middle - 1, middle))
     median = (halves[middle - 1] + halves[middle]) / 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,10 @@ WITH_FOLDERS = (FOLDERS, SPLIT_FOLDERS)
 """Layouts whose classes are folders."""
 
 MAX_COLUMN_NAME = 60
+
+_NO_ROW: Mapping[str, str] = {}
+_NO_FACETS: Mapping[str, str] = {}
+"""Shared by all images without values: a dict of each would take as much as its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +222,10 @@ def _run_audit(path: Path, how: _How) -> Audit:
     values = FacetMatcher.match(columns, names, how.axes)
     spelling = {composed(name): name for name in how.classes}
     spelled = {label: spelling.get(composed(label), composed(label)) for label in listing.classes}
-    images, faults = _read_images(root, listing, spelled, how)
+    infos, faults = _read_images(root, listing, how)
     images = [
-        _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
+        _real_image(name, spelled[listing.files[name]], info, joined.rows.get(name, _NO_ROW), values, listing)
+        for name, info in infos
     ]
     set_aside, images = _set_aside(images, how.settings)
     resolved = resolve_conflicts(root, images, how.settings)
@@ -229,7 +234,8 @@ def _run_audit(path: Path, how: _How) -> Audit:
     misfiled = [
         image.file_name
         for image in images
-        if _is_misfiled(image, joined.rows.get(image.file_name, {}), listing.labels[image.file_name])
+        if (row := joined.rows.get(image.file_name))
+        and _is_misfiled(image, row, listing.labels[image.file_name])
     ]
     per_class = Counter(image.class_name for image in images)
     table_names = name_tables(tables)
@@ -348,9 +354,10 @@ def credited_facets(
     if must_match and config.target.count_real_facets == "known" and audit.lost_facets:
         _refuse_lost_facets(audit)
     values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
+    axes = config.facet_axes()
     for image in audit.images:
         if image.class_name in values:
-            values[image.class_name].append(known_values(image, config.facet_axes()))
+            values[image.class_name].append(known_values(image, axes))
     return values
 
 
@@ -391,29 +398,32 @@ def _refuse_lost_facets(audit: Audit) -> None:
 
 
 def _read_images(
-    root: Path, listing: DatasetListing, spelled: Mapping[str, str], how: _How
-) -> tuple[list[RealImage], list[tuple[str, str]]]:
-    """The images, and the names of unusable files with the reason."""
+    root: Path, listing: DatasetListing, how: _How
+) -> tuple[Iterator[tuple[str, ImageInfo]], list[tuple[str, str]]]:
+    """Names with the infos of images, and those of unusable files with the reason."""
     from balancer.dataset.decoding.fact_cache import read_known_images
     from balancer.dataset.decoding.image_info import DecodeLimits
 
     names = sorted(listing.files)
     with how.watch(len(names)) as count:
         infos = read_known_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels), count)
-    images, faults = [], []
-    for name, info in zip(names, infos, strict=True):
-        if isinstance(info, str):
-            faults.append((name, info))
-        else:
-            images.append(_real_image(name, spelled[listing.files[name]], info))
-    return images, faults
+    read = ((name, info) for name, info in zip(names, infos, strict=True) if not isinstance(info, str))
+    return read, [(name, info) for name, info in zip(names, infos, strict=True) if isinstance(info, str)]
 
 
-def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
+def _real_image(
+    name: str,
+    class_name: str,
+    info: ImageInfo,
+    row: TableRow,
+    values: FacetMatcher,
+    listing: DatasetListing,
+) -> RealImage:
+    split = listing.splits.get(name) or row.get("split", "")
     return RealImage(
         file_name=name,
         class_name=class_name,
-        facets={},
+        facets=values.read(row, class_name) or _NO_FACETS,
         width=info.width,
         height=info.height,
         num_bytes=info.num_bytes,
@@ -421,15 +431,8 @@ def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
         phash=info.phash,
         pixel_sha256=info.pixel_sha256,
         marked_synthetic=info.marked_synthetic,
+        split="" if is_missing(split) else split,
     )
-
-
-def _with_facets(
-    image: RealImage, row: TableRow, values: FacetMatcher, splits: Mapping[str, str]
-) -> RealImage:
-    split = splits.get(image.file_name) or row.get("split", "")
-    facets = values.read(row, image.class_name)
-    return replace(image, facets=facets, split="" if is_missing(split) else split)
 
 
 def _is_misfiled(image: RealImage, row: TableRow, label: str) -> bool:
