@@ -168,7 +168,7 @@ class _Table:
         return bytes(value.as_buffer())
 
     def _heavy_batches(self, row: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        """Batches that begin at or before `row`, and where. Each child that decodes images begins somewhere."""
+        """The row at which batches begin, that of `row` or an earlier one, and the batches."""
         if self._parquet is None:
             return 0, _arrow_batches(self._file)
         about, start, group = self._parquet.metadata, 0, 0
