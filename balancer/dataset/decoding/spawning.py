@@ -23,7 +23,7 @@ def spawn(call: str, requests: socket.socket | None = None) -> subprocess.Popen[
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        stdin=subprocess.PIPE if requests is None else requests,
+        stdin=subprocess.PIPE if requests is None else requests.fileno(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment(),
