@@ -130,6 +130,29 @@ def test_two_files_that_changed_places_are_decoded_again(root, decoded):
     assert decoded == ["a/0.bmp", "a/2.bmp"]
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(root, decoded, monkeypatch, tmp_path):
+    """Here it is another file behind a link for a while."""
+    for version in ("one", "two"):
+        draw(tmp_path / version / "x.bmp", len(version) + (version == "two"))
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    honest = decoders.read_all_images
+
+    def images(root, names, limits, count):
+        link.unlink()
+        link.symlink_to("two")
+        return honest(root, names, limits, count)
+
+    monkeypatch.setattr(decoders, "read_all_images", images)
+    read(link, "x.bmp")
+    monkeypatch.setattr(decoders, "read_all_images", honest)
+    link.unlink()
+    link.symlink_to("one")
+    [info] = read(link, "x.bmp")
+    assert decoded == ["x.bmp"] * 2
+    assert info == parse_answer(answer(tmp_path / "one" / "x.bmp", LIMITS).encode())
+
+
 def test_a_file_that_changed_just_now_is_not_kept(root, decoded, monkeypatch):
     monkeypatch.setattr(file_keys, "SETTLED_NS", 3_600_000_000_000)
     read(root, "a/0.bmp")

@@ -61,6 +61,7 @@ def read_all_images(
         requests = ((place, os.fsencode(os.path.join(top, names[place]))) for place in places)
         for place, answer in decoder.read_each(requests):
             answers[place] = answer
+            decoder.answered += 1
 
     try:
         with ThreadPoolExecutor(max(processes, 1)) as threads:
@@ -70,7 +71,7 @@ def read_all_images(
                     done, running = wait(running, COUNT_EVERY_S, FIRST_EXCEPTION)
                     for each in done:
                         each.result()
-                    count(len(names) - answers.count(None))
+                    count(sum(decoder.answered for decoder in decoders))
             except BaseException:
                 for decoder in decoders:
                     decoder.stop()
@@ -86,6 +87,7 @@ class DecoderProcess:
     that leaves it in an unknown state."""
 
     def __init__(self, limits: DecodeLimits) -> None:
+        self.answered = 0
         self._limits = f"{limits.max_bytes} {limits.max_pixels}".encode()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None

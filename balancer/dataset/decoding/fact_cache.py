@@ -84,13 +84,13 @@ def read_known_images(
     known = len(names) - len(missing)
     for start in range(0, len(missing), PORTION):
         places = missing[start : start + PORTION]
-        fresh = decoders.read_all_images(
-            root, [names[place] for place in places], limits, partial(_count_on, count, known)
-        )
+        portion = [names[place] for place in places]
+        fresh = decoders.read_all_images(root, portion, limits, partial(_count_on, count, known))
         known += len(fresh)
         for place, answer in zip(places, fresh, strict=True):
             answers[place] = answer
-        if len(settled := _make_rows(keys[places], fresh)):
+        unchanged = (file_keys(root, portion) == keys[places]).all(axis=1, keepdims=True)
+        if len(settled := _make_rows(keys[places] * unchanged, fresh)):
             rows, used = _add(rows, used, settled)
             _save(path, rows[used], rows[~used][: max(SPARE_ROWS, len(names))])
     _note_use(path)
