@@ -87,6 +87,9 @@ if TYPE_CHECKING:
 LISTED_CELLS = 20
 """Cells with missing images that a run lists in the end."""
 
+WATCH_S = 10.0
+"""Between two lines that say how far the audit is."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -121,6 +124,19 @@ class Reporter:
         """A note that begins with the time since the start: what takes long says so before it does."""
         minutes, seconds = divmod(int(time.monotonic() - self.begun_s), 60)
         self.note(f"{minutes}:{seconds:02d} {text}")
+
+    @contextlib.contextmanager
+    def watch_images(self, total: int) -> Iterator[Callable[[int], None]]:
+        """A step now and then while images are read."""
+        said_s = time.monotonic()
+
+        def count(done: int) -> None:
+            nonlocal said_s
+            if time.monotonic() - said_s >= WATCH_S:
+                said_s = time.monotonic()
+                self.step(f"{done} of {counted(total, 'image')} read")
+
+        yield count
 
 
 def run(
@@ -207,11 +223,11 @@ def _run(
     else:
         check_unchanged(config, models, begun.known, allow_config_change, begun.view.rules)
     reporter.step(f"reading the dataset {config.dataset.path}")
-    audit = audit_dataset(config)
+    audit = audit_dataset(config, reporter.watch_images)
     splits = assign_splits(audit, config, begun.splits(audit) if begun else None)
     training = select_training(audit, splits)
     counts = match_classes(training, config)
-    holdout = audit_holdout(config)
+    holdout = audit_holdout(config, reporter.watch_images)
     _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
     plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))

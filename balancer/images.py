@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from PIL import Image, UnidentifiedImageError, features
 from PIL.Image import Transpose
 
 from balancer.errors import DatasetError
+from balancer.perceptual import hash_picture
 from balancer.storage.regular_files import TooLargeError, read_regular
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ xmlns:balancer="urn:balancer:1">
 
 # Writers use an element, an attribute or a resource. XMP escapes quotes and brackets inside a value,
 # so a prompt that quotes the term does not match.
+_MARKED_PROPERTY = b"DigitalSourceType"
 _SYNTHETIC_MARK = re.compile(
     rb"""DigitalSourceType(?:>\s*|\s+rdf:resource\s*=\s*["']|\s*=\s*["'])"""
     rb"https?://cv\.iptc\.org/newscodes/digitalsourcetype/"
@@ -176,6 +179,11 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     Applies EXIF rotation, blends transparency over white, scales 16-bit grey down and takes the first frame
     of an animation, the first page of a TIFF. Ignores colour profiles, as training code does.
     """
+    return np.asarray(decode_picture(data, max_pixels=max_pixels))
+
+
+def decode_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Like `decode_image`, without the copy into an array."""
     try:
         _check_parts(data)
         with _open_header(data) as image:
@@ -184,7 +192,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
             _check_mode(image)
             image.load()
             _cut_transparent_colour(image, data)
-            return np.asarray(_upright(_to_rgb(image), image))
+            return _upright(_to_rgb(image), image)
     except UnreadableImage:
         raise
     except MemoryError as error:
@@ -219,7 +227,7 @@ def encode_image(pixels: Pixels, prompt_mark: Mapping[str, str], image_format: s
 def is_marked_synthetic(data: bytes) -> bool:
     """Whether the XMP of an image says that a trained model made it, fully or partly."""
     # All formats store XMP uncompressed, so a search finds it without parsing.
-    return _SYNTHETIC_MARK.search(data) is not None
+    return _MARKED_PROPERTY in data and _SYNTHETIC_MARK.search(data) is not None
 
 
 def luminance_stats(pixels: Pixels) -> tuple[float, float]:
@@ -230,15 +238,21 @@ def luminance_stats(pixels: Pixels) -> tuple[float, float]:
 
 def pixel_sha256(pixels: Pixels) -> str:
     """Hex sha256 over shape and pixels. Files with the same pixels share it, whatever their encoding."""
-    size = np.array(pixels.shape, "<u4").tobytes()
-    return hashlib.sha256(size + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    digest = hashlib.sha256(struct.pack("<3I", *pixels.shape))
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def picture_sha256(picture: Image.Image) -> str:
+    """The `pixel_sha256` of an RGB picture."""
+    digest = hashlib.sha256(struct.pack("<3I", picture.height, picture.width, 3))
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
 
 
 def perceptual_hash(pixels: Pixels) -> str:
     """A 64-bit hash as 16 hex digits. Similar images differ in few bits."""
-    import imagehash
-
-    return str(imagehash.phash(Image.fromarray(pixels)))
+    return hash_picture(Image.fromarray(pixels))
 
 
 _pillow_lock = threading.Lock()
@@ -386,7 +400,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar, cast
 
 from balancer.cli.streams import note as note
@@ -159,6 +159,11 @@ def counting(noun: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(noun, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def watch_images(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Progress of an audit."""
+    return counting("images read", total)
 
 
 def _counted_lines(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
+from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.facet_table import (
     NO_CLASS,
     TableRow,
@@ -73,6 +74,10 @@ WITH_FOLDERS = (FOLDERS, SPLIT_FOLDERS)
 """Layouts whose classes are folders."""
 
 MAX_COLUMN_NAME = 60
+
+_NO_ROW: Mapping[str, str] = {}
+_NO_FACETS: Mapping[str, str] = {}
+"""Shared by all images without values: a dict of each would take as much as its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +176,11 @@ def audit(
     return _run_audit(Path(path), how)
 
 
-def audit_path(dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None) -> Audit:
+def audit_path(
+    dataset: str, settings: DatasetConfig, facets: Sequence[str] | None = None, watch: Watch = unwatched
+) -> Audit:
     """Audit the dataset that a command names, with the limits of its settings."""
-    return _run_audit(find_dataset(dataset), _how(settings, settings.metadata, facets))
+    return _run_audit(find_dataset(dataset), replace(_how(settings, settings.metadata, facets), watch=watch))
 
 
 def _how(
@@ -199,6 +206,7 @@ class _How:
     axes: Sequence[Facet] = ()
     classes: Collection[str] = ()
     is_holdout: bool = False
+    watch: Watch = unwatched
 
 
 def _run_audit(path: Path, how: _How) -> Audit:
@@ -215,9 +223,10 @@ def _run_audit(path: Path, how: _How) -> Audit:
     values = FacetMatcher.match(columns, names, how.axes)
     spelling = {composed(name): name for name in how.classes}
     spelled = {label: spelling.get(composed(label), composed(label)) for label in listing.classes}
-    images, faults = _read_images(root, listing, spelled, how)
+    infos, faults = _read_images(root, listing, how)
     images = [
-        _with_facets(image, joined.rows.get(image.file_name, {}), values, listing.splits) for image in images
+        _real_image(name, spelled[listing.files[name]], info, joined.rows.get(name, _NO_ROW), values, listing)
+        for name, info in infos
     ]
     set_aside, images = _set_aside(images, how.settings)
     resolved = resolve_conflicts(root, images, how.settings)
@@ -226,7 +235,8 @@ def _run_audit(path: Path, how: _How) -> Audit:
     misfiled = [
         image.file_name
         for image in images
-        if _is_misfiled(image, joined.rows.get(image.file_name, {}), listing.labels[image.file_name])
+        if (row := joined.rows.get(image.file_name))
+        and _is_misfiled(image, row, listing.labels[image.file_name])
     ]
     per_class = Counter(image.class_name for image in images)
     table_names = name_tables(tables)
@@ -281,12 +291,12 @@ def list_columns(columns: Sequence[str]) -> str:
     return shown + (f" and {more} more" if more > 0 else "")
 
 
-def audit_dataset(config: Config) -> Audit:
+def audit_dataset(config: Config, watch: Watch = unwatched) -> Audit:
     """Audit the dataset of a config, with its limits and facets."""
-    return _audit_folder(dataset_folder(config), config.dataset.metadata, config)
+    return _audit_folder(dataset_folder(config), config.dataset.metadata, config, watch)
 
 
-def audit_holdout(config: Config) -> Audit | None:
+def audit_holdout(config: Config, watch: Watch = unwatched) -> Audit | None:
     """Audit the hold-out of a config in the same way; None if it has none.
 
     Its table has the same name as the dataset's. Raises DatasetError for folders that are not classes of the
@@ -298,14 +308,16 @@ def audit_holdout(config: Config) -> Audit | None:
     metadata = config.dataset.metadata
     if metadata is not None and os.path.isabs(metadata):
         metadata = None  # that table describes the dataset's files
-    holdout = _audit_folder(folder, metadata, config, is_holdout=True)
+    holdout = _audit_folder(folder, metadata, config, watch, is_holdout=True)
     match_classes(holdout, config)
     return holdout
 
 
-def _audit_folder(folder: Path, metadata: str | None, config: Config, *, is_holdout: bool = False) -> Audit:
+def _audit_folder(
+    folder: Path, metadata: str | None, config: Config, watch: Watch, *, is_holdout: bool = False
+) -> Audit:
     how = _how(config.dataset, metadata, tuple(config.facets), config.facet_axes(), config.classes)
-    audited = _run_audit(folder, replace(how, is_holdout=is_holdout))
+    audited = _run_audit(folder, replace(how, is_holdout=is_holdout, watch=watch))
     if config.facets and not audited.tables and config.target.count_real_facets == "known":
         remark = (
             f"{folder}: no metadata table, so no real image counts for a facet (target.count_real_facets)"
@@ -343,9 +355,10 @@ def credited_facets(
     if must_match and config.target.count_real_facets == "known" and audit.lost_facets:
         _refuse_lost_facets(audit)
     values: dict[str, list[dict[str, str]]] = {name: [] for name in config.classes}
+    axes = config.facet_axes()
     for image in audit.images:
         if image.class_name in values:
-            values[image.class_name].append(known_values(image, config.facet_axes()))
+            values[image.class_name].append(known_values(image, axes))
     return values
 
 
@@ -386,47 +399,40 @@ def _refuse_lost_facets(audit: Audit) -> None:
 
 
 def _read_images(
-    root: Path, listing: DatasetListing, spelled: Mapping[str, str], how: _How
-) -> tuple[list[RealImage], list[tuple[str, str]]]:
-    """The images, and the names of unusable files with the reason."""
-    from balancer.dataset.decoding.decoders import read_all_images
+    root: Path, listing: DatasetListing, how: _How
+) -> tuple[Iterator[tuple[str, ImageInfo]], list[tuple[str, str]]]:
+    """Names with the infos of images, and those of unusable files with the reason."""
+    from balancer.dataset.decoding.fact_cache import read_known_images
     from balancer.dataset.decoding.image_info import DecodeLimits
 
     names = sorted(listing.files)
-    infos = read_all_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels))
-    images, faults = [], []
-    for name, info in zip(names, infos, strict=True):
-        if isinstance(info, str):
-            faults.append((name, info))
-        else:
-            images.append(_real_image(name, spelled[listing.files[name]], info))
-    return images, faults
+    with how.watch(len(names)) as count:
+        infos = read_known_images(root, names, DecodeLimits(how.max_bytes, how.max_pixels), count)
+    read = ((name, info) for name, info in zip(names, infos, strict=True) if not isinstance(info, str))
+    return read, [(name, info) for name, info in zip(names, infos, strict=True) if isinstance(info, str)]
 
 
-def _real_image(name: str, class_name: str, info: ImageInfo) -> RealImage:
+def _real_image(
+    name: str,
+    class_name: str,
+    info: ImageInfo,
+    row: TableRow,
+    values: FacetMatcher,
+    listing: DatasetListing,
+) -> RealImage:
+    split = listing.splits.get(name) or row.get("split", "")
     return RealImage(
         file_name=name,
         class_name=class_name,
-        facets={},
+        facets=values.read(row, class_name) or _NO_FACETS,
         width=info.width,
         height=info.height,
         num_bytes=info.num_bytes,
         sha256=info.sha256,
         phash=info.phash,
         pixel_sha256=info.pixel_sha256,
-        marked_synthetic=info.marked_synthetic,
-    )
-
-
-def _with_facets(
-    image: RealImage, row: TableRow, values: FacetMatcher, splits: Mapping[str, str]
-) -> RealImage:
-    split = splits.get(image.file_name) or row.get("split", "")
-    return replace(
-        image,
-        facets=values.read(row, image.class_name),
+        marked_synthetic=info.marked_synthetic or _is_of_a_run(row),
         split="" if is_missing(split) else split,
-        marked_synthetic=image.marked_synthetic or _is_of_a_run(row),
     )
 
 

@@ -39,9 +39,11 @@ class Joined:
     warnings: list[str] = field(default_factory=list)
 
 
-def join(tables: Iterable[Table], root: Path, files: Iterable[str]) -> Joined:
+def join(tables: Sequence[Table], root: Path, files: Iterable[str]) -> Joined:
     """`files` are all files of the dataset, including unreadable ones."""
     joined = Joined()
+    if not tables:
+        return joined
     exact, loose = _indexes(files)
     for table in tables:
         _join(table, root, exact, loose, joined)

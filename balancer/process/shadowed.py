@@ -16,7 +16,7 @@ from balancer.errors import UnavailableError
 
 OURS = ("actors", "balancer")
 THEIRS = tuple(
-    "PIL accelerate click diffusers duckdb grpc huggingface_hub imagehash jinja2 numpy open_clip pyarrow "
+    "PIL accelerate click diffusers duckdb grpc huggingface_hub jinja2 numpy open_clip pyarrow "
     "pydantic ray rich safetensors scipy sklearn tokenizers torch transformers yaml".split()
 )
 """Packages that actors import."""

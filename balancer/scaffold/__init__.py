@@ -24,6 +24,7 @@ from balancer.config.schema import (
 )
 from balancer.config.yaml_reading import Document, read_document
 from balancer.dataset.audit import Audit, RealImage, audit_path, find_dataset, list_columns
+from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import ConfigDraft, DraftFacet, Holdout, format_config
@@ -52,16 +53,19 @@ def starter_config(dataset: str) -> str:
 
 
 def draft_config(
-    dataset: str, settings: DatasetConfig, look: Callable[[Config], str] = lambda config: ""
+    dataset: str,
+    settings: DatasetConfig,
+    look: Callable[[Config], str] = lambda config: "",
+    watch: Watch = unwatched,
 ) -> tuple[str, tuple[str, ...]]:
     """A config for the dataset at this path, as YAML for `load_config`, and warnings about the dataset.
     `look` may say what a head sees in the labelled images of a config.
 
     Raises DatasetError if it is not a dataset, or has classes that no config can name.
     """
-    audit = audit_path(dataset, settings)
+    audit = audit_path(dataset, settings, watch=watch)
     _check_names(dataset, audit)
-    holdout = _find_holdout(dataset, audit, settings)
+    holdout = _find_holdout(dataset, audit, settings, watch)
     names = sorted({*audit.counts, *(holdout.audit.counts if holdout else ())})
     training = Counter(image.class_name for image in audit.images if not is_kept_apart(image))
     facets, left_out = _read_facets(audit)
@@ -122,11 +126,11 @@ def _is_name(name: str) -> bool:
 # The hold-out
 
 
-def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig) -> Holdout | None:
+def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig, watch: Watch) -> Holdout | None:
     """A sibling folder with most of the dataset's classes; it may have other classes, too."""
     if dataset == SAMPLE_DATASET:
         at = str(find_dataset(dataset, "holdout"))
-        return Holdout(SAMPLE_DATASET, audit_path(at, settings, audit.facet_names))
+        return Holdout(SAMPLE_DATASET, audit_path(at, settings, audit.facet_names, watch))
     if audit.given is not None:  # the folders beside a table are its own
         return None
     for name in HOLDOUT_FOLDERS:
@@ -135,7 +139,7 @@ def _find_holdout(dataset: str, audit: Audit, settings: DatasetConfig) -> Holdou
         if not folder.is_dir() or folder.samefile(audit.path):
             continue
         try:
-            sibling = audit_path(path, settings, audit.facet_names)
+            sibling = audit_path(path, settings, audit.facet_names, watch)
         except DatasetError:
             continue
         common = sibling.counts.keys() & audit.counts.keys()

@@ -12,6 +12,7 @@ from io import BufferedReader, FileIO
 
 OpenPath = str | os.PathLike[str]
 
+_LEAST_READ = 1 << 13
 _LINK = "a symbolic link, which is not followed"
 _LOOP = "at the end of symbolic links that lead in a circle"
 _NO_NAME = "no name that a file can have"
@@ -53,13 +54,25 @@ def append_regular(path: OpenPath) -> FileIO:
 
 def read_regular(path: OpenPath, *, max_bytes: int, follow_links: bool) -> bytes:
     """The whole content; TooLargeError before more than `max_bytes` are read, and as `open_regular`."""
-    with open_regular(path, follow_links=follow_links) as file:
-        claimed = os.fstat(file.fileno()).st_size
-        data = b"" if claimed > max_bytes else file.read(max_bytes + 1)
+    descriptor = _opened(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW))
+    try:
+        claimed = os.fstat(descriptor).st_size
+        data = b"" if claimed > max_bytes else _read(descriptor, claimed, max_bytes + 1)
+    finally:
+        os.close(descriptor)
     size = max(claimed, len(data))
     if size > max_bytes:
         raise TooLargeError(path, size, max_bytes)
     return data
+
+
+def _read(descriptor: int, claimed: int, most: int) -> bytes:
+    """At most `most` bytes. A buffered reader would make room for all of them first."""
+    parts = []
+    while most > 0 and (part := os.read(descriptor, min(most, max(claimed + 1, _LEAST_READ)))):
+        parts.append(part)
+        most -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def check_regular(path: OpenPath) -> None:

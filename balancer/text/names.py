@@ -25,6 +25,8 @@ def composed(name: str) -> str:
 
 
 def without_case(name: str) -> str:
+    if name.isascii():
+        return name.lower().strip()
     return composed(composed(name).casefold())
 
 

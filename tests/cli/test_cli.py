@@ -562,6 +562,21 @@ def test_on_a_terminal_counts_are_a_bar(monkeypatch):
     assert shown == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["audit", "init", "plan"])
+def test_what_reads_a_dataset_says_how_far_it_is(monkeypatch, tmp_path, name):
+    for place in range(2):
+        (tmp_path / "photos" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(tmp_path / "photos" / "cat" / f"{place}.png")
+    (tmp_path / "job.yaml").write_text(
+        "classes: {cat: {prompts: [cat]}}\ndataset: {path: photos}\ntarget: {per_class: 3}\n"
+    )
+    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("balancer.dataset.decoding.decoders.COUNT_EVERY_S", 0.01)
+    given = tmp_path / ("photos" if name in ("audit", "init") else "job.yaml")
+    result = invoke(name, str(given), *(["--no-preflight"] if name == "plan" else []))
+    assert "2 of 2 images read (100%)" in result.stderr.splitlines()
+
+
 def test_progress_lines_are_ten_seconds_apart():
     lines = lines_at([0, 1, 9.9, 10, 15, 30])
     assert [line[:8] for line in lines] == ["12:40:10", "12:40:20", "12:40:40"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,3 +67,13 @@ def test_a_run_says_in_the_end_which_classes_stay_below_their_target_by_design(m
 @pytest.mark.parametrize("state", ["complete", "interrupted"])
 def test_only_a_run_whose_quotas_are_met_exits_with_0(state, monkeypatch, tmp_path):
     assert ended(monkeypatch, tmp_path, state, accepted=2).exit_code == 0
+
+
+def test_a_run_says_now_and_then_how_far_reading_the_dataset_is(monkeypatch):
+    clock, notes = SimpleNamespace(s=100.0), list[str]()
+    monkeypatch.setattr(job.time, "monotonic", lambda: clock.s)
+    reporter = job.Reporter(note=notes.append, begun_s=100.0)
+    with reporter.watch_images(400) as count:
+        for clock.s, done in ((105.0, 50), (111.0, 100), (120.0, 200), (122.0, 300)):
+            count(done)
+    assert notes == ["0:11 100 of 400 images read", "0:22 300 of 400 images read"]

@@ -12,7 +12,7 @@ from balancer.dataset.table_reader import OWN_NAMES, read_table_answer
 
 
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def images(root, names, limits):
+    def images(root, names, limits, count=None):
         return [parse_answer(answer(root / name, limits).encode()) for name in names]
 
     def tables(paths, columns=OWN_NAMES, packed=False) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,13 @@ from PIL import Image
 from balancer.dataset.audit import audit
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.decoders import DecoderProcess, read_all_images
-from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo, parse_answer, read_image_info
+from balancer.dataset.decoding.image_info import (
+    DecodeLimits,
+    ImageInfo,
+    info_line,
+    parse_answer,
+    read_image_info,
+)
 from balancer.dataset.decoding.spawning import environment
 
 LIMITS = DecodeLimits(1_000_000, 1_000_000)
@@ -67,19 +73,18 @@ HARMFUL = """
 def harmful(monkeypatch):
     """Decoders that do what the file says."""
 
-    def start(decoder):
+    def spawn(call, requests):
         code = f"import sys; sys.path[:] = {sys.path!r}\n{textwrap.dedent(HARMFUL)}"
-        decoder._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
+            stdin=requests,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment(),
             process_group=0,
         )
-        return decoder._process
 
-    monkeypatch.setattr(DecoderProcess, "_start", start)
+    monkeypatch.setattr(decoders, "spawn", spawn)
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ def test_an_image_that_its_decoder_does_not_survive_is_listed_and_the_others_are
 
 
 def test_a_decoder_that_does_nothing_at_all_is_given_up(folder, harmful, monkeypatch):
-    monkeypatch.setattr(decoders, "MAX_WAIT_S", 3.0)
+    monkeypatch.setattr(decoders, "MAX_WAIT_S", 10.0)
     (folder / "1b.png").write_bytes(b"wait:")
     began = time.monotonic()
     harmed, after = read_all_images(folder, ["1b.png", "1.png"], LIMITS)
@@ -142,8 +147,8 @@ def test_a_decoder_is_told_no_secrets(folder, harmful, monkeypatch):
 
 def test_no_process_is_left_when_the_images_are_read(folder, harmful):
     (folder / "1b.png").write_bytes(b"wait:")
-    decoder = DecoderProcess()
-    decoder.read(folder / "0.png", LIMITS)
+    decoder = DecoderProcess(LIMITS)
+    assert list(decoder.read_each(iter([(0, os.fsencode(folder / "0.png"))])))
     group = decoder._process.pid
     decoder.close()
     give_up = time.monotonic() + 60
@@ -196,7 +201,9 @@ def test_an_audit_lists_what_crashed_and_counts_the_rest(folder, harmful):
 
 
 def test_an_answer_is_read_as_it_was_given():
-    assert parse_answer(json.dumps(asdict(PICTURE)).encode()) == PICTURE
+    marked = replace(PICTURE, marked_synthetic=True)
+    assert [parse_answer(info_line(info).encode()) for info in (PICTURE, marked)] == [PICTURE, marked]
+    assert json.loads(info_line(PICTURE)) == {name: getattr(PICTURE, name) for name in PICTURE.__slots__}
     assert parse_answer(b'{"reason": "the file is empty"}') == "the file is empty"
 
 
@@ -214,8 +221,9 @@ def test_an_answer_is_read_as_it_was_given():
     ],
 )
 def test_an_answer_that_is_not_quite_one_is_refused(change):
-    with pytest.raises(ValueError, match=r"missing|digits"):
-        parse_answer(json.dumps(asdict(PICTURE) | change).encode())
+    fields = json.loads(info_line(PICTURE)) | change
+    with pytest.raises(ValueError, match="neither the info"):
+        parse_answer(json.dumps(fields).encode())
 
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)

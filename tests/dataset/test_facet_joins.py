@@ -18,6 +18,7 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit, audit_dataset, credited_facets, match_classes
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
+from balancer.dataset.decoding.watching import Count
 from balancer.dataset.table_reader import read_table_answer
 from balancer.errors import DatasetError
 
@@ -29,7 +30,9 @@ WEATHER = dict(zip(FILES, ("rain", "sun", "rain", "rain"), strict=True))
 def _nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are read here, not in a process of their own, and every image is a small one."""
 
-    def read_all_images(root: Path, names: Sequence[str], limits: DecodeLimits) -> list[ImageInfo]:
+    def read_all_images(
+        root: Path, names: Sequence[str], limits: DecodeLimits, count: Count
+    ) -> list[ImageInfo]:
         return [
             ImageInfo(8, 8, 1, f"{place:064x}", "0" * 16, f"{place:064x}", False)
             for place in range(len(names))

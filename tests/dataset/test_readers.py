@@ -25,6 +25,7 @@ from balancer.config.schema import ActorsConfig, Config, DatasetConfig, OutputCo
 from balancer.dataset.audit import Audit, audit, audit_dataset, audit_holdout, match_classes
 from balancer.dataset.decoding import members
 from balancer.dataset.location import refuse_shared_holdout
+from balancer.dataset.readers import packed_files
 from balancer.dataset.splits import assign_splits, describe_kept_apart
 from balancer.errors import DatasetError, UsageError
 from balancer.images import (
@@ -1013,6 +1014,19 @@ def test_init_takes_a_dataset_without_a_classed_image(tmp_path, layout):
     result = invoke("init", str(tmp_path), *settings)
     assert (result.exit_code, "Traceback" in result.output) in {(0, False), (2, False)}
     assert not isinstance(result.exception, ValueError)
+
+
+def test_images_of_a_parquet_file_may_be_read_in_any_order(tmp_path, monkeypatch):
+    path = tmp_path / "images.parquet"
+    images = [f"{place}".encode() for place in range(300)]
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), path, row_group_size=70)
+    for place in (299, 0, 70, 69, 200, 139, 140, 299):
+        packed_files._last.identity = None
+        assert packed_files.read_member(path, str(place), 100) == images[place]
+        before = max(place - 1, 0)
+        assert packed_files.read_member(path, f"{before}.png", 100) == images[before]
+    with pytest.raises(ValueError, match="no such row"):
+        packed_files.read_member(path, "300", 100)
 
 
 # Crops

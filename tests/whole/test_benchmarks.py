@@ -62,6 +62,7 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
 @pytest.mark.parametrize(
     "benchmark",
     [
+        "audit",
         "crashes",
         "driver",
         "embedded",

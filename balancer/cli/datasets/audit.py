@@ -35,7 +35,7 @@ def command(dataset: str, as_json: bool, overrides: tuple[str, ...], every: bool
     from balancer.config.load import load_dataset_settings
     from balancer.dataset.audit import audit_path
 
-    result = audit_path(dataset, load_dataset_settings(overrides))
+    result = audit_path(dataset, load_dataset_settings(overrides), watch=console.watch_images)
     if as_json:
         console.print_json(_as_json(result))
     else:
@@ -123,14 +123,14 @@ def _print_remarks(title: str, lines: Sequence[str]) -> None:
 
 
 def _as_json(audit: Audit) -> dict[str, object]:
-    total = len(audit.images)
+    total, facets = len(audit.images), _facet_counts(audit)
     return {
         "path": os.fsencode(audit.given or audit.path).decode(errors="replace"),
         "layout": audit.layout,
         "layout_reason": audit.layout_reason,
         "images": total,
         "classes": {
-            name: {"images": count, "share": _share(count, total), "facets": _facet_counts(audit, name)}
+            name: {"images": count, "share": _share(count, total), "facets": facets[name]}
             for name, count in audit.counts.items()
         },
         "facets": {facet: _value_counts(audit, facet) for facet in audit.facet_names},
@@ -174,10 +174,16 @@ def _split_counts(audit: Audit) -> dict[str, int]:
     return dict(sorted(Counter(image.split for image in audit.images if image.split).items()))
 
 
-def _facet_counts(audit: Audit, class_name: str) -> dict[str, dict[str, int]]:
-    mine = [image for image in audit.images if image.class_name == class_name]
-    counts = {facet: Counter(image.facets.get(facet) for image in mine) for facet in audit.facet_names}
-    return {facet: {value: counts[facet][value] for value in _list_values(audit, facet)} for facet in counts}
+def _facet_counts(audit: Audit) -> dict[str, dict[str, dict[str, int]]]:
+    """Images of each class with each value."""
+    values = {facet: _list_values(audit, facet) for facet in audit.facet_names}
+    counts = Counter(
+        (image.class_name, facet, image.facets.get(facet)) for image in audit.images for facet in values
+    )
+    return {
+        name: {facet: {value: counts[name, facet, value] for value in values[facet]} for facet in values}
+        for name in audit.counts
+    }
 
 
 def _list_values(audit: Audit, facet: str) -> Sequence[str]:

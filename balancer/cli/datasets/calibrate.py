@@ -53,7 +53,8 @@ def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, .
     from balancer.dataset.audit import audit_dataset, audit_holdout, match_classes
     from balancer.dataset.splits import assign_splits
 
-    audit, holdout = audit_dataset(loaded), audit_holdout(loaded)
+    audit = audit_dataset(loaded, console.watch_images)
+    holdout = audit_holdout(loaded, console.watch_images)
     match_classes(audit, loaded)
     judged, verifier = loaded.verification, verifier_here(loaded)
     measured = measure_here(loaded, audit, holdout, verifier)

@@ -241,12 +241,12 @@ def _data(config: Config) -> Iterator[Check]:
     plans: list[Plan] = []
 
     def dataset() -> str:
-        audits.append(audit_dataset(config))
+        audits.append(audit_dataset(config, console.watch_images))
         return _contents(audits[0], config)
 
     def holdout() -> str:
         refuse_shared_holdout(config)
-        audit = audit_holdout(config)
+        audit = audit_holdout(config, console.watch_images)
         return _contents(audit, config) if audit else "none (dataset.holdout)"
 
     def plan() -> str:

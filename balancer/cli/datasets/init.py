@@ -37,7 +37,7 @@ def command(dataset: str, out: str | None, overrides: tuple[str, ...]) -> None:
 
     if out is not None:
         check_free(out)
-    text, warnings = draft_config(dataset, load_dataset_settings(overrides), _look)
+    text, warnings = draft_config(dataset, load_dataset_settings(overrides), _look, console.watch_images)
     for line in warnings:
         console.warn(line)
     if out is None:

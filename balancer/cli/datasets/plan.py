@@ -71,7 +71,7 @@ def command(
 
         refuse_faulty(loaded)
         _check_generator(loaded)
-    audit = audit_dataset(loaded)
+    audit = audit_dataset(loaded, console.watch_images)
     splits = assign_splits(audit, loaded)
     training = select_training(audit, splits)
     counts = match_classes(training, loaded)
@@ -172,7 +172,10 @@ def _measure(config: Config, audit: Audit, splits: Mapping[str, str]) -> _Seen |
                 console.note(f"no pre-flight: the {kind} is not on this machine ({missing} to download)")
                 return None
         real_images.load_calibration(config)
-        holdout, verifier = audit_holdout(config), _announced(real_images.verifier_here(config))
+        holdout, verifier = (
+            audit_holdout(config, console.watch_images),
+            _announced(real_images.verifier_here(config)),
+        )
         measured = real_images.measure_here(config, audit, holdout, verifier)
         looking = Looking(config, audit, holdout, measured, call_here(config, verifier), splits)
         heads = study_heads(looking)

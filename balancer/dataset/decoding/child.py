@@ -1,8 +1,9 @@
 """The processes that decode images for the audit and read its tables.
 
-A request is a line with the path and the limits, an answer a line as in `image_info`. The first process
-decodes nothing: it forks a child for that. If an image kills the child, the first process answers in its
-place and forks another one. Memory and time of a child are limited, it has no network where the system
+A request is a packet with a number, the limits and the path, an answer a line with the number and what
+`image_info` says. The first process decodes nothing: it forks a child for that. If an image kills the child,
+the first process answers in its place and forks another one. Packets make that possible: a child that takes
+one leaves the others in the queue. Memory and time of a child are limited, it has no network where the system
 allows that, it writes no files, and it is replaced after some images.
 """
 
@@ -12,9 +13,10 @@ import ctypes
 import json
 import math
 import os
-import select
 import signal
+import socket
 import sys
+import time
 
 from balancer.dataset.decoding import members
 from balancer.dataset.decoding.image_info import DecodeLimits, answer
@@ -36,7 +38,15 @@ CPU_SECONDS_PER_MEGAPIXEL = 0.2
 """For one image, and per allowed megapixel: several times the slowest honest image, a progressive JPEG of
 noise at 0.04 s per megapixel."""
 
-IMAGES_PER_CHILD = 500
+IMAGES_PER_CHILD = 2000
+REFRESHED_S = 0.5
+"""CPU time after which the next image gets limits of its own: four system calls for each of many small images
+would take as long as decoding them."""
+
+UNNUMBERED = "?"
+"""Before the answer for an image that its child did not survive."""
+
+MAX_REQUEST_BYTES = 1 << 16
 
 SIGNALS = {
     signal.SIGXCPU: (
@@ -48,22 +58,23 @@ SIGNALS = {
 
 
 def serve() -> None:
-    """Answer requests on standard input until it ends."""
-    import imagehash  # noqa: F401  # once, not in every child
-    import scipy.fftpack  # noqa: F401
+    """Answer requests on standard input, a socket, until it ends."""
+    import scipy.fftpack  # noqa: F401  # once, not in every child
 
     leave_network()
     members.work_in_child()
-    while _has_more():
+    requests = socket.socket(fileno=os.dup(0))
+    while requests.recv(1, socket.MSG_PEEK):
         child = os.fork()
         if child == 0:
-            _decode_some()
+            _decode_some(requests)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            _say(json.dumps({"reason": _death(os.WTERMSIG(status))}))
+            _say(UNNUMBERED, json.dumps({"reason": _death(os.WTERMSIG(status))}))
         elif os.WEXITSTATUS(status) != 0:
-            _say(json.dumps({"reason": "its decoder ended unexpectedly"}))
+            _say(UNNUMBERED, json.dumps({"reason": "its decoder ended unexpectedly"}))
+    os._exit(0)  # without the second that libraries take to leave
 
 
 def serve_tables() -> None:
@@ -78,7 +89,7 @@ def serve_tables() -> None:
     limit_process(TABLE_SECONDS, TABLE_BYTES)
     for name, (_, columns, packed) in zip(names, requests, strict=True):
         for line in read_table_answer(name, columns, packed):
-            _say(line.decode())
+            _write(line + b"\n")
 
 
 def serve_members() -> None:
@@ -103,41 +114,27 @@ def _death(number: int) -> str:
     return known or f"its decoder crashed (signal {number}): the file is damaged or malicious"
 
 
-def _decode_some() -> None:
+def _decode_some(requests: socket.socket) -> None:
     """In the child: decode up to IMAGES_PER_CHILD images."""
+    refreshed_s = -math.inf
     for _ in range(IMAGES_PER_CHILD):
-        line = _next_line()
-        if not line:
+        if not (request := requests.recv(MAX_REQUEST_BYTES)):
             return
-        path, max_bytes, max_pixels = json.loads(line)
-        limits = DecodeLimits(max_bytes, max_pixels)
-        limit_process(
-            math.ceil(CPU_SECONDS + CPU_SECONDS_PER_MEGAPIXEL * limits.max_pixels / 1e6),
-            BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + HEADROOM_BYTES,
-        )
-        _say(answer(os.fsdecode(bytes.fromhex(path)), limits))
+        number, max_bytes, max_pixels, path = request.split(b" ", 3)
+        limits = DecodeLimits(int(max_bytes), int(max_pixels))
+        if time.process_time() - refreshed_s > REFRESHED_S:
+            refreshed_s = time.process_time()
+            limit_process(
+                math.ceil(REFRESHED_S + CPU_SECONDS + CPU_SECONDS_PER_MEGAPIXEL * limits.max_pixels / 1e6),
+                BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes + HEADROOM_BYTES,
+            )
+        _say(number.decode(), answer(os.fsdecode(path), limits))
 
 
-def _has_more() -> bool:
-    """Wait for a request without reading it, since the child reads it; False at the end."""
-    poll = select.poll()
-    poll.register(0, select.POLLIN | select.POLLHUP)
-    [(_, event)] = poll.poll()
-    return bool(event & select.POLLIN)
+def _say(number: str, text: str) -> None:
+    _write(f"{number} {text}\n".encode())
 
 
-def _next_line() -> bytes:
-    """The next request; empty at the end. Requests come one at a time, so nothing is read ahead."""
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(0, 65536)
-        if not part:
-            return b""
-        line += part
-    return line
-
-
-def _say(text: str) -> None:
-    data = text.encode() + b"\n"
+def _write(data: bytes) -> None:
     while data:
         data = data[os.write(1, data) :]

@@ -9,21 +9,26 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from balancer.images import (
     UnreadableImage,
-    decode_image,
+    decode_picture,
     is_marked_synthetic,
-    perceptual_hash,
-    pixel_sha256,
+    picture_sha256,
     read_bytes,
 )
+from balancer.perceptual import hash_picture
 from balancer.text.json_reading import read_json
 
-_HEX = {"sha256": 64, "pixel_sha256": 64, "phash": 16}
-MAX_INT64 = 2**63 - 1
 MAX_REASON_CHARS = 500
+
+_SIZE = rb"([1-9][0-9]{0,17})"
+_INFO = re.compile(
+    rb'\{"width": %s, "height": %s, "num_bytes": %s, "sha256": "([0-9a-f]{64})", "phash": "([0-9a-f]{16})",'
+    rb' "pixel_sha256": "([0-9a-f]{64})", "marked_synthetic": (true|false)\}\n?' % (_SIZE, _SIZE, _SIZE)
+)
+"""One expression is several times as fast as reading JSON and testing each field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,14 @@ class ImageInfo:
 def read_image_info(path: str | os.PathLike[str], limits: DecodeLimits) -> ImageInfo:
     """Read and decode one image file; raises UnreadableImage."""
     data = read_bytes(path, max_bytes=limits.max_bytes)
-    pixels = decode_image(data, max_pixels=limits.max_pixels)
+    picture = decode_picture(data, max_pixels=limits.max_pixels)
     return ImageInfo(
-        width=pixels.shape[1],
-        height=pixels.shape[0],
+        width=picture.width,
+        height=picture.height,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        phash=perceptual_hash(pixels),
-        pixel_sha256=pixel_sha256(pixels),
+        phash=hash_picture(picture),
+        pixel_sha256=picture_sha256(picture),
         marked_synthetic=is_marked_synthetic(data),
     )
 
@@ -63,24 +68,27 @@ def read_image_info(path: str | os.PathLike[str], limits: DecodeLimits) -> Image
 def answer(path: str | os.PathLike[str], limits: DecodeLimits) -> str:
     """One line about an image file: its info, or the reason why it is not used."""
     try:
-        return json.dumps(asdict(read_image_info(path, limits)))
+        return info_line(read_image_info(path, limits))
     except UnreadableImage as error:
         return json.dumps({"reason": error.reason[:MAX_REASON_CHARS]})
 
 
+def info_line(info: ImageInfo) -> str:
+    """As JSON, always in the same form."""
+    return (
+        f'{{"width": {info.width}, "height": {info.height}, "num_bytes": {info.num_bytes},'
+        f' "sha256": "{info.sha256}", "phash": "{info.phash}", "pixel_sha256": "{info.pixel_sha256}",'
+        f' "marked_synthetic": {"true" if info.marked_synthetic else "false"}}}'
+    )
+
+
 def parse_answer(line: bytes) -> ImageInfo | str:
     """The image info, or the reason why there is none. Raises ValueError for anything else."""
+    if facts := _INFO.fullmatch(line):
+        width, height, num_bytes, sha256, phash, pixels, marked = facts.groups()
+        hashes = (sha256.decode(), phash.decode(), pixels.decode())
+        return ImageInfo(int(width), int(height), int(num_bytes), *hashes, marked == b"true")
     fields = read_json(line)
-    if not isinstance(fields, dict):
-        raise ValueError("not an object")
-    if fields.keys() == {"reason"} and isinstance(fields["reason"], str):
+    if isinstance(fields, dict) and fields.keys() == {"reason"} and isinstance(fields["reason"], str):
         return fields["reason"][:MAX_REASON_CHARS]
-    sizes = [fields.get(name) for name in ("width", "height", "num_bytes")]
-    if not all(type(size) is int and 0 < size <= MAX_INT64 for size in sizes):
-        raise ValueError("a size is missing")
-    for name, digits in _HEX.items():
-        if not isinstance(fields.get(name), str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", fields[name]):
-            raise ValueError(f"{name} is not {digits} hex digits")
-    if not isinstance(fields.get("marked_synthetic"), bool):
-        raise ValueError("marked_synthetic is missing")
-    return ImageInfo(**{name: fields[name] for name in ImageInfo.__slots__})
+    raise ValueError("neither the info of an image nor a reason")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -14,14 +15,15 @@ _KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_":
 _KEPT = frozenset(("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT"))
 
 
-def spawn(call: str) -> subprocess.Popen[bytes]:
-    """Call a function of `child` in a process with the same packages as this one and no secrets."""
+def spawn(call: str, requests: socket.socket | None = None) -> subprocess.Popen[bytes]:
+    """Call a function of `child` in a process with the same packages as this one and no secrets. Its standard
+    input is `requests`, or a pipe."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from balancer.dataset.decoding import child; child.{call}"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.PIPE if requests is None else requests.fileno(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment(),
@@ -29,9 +31,14 @@ def spawn(call: str) -> subprocess.Popen[bytes]:
     )
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """The process and its child."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the process and its child
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    kill(process)
     with contextlib.suppress(OSError), process:
         pass  # closes its pipes and waits for it
 

@@ -42,9 +42,12 @@ class DatasetListing:
     remarks: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    _added: set[str] = field(default_factory=set)
+    """Tables add their classes once an image."""
 
     def add_class(self, name: str) -> None:
-        if name not in self.classes:
+        if name not in self._added:
+            self._added.add(name)
             self.classes.append(name)
 
     def every_name(self) -> list[str]:

@@ -151,7 +151,8 @@ class _Table:
     def read(self, member: str, max_bytes: int) -> bytes:
         row = int(posixpath.splitext(member)[0])
         if row < self._start or self._batch is None:
-            self._start, self._batch, self._batches = 0, None, self._heavy_batches()
+            self._start, self._batches = self._heavy_batches(row)
+            self._batch = None
         while self._batch is None or row >= self._start + self._batch.num_rows:
             self._start += self._batch.num_rows if self._batch is not None else 0
             if (batch := next(self._batches, None)) is None:
@@ -168,13 +169,18 @@ class _Table:
             raise TooLargeError(member, num_bytes, max_bytes)
         return bytes(value.as_buffer())
 
-    def _heavy_batches(self) -> Iterator[pa.RecordBatch]:
+    def _heavy_batches(self, row: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+        """The row at which batches begin, that of `row` or an earlier one, and the batches."""
         if self._parquet is None:
-            return _arrow_batches(self._file)
-        batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
-            64, columns=[self._column], use_threads=False
+            return 0, _arrow_batches(self._file)
+        about, start, group = self._parquet.metadata, 0, 0
+        while group < about.num_row_groups - 1 and start + about.row_group(group).num_rows <= row:
+            start += about.row_group(group).num_rows
+            group += 1
+        groups = range(group, about.num_row_groups)
+        return start, self._parquet.iter_batches(
+            64, row_groups=groups, columns=[self._column], use_threads=False
         )
-        return batches
 
 
 def _image_column(schema: pa.Schema) -> tuple[str, bool]:
