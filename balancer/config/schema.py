@@ -268,6 +268,8 @@ class FacetConfig(_Section):
         return self
 
 
+DEFAULT_STRENGTHS = (0.5, 0.7, 0.9)
+
 COMMON_TARGETS = ("per_class", "ratio_to_largest", "total", "rule")
 
 
@@ -391,6 +393,36 @@ class GenerationConfig(_Section):
     negative_prompt: str = ""
     """What no image must show."""
 
+    conditioning: Literal["text", "image"] = "text"
+    """What steers generation. `text`: prompts alone. `image`: prompts, and for each candidate a real training
+    image, its parent, from which it is made (image-to-image, see [conditioning](conditioning.md)). A class
+    without such images stays text-only. A validation, test or hold-out image is never a parent, nor is a
+    near-duplicate of one."""
+
+    strengths: tuple[PositiveShare, ...] | None = Field(default=None, min_length=1, max_length=100)
+    """Only with `conditioning: image`: how far each attempt moves away from its parent, one number per
+    attempt, the last one for all later attempts. Near 0 the parent stays as it is, at 1 nothing is left of
+    it. Of the `steps`, a share of `strength` runs. By default 0.5, 0.7, 0.9."""
+
+    contexts: Literal["class", "dataset"] | None = None
+    """Only with `conditioning: image`: where parents come from. `class`, the default: from the class that is
+    asked for. `dataset`: from any class, while the prompt names the one that is asked for, so that it appears
+    in the surroundings of the others."""
+
+    @property
+    def strength_ladder(self) -> tuple[float, ...]:
+        return self.strengths or DEFAULT_STRENGTHS
+
+    @model_validator(mode="after")
+    def _conditioning_acts(self) -> Self:
+        """A setting without effect is refused."""
+        if self.conditioning == "text":
+            given = [name for name in ("strengths", "contexts") if getattr(self, name) is not None]
+            if given:
+                names, have = " and ".join(given), "has" if len(given) == 1 else "have"
+                raise ValueError(f"{names} {have} no effect without `conditioning: image`")
+        return self
+
     @property
     def usual_batch(self) -> int:
         """The batch size, or a guess while it is unknown."""
@@ -462,6 +494,17 @@ class CopiesConfig(_Section):
     """Smallest cosine similarity of the two embeddings."""
 
 
+class ParentConfig(_Section):
+    """When a candidate counts as a copy of its parent, the real image that it was made from
+    (`generation.conditioning: image`): both limits are met. It is then rejected as `near_parent`."""
+
+    max_distance: int = Field(default=4, ge=0, le=64)
+    """Largest number of differing bits between the two 64-bit perceptual hashes."""
+
+    min_similarity: float = Field(default=0.95, ge=-1, le=1)
+    """Smallest cosine similarity of the two embeddings."""
+
+
 class VerificationConfig(_Section):
     model: str = EMBEDDED_MODEL
     """An open_clip model: `hf-hub:<repository>`, a folder in open_clip layout, or `embedded`."""
@@ -518,6 +561,7 @@ class VerificationConfig(_Section):
     _brightness_is_a_range = field_validator("brightness")(_check_range)
 
     copies: CopiesConfig = CopiesConfig()
+    parent: ParentConfig = ParentConfig()
     backbone: BackboneConfig | None = None
     safety: SafetyConfig | None = None
     second_judge: SecondJudgeConfig | None = None
@@ -540,6 +584,10 @@ class RungConfig(_Section):
 
     guidance: float | None = Field(default=None, ge=0, le=50)
     """Guidance of this attempt; by default `generation.guidance`."""
+
+    strength: PositiveShare | None = None
+    """Strength of this attempt, with `generation.conditioning: image`; by default that of
+    `generation.strengths`."""
 
     fallback_prompts: bool = False
     """Use the class's `fallback_prompts`, if it has any."""
@@ -826,6 +874,26 @@ class Config(_Section):
                         f"{place}: {least:g} to {greatest:g} lies outside verification.brightness,"
                         f" {low:g} to {high:g}: no image can pass"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _strengths_act(self) -> Self:
+        """A rung's strength needs a parent, and every strength at least one step."""
+        made = self.generation
+        given = {f"attempts.rungs.{number}.strength": rung.strength
+                 for number, rung in enumerate(self.attempts.rungs) if rung.strength is not None}  # fmt: skip
+        if made.conditioning == "text":
+            if given:
+                raise ValueError(
+                    f"{next(iter(given))}: has no effect without `generation.conditioning: image`"
+                )
+            return self
+        for name, strength in {"generation.strengths": min(made.strength_ladder), **given}.items():
+            if int(made.steps * strength) < 1:
+                raise ValueError(
+                    f"{name}: a strength of {strength:g} runs none of {made.steps} steps"
+                    f" (generation.steps); at least {math.ceil(100 / made.steps) / 100:g} runs one"
+                )
         return self
 
     @model_validator(mode="after")
