@@ -496,12 +496,18 @@ class CopiesConfig(_Section):
 
 class ParentConfig(_Section):
     """When a candidate counts as a copy of its parent, the real image that it was made from
-    (`generation.conditioning: image`): both limits are met. It is then rejected as `near_parent`."""
+    (`generation.conditioning: image`): both limits are met. It is then rejected as `near_parent`. They are
+    wider than those of `copies`, because what is made from an image is likely to show the same.
 
-    max_distance: int = Field(default=4, ge=0, le=64)
+    Measured on the embedded models (160 candidates for each strength): 38 are as near to their parent at
+    strength 0.5, 1 at 0.7, none at 0.9; by the limits of `copies` 6, 0 and 0. Of 760 pairs of different real
+    images of one class none is.
+    """
+
+    max_distance: int = Field(default=8, ge=0, le=64)
     """Largest number of differing bits between the two 64-bit perceptual hashes."""
 
-    min_similarity: float = Field(default=0.95, ge=-1, le=1)
+    min_similarity: float = Field(default=0.9, ge=-1, le=1)
     """Smallest cosine similarity of the two embeddings."""
 
 

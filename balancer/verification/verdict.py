@@ -122,8 +122,8 @@ class Criteria:
     max_unsafe: float = PIPELINE_MAX_UNSAFE
     max_distance: int = 4
     min_similarity: float = 0.95
-    parent_max_distance: int = 4
-    parent_min_similarity: float = 0.95
+    parent_max_distance: int = 8
+    parent_min_similarity: float = 0.9
     unjudged: frozenset[str] = frozenset()
     domain: DomainLimits = NO_LIMITS
 
