@@ -139,7 +139,8 @@ class RunInfo:
     def conditioned_classes(self) -> frozenset[str]:
         """Classes whose candidates are made from real images."""
         pool = self.parents or {}
-        if self.config.get("generation", {}).get("contexts") == "dataset" and pool.get("count"):
+        made = self.config.get("generation")
+        if isinstance(made, dict) and made.get("contexts") == "dataset" and pool.get("count"):
             return frozenset(self.config["classes"])
         return frozenset(name for name, count in pool.get("by_class", {}).items() if count)
 
