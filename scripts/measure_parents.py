@@ -56,6 +56,7 @@ class Trial:
                 *self.generator.generate(requests, self.config.generation.guidance), cells
             )
             for request, cell, one in zip(requests, cells, measured, strict=True):
+                assert request.parent is not None
                 compared.append(self.index.compare(one, request.parent.id))
                 criteria = criteria_for(cell, self.config.verification.threshold, self.config)
                 passing += judge(one, cell, criteria).accepted

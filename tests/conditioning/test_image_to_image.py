@@ -54,7 +54,14 @@ def generator(request, run_folder, sdxl_folder, sd_folder) -> Generator:
 
 def load(folder: Path, run_folder: Path | None, **settings: Any) -> Generator:
     decoder = None if run_folder is None else Decoder(ImageFiles(str(run_folder), False, 10**6), 10**6)
-    usual = {"width": SIDE, "height": SIDE, "steps": STEPS, "batch_size": 3, "device": "cpu", "threads": 1}
+    usual: dict[str, Any] = {
+        "width": SIDE,
+        "height": SIDE,
+        "steps": STEPS,
+        "batch_size": 3,
+        "device": "cpu",
+        "threads": 1,
+    }
     return Generator(str(folder), None, None, **(usual | settings), parents=decoder)
 
 
