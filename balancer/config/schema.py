@@ -884,22 +884,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _strengths_act(self) -> Self:
-        """A rung's strength needs a parent, and every strength at least one step."""
-        made = self.generation
-        given = {f"attempts.rungs.{number}.strength": rung.strength
-                 for number, rung in enumerate(self.attempts.rungs) if rung.strength is not None}  # fmt: skip
-        if made.conditioning == "text":
-            if given:
-                raise ValueError(
-                    f"{next(iter(given))}: has no effect without `generation.conditioning: image`"
-                )
-            return self
-        for name, strength in {"generation.strengths": min(made.strength_ladder), **given}.items():
-            if int(made.steps * strength) < 1:
-                raise ValueError(
-                    f"{name}: a strength of {strength:g} runs none of {made.steps} steps"
-                    f" (generation.steps); at least {math.ceil(100 / made.steps) / 100:g} runs one"
-                )
+        _check_strengths(self.generation, self.attempts.rungs)
         return self
 
     @model_validator(mode="after")
@@ -966,6 +951,22 @@ class Config(_Section):
         """Hex sha256 over the decisive settings."""
         text = json.dumps(self.decisive(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_strengths(made: GenerationConfig, rungs: Sequence[RungConfig]) -> None:
+    """A rung's strength needs a parent, and every strength at least one step."""
+    strengths = {f"attempts.rungs.{number}.strength": rung.strength for number, rung in enumerate(rungs)}
+    given = {name: strength for name, strength in strengths.items() if strength is not None}
+    if made.conditioning == "text":
+        if given:
+            raise ValueError(f"{next(iter(given))}: has no effect without `generation.conditioning: image`")
+        return
+    for name, strength in {"generation.strengths": min(made.strength_ladder), **given}.items():
+        if int(made.steps * strength) < 1:
+            raise ValueError(
+                f"{name}: a strength of {strength:g} runs none of {made.steps} steps (generation.steps);"
+                f" at least {math.ceil(100 / made.steps) / 100:g} runs one"
+            )
 
 
 def _check_sum(shares: Iterable[float]) -> None:
