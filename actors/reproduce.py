@@ -1,8 +1,8 @@
 """Images of a run made again on this machine, as their rows say they were made, and compared.
 
-What a row records is all that goes in: words, seed, guidance, steps, size, and how many images went through
-the pipeline together. With whom does not matter: images of a batch do not touch each other, and a batch
-always has its full shape. So many rows are made again in one batch.
+What a row records is all that goes in: words, seed, guidance, steps, size, parent and strength, and how many
+images went through the pipeline together. With whom does not matter: images of a batch do not touch each
+other, and a batch always has its full shape. So many rows are made again in one batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import psutil
@@ -20,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from actors.specs import GeneratorSpec, WorkerSpec, generator_for
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
-from balancer.errors import BalancerError, UsageError
+from balancer.errors import BalancerError, ManifestError, StorageError, UsageError
 from balancer.manifest.columns import names_read_by
-from balancer.manifest.rows import SYNTHETIC
+from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
-from balancer.scheduling.prompts import Request
+from balancer.scheduling.prompts import ParentImage, Request
 from balancer.scheduling.schedule import in_batches
 from balancer.text.quantities import size
 from balancer.text.safetext import shortened
@@ -51,7 +50,9 @@ _OF_THE_RUN = ("steps", "width", "height")
 BYTES_PER_PIXEL = 500
 """Memory for a pixel of a batch while it is decoded on a CPU, at the least: 64 channels in float32, twice."""
 
-_COLUMNS = names_read_by("reproduce")
+_STARTING_POINT = ("parent_id", "strength")
+
+_PARENT = ("id", "file_name", "pixel_sha256", "source", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,11 @@ def rows_to_reproduce(manifest: Manifest, ids: Sequence[str] | None) -> list[Row
 
     UsageError for an id that is not there, or is of a real image.
     """
+    columns = list(names_read_by("reproduce", manifest.run.format))
     if ids is None:
-        return list(manifest.to_table(list(_COLUMNS), pc.field("source") == SYNTHETIC).to_pylist())
+        return list(manifest.to_table(columns, pc.field("source") == SYNTHETIC).to_pylist())
     wanted = pc.field("id").isin(list(ids))
-    rows = {row["id"]: row for row in manifest.to_table(list(_COLUMNS), wanted, status="all").to_pylist()}
+    rows = {row["id"]: row for row in manifest.to_table(columns, wanted, status="all").to_pylist()}
     for image_id in ids:
         if image_id not in rows:
             raise UsageError(
@@ -94,21 +96,45 @@ def reproduce(manifest: Manifest, rows: Sequence[Row]) -> Iterator[Reproduction]
     WeightsError if the weights are not there. On CPU one thread computes, as in a run.
     """
     config = manifest.run.config_as(Config)
-    decoder = Decoder.of(manifest.uri, manifest.run)
+    decoder, parents = Decoder.of(manifest.uri, manifest.run), _read_parents(manifest, rows)
     makers: dict[Maker, list[Row]] = {}
     for row in rows:
-        if problem := _impossible(row, config):
+        if problem := _impossible(row, config) or _lacks_parent(row, parents):
             yield Reproduction(row["id"], Outcome.INCOMPARABLE, problem)
         else:
             makers.setdefault(Maker.of(row), []).append(row)
     for maker, made_by_it in makers.items():
-        generator, problem = _generator(maker, config, manifest.run.models["generator"])
+        generator, problem = _generator(maker, config, manifest.run.models["generator"], manifest.uri)
         if generator is None:
             yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, problem) for row in made_by_it)
             continue
-        for batch in in_batches(made_by_it, itemgetter("guidance"), maker.batch_size):
-            for reproduction in _made_again(generator, maker.batch_size, batch, decoder):
+        for batch in in_batches(made_by_it, _in_one_call, maker.batch_size):
+            for reproduction in _made_again(generator, maker.batch_size, batch, decoder, parents):
                 yield excused(reproduction, manifest.run.versions)
+
+
+def _in_one_call(row: Row) -> tuple[float | None, float | None]:
+    return row["guidance"], row.get("strength")
+
+
+def _read_parents(manifest: Manifest, rows: Sequence[Row]) -> dict[str, ParentImage]:
+    """The real images that rows were made from, as far as the run still has them."""
+    ids = sorted({row["parent_id"] for row in rows if row["parent_id"] is not None})
+    if not ids:
+        return {}
+    found = manifest.to_table(list(_PARENT), pc.field("id").isin(ids), status="all").to_pylist()
+    return {
+        row["id"]: ParentImage(row["id"], row["file_name"], row["pixel_sha256"])
+        for row in found
+        if row["source"] == REAL and row["file_name"] is not None
+    }
+
+
+def _lacks_parent(row: Row, parents: Mapping[str, ParentImage]) -> str:
+    """Why its parent is missing; empty if it is there, or there is none."""
+    if row["parent_id"] is None or row["parent_id"] in parents:
+        return ""
+    return f"the image that it was made from, {row['parent_id']!r}, is no longer in the run"
 
 
 class _Made(BaseModel):
@@ -123,6 +149,7 @@ class _Made(BaseModel):
     model: str
     batch_size: int
     guidance: float | None
+    strength: float | None = Field(default=None, gt=0, le=1)
 
 
 def _impossible(row: Row, config: Config) -> str:
@@ -131,12 +158,19 @@ def _impossible(row: Row, config: Config) -> str:
     of_row = {name: row[name] for name in _OF_THE_ROW if row[name] is not None}
     settings = config.generation.model_dump() | of_row
     try:
-        _Made.model_validate({name: row[name] for name in _Made.model_fields})
+        _Made.model_validate({name: row.get(name) for name in _Made.model_fields})
         GenerationConfig.model_validate(settings)
     except ValidationError as error:
         problem = error.errors()[0]
         return f"its row has {problem['loc'][0]} {shortened(repr(problem['input']))}: {problem['msg']}"
-    for name in _OF_THE_RUN:
+    made_from = [name for name in _STARTING_POINT if row.get(name) is not None]
+    if len(made_from) == 1:
+        return f"its row has {made_from[0]}, and lacks the other of {' and '.join(_STARTING_POINT)}"
+    if made_from and config.generation.conditioning == "text":
+        return "its row has a parent, and the run's config makes images from text alone"
+    if made_from and not 1 <= (row["steps"] or 0) <= config.generation.steps:
+        return f"its row has {row['steps']} steps, and the run's config {config.generation.steps} at most"
+    for name in _OF_THE_RUN[bool(made_from) :]:  # with a parent fewer steps are run
         if row[name] != (expected := getattr(config.generation, name)):
             return f"its row has {name} {row[name]}, and the run's config {expected}"
     return _exceeds_memory(row)
@@ -155,10 +189,18 @@ def _exceeds_memory(row: Row) -> str:
 
 
 def _made_again(
-    generator: Any, batch_size: int, rows: Sequence[Row], decoder: Decoder
+    generator: Any,
+    batch_size: int,
+    rows: Sequence[Row],
+    decoder: Decoder,
+    parents: Mapping[str, ParentImage],
 ) -> Iterator[Reproduction]:
-    """`rows` have one guidance, and are one batch at most."""
-    pixels, _ = generator.generate([_request(row) for row in rows], rows[0]["guidance"])
+    """`rows` have one guidance and one strength, and are one batch at most."""
+    try:
+        pixels, _ = generator.generate([_request(row, parents) for row in rows], rows[0]["guidance"])
+    except (ManifestError, StorageError) as error:  # of a parent
+        yield from (Reproduction(row["id"], Outcome.INCOMPARABLE, error.message) for row in rows)
+        return
     for row, made in zip(rows, pixels, strict=True):
         if generator.batch_size != batch_size:
             problem = f"batches of {batch_size} do not fit into the memory of this GPU, as they did then"
@@ -177,19 +219,27 @@ def _keeps_every_pixel(row: Row) -> bool:
     return row["file_name"] is not None and not row["file_name"].endswith(LOSSY)
 
 
-def _request(row: Row) -> Request:
-    changes = tuple(row["changes"] or ())
-    return Request(row["prompt"], row["negative_prompt"], row["seed"], row["wording"] or 0, changes)
+def _request(row: Row, parents: Mapping[str, ParentImage]) -> Request:
+    parent = parents.get(row["parent_id"])
+    return Request(
+        row["prompt"],
+        row["negative_prompt"],
+        row["seed"],
+        row["wording"] or 0,
+        tuple(row["changes"] or ()),
+        parent=parent,
+        strength=None if parent is None else row.get("strength"),
+    )
 
 
-def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[Any, str]:
+def _generator(maker: Maker, config: Config, kept: Mapping[str, Any], uri: str) -> tuple[Any, str]:
     """The generator, or None and why images that it makes could not be compared."""
     # Rows of a simulated run name the config's model where an earlier version wrote them.
     if maker.model not in (config.generator_name, config.generation.model):
         return None, f"it was made by {maker.model}, and run.json is about {config.generator_name}"
     if problem := _missing_gpu(maker, config) or _other_weights(maker, config, kept):
         return None, problem
-    generator: Any = _spec(maker, config).load()
+    generator: Any = _spec(maker, config, uri).load()
     here: Mapping[str, str] = generator.describe()
     if here["device"] != maker.device:
         return None, _other("device", maker.device, here["device"])
@@ -198,8 +248,8 @@ def _generator(maker: Maker, config: Config, kept: Mapping[str, Any]) -> tuple[A
     return generator, ""
 
 
-def _spec(maker: Maker, config: Config) -> WorkerSpec:
-    spec = generator_for(config, on_gpu=maker.device not in NO_GPU)
+def _spec(maker: Maker, config: Config, uri: str) -> WorkerSpec:
+    spec = generator_for(config, maker.device not in NO_GPU, uri)
     spec = dataclasses.replace(spec, batch_size=maker.batch_size)
     # The config of a run has every default, which nobody asked for.
     return dataclasses.replace(spec, asked=None) if isinstance(spec, GeneratorSpec) else spec

@@ -18,6 +18,7 @@ from actors.domain import study
 from actors.heads import judge_real_images, study_heads
 from actors.labelled import Looking
 from actors.loop.assembly import build_driver
+from actors.models.conditioning.support import refuse_without_image_to_image
 from actors.models.families.checks import check_generator
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
@@ -33,6 +34,9 @@ from actors.real_images import (
 )
 from actors.specs import Workers
 from actors.weights import resolve as weights
+from balancer.conditioning.drawing import Drawing, describe_change, describe_pool
+from balancer.conditioning.eligible import make_pool
+from balancer.conditioning.pool import ParentPool
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.dataset.location import refuse_shared_holdout
@@ -213,6 +217,7 @@ def _run(
     change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
     allow_config_change, confirmed = permitted
+    refuse_without_image_to_image(config)
     models = describe_models(config)  # before the dataset is read, which can take long
     begun = find_begun(out)
     known = begun.known if begun else None
@@ -255,10 +260,12 @@ def _run(
             pool.stopping = lambda: stop.number is not None
         measure = _Measuring(config, audit, holdout, splits, pools.verifiers, stop, reporter)
         measured = measure.real_images()
+        parents = measure.parents(measured, growing)
+        described = None if parents is None else parents.describe()
         if growing:
             if _is_measured(config):
                 plan = make_plan(config, counts, real_facets(measure.judged(measured), config, splits))
-            info = _grown(growing, plan, models, measure, measured, storage)
+            info = _grown(growing, plan, models, measure, measured, storage, described)
         else:  # what the pre-flight refuses leaves no run behind
             proven = measure.prove(measured)
             if _is_measured(config):
@@ -266,7 +273,7 @@ def _run(
             for line in held_back(plan):
                 reporter.note(line)
             proven.publish(storage)
-            info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts()))
+            info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts(), described))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
         log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
         _begin_log(run_log, out, info)
@@ -282,7 +289,8 @@ def _run(
             known_images = NearDuplicateIndex(references, config.verification.copies)
             learned = _learned(info, models, storage, reporter)
             if source is not None:
-                target = Target(facts, log, storage, known_images, learned)
+                eligible = (parents or measure.pool(measured)).by_picture() if info.has_parents else {}
+                target = Target(facts, log, storage, known_images, learned, eligible)
                 reporter.note(str(take_over(source, target, schedule, measure.images)))
                 schedule = restore_schedule(info, config, log.kept(), limit)
             _announce(reporter, schedule, fleet, config)
@@ -300,6 +308,7 @@ def _run(
                 references=known_images,
                 stop=stop,
                 learned=learned,
+                parents=None if parents is None else Drawing.from_log(parents, log),
                 wording_counts=count_wordings(log.kept()) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -328,6 +337,7 @@ def _grown(
     measure: _Measuring,
     measured: RealImages,
     storage: Storage,
+    parents: dict[str, Any] | None,
 ) -> RunInfo:
     """The run as it will be. Other classes or facet values are proven anew."""
 
@@ -339,7 +349,7 @@ def _grown(
     growing.prepare(plan)
     if not growing.needs_proof:
         measure.preflight(measured, _settled(growing.info, models))
-    return growing.settled(prove)
+    return growing.settled(prove, parents)
 
 
 def _settled(known: RunInfo, models: Mapping[str, Mapping[str, Any]]) -> Collection[str]:
@@ -461,6 +471,20 @@ class _Measuring:
             return self._call_all("measure_files", calls)
 
         return measure_real_images(self.config, self.audit, self.holdout, measure)
+
+    def parents(self, measured: RealImages, growing: Growing | None) -> ParentPool | None:
+        """The images that candidates are made from; None without conditioning. Says which, and if they are
+        others than before."""
+        if self.config.generation.conditioning == "text":
+            return None
+        pool = self.pool(measured)
+        self.reporter.note(describe_pool(pool, self.config))
+        if growing and (change := describe_change(pool, growing.begun.known.under(growing.view.rules))):
+            self.reporter.note(change)
+        return pool
+
+    def pool(self, measured: RealImages) -> ParentPool:
+        return make_pool(self.config, self.audit.images, list_references(measured), self.splits)
 
     def prove(self, measured: RealImages) -> _Proven:
         """What judges candidates, and how those of none of the classes are told; UsageError if the verifiers

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from actors.models.families.checks import Asked, asked
 from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
+from balancer.manifest.image_files import ImageFiles
+from balancer.training.images import Decoder
 from balancer.verification.calibration import load_temperatures
 from balancer.verification.negatives import negatives_of
 
@@ -56,6 +58,7 @@ class GeneratorSpec:
     compiled: bool = False
     asked: Asked | None = None
     """What a generator refuses if it has no effect."""
+    parents: Decoder | None = None
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -74,6 +77,7 @@ class GeneratorSpec:
             offload=self.offload,
             compiled=self.compiled,
             asked=self.asked,
+            parents=self.parents,
         )
 
 
@@ -220,7 +224,8 @@ class Workers:
 # ---- from a config -------------------------------------------------------------------------------
 
 
-def generator_spec(config: Config, on_gpu: bool = False) -> GeneratorSpec:
+def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None = None) -> GeneratorSpec:
+    """`storage_uri` is the run folder, from which parents are read."""
     wanted = config.generation
     return GeneratorSpec(
         model=_located(wanted.model),
@@ -236,7 +241,18 @@ def generator_spec(config: Config, on_gpu: bool = False) -> GeneratorSpec:
         offload=wanted.offload,
         compiled=wanted.compile and on_gpu,
         asked=asked(config),
+        parents=_parents(config, storage_uri),
     )
+
+
+def _parents(config: Config, storage_uri: str | None) -> Decoder | None:
+    if storage_uri is None or config.generation.conditioning == "text":
+        return None
+    limits, by_reference = config.dataset, config.output.real_images == "reference"
+    max_bytes, max_pixels = limits.max_image_megabytes * 1e6, limits.max_image_megapixels * 1e6
+    # A file that was converted to PNG can be larger than the dataset's.
+    files = ImageFiles(storage_uri, by_reference, round(max_bytes + 4 * max_pixels))
+    return Decoder(files, round(max_pixels))
 
 
 def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
@@ -289,16 +305,18 @@ def workers_for(
     config: Config, storage_uri: str, *, generators_on_gpu: bool, verifiers_on_gpu: bool
 ) -> Workers:
     return Workers(
-        generator=generator_for(config, generators_on_gpu),
+        generator=generator_for(config, generators_on_gpu, storage_uri),
         verifier=verifier_for(config, verifiers_on_gpu),
         writer=WriterSpec(storage_uri=storage_uri, image_format=config.output.image_format),
     )
 
 
-def generator_for(config: Config, on_gpu: bool) -> GeneratorSpec | SimulatedGeneratorSpec:
+def generator_for(
+    config: Config, on_gpu: bool, storage_uri: str | None = None
+) -> GeneratorSpec | SimulatedGeneratorSpec:
     """As `actors.kind` says."""
     simulated = config.actors.kind == "simulated"
-    return simulated_generator_spec(config) if simulated else generator_spec(config, on_gpu)
+    return simulated_generator_spec(config) if simulated else generator_spec(config, on_gpu, storage_uri)
 
 
 def verifier_for(config: Config, on_gpu: bool) -> VerifierSpec | SimulatedVerifierSpec:

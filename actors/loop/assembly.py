@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from actors.cluster.pool import ActorPool, wait
-from actors.loop.batching import Batching
+from actors.loop.batching import Batching, Parents
 from actors.loop.disk_full import DiskFullBackoff
 from actors.loop.driver import Driver
 from actors.loop.group_commit import Committer
@@ -39,6 +39,7 @@ def build_driver(
     stop: StopSignal,
     learned: Sequence[Any] = (),
     wording_counts: WordingCounts | None = None,
+    parents: Parents | None = None,
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
     note: Callable[[str], None] = lambda text: None,
     announce: Callable[[str], None] = lambda text: None,
@@ -47,11 +48,12 @@ def build_driver(
     commit_thread: Executor | None = None,
 ) -> Driver:
     """`references` are the images that no candidate may copy, `learned` is what verifiers judge with besides
-    the images: typicality and heads, or references to them."""
+    the images: typicality and heads, or references to them. `parents` are the images that candidates are made
+    from."""
     committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
     backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
     meter = RunMeter(clock)
-    batching = Batching(config, schedule, wording_counts)
+    batching = Batching(config, schedule, wording_counts, parents)
     recorder = Recorder(facts, committer, batching)
     writing = Writing(writers, facts, log, schedule, recorder, backoff, meter.accepted)
     verifying = Verifying(

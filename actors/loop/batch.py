@@ -17,8 +17,9 @@ from balancer.verification.verdict import ImageFlags, Measurement, Nearest, Used
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Candidates made by one call, all with one guidance. `pixels` is a reference to their images, uint8
-    (N, height, width, 3), `device` and `shape` are where they were made and how many at a time."""
+    """Candidates made by one call, all with one guidance and one strength. `pixels` is a reference to their
+    images, uint8 (N, height, width, 3), `device` and `shape` are where they were made and how many at a
+    time."""
 
     candidates: tuple[Candidate, ...]
     rungs: tuple[Rung, ...]
@@ -39,13 +40,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A candidate's verdict and what led to it; `index` is its place in the batch."""
+    """A candidate's verdict and what led to it; `index` is its place in the batch. `parent` is the image that
+    it was made from, compared with it, and `nearest` another one."""
 
     batch: Batch
     index: int
     measurement: Measurement
     nearest: Nearest | None
     verdict: Verdict
+    parent: Nearest | None = None
 
     @property
     def candidate(self) -> Candidate:
@@ -65,6 +68,7 @@ class Judged:
             self.verdict,
             file,
             nearest=self.nearest,
+            parent=self.parent,
             device=self.batch.device,
             batch_size=self.batch.shape,
             facts=facts,

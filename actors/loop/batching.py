@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from actors.loop.batch import Batch, Judged
 from balancer.cells import Candidate
 from balancer.config.schema import Config
 from balancer.scheduling.adaptive import WordingCounts
-from balancer.scheduling.prompts import Request, Rung, allowed_wordings, ladder, request_for
+from balancer.scheduling.prompts import (
+    ParentImage,
+    Request,
+    Rung,
+    allowed_wordings,
+    ladder,
+    request_for,
+)
 from balancer.scheduling.schedule import Schedule
+
+
+class Parents(Protocol):
+    def draw(self, candidate: Candidate) -> ParentImage | None: ...
 
 
 @dataclass(slots=True)
@@ -19,6 +31,8 @@ class Batching:
     schedule: Schedule
     wording_counts: WordingCounts | None = None
     """With `attempts.adaptive` only."""
+    parents: Parents | None = None
+    """With `generation.conditioning: image` only."""
     _rungs: tuple[Rung, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -34,7 +48,8 @@ class Batching:
             seed = candidate.seed(self.config.seed)
             wording = self.wording_counts.choose(cell.key, allowed_wordings(cell, rung, self.config), seed)
         weakest = self.schedule.reason_before(candidate)
-        return request_for(candidate, rung, self.config, weakest=weakest, wording=wording)
+        parent = None if self.parents is None else self.parents.draw(candidate)
+        return request_for(candidate, rung, self.config, weakest=weakest, wording=wording, parent=parent)
 
     def learn(self, judged: Judged) -> None:
         """Count how the wording of a candidate did, for those to come."""

@@ -135,10 +135,14 @@ class Verifying:
             self.following.waiting.extend(filter(None, files.values()))
 
     def _judge(self, batch: Batch, index: int, measurement: Measurement) -> Judged:
-        cell = batch.candidates[index].slot.cell
+        cell, made_from = batch.candidates[index].slot.cell, batch.requests[index].parent
         criteria = criteria_for(cell, batch.rungs[index].threshold, self.config, self.facts.domain)
-        nearest = self.references.nearest(measurement)
-        return Judged(batch, index, measurement, nearest, judge(measurement, cell, criteria, nearest))
+        nearest, parent = self.references.nearest(measurement), None
+        if made_from is not None:
+            nearest = self.references.nearest(measurement, besides=made_from.id)
+            parent = self.references.compare(measurement, made_from.id)
+        verdict = judge(measurement, cell, criteria, nearest, parent)
+        return Judged(batch, index, measurement, nearest, verdict, parent)
 
     def _record(self, counted: Counted, files: dict[Batch, Files]) -> None:
         judged: Judged = counted.outcome.evidence

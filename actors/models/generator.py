@@ -1,14 +1,16 @@
 """The generator: a diffusers text-to-image pipeline behind one plain class.
 
 Batches always have the same size: a short one is padded with its last request and cut afterwards, so an image
-never depends on the number of others. Noise is drawn on the CPU, with one `torch.Generator` per image, so
-every device starts from the same latents. (torch seeds its CPU generator with the low 32 bits of a seed.)
+never depends on the number of others. Images of one call have one strength, or no parent at all. Noise is
+drawn on the CPU, with one `torch.Generator` per image, so every device starts from the same latents. (torch
+seeds its CPU generator with the low 32 bits of a seed.)
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from actors.models.conditioning.image_to_image import ImageToImage
 from actors.models.device import device_name, pick_device, pick_dtype, use_threads
 from actors.models.families import calls
 from actors.models.families.checks import Asked, refuse
@@ -30,6 +33,7 @@ from actors.models.pipeline import Source, load_pipeline
 from actors.weights import resolve as weights
 from balancer.errors import UnavailableError
 from balancer.scheduling.prompts import Request
+from balancer.training.images import Decoder
 from balancer.verification.verdict import ImageFlags, Made
 
 AUTO_BATCH_ON_CPU = 8
@@ -66,6 +70,7 @@ class Generator:
         offload: str = "auto",
         compiled: bool = False,
         asked: Asked | None = None,
+        parents: Decoder | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -79,6 +84,9 @@ class Generator:
             source, self.dtype, self.device, pixels=pixels, offload=offload, compiled=compiled
         )
         self._pipeline = self._loaded.pipeline
+        self._conditioned: ImageToImage | None = None
+        if parents is not None:
+            self._conditioned = ImageToImage(self._pipeline, parents, width, height, model)
         self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
         self.family = self._find_family()
         if asked is not None:
@@ -175,16 +183,29 @@ class Generator:
         filled = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
         finite = _FiniteLatents()
         with calls.explained(self.model):
-            output = self._pipeline(**self._arguments(filled, guidance, finite))
+            output = self._call(filled, self._arguments(filled, guidance, finite))
         images = output.images
         calls.refuse_other_size(self.model, tuple(images.shape[-2:]), (self.height, self.width))
         decoded = _nonfinite(images)
         flagged = getattr(output, "nsfw_content_detected", None) or [None] * len(filled)
         flags = [
-            ImageFlags(nonfinite=pixels + latents, unsafe=None if flag is None else float(flag))
+            ImageFlags(
+                nonfinite=pixels + latents,
+                unsafe=None if flag is None else float(flag),
+                steps=None if requests[0].parent is None else finite.steps(self._pipeline.scheduler),
+            )
             for pixels, latents, flag in zip(decoded, finite.per_image(len(filled)), flagged, strict=True)
         ]
         return _Copy.begin(_to_pixels(images)[: len(requests)]), flags[: len(requests)]
+
+    def _call(self, requests: Sequence[Request], arguments: dict[str, Any]) -> Any:
+        """Made from text alone, or from the parents that all of these have."""
+        if requests[0].parent is None:
+            known = self._known_arguments
+            return self._pipeline(**{name: value for name, value in arguments.items() if name in known})
+        if self._conditioned is None:
+            raise UnavailableError("this generator has no access to real images", hint="restart the run")
+        return self._conditioned(requests, arguments)
 
     def _arguments(
         self, requests: Sequence[Request], guidance: float | None, callback: _FiniteLatents
@@ -194,7 +215,7 @@ class Generator:
             prompts, negatives = ([*map(of, requests)] for of in (_PROMPT, _NEGATIVE))
             guided = self.family.uses_negative(guidance)
             words = self._loaded.embeddings.arguments(prompts, negatives, guided, self.device)
-        arguments = {
+        return {
             **words,
             **calls.settings(self.family, guidance),
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
@@ -204,7 +225,6 @@ class Generator:
             "output_type": "pt",
             "callback_on_step_end": callback,
         }
-        return {name: value for name, value in arguments.items() if name in self._known_arguments}
 
     def _halve_batch(self) -> None:
         torch.cuda.empty_cache()
@@ -224,10 +244,17 @@ class _FiniteLatents:
 
     def __init__(self) -> None:
         self._latents: torch.Tensor | None = None
+        self._calls = 0
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self._latents = tensors.get("latents")
+        self._calls += 1
         return {}
+
+    def steps(self, scheduler: Any) -> int | None:
+        """Denoising steps that were run; None if the pipeline does not say. A scheduler of a higher order
+        takes several calls for each."""
+        return -(-self._calls // getattr(scheduler, "order", 1)) or None
 
     def per_image(self, count: int) -> list[int]:
         if self._latents is None or len(self._latents) != count:
@@ -242,7 +269,10 @@ def _nonfinite(values: torch.Tensor) -> list[int]:
 
 
 def _parts(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    return (requests[start : start + size] for start in range(0, len(requests), size))
+    """In order, each of one strength: another one takes another number of steps."""
+    for _, alike in itertools.groupby(requests, key=lambda request: request.strength):
+        part = list(alike)
+        yield from (part[start : start + size] for start in range(0, len(part), size))
 
 
 def _to_pixels(images: torch.Tensor) -> torch.Tensor:

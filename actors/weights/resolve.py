@@ -240,6 +240,19 @@ def _content_digest(folder: Path) -> str:
     return digest.hexdigest()[:40]
 
 
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class that a diffusers folder names."""
+    return str(read_config(folder, MARKER["generator"], str(folder))["_class_name"])
+
+
+def named_pipeline(model: str, revision: str | None, variant: str | None) -> str:
+    """The pipeline class of a generator. Raises what `check` raises, and downloads no weights."""
+    folder = check(model, revision, variant, "generator").folder
+    if folder is None:
+        folder = _download(model, _commit(model, revision, "generator"), "generator", [MARKER["generator"]])
+    return pipeline_class(folder)
+
+
 def _checked_folder(folder: Path, model: str, variant: str | None, kind: ModelKind) -> Path:
     marker = folder / MARKER[kind]
     if not marker.is_file():

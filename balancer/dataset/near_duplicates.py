@@ -65,29 +65,39 @@ class NearDuplicateIndex:
         self._limits = limits
         self._hashes = np.array([int(image.phash, 16) for image in images], np.uint64)
         self._embeddings = _embeddings(images)
-        self._by_pixels: dict[str, int] = {}
+        self._by_pixels: dict[str, list[int]] = {}
         for position, image in enumerate(images):
             if image.pixel_sha256:
-                self._by_pixels.setdefault(image.pixel_sha256, position)
+                self._by_pixels.setdefault(image.pixel_sha256, []).append(position)
+        self._positions = {image.id: position for position, image in enumerate(images)}
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def nearest(self, picture: Comparable) -> Nearest | None:
-        """The known image most similar to `picture`; None if there are no known images.
+    def nearest(self, picture: Comparable, besides: str | None = None) -> Nearest | None:
+        """The known image most similar to `picture`, `besides` the one with this id; None if there is none.
 
         An image with the same pixels comes first, then images within both limits, then the smallest distance,
         the greatest similarity, and the given order.
         """
-        if not self._images:
+        without = self._positions.get(besides or "")
+        if len(self._images) <= (without is not None):
             return None
-        same = self._by_pixels.get(picture.pixel_sha256)
-        if same is not None:
-            return self._best(picture, np.array([same]), same_pixels=True)
+        same = [one for one in self._by_pixels.get(picture.pixel_sha256, ()) if one != without]
+        if same:
+            return self._best(picture, np.array(same[:1]), same_pixels=True)
         distances = self._distances(picture)
+        if without is not None:
+            distances[without] = HASH_BITS + 1
         return self._best(
             picture, np.flatnonzero(distances <= max(distances.min(), self._limits.max_distance))
         )
+
+    def compare(self, picture: Comparable, other: str) -> Nearest:
+        """The known image with the id `other`, compared with `picture`."""
+        position = self._positions[other]
+        same = bool(picture.pixel_sha256) and self._images[position].pixel_sha256 == picture.pixel_sha256
+        return self._best(picture, np.array([position]), same_pixels=same)
 
     def is_duplicate(self, nearest: Nearest) -> bool:
         limits = self._limits

@@ -81,6 +81,8 @@ class Card:
     held_back: tuple[str, ...]
     """A line for each class that `target.max_synthetic_share` keeps below its target."""
     licence: str
+    conditioned: int
+    """Generated images in the export that were made from a real image."""
     generated_from: tuple[str, ...]
     """Models that made images in the export, with their revisions."""
 
@@ -257,6 +259,7 @@ def _card(job: Job) -> Card:
         open=still_open,
         held_back=tuple(list_held_back(run)),
         licence=job.options.licence,
+        conditioned=generated.num_rows - generated["parent_id"].null_count,
         generated_from=tuple(_models(generated)),
     )
 

@@ -30,7 +30,8 @@ NEEDED = ("id", "file_name", "class", "source", "split", "sha256", "scores", "un
 def metadata_columns(run_schema: pa.Schema) -> list[str]:
     """The columns of the manifest behind `metadata_table`."""
     facets = [field.name for field in run_schema if pa.types.is_dictionary(field.type)]
-    return list(dict.fromkeys([*NEEDED, *facets, *SINGLE]))
+    single = [name for name in SINGLE if name in run_schema.names]  # earlier versions had fewer
+    return list(dict.fromkeys([*NEEDED, *facets, *single]))
 
 
 def facet_columns(run: RunInfo) -> dict[str, str]:
@@ -51,7 +52,7 @@ def metadata_table(rows: pa.Table, run: RunInfo, file_names: Iterable[str]) -> p
         "label": plain(rows[CLASS_PROPERTY]),
     }
     columns |= {column: plain(rows[facet]) for facet, column in facet_columns(run).items()}
-    columns |= {name: plain(rows[name]) for name in SINGLE}
+    columns |= {name: plain(rows[name]) for name in SINGLE if name in rows.column_names}
     columns["unjudged"] = rows["unjudged"]
     scores = rows["scores"].combine_chunks()
     # By index, because Arrow reads a name that begins with a dot as a path.

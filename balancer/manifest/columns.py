@@ -25,6 +25,9 @@ FACET = "FACET"
 
 EMBEDDING = "embedding"
 
+CONDITIONED = 4
+"""The first format whose rows say which real image a candidate was made from, and how."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -145,9 +148,9 @@ COLUMNS = (
         "reason",
         "text",
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
-        "`off_domain`, `duplicate`, `near_copy`), or the property with the lowest score; `superseded` if "
-        "another attempt gives the image, `surplus` if the plan no longer has its slot. Of a real image that "
-        "left: `removed` or `replaced`. Null if accepted.",
+        "`off_domain`, `duplicate`, `near_copy`, `near_parent`), or the property with the lowest score; "
+        "`superseded` if another attempt gives the image, `surplus` if the plan no longer has its slot. Of a "
+        "real image that left: `removed` or `replaced`. Null if accepted.",
         read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
@@ -271,7 +274,8 @@ COLUMNS = (
     Column(
         "steps",
         "int32",
-        "Denoising steps.",
+        "Denoising steps that were run: with a parent, the share of `generation.steps` that the strength "
+        "gives.",
         complete="synthetic",
         limits=(1, 10**6),
         exported=16,
@@ -396,9 +400,32 @@ COLUMNS = (
     Column(
         "parent_id",
         "text",
-        "The image it was generated from, if there is one.",
+        "The real image that it was made from (`generation.conditioning: image`). Null for text alone.",
         exported=21,
-        read_by=("fsck", "lineage"),
+        read_by=("fsck", "rejudge", "reproduce", "lineage"),
+    ),
+    Column(
+        "strength",
+        "double",
+        "How far it moved away from its parent, 0 to 1. Null without one.",
+        exported=24,
+        read_by=("reproduce", "lineage"),
+        since=CONDITIONED,
+    ),
+    Column(
+        "parent_distance",
+        "int32",
+        "Bits in which its perceptual hash and its parent's differ, 0 to 64.",
+        limits=(0, 64),
+        read_by=("rejudge", "lineage"),
+        since=CONDITIONED,
+    ),
+    Column(
+        "parent_similarity",
+        "double",
+        "Cosine of its embedding and its parent's.",
+        read_by=("rejudge", "lineage"),
+        since=CONDITIONED,
     ),
     Column(
         "split",

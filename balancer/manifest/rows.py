@@ -24,6 +24,7 @@ ACCEPTED, REJECTED = "accepted", "rejected"
 
 DOMAIN_COLUMNS = ("typicality", "domain_score")
 NEAREST_COLUMNS = ("nearest_id", "nearest_distance", "nearest_similarity")
+PARENT_COLUMNS = ("parent_id", "strength", "parent_distance", "parent_similarity")
 
 VOID = "void"
 """Status of a candidate that passes by now, but whose image was not kept: it is made again. Of a real image
@@ -84,11 +85,13 @@ def candidate_row(
     file: ImageFile | None,
     *,
     nearest: Nearest | None = None,
+    parent: Nearest | None = None,
     device: str,
     batch_size: int,
     facts: RunFacts,
 ) -> Row:
-    """The row of a judged candidate; `file` is None for a rejected one, whose image is not kept."""
+    """The row of a judged candidate; `file` is None for a rejected one, whose image is not kept. `parent` is
+    the image that it was made from, compared with it."""
     cell, generation = candidate.slot.cell, facts.config.generation
     return {
         "id": candidate.id,
@@ -117,7 +120,7 @@ def candidate_row(
         "model_revision": facts.model_revision,
         "verifier": facts.config.verifier_name,
         "verifier_revision": facts.verifier_revision,
-        "steps": generation.steps,
+        "steps": measurement.flags.steps or generation.steps,
         "guidance": rung.guidance,
         "width": generation.width,
         "height": generation.height,
@@ -130,6 +133,7 @@ def candidate_row(
         "phash": measurement.phash,
         **(nearest_columns(nearest) if nearest else {}),
         "embedding": measurement.embedding,
+        **(parent_columns(parent, request.strength) if parent else {}),
         "split": TRAIN,
         "device": device,
         "batch_size": batch_size,
@@ -185,6 +189,11 @@ def nearest_columns(nearest: Nearest) -> Row:
         "nearest_distance": nearest.distance,
         "nearest_similarity": nearest.similarity,
     }
+
+
+def parent_columns(parent: Nearest, strength: float | None) -> Row:
+    values = (parent.id, strength, parent.distance, parent.similarity)
+    return dict(zip(PARENT_COLUMNS, values, strict=True))
 
 
 def _file_columns(file: ImageFile) -> Row:

@@ -25,6 +25,7 @@ JUDGEABLE: tuple[tuple[str, ...], ...] = (
     ("verification", "threshold"),
     ("verification", "brightness"),
     ("verification", "copies", ANY),
+    ("verification", "parent", ANY),
     ("verification", "unjudged"),
     ("verification", "safety", "max_unsafe"),
     ("attempts", "fallback", "threshold"),

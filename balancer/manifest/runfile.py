@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
 from balancer.errors import ManifestError, StorageError, UsageError, first_line
+from balancer.manifest.columns import CONDITIONED
 from balancer.manifest.layout import (
     REVISIONS_DIR,
     RUN_FILE,
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from balancer.verification.heads import Head
     from balancer.verification.typicality import Typicality
 
-FORMAT = 3
+FORMAT = 4
 """Earlier versions refuse fields that they do not know. Format 1 has no `challenge`; until format 2 a run has
-no `heads`, and keeps its classes and facet values (`schema.GROWING`)."""
+no `heads`, and keeps its classes and facet values (`schema.GROWING`); until format 3 it has no `parents`
+(`columns.CONDITIONED`)."""
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _Loaded = TypeVar("_Loaded")
@@ -59,8 +61,10 @@ class RunInfo:
     "priority". `real_counts` and `targets` are by class. `models` says of each model what was loaded,
     `versions` of each library which. `challenge` is what the pre-flight found out about images of none of the
     classes (`DomainProof.as_dict`), `heads` what judges each property (`Heads.as_dict`); either is None if it
-    did not ask. `format` is that of the file. `revision` numbers the plan revision; `later` are all that
-    there are files of, by sha256, also those that never came into effect."""
+    did not ask. `parents` are the real images that candidates were drawn from when the run began
+    (`ParentPool.describe`), None without conditioning. `format` is that of the file. `revision` numbers the
+    plan revision; `later` are all that there are files of, by sha256, also those that never came into
+    effect."""
 
     run_id: str
     created_at: str
@@ -77,6 +81,7 @@ class RunInfo:
     models: dict[str, dict[str, str | None]]
     challenge: dict[str, Any] | None = None
     heads: dict[str, dict[str, Any]] | None = None
+    parents: dict[str, Any] | None = None
     format: int = FORMAT
     revision: int = 1
     later: Mapping[str, RunInfo] = field(default_factory=dict, compare=False, repr=False)
@@ -124,6 +129,20 @@ class RunInfo:
     def head_files(self) -> dict[str, str]:
         """The sha256 of the head of each property that one judges."""
         return {name: head["sha256"] for name, head in (self.heads or {}).items() if head["taken"]}
+
+    @property
+    def has_parents(self) -> bool:
+        """Whether rows say what they were made from; those of earlier versions do not."""
+        return self.format >= CONDITIONED
+
+    @property
+    def conditioned_classes(self) -> frozenset[str]:
+        """Classes whose candidates are made from real images."""
+        pool = self.parents or {}
+        made = self.config.get("generation")
+        if isinstance(made, dict) and made.get("contexts") == "dataset" and pool.get("count"):
+            return frozenset(self.config["classes"])
+        return frozenset(name for name, count in pool.get("by_class", {}).items() if count)
 
     @property
     def wanted(self) -> int:
@@ -439,6 +458,12 @@ class _Head(_Open):
         return self
 
 
+class _Parents(_Open):
+    count: _Count
+    sha256: _Hash
+    by_class: dict[str, _Count]
+
+
 _HEADS: TypeAdapter[dict[str, _Head]] = TypeAdapter(dict[str, _Head])
 
 
@@ -463,3 +488,4 @@ class _Document(BaseModel):
     models: _Models
     challenge: _Challenge | None = None
     heads: dict[str, _Head] | None = None
+    parents: _Parents | None = None

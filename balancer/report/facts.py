@@ -110,6 +110,8 @@ class Facts:
     cells: tuple[CellCount, ...]
     given_up: tuple[GivenUp, ...]
     by_attempt: tuple[tuple[int, int], ...]
+    by_strength: tuple[tuple[float, Tally], ...]
+    """Candidates that were made from real images, and how many of them passed, for each strength."""
     fallbacks: int
     for_review: int
     span: tuple[dt.datetime, dt.datetime] | None
@@ -184,7 +186,7 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     config = config_under(run, status["overrides"])
     columns = (
         "cell", "class", "status", "reason", "attempt", "fallback", "review", "generated_at", "device",
-        *LEFT_OUT_COLUMNS,
+        *LEFT_OUT_COLUMNS, *(("strength",) if run.has_parents else ()),
     )  # fmt: skip
     rows = manifest.to_table(columns, status="all")
     tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
@@ -204,11 +206,21 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
         cells=cells,
         given_up=_given_up(status, cells, tried),
         by_attempt=tuple(sorted(_count(accepted, "attempt").items())),
+        by_strength=_by_strength(tried),
         fallbacks=pc.sum(accepted["fallback"]).as_py() or 0,
         for_review=pc.sum(accepted["review"]).as_py() or 0,
         span=_span(tried),
         devices=tuple(sorted(_count(tried, "device"))),
     )
+
+
+def _by_strength(tried: pa.Table) -> tuple[tuple[float, Tally], ...]:
+    from balancer.manifest.measured import tallies_by
+
+    if "strength" not in tried.column_names:
+        return ()
+    tallies = tallies_by(tried, "strength")
+    return tuple(sorted((strength, tally) for strength, tally in tallies.items() if strength is not None))
 
 
 def _given_up(status: Mapping[str, Any], cells: Sequence[CellCount], tried: pa.Table) -> tuple[GivenUp, ...]:

@@ -106,11 +106,19 @@ class Growth:
 
     def with_proof(self, challenge: dict[str, Any] | None, heads: dict[str, dict[str, Any]] | None) -> Growth:
         """With what was found out anew."""
-        info = replace(self.info, challenge=challenge, heads=heads)
+        return self._with(replace(self.info, challenge=challenge, heads=heads))
+
+    def _with(self, info: RunInfo) -> Growth:
         named = self.rules.revision
         assert named is not None
         revision = replace(named, sha256=hashlib.sha256(info.encode()).hexdigest())
         return replace(self, info=info, rules=replace(self.rules, revision=revision))
+
+    def with_parents(self, parents: dict[str, Any] | None) -> Growth:
+        """With the images that candidates are drawn from by now, if this is a new plan revision."""
+        if self.rules.revision is None or self.rules.revision.sha256 in self.info.later:
+            return self
+        return self._with(replace(self.info, parents=parents))
 
     def refuse_losses(self, storage: Storage, known: LogView | ManifestLog) -> None:
         """UsageError if accepted images would leave, or suspiciously many real ones."""
@@ -200,8 +208,11 @@ class Growing:
             return False
         return names_in(self.config) != names_in(effective_config(self.begun.known, self.view.rules))
 
-    def settled(self, prove: Callable[[], Proof]) -> RunInfo:
-        """The run as it will be, once the verifier is there. `prove` is called if it `needs_proof`."""
+    def settled(self, prove: Callable[[], Proof], parents: dict[str, Any] | None = None) -> RunInfo:
+        """The run as it will be, once the verifier is there. `prove` is called if it `needs_proof`. `parents`
+        are the images that candidates are drawn from."""
+        if self.growth is not None:
+            self.growth = self.growth.with_parents(parents)
         if self.growth is not None and self.needs_proof:
             self.growth = self.growth.with_proof(*prove())
             self._refuse_losses()

@@ -25,9 +25,10 @@ class Lineage:
 
     Of a real image everything from `score` to `generated_at` is None. `scores` are those of each property,
     `score` is the lowest of those that were judged, None if none was, and `unjudged` the entries of
-    `verification.unjudged` that concern it. `nearest_id` is the known image most like it; `origin_run_id` and
-    `origin_id` name the run that it was taken over from, and its row there; `versions` are
-    those of the libraries when the run began.
+    `verification.unjudged` that concern it. `nearest_id` is the known image most like it, besides its parent;
+    `strength` is how far it moved away from that one, `parent_distance` and `parent_similarity` how much it
+    still looks like it; `origin_run_id` and `origin_id` name the run that it was taken over from, and its row
+    there; `versions` are those of the libraries when the run began.
     """
 
     id: str
@@ -67,6 +68,9 @@ class Lineage:
     versions: Mapping[str, str]
     origin_run_id: str | None = None
     origin_id: str | None = None
+    strength: float | None = None
+    parent_distance: int | None = None
+    parent_similarity: float | None = None
     parent: Lineage | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -479,7 +479,7 @@ def _judge_again(
     rung = rungs[min(candidate.attempt, len(rungs)) - 1]
     cell = candidate.slot.cell
     criteria = criteria_for(cell, rung.threshold, config, domain)
-    verdict = judge(read_measurement(row, cell), cell, criteria, nearest)
+    verdict = judge(read_measurement(row, cell), cell, criteria, nearest, read_parent(row))
     return _Judged(candidate, row, verdict, nearest, rung)
 
 
@@ -508,6 +508,14 @@ def read_nearest(row: Row, pixels: Mapping[str, str | None]) -> Nearest | None:
         similarity=row["nearest_similarity"],
         same_pixels=same or row["reason"] == Flaw.DUPLICATE,  # of a hold-out image, which has no row
     )
+
+
+def read_parent(row: Row) -> Nearest | None:
+    """The real image that a candidate was made from. A near-copy of it stays one when it leaves the
+    dataset."""
+    if row.get("parent_distance") is None:
+        return None
+    return Nearest(row["parent_id"], row["parent_distance"], row["parent_similarity"])
 
 
 # ---- changing ------------------------------------------------------------------------------------

@@ -98,9 +98,10 @@ def describe_run(
     models: Models,
     challenge: Mapping[str, Any] | None = None,
     heads: Mapping[str, dict[str, Any]] | None = None,
+    parents: dict[str, Any] | None = None,
 ) -> RunInfo:
-    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`, and `heads` is
-    `Heads.as_dict`."""
+    """The content of run.json for a new run; `challenge` is `DomainProof.as_dict`, `heads` is
+    `Heads.as_dict`, and `parents` is `ParentPool.describe`."""
     return RunInfo(
         run_id=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -117,6 +118,7 @@ def describe_run(
         models={kind: _identity(described) for kind, described in models.items()},
         challenge=None if challenge is None else dict(challenge),
         heads=None if heads is None else dict(heads),
+        parents=parents,
     )
 
 
@@ -187,6 +189,7 @@ def check_unchanged(
     _refuse_other_names(before, config, known, paths)
     _refuse_what_is_settled(paths)
     _refuse_another_size(models, known)
+    _refuse_parents(config, known)
     if allowed:
         return
     _refuse_forgotten(config, known, rules, paths)
@@ -273,6 +276,14 @@ def _refuse_another_size(models: Models, known: RunInfo) -> None:
         )
 
 
+def _refuse_parents(config: Config, known: RunInfo) -> None:
+    if config.generation.conditioning != "text" and not known.has_parents:
+        raise UsageError(
+            "an earlier version began this run: its rows have no place for the image that one is made from",
+            hint="choose another --out, or set generation.conditioning: text",
+        )
+
+
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a model that a run records; for a calibrated one, the hash of its temperatures too."""
     return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
@@ -348,7 +359,13 @@ def restore_schedule(info: RunInfo, config: Config, rows: pa.Table, limit: int |
     quotas = [
         (cells[str(item["cell"])], int(item["quota"]), ranks[str(item["priority"])]) for item in info.plan
     ]
-    rungs = ladder(config)
+    rungs, conditioned = ladder(config), info.conditioned_classes
+
+    def group(candidate: Candidate) -> tuple[float | None, float | None]:
+        """What one call of a generator has in common."""
+        rung = rungs[candidate.attempt - 1]
+        return rung.guidance, rung.strength if candidate.slot.cell.class_name in conditioned else None
+
     with gc_paused():
         return Schedule(
             quotas,
@@ -356,7 +373,7 @@ def restore_schedule(info: RunInfo, config: Config, rows: pa.Table, limit: int |
             max_candidates=config.budget.max_candidates,
             max_slots=limit,
             history=_history(cells, rows),
-            group_of=lambda candidate: rungs[candidate.attempt - 1].guidance,  # one call, one guidance
+            group_of=group,
             may_be_ahead=lambda attempt: not rungs[attempt - 1].strengthen,  # which needs the reason before
             give_up_below=config.attempts.give_up_below,
         )

@@ -1,5 +1,8 @@
 """Take over accepted images of another run: judged by this run's rules and committed, without generating.
 
+An image that was made from a real one is taken only if candidates of this run may be made from that one, too.
+It might be a test image here.
+
 An image goes to the next open slot of the cell that has its class and facet values, as that slot's next
 attempt. One that does not pass costs no attempt and leaves no row. Rows name the run and the row they come
 from.
@@ -11,7 +14,7 @@ import hashlib
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,13 +73,15 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Target:
     """The run that takes them. `references` are real and hold-out images that none may copy; `learned` is
-    what verifiers judge with besides the images."""
+    what verifiers judge with besides the images. `parents` are the real images that candidates may be made
+    from, id by hash of the pixels."""
 
     facts: RunFacts
     log: ManifestLog
     storage: Storage
     references: NearDuplicateIndex
     learned: tuple[Any, ...] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,9 @@ class _Known:
         self._references, self._own, self._limits = references, [*own], limits
         self._before, self._recent = NearDuplicateIndex(self._own, limits), NearDuplicateIndex([], limits)
 
-    def nearest(self, measurement: Measurement) -> Nearest | None:
+    def nearest(self, measurement: Measurement, besides: str | None = None) -> Nearest | None:
         indexes = (self._references, self._before, self._recent)
-        near = [found for index in indexes if (found := index.nearest(measurement)) is not None]
+        near = [found for index in indexes if (found := index.nearest(measurement, besides)) is not None]
         return next(filter(self._references.is_duplicate, near), near[0] if near else None)
 
     def add(self, name: str, measurement: Measurement) -> None:
@@ -138,7 +143,7 @@ def take_over(source: Source, target: Target, schedule: Schedule, measure: Measu
     """Offer the accepted images of `source`, in the order of its rows, to the open slots of `schedule`."""
     facts = target.facts
     table = target.log.table([*ORIGIN, "id", "slot", "attempt", "status", "source"])
-    offers, without_cell = _list_offers(source, table, schedule, facts.facets)
+    offers, without_cell = _list_offers(source, table, schedule, facts.facets, target.parents)
     slots = _open_slots(schedule, table, len(ladder(facts.config)))
     known = _Known(target.references, _own_images(table, target.storage), facts.config.verification.copies)
     offered = taken = 0
@@ -153,12 +158,14 @@ def take_over(source: Source, target: Target, schedule: Schedule, measure: Measu
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
+    """`row` has the `parent_id` that its parent has in this run."""
+
     row: Row
     cell: Cell
 
 
 def _list_offers(
-    source: Source, table: pa.Table, schedule: Schedule, facets: Sequence[str]
+    source: Source, table: pa.Table, schedule: Schedule, facets: Sequence[str], parents: Mapping[str, str]
 ) -> tuple[dict[Cell, deque[Row]], int]:
     """Rows by the open cell that they fit, without those that were taken over before."""
     before = {row["origin_id"] for row in table.to_pylist() if row["origin_run_id"] == source.rows.run.run_id}
@@ -166,14 +173,26 @@ def _list_offers(
              for cell, quota, _ in schedule.quotas if quota}  # fmt: skip
     offers: dict[Cell, deque[Row]] = defaultdict(deque)
     rows = source.rows.to_table(filter=f"source = '{SYNTHETIC}'").drop_columns(["embedding"])
+    here = _parents_here(source, rows["parent_id"].unique().drop_null().to_pylist(), parents)
     others = 0
     for row in rows.to_pylist():
+        if row["parent_id"] is not None and row["parent_id"] not in here:
+            others += 1
+            continue
+        row["parent_id"] = here.get(row["parent_id"])
         cell = cells.get(_key(row[CLASS_PROPERTY], row, facets))
         if cell is None:
             others += 1
         elif row["id"] not in before:
             offers[cell].append(row)
     return offers, others
+
+
+def _parents_here(source: Source, ids: Sequence[str], parents: Mapping[str, str]) -> dict[str, str]:
+    """The id in this run of each parent in the other one, as far as it may be one here."""
+    is_parent = pc.field("id").isin(pa.array(ids, pa.string()))
+    rows = source.rows.to_table(["id", "pixel_sha256"], is_parent, status="all").to_pylist() if ids else []
+    return {row["id"]: parents[row["pixel_sha256"]] for row in rows if row["pixel_sha256"] in parents}
 
 
 def _key(class_name: str, values: Mapping[str, Any], facets: Sequence[str]) -> tuple[str | None, ...]:
@@ -273,12 +292,14 @@ def _judged(
     facts, row = target.facts, offer.row
     rung = ladder(facts.config)[candidate.attempt - 1]
     criteria = criteria_for(offer.cell, rung.threshold, facts.config, facts.domain)
-    nearest = known.nearest(measurement)
-    verdict = judge(measurement, offer.cell, criteria, nearest)
+    nearest = known.nearest(measurement, row["parent_id"])
+    parent = row["parent_id"] and target.references.compare(measurement, row["parent_id"])
+    verdict = judge(measurement, offer.cell, criteria, nearest, parent)
     if not verdict.accepted:
         return None
     changes = tuple(row["changes"] or ())
-    request = Request(row["prompt"], row["negative_prompt"] or "", row["seed"], changes=changes)
+    words = row["prompt"], row["negative_prompt"] or ""
+    request = Request(*words, row["seed"], changes=changes, strength=row.get("strength"))
     judged = candidate_row(
         candidate,
         rung,
@@ -287,6 +308,7 @@ def _judged(
         verdict,
         _publish(row, candidate, source, target),
         nearest=nearest,
+        parent=parent,
         device=row["device"],
         batch_size=row["batch_size"],
         facts=facts,

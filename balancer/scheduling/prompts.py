@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from balancer.cells import CLASS_PROPERTY, Candidate, Cell
@@ -17,8 +17,9 @@ class Rung:
     """Settings of one attempt.
 
     `turn` is how many wordings it is on from the slot's first attempt; `strengthen` says the property that
-    was weakest in the attempt before first, and in two wordings. Rows of a `fallback` are marked so.
-    `guidance` is None once it turned out that the generator takes none.
+    was weakest in the attempt before first, and in two wordings. `strength` is how far a candidate moves away
+    from its parent, None without conditioning. Rows of a `fallback` are marked so. `guidance` is None once it
+    turned out that the generator takes none.
     """
 
     threshold: float
@@ -27,6 +28,16 @@ class Rung:
     strengthen: bool = False
     fallback_prompts: bool = False
     fallback: bool = False
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParentImage:
+    """A real image of the run to make a candidate from: its row's id, file and hash of the pixels."""
+
+    id: str
+    file_name: str
+    pixel_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,8 @@ class Request:
     """One image asked of a generator; `seed` is unsigned 64-bit.
 
     `wording` is the number of the class's wording that was used, from 0 on: `prompts` first, then
-    `fallback_prompts`. `changes` says in words what the rung changed against a plain attempt.
+    `fallback_prompts`. `changes` says in words what the rung changed against a plain attempt. `strength` is
+    there with a `parent`, and only then.
     """
 
     prompt: str
@@ -42,12 +54,15 @@ class Request:
     seed: int
     wording: int = 0
     changes: tuple[str, ...] = ()
+    parent: ParentImage | None = None
+    strength: float | None = None
 
 
 def ladder(config: Config) -> tuple[Rung, ...]:
     """The rungs in the order a slot climbs them; attempt k uses rung k-1."""
     usual, guidance = config.verification.threshold, config.generation.guidance
     rungs: list[Rung] = []
+    strengths = _strengths(config)
     turn = 0
     for wanted in config.attempts.rung_per_attempt():
         turn += wanted.next_wording and bool(rungs)
@@ -56,6 +71,7 @@ def ladder(config: Config) -> tuple[Rung, ...]:
             Rung(
                 threshold=threshold,
                 guidance=guidance if wanted.guidance is None else wanted.guidance,
+                strength=strengths[len(rungs)],
                 turn=turn,
                 strengthen=wanted.strengthen,
                 fallback_prompts=wanted.fallback_prompts,
@@ -63,8 +79,18 @@ def ladder(config: Config) -> tuple[Rung, ...]:
             )
         )
     if (last := config.attempts.fallback) is not None:
-        rungs.append(Rung(last.threshold, guidance, turn + 1, fallback_prompts=True, fallback=True))
+        at_last = Rung(last.threshold, guidance, turn + 1, fallback_prompts=True, fallback=True)
+        rungs.append(replace(at_last, strength=strengths[-1]))
     return tuple(rungs)
+
+
+def _strengths(config: Config) -> list[float | None]:
+    """Of each attempt, and of one after the last."""
+    if config.generation.conditioning == "text":
+        return [None] * (config.attempts.max + 1)
+    usual = config.generation.strength_ladder
+    own = [rung.strength for rung in config.attempts.rung_per_attempt()] + [None]
+    return [usual[min(at, len(usual) - 1)] if one is None else one for at, one in enumerate(own)]
 
 
 def allowed_wordings(cell: Cell, rung: Rung, config: Config) -> range:
@@ -83,6 +109,7 @@ def request_for(
     *,
     weakest: str | None = None,
     wording: int | None = None,
+    parent: ParentImage | None = None,
 ) -> Request:
     """The words and the seed of a candidate: each slot, and each rung that says so, takes the next wording.
 
@@ -101,7 +128,12 @@ def request_for(
         negative_prompt=_negative_prompt(cell, config),
         seed=candidate.seed(config.seed),
         wording=number,
-        changes=_changes(rung, number, number != in_turn, strengthened, allowed, config),
+        changes=(
+            *_changes(rung, number, number != in_turn, strengthened, allowed, config),
+            *(_other_strength(rung, config) if parent is not None else ()),
+        ),
+        parent=parent,
+        strength=None if parent is None else rung.strength,
     )
 
 
@@ -148,6 +180,11 @@ def _changes(
         f"threshold {rung.threshold:g}": rung.threshold != config.verification.threshold,
     }
     return tuple(change for change, made in changes.items() if made)
+
+
+def _other_strength(rung: Rung, config: Config) -> tuple[str, ...]:
+    first = config.generation.strength_ladder[0]
+    return () if rung.strength == first else (f"strength {rung.strength:g}",)
 
 
 def _negative_prompt(cell: Cell, config: Config) -> str:

@@ -2,7 +2,8 @@
 
 Three rules hold whatever the filter is. An image belongs where the image it was generated from belongs. A
 generated image never tests a classifier, unless the caller says so. And a picture that is in a later split
-too, or in the hold-out, is left out: what is tested on has not been trained on.
+too, or in the hold-out, is left out, and so is what was made from it: what is tested on has not been trained
+on.
 """
 
 from __future__ import annotations
@@ -92,10 +93,35 @@ def find_left_out(accepted: pa.Table, manifest: ManifestRows) -> dict[str, str]:
 
 
 def _copies(rows: pa.Table, held_out: pa.Table, manifest: ManifestRows) -> dict[str, str]:
+    return _own_copies(rows, held_out, manifest) | _children_of_copies(rows, held_out, manifest)
+
+
+def _own_copies(rows: pa.Table, held_out: pa.Table, manifest: ManifestRows) -> dict[str, str]:
     copies = _copies_of_holdout(rows)
     if held_out.num_rows:
         copies |= _copies_of_later_splits(rows, held_out.select(list(LOOKS)), manifest)
     return copies
+
+
+def _children_of_copies(rows: pa.Table, held_out: pa.Table, manifest: ManifestRows) -> dict[str, str]:
+    """Images made from a copy: no run draws one as parent, but the image it copies may have come later."""
+    children = rows.filter(rows["parent_id"].is_valid())
+    if not children.num_rows:
+        return {}
+    parents = {name: parent for name, (_, parent) in _ancestry(children, manifest).items()}
+    ancestors = pa.array(sorted({parent for parent in parents.values() if parent}), pa.string())
+    among = manifest.to_table([*LEFT_OUT_COLUMNS], pc.field("id").isin(ancestors), status="all")
+    copies = _own_copies(_followed(among, manifest), held_out, manifest)
+    shown: dict[str, str] = {}
+    for child in children["id"].to_pylist():
+        name, passed = parents[child], {child}
+        while name is not None and name not in passed:
+            if name in copies:
+                shown[child] = copies[name]
+                break
+            passed.add(name)
+            name = parents.get(name)
+    return shown
 
 
 def _check_split(split: str | None) -> None:

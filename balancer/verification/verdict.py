@@ -32,15 +32,18 @@ class Flaw(enum.StrEnum):
     OFF_DOMAIN = "off_domain"
     DUPLICATE = "duplicate"
     NEAR_COPY = "near_copy"
+    NEAR_PARENT = "near_parent"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFlags:
     """What only the generator knows of an image: the number of NaN or infinite values in its latents and
-    pixels, and the pipeline's own safety score, 0 to 1 (None without a checker)."""
+    pixels, the pipeline's own safety score, 0 to 1 (None without a checker), and the denoising steps that
+    were run, None if all were that it was asked for."""
 
     nonfinite: int = 0
     unsafe: float | None = None
+    steps: int | None = None
 
 
 class Used(NamedTuple):
@@ -128,6 +131,8 @@ class Criteria:
     max_unsafe: float = PIPELINE_MAX_UNSAFE
     max_distance: int = 4
     min_similarity: float = 0.95
+    parent_max_distance: int = 8
+    parent_min_similarity: float = 0.9
     unjudged: frozenset[str] = frozenset()
     domain: DomainLimits = NO_LIMITS
 
@@ -157,16 +162,23 @@ def criteria_for(cell: Cell, threshold: float, config: Config, domain: DomainLim
         max_unsafe=PIPELINE_MAX_UNSAFE if wanted.safety is None else wanted.safety.max_unsafe,
         max_distance=wanted.copies.max_distance,
         min_similarity=wanted.copies.min_similarity,
+        parent_max_distance=wanted.parent.max_distance,
+        parent_min_similarity=wanted.parent.min_similarity,
         unjudged=frozenset(wanted.unjudged) & {CLASS_PROPERTY, *config.facets},
         domain=NO_LIMITS if Flaw.OFF_DOMAIN in wanted.unjudged else domain,
     )
 
 
 def judge(
-    measurement: Measurement, cell: Cell, criteria: Criteria, nearest: Nearest | None = None
+    measurement: Measurement,
+    cell: Cell,
+    criteria: Criteria,
+    nearest: Nearest | None = None,
+    parent: Nearest | None = None,
 ) -> Verdict:
     """Accept a candidate without flaws if each property it was asked to show is likely enough.
 
+    `parent` is the image it was made from, compared with it; `nearest` is another one.
     A property's score is the verifier's probability, or the second judge's if that is lower.
     """
     scores = {
@@ -177,13 +189,15 @@ def judge(
     # NaN counts as lower than any number; min() alone could skip it.
     weakest = min(judged, key=lambda name: -1.0 if math.isnan(scores[name]) else scores[name], default=None)
     score = None if weakest is None else scores[weakest]
-    reason: str | None = find_flaw(measurement, criteria, nearest)
+    reason: str | None = find_flaw(measurement, criteria, nearest, parent)
     if reason is None and score is not None and not score >= criteria.threshold:  # NaN is a rejection
         reason = weakest
     return Verdict(accepted=reason is None, reason=reason, score=score, scores=scores)
 
 
-def find_flaw(measurement: Measurement, criteria: Criteria, nearest: Nearest | None) -> Flaw | None:
+def find_flaw(
+    measurement: Measurement, criteria: Criteria, nearest: Nearest | None, parent: Nearest | None = None
+) -> Flaw | None:
     """The gravest flaw of an image, whatever it shows."""
     darkest, brightest = criteria.brightness
     flaws = {
@@ -196,6 +210,11 @@ def find_flaw(measurement: Measurement, criteria: Criteria, nearest: Nearest | N
         Flaw.DUPLICATE: nearest is not None and nearest.same_pixels,
         Flaw.NEAR_COPY: nearest is not None
         and is_near_copy(nearest, criteria.max_distance, criteria.min_similarity),
+        Flaw.NEAR_PARENT: parent is not None
+        and (
+            parent.same_pixels
+            or is_near_copy(parent, criteria.parent_max_distance, criteria.parent_min_similarity)
+        ),
     }
     return next((flaw for flaw, present in flaws.items() if present), None)
 

@@ -386,6 +386,20 @@ def test_plan_as_json_is_one_object(small_job: Path):
     assert (plan["estimate"]["candidates"], plan["estimate"]["hours"]) == (6, pytest.approx(1 / 120))
 
 
+def test_plan_says_which_cells_are_made_from_real_images(small_job: Path):
+    conditioned = (*PLAN, "--set", "generation.conditioning=image", "--set", "generation.steps=10")
+    plan = json.loads(invoke(*conditioned, "--json").stdout)
+    assert [cell["conditioning"] for cell in plan["cells"]] == ["text", "image", "text"]
+    told = plan["conditioning"]
+    assert (told["strengths"], told["from_parents"], told["from_text"]) == ([0.5, 0.7, 0.9], 2, 4)
+    assert told["parents"]["by_class"] == {"a": 2, "b": 0}
+    shown = invoke(*conditioned).stdout
+    assert "attempts at strength 0.5, 0.7, 0.9 run 5, 7, 9 of 10 steps" in shown
+    anywhere = invoke(*conditioned, "--json", "--set", "generation.contexts=dataset")
+    assert json.loads(anywhere.stdout)["conditioning"]["from_text"] == 0
+    assert json.loads(invoke(*PLAN, "--json").stdout)["conditioning"] is None
+
+
 def test_plan_says_how_many_images_are_kept_apart_and_does_not_count_them(small_job: Path):
     shares = "dataset.splits={train: 0.5, test: 0.5}"
     result = invoke(*PLAN, "--json", "--set", shares)

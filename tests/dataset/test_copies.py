@@ -54,6 +54,22 @@ def test_where_nothing_is_known_nothing_is_near():
     assert NearDuplicateIndex([], LIMITS).nearest(PICTURE) is None
 
 
+def test_the_nearest_besides_one_is_another_image_and_that_one_can_be_compared_alone():
+    same, other = KnownImage("same", PICTURE.phash, PICTURE.pixel_sha256), KnownImage("other", "f" * 16, "p")
+    index = NearDuplicateIndex([same, other], LIMITS)
+    nearest = index.nearest(PICTURE, besides="same")
+    assert nearest is not None
+    assert (nearest.id, nearest.same_pixels) == ("other", False)
+    assert NearDuplicateIndex([same], LIMITS).nearest(PICTURE, besides="same") is None
+    twin = KnownImage("twin", PICTURE.phash, PICTURE.pixel_sha256)
+    assert (
+        getattr(NearDuplicateIndex([same, twin], LIMITS).nearest(PICTURE, besides="same"), "id", "") == "twin"
+    )
+    compared = index.compare(PICTURE, "same")
+    assert (compared.id, compared.distance, compared.same_pixels) == ("same", 0, True)
+    assert index.compare(PICTURE, "other").same_pixels is False
+
+
 def test_the_least_distance_of_hashes_is_nearest():
     known = [image("far", bits(9), 0), image("near", bits(8), 40), image("farther", bits(64), 0)]
     found = nearest(known, PICTURE)

@@ -133,7 +133,14 @@ class Oracle:
         return None
 
     def shows_what_is_kept_apart(self, row_id: str) -> bool:
-        """A real image of a later split, or of the hold-out, shows the same picture."""
+        """A real image of a later split, or of the hold-out, shows the same picture as it, or as an image
+        that it was made from."""
+        chain = [row_id]
+        while (parent := self.rows[chain[-1]].parent) in self.rows and parent not in chain:
+            chain.append(str(parent))
+        return any(map(self.shows_itself, chain))
+
+    def shows_itself(self, row_id: str) -> bool:
         one, split = self.rows[row_id], self.split(row_id)
         if one.picture == HELD_OUT_PICTURE:
             return True

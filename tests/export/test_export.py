@@ -431,6 +431,20 @@ def test_a_card_says_what_heads_judged(tmp_path):
     assert "Judged by a classifier" not in plain
 
 
+def test_a_card_counts_what_was_made_from_real_images_and_every_export_names_the_parent(tmp_path):
+    parent = {"parent_id": "real/a.png", "strength": 0.7}
+    for folder, made_from in (("plain", {}), ("conditioned", parent)):
+        run = commit(tmp_path / folder, real("a.png", split="train"), row(DIM, split="train", **made_from))
+        export(run, "hf", tmp_path / f"{folder}-out")
+    plain, text = ((tmp_path / f"{name}-out" / "README.md").read_text() for name in ("plain", "conditioned"))
+    assert "1 of them were made from a real training image each" in text
+    assert "keep each with its parent" in text
+    assert "from a real training image" not in plain
+    [file] = (tmp_path / "conditioned-out").rglob("metadata.parquet")
+    rows = {each["id"]: each for each in pq.read_table(file).to_pylist()}
+    assert {name: rows[f"{DIM}-1"][name] for name in parent} == parent
+
+
 TARGETS = {"basic": 4, "burnt": 9}
 
 

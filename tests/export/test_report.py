@@ -367,6 +367,14 @@ def test_rejections_are_shown_by_reason_and_do_not_count_as_images(run):
     assert (facts.generated, facts.candidates) == (0, 1)
 
 
+def test_what_was_made_from_real_images_is_counted_by_strength(run):
+    assert "made from real images" not in render_report(run.uri, now=NOW)
+    for strength, score in ((0.5, 0.2), (0.5, 0.9), (0.7, 0.9)):
+        run.candidate(PLAN[0], score=score, parent_id="real/basic/0", strength=strength)
+    page = " ".join(render_report(run.uri, now=NOW).split())
+    assert "strength 0.5: 1 of 2 passed; strength 0.7: 1 of 1 passed" in page
+
+
 def test_short_cells_are_listed_once_the_run_has_ended(run):
     run.fill(but=PLAN[0]["cell"])
     assert "Cells with images missing" not in render_report(run.uri, now=NOW)

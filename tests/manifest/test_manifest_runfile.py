@@ -58,6 +58,9 @@ CHALLENGE = {
 }
 
 
+PARENTS = {"count": 2, "sha256": "a" * 64, "by_class": {"basic": 2, "burnt": 0}}
+
+
 def damaged(**changes: object) -> bytes:
     storage = MemoryStorage()
     create_run(storage, run_info())
@@ -101,6 +104,8 @@ def damaged(**changes: object) -> bytes:
                 {"typicality": "a" * 64},
             )
         ),
+        damaged(parents=[]),
+        *(damaged(parents=PARENTS | {name: -1}) for name in PARENTS),
         damaged(heads=[]),
         damaged(heads={"unknown": NO_HEAD}),
         *(
@@ -163,9 +168,19 @@ def test_the_heads_of_a_run_come_back():
     assert read_run(MemoryStorage(files={RUN_FILE: damaged(heads="gone")})).head_files == {}
 
 
+def test_the_parents_of_a_run_come_back():
+    info = read_run(MemoryStorage(files={RUN_FILE: damaged(parents=PARENTS)}))
+    assert (info.parents, info.conditioned_classes) == (PARENTS, {"basic"})
+    anywhere = damaged(parents=PARENTS, config=CONFIG | {"generation": {"contexts": "dataset"}})
+    assert read_run(MemoryStorage(files={RUN_FILE: anywhere})).conditioned_classes == {"basic", "burnt"}
+    for earlier in ("gone", None):
+        assert not read_run(MemoryStorage(files={RUN_FILE: damaged(parents=earlier)})).conditioned_classes
+    assert read_run(MemoryStorage(files={RUN_FILE: damaged(format=3, parents="gone")})).has_parents is False
+
+
 def test_a_newer_run_file_is_refused_with_the_way_out():
-    with pytest.raises(ManifestError, match="format 4 is newer than 3") as caught:
-        read_run(MemoryStorage(files={RUN_FILE: damaged(format=4)}))
+    with pytest.raises(ManifestError, match="format 5 is newer than 4") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=5)}))
     assert caught.value.hint == "upgrade balancer"
 
 

@@ -236,7 +236,7 @@ class RecordingSpec(GeneratorSpec):
 def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     Recording.made, Recording.calls = [], []
 
-    def spec(config: Config, on_gpu: bool) -> RecordingSpec:
+    def spec(config: Config, on_gpu: bool, uri: str | None = None) -> RecordingSpec:
         wanted = config.generation
         return RecordingSpec(
             model="embedded", width=wanted.width, height=wanted.height, steps=wanted.steps, batch_size=99

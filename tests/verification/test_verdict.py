@@ -154,6 +154,7 @@ FLAWED: dict[Flaw, tuple[dict[str, Any], Nearest | None]] = {
     Flaw.OFF_DOMAIN: ({"typicality": 0.01}, None),
     Flaw.DUPLICATE: ({}, copy_of(same_pixels=True)),
     Flaw.NEAR_COPY: ({}, copy_of(distance=2)),
+    Flaw.NEAR_PARENT: ({}, copy_of(distance=2)),
 }
 EXPOSED = (0.2, 0.8)
 DOMAIN = DomainLimits(typicality=0.02, domain_score=0.5)
@@ -162,22 +163,44 @@ DOMAIN = DomainLimits(typicality=0.02, domain_score=0.5)
 LIMITS: dict[str, Any] = {"brightness": EXPOSED, "domain": DOMAIN}
 
 
+def compared(flaw: Flaw) -> tuple[Nearest | None, Nearest | None]:
+    """The images that it is compared with: the nearest one, and its parent."""
+    _, other = FLAWED[flaw]
+    return (None, other) if flaw is Flaw.NEAR_PARENT else (other, None)
+
+
 def test_every_flaw_has_its_example():
     assert list(FLAWED) == list(Flaw)
 
 
 @pytest.mark.parametrize("flaw", Flaw)
 def test_a_flaw_rejects_whatever_the_scores(flaw: Flaw):
-    values, nearest = FLAWED[flaw]
-    verdict = judge(measured(burnt=1.0, dim=1.0, **values), CELL, held_to(0.0, **LIMITS), nearest)
+    values, _ = FLAWED[flaw]
+    criteria = held_to(0.0, **LIMITS)
+    verdict = judge(measured(burnt=1.0, dim=1.0, **values), CELL, criteria, *compared(flaw))
     assert (verdict.accepted, verdict.reason) == (False, flaw)
 
 
 @pytest.mark.parametrize("flaw", Flaw)
 def test_a_flaw_comes_before_a_weak_property(flaw: Flaw):
-    values, nearest = FLAWED[flaw]
-    verdict = judge(measured(burnt=0.1, **values), CELL, held_to(0.6, **LIMITS), nearest)
+    values, _ = FLAWED[flaw]
+    verdict = judge(measured(burnt=0.1, **values), CELL, held_to(0.6, **LIMITS), *compared(flaw))
     assert (verdict.reason, verdict.score) == (flaw, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("distance", "similarity", "passes"), [(8, 0.9, False), (9, 0.9, True), (8, 0.89, True)]
+)
+def test_an_image_too_like_its_parent_is_rejected_by_limits_of_their_own(distance, similarity, passes):
+    criteria = held_to(0.0, parent_max_distance=8, parent_min_similarity=0.9, max_distance=0)
+    parent = Nearest("real/a.png", distance, similarity)
+    verdict = judge(measured(), CELL, criteria, parent, parent)
+    assert verdict.reason == (None if passes else Flaw.NEAR_PARENT)
+
+
+def test_an_image_with_the_pixels_of_its_parent_is_too_like_it_whatever_the_limits():
+    criteria = held_to(0.0, parent_min_similarity=1.0)
+    assert judge(measured(), CELL, criteria, None, copy_of(same_pixels=True)).reason == Flaw.NEAR_PARENT
 
 
 def test_the_flaws_of_an_image_that_is_black_all_over_begin_with_the_gravest():

@@ -304,6 +304,15 @@ def _weights(config: Config) -> Iterator[Check]:
 
     for kind, wanted in weights.wanted_models(config).items():
         yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
+    if config.generation.conditioning == "image":
+        yield _attempt("conditioning", lambda: _conditioning(config))
+
+
+def _conditioning(config: Config) -> str:
+    from actors.models.conditioning.support import refuse_without_image_to_image
+
+    refuse_without_image_to_image(config)
+    return "the generator can start from images"
 
 
 def _prompts(plan: Plan, config: Config) -> Check:

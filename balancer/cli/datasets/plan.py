@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from actors.models.families.lengths import Lengths
     from actors.models.verifier import Verifier
     from actors.real_images import RealImages
+    from balancer.conditioning.summary import Summary
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Measured, Plan
@@ -66,11 +67,7 @@ def command(
     loaded = load_config(config, overrides)
     refuse_shared_holdout(loaded)
     read_configured(loaded)
-    if loaded.actors.kind == "models":
-        from actors.weights.resolve import refuse_faulty
-
-        refuse_faulty(loaded)
-        _check_generator(loaded)
+    _refuse_models(loaded)
     audit = audit_dataset(loaded, console.watch_images)
     splits = assign_splits(audit, loaded)
     training = select_training(audit, splits)
@@ -95,6 +92,7 @@ def command(
         _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
         seen = _measure(loaded, audit, splits)
+    conditioning = _conditioning(loaded, plan, audit, splits, seen)
     checked = None if seen is None else _preflight(seen.judged, loaded)
     domain = None if seen is None else _domain(seen)
     if as_json:
@@ -103,12 +101,28 @@ def command(
             "heads": seen and seen.heads.as_dict(),
         }
         prompts = lengths and lengths.as_dict()
-        document = _as_json(plan, cost, list(loaded.facets))
+        document = _as_json(plan, cost, list(loaded.facets), conditioning)
         console.print_json(document | {"prompts": prompts, "preflight": shown})
-    elif checked is not None and seen is not None:
+        return
+    if conditioning is not None:
+        _print_conditioning(conditioning, every)
+    if checked is not None and seen is not None:
         _print_preflight(checked, every)
         _print_heads(seen.heads, loaded)
         _print_domain(domain, loaded)
+
+
+def _refuse_models(config: Config) -> None:
+    """What a run would refuse of the models on this machine."""
+    if config.actors.kind != "models":
+        return
+    from actors.models.conditioning.support import refuse_without_image_to_image
+    from actors.weights.resolve import is_here, refuse_faulty
+
+    refuse_faulty(config)
+    _check_generator(config)
+    if is_here(config.generation.model, config.generation.revision, "generator"):
+        refuse_without_image_to_image(config)
 
 
 def _check_generator(config: Config) -> None:
@@ -141,6 +155,41 @@ def _measured(run: str) -> Measured:
     from balancer.storage import open_storage
 
     return measure_run(open_storage(run, create=False))
+
+
+def _conditioning(
+    config: Config, plan: Plan, audit: Audit, splits: Mapping[str, str], seen: _Seen | None
+) -> Summary | None:
+    """Which cells a run would make from real images; None if it makes all from text."""
+    if config.generation.conditioning == "text":
+        return None
+    from balancer.conditioning.eligible import make_pool, without_measuring
+    from balancer.conditioning.summary import Summary
+    from balancer.dataset.audit import audit_holdout
+
+    if seen is not None:
+        from actors.real_images import list_references
+
+        known = list_references(seen.judged)
+    else:
+        holdout = audit_holdout(config)
+        known = without_measuring(audit.images, holdout.images if holdout else ())
+    return Summary(make_pool(config, audit.images, known, splits), config, plan, by_hashes=seen is None)
+
+
+def _print_conditioning(summary: Summary, every: bool) -> None:
+    console.say()
+    console.first_rows(
+        f"conditioning: {summary.steps}",
+        ["class", "training images to start from", "images from them", "images from text alone"],
+        summary.by_class(),
+        "classes",
+        every=every,
+    )
+    if summary.by_hashes:
+        console.note(
+            "images alike were found by their hashes alone: with the verifier there may be more parents"
+        )
 
 
 class _Seen(NamedTuple):
@@ -301,13 +350,20 @@ def _warn_about_faults(audit: Audit, config: Config) -> None:
         console.warn(line)
 
 
-def _as_json(plan: Plan, cost: Estimate, facets: list[str]) -> dict[str, object]:
-    cells = [wanted.as_dict(facets) for wanted in plan.in_turn()]
+def _as_json(
+    plan: Plan, cost: Estimate, facets: list[str], conditioning: Summary | None
+) -> dict[str, object]:
+    made_from = {} if conditioning is None else conditioning.of_cells()
+    cells = [
+        wanted.as_dict(facets) | ({"conditioning": made_from[wanted.cell.key]} if made_from else {})
+        for wanted in plan.in_turn()
+    ]
     classes = {
         name: {"now": now, "to_generate": lacking, "then": then, "target": target}
         for name, now, lacking, then, target in _by_class(plan)
     }
-    return {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
+    whole = {"total": plan.total, "classes": classes, "cells": cells, "estimate": cost.as_dict()}
+    return whole | {"conditioning": conditioning and conditioning.as_dict()}
 
 
 def _print(plan: Plan, cost: Estimate, facets: list[str], every: bool) -> None:
