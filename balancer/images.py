@@ -423,7 +423,7 @@ def _reason(error: Exception, data: bytes) -> str:
         return "truncated: the file ends before the image does"
     if isinstance(error, UnidentifiedImageError):
         return "damaged: its header does not make sense"
-    return f"damaged: {error}" if str(error) else "damaged"
+    return f"damaged: {str(error).strip()}" if str(error) else "damaged"
 
 
 def _is_heif(data: bytes) -> bool:

@@ -293,6 +293,11 @@ def list_columns(columns: Sequence[str]) -> str:
 
 def audit_dataset(config: Config, watch: Watch = unwatched) -> Audit:
     """Audit the dataset of a config, with its limits and facets."""
+    if config.dataset.crop_boxes and config.output.real_images == "reference":
+        raise DatasetError(
+            "output.real_images: reference is set, and a run cannot refer to crops (dataset.crop_boxes)",
+            hint="set output.real_images: copy",
+        )
     return _audit_folder(dataset_folder(config), config.dataset.metadata, config, watch)
 
 

@@ -21,6 +21,7 @@ from balancer.dataset.table_reader import (
     ColumnNames,
 )
 from balancer.errors import DatasetError
+from balancer.manifest.columns import exported_names
 from balancer.text.json_reading import read_json
 
 __all__ = [
@@ -138,11 +139,24 @@ def _read_lines(
         return []
     from balancer.dataset.decoding.decoders import read_table_lines
 
+    for name in names:
+        _refuse_links(root, name)
     paths = [root / name for name in names]
     is_plain = columns is OWN_NAMES and not packed
     lines = read_table_lines(paths) if is_plain else read_table_lines(paths, columns, packed)
     known: dict[str, str] = {}
     return [_read_one(root, name, lines, known) for name in names]
+
+
+def _refuse_links(root: Path, name: str) -> None:
+    """A file below the dataset lies there, and not behind a link; a path elsewhere is the user's own."""
+    if not os.path.isabs(name):
+        for folder in Path(name).parents:
+            if (root / folder).is_symlink() and folder != Path("."):
+                raise DatasetError(
+                    f"{root / name}: {root / folder} is a symbolic link, which is not followed",
+                    hint="set dataset.path to the folder that it leads to, or move the files",
+                )
 
 
 def _read_one(root: Path, name: str, lines: Iterator[bytes], columns: dict[str, str]) -> Table:
@@ -212,7 +226,18 @@ def find_facet_columns(rows: Iterable[TableRow]) -> tuple[str, ...]:
                 values[column].add(value)
     most = min(MAX_FACET_VALUES, count // 2)
     names = (column for column, seen in values.items() if len(seen) <= most)
-    return tuple(name for name in names if name not in (*OWN_COLUMNS, NO_CLASS))
+    known = {
+        *OWN_COLUMNS,
+        NO_CLASS,
+        *(_columns_of_exports(values) if {"source", "run_id"} <= values.keys() else ()),
+    }
+    return tuple(name for name in names if name not in known)
+
+
+def _columns_of_exports(columns: Iterable[str]) -> Iterator[str]:
+    """What an export of a run says of its images, besides their facets."""
+    yield from ("id", "label", "unjudged", *exported_names())
+    yield from (name for name in columns if name.startswith("score_"))
 
 
 def find_ignored_columns(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:

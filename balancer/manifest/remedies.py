@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balancer.manifest.measured import made_rows
 from balancer.manifest.rows import ACCEPTED, REJECTED
 from balancer.scheduling.adaptive import Tally
 from balancer.text.quantities import counted, percent
@@ -105,7 +106,7 @@ class Remedies:
 
 def find_short_cells(judged: pa.Table, short: Mapping[str, int]) -> dict[str, ShortCell]:
     """`short` counts the images of each cell for which no attempt is left; `judged` are rows of COLUMNS."""
-    rows = _of_cells(judged, short)
+    rows = _of_cells(made_rows(judged), short)
     accepted, candidates, reasons = Counter[str](), Counter[str](), dict[str, Counter[str]]()
     for cell, status, reason, count in _grouped(rows, "cell", "status", "reason"):
         candidates[cell] += count
@@ -129,7 +130,9 @@ def find_remedies(
     given_up: Collection[str],
     open_slots: int,
 ) -> Remedies:
-    """`given_up` are cells that more attempts do not help."""
+    """`given_up` are cells that more attempts do not help. Images that were taken over from another run say
+    nothing about what this one makes."""
+    judged = made_rows(judged)
     rows = _of_cells(judged, short_cells)
     return Remedies(
         weakest=_weakest(short_cells, config),

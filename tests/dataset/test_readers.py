@@ -1101,9 +1101,90 @@ def test_boxes_that_are_small_or_make_no_sense_are_left_out(tmp_path):
     assert [image.file_name for image in audited.images] == ["train/a.png/0,0,40,40.png"]
     [(name, reason)] = audited.unreadable
     assert name == "train/a.png/90,0,50,50.png"
-    assert "the box is outside the image" in reason
-    assert audited.warnings == ("1 box left out: a side is under 32 pixels (dataset.min_crop_side)",)
+    assert "the box reaches out of the photograph, which has 80 x 40 pixels" in reason
+    assert audited.warnings == (
+        "1 box left out: a side is under 32 pixels (dataset.min_crop_side)",
+        "6 boxes left out: around a crowd, without a category that is listed, or without four usable numbers",
+    )
     assert len(read(tmp_path, crop_boxes=True, min_crop_side=8).images) == 2
+
+
+def test_a_crop_of_an_image_that_a_model_made_is_not_real(tmp_path):
+    photograph(tmp_path / "train/a.png", 10, 90)
+    with_boxes("coco", tmp_path, ("cat", 0), ("cat", 1))
+    (tmp_path / "train/a.png").write_bytes(encode_image(np.zeros((40, 80, 3), np.uint8), {}))
+    assert (len(read(tmp_path, crop_boxes=True).images), len(read(tmp_path, crop_boxes=True).set_aside)) == (
+        0,
+        2,
+    )
+    photograph(tmp_path / "train/a.png", 10, 90)
+    document = json.loads((tmp_path / "annotations/instances_train.json").read_text())
+    document["images"][0]["metadata"] = {"source": "synthetic", "run_id": "x"}
+    write(tmp_path, {"annotations/instances_train.json": json.dumps(document)})
+    for settings in ({"crop_boxes": True}, {}):
+        assert not read(tmp_path, **settings).images, "an export says so, although the file has lost its mark"
+
+
+def test_a_category_that_is_not_listed_is_no_class(tmp_path):
+    photograph(tmp_path / "train/a.png", 10)
+    with_boxes("coco", tmp_path, ("cat", 0))
+    path = tmp_path / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace('"category_id": 0', '"category_id": 5'))
+    audited = read(tmp_path)
+    assert audited.unreadable == (("train/a.png", "an object in it has no category, or none that is listed"),)
+    assert read(tmp_path, crop_boxes=True).images == ()
+
+
+def test_a_run_cannot_refer_to_crops(tmp_path):
+    photograph(tmp_path / "train/a.png", 10)
+    with_boxes("coco", tmp_path, ("cat", 0))
+    config = job(tmp_path, "cat", crop_boxes=True)
+    config = config.model_copy(update={"output": OutputConfig(real_images="reference")})
+    with pytest.raises(DatasetError, match="cannot refer to crops"):
+        audit_dataset(config)
+
+
+def test_a_folder_of_packed_files_or_annotations_that_is_a_link_leads_nowhere(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    to_parquet(images_table(0, 1), elsewhere / "train.parquet")
+    to_tar(elsewhere / "train-000000.tar", {"1.png": picture(8), "1.cls": b"dog"})
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/data").symlink_to(elsewhere)
+    for settings in ({}, {"layout": "parquet"}, {"layout": "webdataset"}):
+        with pytest.raises(DatasetError):
+            read(tmp_path / "packed", **settings)
+    with pytest.raises(DatasetError, match="packed/data is a symbolic link, which is not followed"):
+        read(tmp_path / "packed", table="data/train-000000.tar")
+    to_arrow(images_table(0), elsewhere / "data-00000-of-00001.arrow")
+    write(tmp_path / "saved", {"dataset_dict.json": '{"splits": ["train"]}'})
+    (tmp_path / "saved/train").symlink_to(elsewhere)
+    with pytest.raises(DatasetError, match="symbolic link"):
+        read(tmp_path / "saved", layout="saved")
+    voc_root = tmp_path / "voc"
+    photograph(voc_root / "JPEGImages/a.png", 10)
+    with_boxes("voc", voc_root, ("cat", 0))
+    write(elsewhere, {"Main/test.txt": "a\n"})
+    (voc_root / "ImageSets").symlink_to(elsewhere)
+    assert [image.split for image in read(voc_root).images] == [""]
+
+
+def test_what_a_shard_has_twice_is_said(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, data in (
+            ("1.png", picture(1)), ("1.cls", b"cat"), ("1.jpg", picture(2, "JPEG")),
+            ("2.png", picture(3)), ("2.cls", b"cat"), ("3.txt", b""),
+            ("2.png", picture(4)), ("2.cls", b"dog"),
+        ):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    audited = read(tmp_path)
+    assert audited.counts == {"cat": 2}
+    assert audited.unreadable == (("a.tar/1.jpg", "1.png is the picture of its sample"),)
+    assert (
+        "a.tar: 1 name more than once with other values, such as 2.png; the first counts" in audited.warnings
+    )
 
 
 @pytest.mark.parametrize("layout", ["folders", "table"])

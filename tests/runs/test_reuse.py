@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -102,6 +103,10 @@ def test_images_that_were_taken_over_cost_no_budget_and_say_nothing_about_accept
     assert all(trial.schedule.tally(cell) == Tally(0, 0) for cell, _, _ in trial.schedule.quotas)
     trial.log.close(trial.run())
     assert trial.schedule.candidates == 4, "the whole budget is left for the 4 images that are missing"
+    status = read_status(trial.storage, utc_now())
+    if status["open"]:
+        rate = status["acceptance"]
+        assert status["remedies"]["budget"]["needed"] == 4 + math.ceil(status["open"] / rate)
 
 
 def test_images_that_do_not_pass_cost_nothing_and_leave_no_row(first, tmp_path):

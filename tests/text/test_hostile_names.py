@@ -159,7 +159,9 @@ def check_queries(manifest: Manifest, facet: str, values: list[str]) -> None:
     dataset = manifest.dataset([facet])
     assert sorted(dataset.to_table()[facet].to_pylist()) == sorted(values * 2)
     assert dataset.filter(pc.field(facet) == values[0]).count_rows() == 2
-    assert sample_weights(manifest.to_table([facet, "source"]), [facet], real_weight=1.0).tolist() == [0.25] * 4
+    assert (
+        sample_weights(manifest.to_table([facet, "source"]), [facet], real_weight=1.0).tolist() == [0.25] * 4
+    )
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["log", "compacted"])

@@ -12,6 +12,7 @@ from balancer.cli import console
 from balancer.config.dotted import DATASET_SETTING_HELP
 from balancer.errors import BalancerError
 from balancer.text.commands import suggested
+from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
@@ -81,6 +82,10 @@ def _compare(config: Config) -> str:
         changes |= {"model": EMBEDDED_MODEL, "revision": None}
     config = config.model_copy(update={"verification": judged.model_copy(update=changes)})
     verifier, few = verifier_here(config), _few(training)
+    console.note(
+        f"the verifier looks at {counted(len(few.images), 'labelled image')}, to find out whether words are"
+        " enough"
+    )
     measured = measure_here(config, few, None, verifier)
     looking = Looking(config, few, None, measured, call_here(config, verifier), varied=False)
     results = study_heads(looking).results

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from balancer.dataset.facet_table import NO_CLASS, Table, read_annotations
 from balancer.dataset.joining import join
-from balancer.dataset.readers.annotation_files import BOXES, VOC_IMAGES, VOC_LISTS
+from balancer.dataset.readers.annotation_files import BOXES, LINEAGE, VOC_IMAGES, VOC_LISTS
 from balancer.dataset.readers.crops import crop_name, photograph_of
 from balancer.dataset.readers.labelled import label
 from balancer.dataset.readers.listing import DatasetListing
@@ -96,11 +96,14 @@ def _label(
 def _cut(root: Path, listing: DatasetListing, tables: Sequence[Table], min_side: int) -> None:
     """Give each box of the listed images a name and its category as class."""
     joined = join(tables, root, listing.every_name())
-    photographs, rows, small = set(listing.outside), dict(joined.rows), 0
+    photographs, rows, small, useless = set(listing.outside), dict(joined.rows), 0, 0
     joined.rows = {}
     for photograph, row in rows.items():
         used: Counter[tuple[int, ...]] = Counter()
         for category, *box in json.loads(row.get(BOXES, "[]")) if photograph in photographs else ():
+            if not category or not box:
+                useless += 1
+                continue
             if min(box[2:]) < min_side:
                 small += 1
                 continue
@@ -108,7 +111,8 @@ def _cut(root: Path, listing: DatasetListing, tables: Sequence[Table], min_side:
             name = crop_name(photograph, tuple(box), used[tuple(box)])
             listing.add_class(category)
             listing.files[name] = category
-            joined.rows[name] = {"class": category, "split": row.get("split", "")}
+            kept = {key: row[key] for key in ("split", *LINEAGE) if key in row}
+            joined.rows[name] = {"class": category, **kept}
     cut = {photograph_of(name) for name in listing.files}
     listing.outside = sorted(photographs - cut)
     for table in tables:
@@ -118,6 +122,11 @@ def _cut(root: Path, listing: DatasetListing, tables: Sequence[Table], min_side:
         listing.warnings.append(
             f"{counted(small, 'box', 'boxes')} left out: a side is under {min_side} pixels"
             " (dataset.min_crop_side)"
+        )
+    if useless:
+        listing.warnings.append(
+            f"{counted(useless, 'box', 'boxes')} left out: around a crowd, without a category that is listed,"
+            " or without four usable numbers"
         )
     if listing.outside:
         images = counted(len(listing.outside), "image")

@@ -22,7 +22,8 @@ NO_CLASS = "why it has no class"
 """Column of the images without a class."""
 
 BOXES = "boxes"
-"""Column of the boxes in an image: JSON, a list of category, left, top, width and height."""
+"""Column of the boxes in an image: JSON, a list of category, left, top, width and height; of one that cannot
+be cut out, only the category."""
 
 MAX_NAMED = 3
 MAX_XML_BYTES = 2_000_000
@@ -30,8 +31,11 @@ MAX_LIST_BYTES = 50_000_000
 VOC_SPLITS = ("train", "val", "test")
 VOC_LISTS, VOC_IMAGES = "ImageSets/Main", "JPEGImages"
 
+LINEAGE = ("source", "run_id")
+
 _COCO_KEYS = frozenset(
-    "images annotations categories id image_id category_id file_name name bbox iscrowd".split()
+    "images annotations categories id image_id category_id file_name name bbox iscrowd metadata".split()
+    + [*LINEAGE]
 )
 
 Row = list[tuple[str, object]]
@@ -50,11 +54,19 @@ def coco_rows(file: BinaryIO, with_boxes: bool = False) -> Iterator[Row]:
     objects: defaultdict[object, list[Object]] = defaultdict(list)
     for item in document["annotations"]:
         name = names.get(_id(item, "category_id"))
-        named = name if isinstance(name, str) else "an unknown category"
+        named = name if isinstance(name, str) else ""
         objects[_id(item, "image_id")].append((named, None if item.get("iscrowd") else item.get("bbox")))
     for item in document["images"]:
         if isinstance(name := item.get("file_name"), str):
-            yield _row(name, objects.get(_id(item, "id"), ()), with_boxes)
+            yield [*_row(name, objects.get(_id(item, "id"), ()), with_boxes), *_lineage(item)]
+
+
+def _lineage(item: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What an export of ours says of an image."""
+    about = item.get("metadata")
+    for name in LINEAGE if isinstance(about, dict) else ():
+        if isinstance(value := about.get(name), str):
+            yield name, value
 
 
 def _id(item: Mapping[str, Any], key: str) -> object:
@@ -91,7 +103,8 @@ def voc_rows(folder: str, with_boxes: bool = False) -> Iterator[Row]:
 def _names_by_stem(folder: Path) -> dict[str, str]:
     """Images by their names without suffix: `filename` in annotations is often that of another computer."""
     try:
-        return {os.path.splitext(name)[0]: name for name in sorted(os.listdir(folder))}
+        names = [] if folder.is_symlink() else sorted(os.listdir(folder))
+        return {os.path.splitext(name)[0]: name for name in names}
     except OSError:
         return {}
 
@@ -109,9 +122,15 @@ def _voc_box(item: ElementTree.Element) -> list[float] | None:
 
 def _row(name: str, objects: Iterable[Object], with_boxes: bool) -> Row:
     if with_boxes:
-        boxes = [[category, *box] for category, given in objects if category and (box := parse_box(given))]
+        boxes = [[category, *(parse_box(given) or ())] for category, given in objects]
         return [("file_name", name), (BOXES, json.dumps(boxes))]
-    names = list(dict.fromkeys(category for category, _ in objects if category))
+    names = list(dict.fromkeys(category for category, _ in objects))
+    if "" in names:
+        return [
+            ("file_name", name),
+            ("class", ""),
+            (NO_CLASS, "an object in it has no category, or none that is listed"),
+        ]
     if len(names) == 1:
         return [("file_name", name), ("class", names[0]), (NO_CLASS, "")]
     return [("file_name", name), ("class", ""), (NO_CLASS, _why(sorted(names)))]
@@ -149,7 +168,7 @@ def _refuse_declaration(*_: object) -> None:
 
 def _voc_splits(folder: Path) -> Mapping[str, str]:
     splits: dict[str, str] = {}
-    for split in VOC_SPLITS:
+    for split in VOC_SPLITS if not (folder.is_symlink() or folder.parent.is_symlink()) else ():
         try:
             data = read_regular(folder / f"{split}.txt", max_bytes=MAX_LIST_BYTES, follow_links=False)
         except FileNotFoundError:

@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.images import ENCODINGS, decode_image
+from balancer.images import ENCODINGS, decode_image, encode_image, is_marked_synthetic
 from balancer.storage.regular_files import TooLargeError, read_regular
 
 if TYPE_CHECKING:
     from balancer.images import Pixels
 
 _CROP = re.compile(r"(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})(?:-\d+)?\.png")
+
+BEYOND = 1
+"""Pixels by which a box may reach out of its photograph, for annotations that were rounded up."""
 
 MAX_SOURCE_BYTES = 500_000_000
 MAX_SOURCE_PIXELS = 200_000_000
@@ -35,7 +38,7 @@ def parse_box(values: object) -> Box | None:
     """A COCO `bbox` in whole pixels that hold all of it; None if it is none."""
     if not isinstance(values, Sequence) or len(values) != 4 or isinstance(values, str):
         return None
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         return None
     left, top = max(0, math.floor(values[0])), max(0, math.floor(values[1]))
     right, bottom = math.ceil(values[0] + values[2]), math.ceil(values[1] + values[3])
@@ -57,27 +60,35 @@ def photograph_of(name: str) -> str:
 
 def read_crop(path: str | os.PathLike[str], member: str, max_bytes: int) -> bytes:
     """A crop as PNG. Raises OSError, ValueError or UnreadableImage."""
-    from PIL import Image
-
     named = _CROP.fullmatch(member)
     if named is None:
         raise ValueError("no such crop")
     about = os.stat(path, follow_symlinks=False)
     left, top, width, height = map(int, named.groups())
-    pixels = _photograph(os.fspath(path), about.st_mtime_ns, about.st_size)[top:, left:][:height, :width]
-    if not pixels.size:
-        raise ValueError("the box is outside the image")
+    photograph, is_marked = _photograph(os.fspath(path), about.st_mtime_ns, about.st_size)
+    pixels = photograph[top:, left:][:height, :width]
+    if pixels.shape[0] < height - BEYOND or pixels.shape[1] < width - BEYOND:
+        size = f"{photograph.shape[1]} x {photograph.shape[0]}"
+        raise ValueError(f"the box reaches out of the photograph, which has {size} pixels")
+    data = encode_image(pixels, {}) if is_marked else _png(pixels)
+    if len(data) > max_bytes:
+        raise TooLargeError(member, len(data), max_bytes)
+    return data
+
+
+def _png(pixels: Pixels) -> bytes:
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", **ENCODINGS["png"])
-    if buffer.tell() > max_bytes:
-        raise TooLargeError(member, buffer.tell(), max_bytes)
     return buffer.getvalue()
 
 
 @functools.lru_cache(maxsize=1)  # neighbours are read together
-def _photograph(path: str, mtime_ns: int, size: int) -> Pixels:
+def _photograph(path: str, mtime_ns: int, size: int) -> tuple[Pixels, bool]:
+    """The pixels, and whether the file says that a model made them: then a crop says so too."""
     data = read_regular(path, max_bytes=MAX_SOURCE_BYTES, follow_links=False)
-    return decode_image(data, max_pixels=MAX_SOURCE_PIXELS)
+    return decode_image(data, max_pixels=MAX_SOURCE_PIXELS), is_marked_synthetic(data)
 
 
 def is_photograph(path: Path) -> bool:

@@ -15,6 +15,7 @@ from balancer.dataset.readers.packed_files import ARROW, NO_IMAGES, PARQUET, TAR
 from balancer.dataset.readers.walking import Entry, is_folder, is_picture
 from balancer.dataset.table_reader import FILE_NAME, OWN_NAMES
 from balancer.errors import DatasetError
+from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.config.schema import DatasetConfig
@@ -60,7 +61,8 @@ def find_packed(root: Path, layout: str) -> list[str]:
     if layout == SAVED:
         return sorted(_saved_files(root))
     suffix = SUFFIX_OF[layout]
-    found = [path for folder in (root, root / DATA_FOLDER) for path in folder.glob(f"*{suffix}")]
+    folders = [folder for folder in (root, root / DATA_FOLDER) if folder == root or not folder.is_symlink()]
+    found = [path for folder in folders for path in folder.glob(f"*{suffix}")]
     return sorted(
         path.relative_to(root).as_posix()
         for path in found
@@ -95,6 +97,11 @@ def _list(tables: Sequence[Table], listing: DatasetListing) -> None:
             )
         listing.joined.remarks += table.remarks
         listing.joined.warnings += table.warnings
+        if table.contradicted:
+            listing.joined.warnings.append(
+                f"{table.path}: {counted(len(table.contradicted), 'name')} more than once with other values,"
+                f" such as {next(iter(table.contradicted))}; the first counts"
+            )
         split = split_in_name(table.path)
         for key, row in table.rows.items():
             name, class_name = f"{table.path}/{key}", row.get("class", "")
@@ -111,6 +118,11 @@ def _saved_files(root: Path) -> Iterator[str]:
     """The Arrow files of a folder that `save_to_disk` wrote. Its own lists are read, never its code."""
     if (root / SAVED_SPLITS).is_file():
         for split in _listed_splits(root / SAVED_SPLITS):
+            if (root / split).is_symlink():
+                raise DatasetError(
+                    f"{root / split} is a symbolic link, which is not followed",
+                    hint="set dataset.path to the folder that it leads to, or move the files",
+                )
             yield from (f"{split}/{path.name}" for path in (root / split).glob(f"*{ARROW}"))
         return
     yield from (path.name for path in root.glob(f"*{ARROW}"))

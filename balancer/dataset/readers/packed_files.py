@@ -232,7 +232,13 @@ def _tar_rows(file: BinaryIO) -> Iterator[Row]:
             if mine != key:
                 yield from _sample(image, labels)
                 key, image, labels = mine, "", {}
-            if suffix in PICTURES:
+            if suffix in PICTURES and image:
+                yield [
+                    ("file_name", name),
+                    ("class", ""),
+                    (NO_CLASS, f"{image} is the picture of its sample"),
+                ]
+            elif suffix in PICTURES:
                 image = name
             elif suffix in LABEL_SUFFIXES and member.size <= MAX_LABEL_BYTES:
                 labels |= _labels(suffix, _content(shard, member))

@@ -66,11 +66,14 @@ def _generic_class(root: Path, listing: DatasetListing, known: Collection[str]) 
         return ""
     inner = sorted({file.split("/")[1] for file in listing.files if file.count("/") > 1})
     said = f"the only class is called {name!r}"
-    if len(inner) > 1:
-        return f"{said} and holds folders ({_named(inner)}): did you mean dataset.path: {root / name}?"
     at_top = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
-    if listing.joined is None and (tables := [*at_top, *listing.tables]):
-        return f"{said}; if {tables[0]} names the classes, set dataset.table: {tables[0]}"
+    tables = [*at_top, *listing.tables] if listing.joined is None else []
+    advice = f"if {tables[0]} names the classes, set dataset.table: {tables[0]}" if tables else ""
+    if len(inner) > 1:
+        meant = f"{said} and holds folders ({_named(inner)}): did you mean dataset.path: {root / name}?"
+        return f"{meant} Or {advice}" if advice else meant
+    if advice:
+        return f"{said}; {advice}"
     return f"{said}: the images of each class belong into a folder named after the class"
 
 
