@@ -33,10 +33,10 @@ VOC_LISTS, VOC_IMAGES = "ImageSets/Main", "JPEGImages"
 
 LINEAGE = ("source", "run_id")
 
-_COCO_KEYS = frozenset(
-    "images annotations categories id image_id category_id file_name name bbox iscrowd metadata".split()
-    + [*LINEAGE]
-)
+_COCO_KEYS = {
+    *"images annotations categories id image_id category_id file_name name bbox iscrowd metadata".split(),
+    *LINEAGE,
+}
 
 Row = list[tuple[str, object]]
 Object = tuple[str, object]
