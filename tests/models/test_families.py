@@ -49,7 +49,14 @@ def _small_hidream(monkeypatch) -> None:
 
 
 def load(folder: Path, **settings: Any) -> Generator:
-    usual = {"revision": None, "variant": None, "width": 64, "height": 64, "steps": 2, "batch_size": 4}
+    usual: dict[str, Any] = {
+        "revision": None,
+        "variant": None,
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "batch_size": 4,
+    }
     generator = Generator(str(folder), **usual | {"device": "cpu", "threads": 1} | settings)
     if generator.family.fixed_pixels:
         assert generator._pipeline.default_sample_size == REAL_HIDREAM_SIDE
@@ -70,7 +77,13 @@ def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def asked(**settings: Any) -> Asked:
-    usual = {"guidance": (), "every_guidance": (5.0,), "negatives": (), "width": 64, "height": 64}
+    usual: dict[str, Any] = {
+        "guidance": (),
+        "every_guidance": (5.0,),
+        "negatives": (),
+        "width": 64,
+        "height": 64,
+    }
     return Asked(**usual | {"offload": "auto"} | settings)
 
 
