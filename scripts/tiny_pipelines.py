@@ -5,7 +5,7 @@ Their autoencoders have the stages of published ones, so that sizes are rounded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,12 @@ def unet(**settings: Any) -> Any:
 # ---- families --------------------------------------------------------------------------------------
 
 
-def stable_diffusion() -> Any:
+def stable_diffusion(denoiser: Any = None) -> Any:
     return diffusers.StableDiffusionPipeline(
         vae=vae(),
         text_encoder=clip_text(),
         tokenizer=tokenizer(),
-        unet=unet(),
+        unet=denoiser or unet(),
         scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -508,7 +508,7 @@ def hidream() -> Any:
     )
 
 
-PIPELINES: Mapping[str, Callable[[], Any]] = {
+PIPELINES: dict[str, Callable[[], Any]] = {
     "SD 1.5": stable_diffusion,
     "SDXL": sdxl,
     "SDXL Turbo": sdxl_turbo,
@@ -532,11 +532,41 @@ PIPELINES: Mapping[str, Callable[[], Any]] = {
 }
 
 
+def stable_diffusion_lcm() -> Any:
+    """With a distilled UNet, which takes the guidance scale as an input."""
+    return stable_diffusion(unet(time_cond_proj_dim=8))
+
+
+def latent_consistency() -> Any:
+    return diffusers.LatentConsistencyModelPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=tokenizer(),
+        unet=unet(time_cond_proj_dim=8),
+        scheduler=diffusers.LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pixart_alpha() -> Any:
+    return diffusers.PixArtAlphaPipeline(**pixart_sigma().components)
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "SD 1.5 LCM": stable_diffusion_lcm,
+    "Latent Consistency Model": latent_consistency,
+    "PixArt-alpha": pixart_alpha,
+}
+"""Close relatives, which no benchmark shows."""
+
+
 def save_pipeline(family: str, folder: Path) -> Path:
     """The same weights each time."""
     diffusers_logging.set_verbosity_error()
     torch.manual_seed(0)
-    pipeline = PIPELINES[family]()
+    pipeline = (PIPELINES | VARIANTS)[family]()
     _enliven(getattr(pipeline, "transformer", None))
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

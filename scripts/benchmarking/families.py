@@ -93,7 +93,13 @@ def _apart(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _is_refused(generator: Generator, **asked: Any) -> bool:
-    usual = {"guidance": (), "every_guidance": (5.0,), "negatives": (), "width": SIDE, "height": SIDE}
+    usual: dict[str, Any] = {
+        "guidance": (),
+        "every_guidance": (5.0,),
+        "negatives": (),
+        "width": SIDE,
+        "height": SIDE,
+    }
     multiple = generator._loaded.recognised.multiple
     return bool(find_problems(generator.family, multiple, Asked(**usual | {"offload": "auto"} | asked)))
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,7 @@ from actors.models.families.table import ALWAYS, FAMILIES, Family, sizes_that_wo
 from actors.models.generator import Generator
 from balancer.errors import ConfigError, WeightsError
 from balancer.scheduling.prompts import Request
-from tiny_pipelines import PIPELINES, save_pipeline
+from tiny_pipelines import PIPELINES, VARIANTS, save_pipeline
 
 # The schedulers of diffusers 0.42 pass tensors to numpy the way of numpy 1.
 pytestmark = [
@@ -49,7 +48,14 @@ def _small_hidream(monkeypatch) -> None:
 
 
 def load(folder: Path, **settings: Any) -> Generator:
-    usual = {"revision": None, "variant": None, "width": 64, "height": 64, "steps": 2, "batch_size": 4}
+    usual: dict[str, Any] = {
+        "revision": None,
+        "variant": None,
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "batch_size": 4,
+    }
     generator = Generator(str(folder), **usual | {"device": "cpu", "threads": 1} | settings)
     if generator.family.fixed_pixels:
         assert generator._pipeline.default_sample_size == REAL_HIDREAM_SIDE
@@ -70,7 +76,13 @@ def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def asked(**settings: Any) -> Asked:
-    usual = {"guidance": (), "every_guidance": (5.0,), "negatives": (), "width": 64, "height": 64}
+    usual: dict[str, Any] = {
+        "guidance": (),
+        "every_guidance": (5.0,),
+        "negatives": (),
+        "width": 64,
+        "height": 64,
+    }
     return Asked(**usual | {"offload": "auto"} | settings)
 
 
@@ -160,7 +172,7 @@ def test_a_size_is_made_or_refused_with_the_nearest_that_work(name, size, folder
         assert made.shape == (height, width, 3)
 
 
-@every_family
+@pytest.mark.parametrize("name", [*PIPELINES, *VARIANTS])
 def test_trying_a_pipeline_out_finds_what_the_table_says(name, generator_of):
     generator = generator_of(name)
     found = probe.Probe(generator._pipeline, generator.width, generator.height).family("Unknown")
@@ -176,9 +188,9 @@ def test_a_family_that_pads_to_the_longest_text_is_found_to_depend_on_neighbours
     assert found.note == "Unknown is not known; tried out: guidance_scale acts, negative prompts act"
 
 
-def test_every_class_of_the_table_is_one_of_diffusers():
-    for name in FAMILIES:
-        assert hasattr(diffusers, name)
+def test_every_class_of_the_table_is_held_against_a_pipeline(folder_of):
+    known = {recognise_folder(folder_of(name), name).class_name for name in (*PIPELINES, *VARIANTS)}
+    assert known == FAMILIES.keys()
 
 
 def test_a_class_that_is_not_in_the_table_is_tried_out_and_held_to_it(folder_of, monkeypatch):

@@ -43,7 +43,6 @@ def make_config(project, tmp_path):
     [
         ("FLUX.1 schnell", {"negative_prompt": None}, None, False, 4),
         ("Qwen-Image", {"guidance": 4.0, "negative_prompt": "dark"}, 4.0, True, 1),
-        ("SDXL LCM", {"guidance": 1.0, "negative_prompt": None}, 1.0, False, 4),
     ],
 )
 def test_rows_say_what_went_into_the_call_and_are_enough_to_make_the_images_again(

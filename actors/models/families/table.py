@@ -113,9 +113,6 @@ FAMILIES: Mapping[str, Family] = {
             }
         },
     ),
-    "Flux2Pipeline": Family(
-        "FLUX.2", off_at=None, takes_negative=False, texts=(Text("tokenizer", 512, _QWEN_CHAT),)
-    ),
     "Flux2KleinPipeline": Family(
         "FLUX.2 klein base",
         takes_negative=False,
