@@ -14,7 +14,9 @@ from PIL import Image, ImageOps
 
 from actors.models.conditioning.support import IMAGE_TO_IMAGE, refuse_without_image_to_image
 from actors.models.generator import Generator
+from actors.run import run
 from actors.specs import generator_for
+from actors.weights import resolve
 from balancer.config.schema import Config
 from balancer.errors import ConfigError, ManifestError, UnavailableError
 from balancer.images import pixel_sha256
@@ -186,3 +188,29 @@ def test_a_spec_has_access_to_real_images_only_with_conditioning():
     decoders = [getattr(generator_for(each, False, "/run"), "parents", "") for each in (conditioned, plain)]
     assert decoders[0] is not None
     assert (decoders[0].files.uri, decoders[1]) == ("/run", None)
+
+
+def test_of_a_model_on_the_hub_only_small_files_are_read_before_it_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "SanaPipeline", "_diffusers_version": "0.42.0"}'
+    )
+    asked_for: list[list[str]] = []
+
+    def download(model: str, commit: str, kind: str, files: list[str]) -> Path:
+        asked_for.append(files)
+        return tmp_path
+
+    monkeypatch.setattr(resolve, "check", lambda *of: resolve.Availability("hub", None, 10**10))
+    monkeypatch.setattr(resolve, "_download", download)
+    with pytest.raises(ConfigError, match="SanaPipeline"):
+        refuse_without_image_to_image(config("some/model", revision="0" * 40))
+    assert asked_for == [["model_index.json"]]
+
+
+def test_a_run_is_refused_before_its_dataset_is_read(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "SanaPipeline", "_diffusers_version": "0.42.0"}'
+    )
+    monkeypatch.setattr("actors.run.audit_dataset", None)
+    with pytest.raises(ConfigError, match="SanaPipeline"):
+        run(config(str(tmp_path)), tmp_path / "run")
