@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from diffusers.pipelines import auto_pipeline
 from PIL import Image, ImageOps
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
 from actors.models.conditioning.support import IMAGE_TO_IMAGE, refuse_without_image_to_image
 from actors.models.generator import Generator
+from actors.run import run
 from actors.specs import generator_for
+from actors.weights import resolve
 from balancer.config.schema import Config
 from balancer.errors import ConfigError, ManifestError, UnavailableError
 from balancer.images import pixel_sha256
@@ -46,9 +65,80 @@ def parent(folder: Path, name: str) -> ParentImage:
     return ParentImage(f"real/{name}.png", f"images/{name}.png", pixel_sha256(pixels))
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd"])
-def generator(request, run_folder, sdxl_folder, sd_folder) -> Generator:
-    folder = sdxl_folder if request.param == "sdxl" else sd_folder
+TEXT = CLIPTextConfig(**test_generator.SMALL_TEXT | {"hidden_size": 32, "projection_dim": 32})
+T5 = T5Config(vocab_size=8, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, pad_token_id=2)
+
+
+def small_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1,
+        scaling_factor=1.5,
+    )
+
+
+def flux() -> FluxPipeline:
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=small_autoencoder(),
+        text_encoder=CLIPTextModel(TEXT),
+        tokenizer=test_generator.small_tokenizer(),
+        text_encoder_2=T5EncoderModel(T5),
+        tokenizer_2=test_generator.small_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+
+
+def stable_diffusion_3() -> StableDiffusion3Pipeline:
+    tokenizer = test_generator.small_tokenizer()
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=small_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(TEXT),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(TEXT),
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(T5),
+        tokenizer_3=tokenizer,
+        transformer=SD3Transformer2DModel(
+            sample_size=32,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=32,
+            pooled_projection_dim=64,
+        ),
+    )
+
+
+MAKERS: dict[str, Callable[[], Any]] = {"flux": flux, "sd3": stable_diffusion_3}
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd", *MAKERS])
+def generator(request, run_folder, tmp_path_factory) -> Generator:
+    if request.param not in MAKERS:
+        return load(request.getfixturevalue(f"{request.param}_folder"), run_folder)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    MAKERS[request.param]().save_pretrained(folder, safe_serialization=True)
     return load(folder, run_folder)
 
 
@@ -186,3 +276,29 @@ def test_a_spec_has_access_to_real_images_only_with_conditioning():
     decoders = [getattr(generator_for(each, False, "/run"), "parents", "") for each in (conditioned, plain)]
     assert decoders[0] is not None
     assert (decoders[0].files.uri, decoders[1]) == ("/run", None)
+
+
+def test_of_a_model_on_the_hub_only_small_files_are_read_before_it_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "SanaPipeline", "_diffusers_version": "0.42.0"}'
+    )
+    asked_for: list[list[str]] = []
+
+    def download(model: str, commit: str, kind: str, files: list[str]) -> Path:
+        asked_for.append(files)
+        return tmp_path
+
+    monkeypatch.setattr(resolve, "check", lambda *of: resolve.Availability("hub", None, 10**10))
+    monkeypatch.setattr(resolve, "_download", download)
+    with pytest.raises(ConfigError, match="SanaPipeline"):
+        refuse_without_image_to_image(config("some/model", revision="0" * 40))
+    assert asked_for == [["model_index.json"]]
+
+
+def test_a_run_is_refused_before_its_dataset_is_read(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "SanaPipeline", "_diffusers_version": "0.42.0"}'
+    )
+    monkeypatch.setattr("actors.run.audit_dataset", None)
+    with pytest.raises(ConfigError, match="SanaPipeline"):
+        run(config(str(tmp_path)), tmp_path / "run")
