@@ -14,14 +14,15 @@ from typing import Any
 import diffusers
 from PIL import Image, ImageOps
 
+from actors.models.families.table import ALWAYS
 from balancer.errors import ManifestError, UnavailableError
 from balancer.images import pixel_sha256
 from balancer.manifest.rows import REAL
 from balancer.scheduling.prompts import ParentImage, Request
 from balancer.training.images import Decoder
 
-MAY_BE_ABSENT = frozenset({"width", "height", "callback_on_step_end"})
-"""Arguments whose absence changes no image: the parent has the size already."""
+MAY_BE_ABSENT = frozenset({"width", "height", "callback_on_step_end", *ALWAYS})
+"""Arguments whose absence changes no image: the parent has the size, and what is always off stays off."""
 
 KEPT = 64
 """Parents that are kept at the size of the run: they come again and again."""

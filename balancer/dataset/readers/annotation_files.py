@@ -64,9 +64,8 @@ def coco_rows(file: BinaryIO, with_boxes: bool = False) -> Iterator[Row]:
 def _lineage(item: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """What an export of ours says of an image."""
     about = item.get("metadata")
-    for name in LINEAGE if isinstance(about, dict) else ():
-        if isinstance(value := about.get(name), str):
-            yield name, value
+    if isinstance(about, dict):
+        yield from ((name, about[name]) for name in LINEAGE if isinstance(about.get(name), str))
 
 
 def _id(item: Mapping[str, Any], key: str) -> object:
