@@ -29,7 +29,6 @@ from PIL import Image, UnidentifiedImageError, features
 from PIL.Image import Transpose
 
 from balancer.errors import DatasetError
-from balancer.perceptual import hash_picture
 from balancer.storage.regular_files import TooLargeError, read_regular
 
 if TYPE_CHECKING:
@@ -253,6 +252,13 @@ def picture_sha256(picture: Image.Image) -> str:
 def perceptual_hash(pixels: Pixels) -> str:
     """A 64-bit hash as 16 hex digits. Similar images differ in few bits."""
     return hash_picture(Image.fromarray(pixels))
+
+
+def hash_picture(picture: Image.Image) -> str:
+    """The `perceptual_hash` of a picture."""
+    import imagehash
+
+    return str(imagehash.phash(picture))
 
 
 _pillow_lock = threading.Lock()

@@ -59,7 +59,8 @@ SIGNALS = {
 
 def serve() -> None:
     """Answer requests on standard input, a socket, until it ends."""
-    import scipy.fftpack  # noqa: F401  # once, not in every child
+    import imagehash  # noqa: F401  # once, not in every child
+    import scipy.fftpack  # noqa: F401
 
     leave_network()
     members.work_in_child()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,6 @@ DIGEST_BYTES = 32
 
 _SOURCES = (
     ("balancer", "images.py"),
-    ("balancer", "perceptual.py"),
     ("balancer.dataset.decoding", "image_info.py"),
     ("balancer.dataset.readers", "crops.py"),
     ("balancer.dataset.readers", "packed_files.py"),
@@ -171,10 +171,11 @@ def _table_path(root: Path, limits: DecodeLimits) -> Path | None:
 def _decoder_version() -> str:
     """Of all that decides about the facts of the same bytes: our modules, and the libraries that decode."""
     import PIL
-    import scipy
     from PIL import features
 
-    versions = [PIL.__version__, np.__version__, scipy.__version__]
+    versions = [PIL.__version__, np.__version__, *map(version, ("imagehash", "scipy"))]
+    with contextlib.suppress(PackageNotFoundError):  # it is optional
+        versions.append(version("pillow-heif"))
     versions += [f"{name} {features.version(name)}" for name in _LIBRARIES]
     digest = hashlib.sha256(repr(versions).encode())
     for package, name in _SOURCES:

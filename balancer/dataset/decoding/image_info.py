@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from balancer.images import (
     UnreadableImage,
     decode_picture,
+    hash_picture,
     is_marked_synthetic,
     picture_sha256,
     read_bytes,
 )
-from balancer.perceptual import hash_picture
 from balancer.text.json_reading import read_json
 
 MAX_REASON_CHARS = 500
