@@ -59,9 +59,12 @@ class GeneratorSpec:
     asked: Asked | None = None
     """What a generator refuses if it has no effect."""
     parents: Decoder | None = None
+    scheduler: tuple[str, Mapping[str, Any]] | None = None
+    """Name and options."""
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
+        from actors.models.scheduler import SchedulerChoice
 
         return Generator(
             model=self.model,
@@ -78,6 +81,7 @@ class GeneratorSpec:
             compiled=self.compiled,
             asked=self.asked,
             parents=self.parents,
+            scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
         )
 
 
@@ -242,6 +246,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         compiled=wanted.compile and on_gpu,
         asked=asked(config),
         parents=_parents(config, storage_uri),
+        scheduler=wanted.scheduler and (wanted.scheduler.name, wanted.scheduler.options),
     )
 
 

@@ -30,6 +30,7 @@ from actors.models.families.table import Family
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
+from actors.models.scheduler import SchedulerChoice
 from actors.weights import resolve as weights
 from balancer.errors import UnavailableError
 from balancer.scheduling.prompts import Request
@@ -71,13 +72,14 @@ class Generator:
         compiled: bool = False,
         asked: Asked | None = None,
         parents: Decoder | None = None,
+        scheduler: SchedulerChoice | None = None,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
         self.width, self.height, self.steps = width, height, steps
         self.model = model
-        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant)
+        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant, scheduler)
         self.revision = weights.identity(model, revision, source.folder)
         pixels = width * height
         self._loaded = load_pipeline(

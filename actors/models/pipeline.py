@@ -17,6 +17,7 @@ from actors.models.families.checks import Recognised, is_loaded_by_name, recogni
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
+from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
 from balancer.errors import UnavailableError
 from balancer.storage.cache import private_folder
@@ -29,6 +30,7 @@ class Source:
     folder: Path
     model: str
     variant: str | None
+    scheduler: SchedulerChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ def load_pipeline(
     with one_at_a_time("load"):
         recognised = recognise_folder(source.folder, source.model)
         pipeline = _from_folder(source, recognised.class_name, dtype)
+        if source.scheduler is not None:
+            exchange(pipeline, source.scheduler)
         offloading = _move(pipeline, device, pixels, offload)
     _prefer_channels_last(pipeline)
     if compiled:

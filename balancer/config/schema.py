@@ -359,6 +359,16 @@ class TargetConfig(_Section):
         return self
 
 
+class SchedulerConfig(_Section):
+    """Also a name alone: `scheduler: EulerDiscreteScheduler`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9]{1,80}Scheduler$")
+    """A scheduler class of diffusers that fits the model's own one, such as `DPMSolverMultistepScheduler`."""
+
+    options: dict[str, bool | int | float | str] = {}
+    """Arguments of that class which replace those of the model, such as `{timestep_spacing: trailing}`."""
+
+
 class GenerationConfig(_Section):
     model: str = EMBEDDED_MODEL
     """A text-to-image pipeline: a hub id, a folder in diffusers layout, or `embedded`."""
@@ -399,6 +409,9 @@ class GenerationConfig(_Section):
     """Precision of the model; `auto` uses bfloat16 where the GPU has it, float16 on older GPUs, float32
     on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""
 
+    scheduler: SchedulerConfig | None = None
+    """Another scheduler than the model's own: few-step models such as SDXL Lightning or LCM need one."""
+
     negative_prompt: str | None = ""
     """What no image must show. `null` leaves all negative prompts out, also those of classes and facets, for
     models that take none."""
@@ -418,6 +431,11 @@ class GenerationConfig(_Section):
     """Only with `conditioning: image`: where parents come from. `class`, the default: from the class that is
     asked for. `dataset`: from any class, while the prompt names the one that is asked for, so that it appears
     in the surroundings of the others."""
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler_may_be_a_name(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
 
     @property
     def strength_ladder(self) -> tuple[float, ...]:
