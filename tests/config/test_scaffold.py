@@ -472,7 +472,11 @@ def test_init_writes_a_config_even_if_a_verifier_cannot_look(monkeypatch):
 
     monkeypatch.setattr("actors.real_images.measure_here", fail)
     result = invoke("init", colours(6), "--out", "job.yaml")
-    assert (result.exit_code, result.stderr) == (0, "no head was tried: an image changed\n")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "the verifier looks at 12 labelled images, to find out whether words are enough\n"
+        "no head was tried: an image changed\n",
+    )
     assert Path("job.yaml").exists()
 
 

