@@ -246,7 +246,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         compiled=wanted.compile and on_gpu,
         asked=asked(config),
         parents=_parents(config, storage_uri),
-        scheduler=wanted.scheduler and (wanted.scheduler.name, wanted.scheduler.options),
+        scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
     )
 
 
