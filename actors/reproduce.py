@@ -132,7 +132,8 @@ def _read_parents(manifest: Manifest, rows: Sequence[Row]) -> dict[str, ParentIm
 
 def _lacks_parent(row: Row, parents: Mapping[str, ParentImage]) -> str:
     """Why its parent is missing; empty if it is there, or there is none."""
-    if row["parent_id"] is None or row["parent_id"] in parents:
+    parent = parents.get(row["parent_id"])
+    if row["parent_id"] is None or (parent and row["parent_pixel_sha256"] in (None, parent.pixel_sha256)):
         return ""
     return f"the image that it was made from, {row['parent_id']!r}, is no longer in the run"
 

@@ -57,7 +57,7 @@ from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal, caught
-from balancer.runs.growing import Growing, Proof, commit_growth, find_begun
+from balancer.runs.growing import Growing, Proof, commit_growth, find_begun, set_aside_copies
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
@@ -285,6 +285,7 @@ def _run(
             schedule = restore_schedule(info, config, log.kept(), limit)
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
+            set_aside_copies(log, copied, facts)
             commit_real_images(audit, config.classes, log, storage, facts, embeddings, copied, splits)
             known_images = NearDuplicateIndex(references, config.verification.copies)
             learned = _learned(info, models, storage, reporter)

@@ -26,11 +26,11 @@ class Summary:
 
     @property
     def steps(self) -> str:
-        """`attempts at strength 0.5, 0.7, 0.9 run 5, 7, 9 of 10 steps`."""
+        """`attempts at strength 0.5, 0.7, 0.9 run about 5, 7, 9 of 10 steps`."""
         whole = self.config.generation.steps
         strengths = [rung.strength or 0.0 for rung in ladder(self.config)]
         shown, run = (", ".join(map(str, of)) for of in (strengths, [int(whole * one) for one in strengths]))
-        return f"attempts at strength {shown} run {run} of {whole} steps"
+        return f"attempts at strength {shown} run about {run} of {whole} steps"
 
     def by_class(self) -> list[tuple[str, int, int, int]]:
         """Class, parents to draw from, images to make from them, and from text alone; of classes that lack

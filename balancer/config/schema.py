@@ -992,8 +992,8 @@ def _check_strengths(made: GenerationConfig, rungs: Sequence[RungConfig]) -> Non
     for name, strength in {"generation.strengths": min(made.strength_ladder), **given}.items():
         if int(made.steps * strength) < 1:
             raise ValueError(
-                f"{name}: a strength of {strength:g} runs none of {made.steps} steps (generation.steps);"
-                f" at least {math.ceil(100 / made.steps) / 100:g} runs one"
+                f"{name}: a strength of {strength:g} is less than one of {made.steps} steps"
+                f" (generation.steps); at least {math.ceil(100 / made.steps) / 100:g} is one"
             )
 
 

@@ -150,7 +150,8 @@ COLUMNS = (
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
         "`off_domain`, `duplicate`, `near_copy`, `near_parent`), or the property with the lowest score; "
         "`superseded` if another attempt gives the image, `surplus` if the plan no longer has its slot. Of a "
-        "real image that left: `removed` or `replaced`. Null if accepted.",
+        "real image that left: `removed` or `replaced`; of an image made from one, `orphaned`. Null if "
+        "accepted.",
         read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
@@ -403,6 +404,14 @@ COLUMNS = (
         "The real image that it was made from (`generation.conditioning: image`). Null for text alone.",
         exported=21,
         read_by=("fsck", "rejudge", "reproduce", "lineage"),
+    ),
+    Column(
+        "parent_pixel_sha256",
+        "text",
+        "The `pixel_sha256` of its parent by then: another picture can take a parent's name.",
+        distinct=True,
+        read_by=("rejudge", "reproduce", "lineage"),
+        since=CONDITIONED,
     ),
     Column(
         "strength",

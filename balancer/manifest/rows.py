@@ -24,7 +24,7 @@ ACCEPTED, REJECTED = "accepted", "rejected"
 
 DOMAIN_COLUMNS = ("typicality", "domain_score")
 NEAREST_COLUMNS = ("nearest_id", "nearest_distance", "nearest_similarity")
-PARENT_COLUMNS = ("parent_id", "strength", "parent_distance", "parent_similarity")
+PARENT_COLUMNS = ("parent_id", "parent_pixel_sha256", "strength", "parent_distance", "parent_similarity")
 
 VOID = "void"
 """Status of a candidate that passes by now, but whose image was not kept: it is made again. Of a real image
@@ -133,7 +133,7 @@ def candidate_row(
         "phash": measurement.phash,
         **(nearest_columns(nearest) if nearest else {}),
         "embedding": measurement.embedding,
-        **(parent_columns(parent, request.strength) if parent else {}),
+        **(parent_columns(parent, request) if parent else {}),
         "split": TRAIN,
         "device": device,
         "batch_size": batch_size,
@@ -191,8 +191,9 @@ def nearest_columns(nearest: Nearest) -> Row:
     }
 
 
-def parent_columns(parent: Nearest, strength: float | None) -> Row:
-    values = (parent.id, strength, parent.distance, parent.similarity)
+def parent_columns(parent: Nearest, request: Request) -> Row:
+    pixels = None if request.parent is None else request.parent.pixel_sha256
+    values = (parent.id, pixels, request.strength, parent.distance, parent.similarity)
     return dict(zip(PARENT_COLUMNS, values, strict=True))
 
 

@@ -25,7 +25,7 @@ from balancer.errors import UsageError
 from balancer.manifest.columns import names_read_by
 from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.log.writer import ManifestLog
-from balancer.manifest.rows import REAL, VOID
+from balancer.manifest.rows import REAL, VOID, RunFacts
 from balancer.manifest.rules import Revision, Rules
 from balancer.manifest.runfile import RunInfo, publish_revision
 from balancer.planning.plan import Plan
@@ -47,6 +47,7 @@ from balancer.runs.resume import (
 )
 from balancer.storage import Storage, open_storage
 from balancer.text.quantities import counted
+from balancer.verification.verdict import Nearest
 
 Proof = tuple[dict[str, Any] | None, dict[str, dict[str, Any]] | None]
 """What run.json keeps of a pre-flight: `challenge` and `heads`."""
@@ -58,6 +59,8 @@ MANY_IMAGES, MANY_SHARE = 16, 0.1
 """More real images than both leave only with `--yes`: a dataset may be mounted in part."""
 
 REMOVED, REPLACED = "removed", "replaced"
+
+VERDICTS_PER_COMMIT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,22 @@ def commit_growth(
     if growing is not None and growing.growth is not None:
         new = {f"{REAL}/{name}" for name in (*growing.dataset.added, *growing.dataset.replaced)}
         growing.growth.commit(storage, log, [image for image in references if image.id in new])
+
+
+def set_aside_copies(log: ManifestLog, copies: Mapping[str, Nearest], facts: RunFacts) -> None:
+    """Make void the rows of images that a hold-out image shows by now, or no longer shows.
+    `commit_real_images` writes them anew, with what they copy."""
+    real = log.table(["id", "source", "status", "nearest_id"]).filter(pc.field("source") == REAL)
+    shown = {name: nearest.id for name, nearest in copies.items()}
+    outdated = [
+        row["id"]
+        for row in real.to_pylist()
+        if row["status"] != VOID and row["nearest_id"] != shown.get(row["id"])
+    ]
+    for start in range(0, len(outdated), VERDICTS_PER_COMMIT):
+        ids = outdated[start : start + VERDICTS_PER_COMMIT]
+        rows = [Departure(row["id"], REPLACED).applied_to(row, facts) for row in log.rows(ids).to_pylist()]
+        log.commit_verdicts(rows, log.rules.as_detail())
 
 
 # ---- comparing -----------------------------------------------------------------------------------

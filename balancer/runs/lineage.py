@@ -105,6 +105,8 @@ def read_lineage(manifest: ManifestRows, image_id: str) -> Lineage:
                 f"{chain[-1]['id']!r} was generated from {parent_id!r}, which {what}",
                 hint="`balancer fsck` lists everything that is wrong",
             )
+        if chain[-1].get("parent_pixel_sha256") not in (None, parent["pixel_sha256"]):
+            break  # another picture has its name by now
         chain.append(parent)
     found = None
     for link in reversed(chain):

@@ -41,6 +41,7 @@ from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import (
     ACCEPTED,
     NEAREST_COLUMNS,
+    REAL,
     REJECTED,
     SYNTHETIC,
     VOID,
@@ -82,6 +83,10 @@ SUPERSEDED = "superseded"
 
 SURPLUS = "surplus"
 """Reason of a candidate that passes, in a slot that the plan no longer has. Its image is kept."""
+
+ORPHANED = "orphaned"
+"""Reason of a candidate whose parent has left the dataset: it may be tested on by now, or was removed for a
+reason."""
 
 COMMIT_ROWS = 1024
 """Verdicts per commit, approximately; those of one slot stay together."""
@@ -253,6 +258,7 @@ def judge_under(
     cells = cells_of_plan(info)
     quotas = {str(item["cell"]): int(item["quota"]) for item in info.plan}
     gone = _find_gone(table, quotas, departures)
+    is_orphan = _find_orphans(table, departures)
     copies = _copies_of_arrivals(rows, arrivals, storage, config)
 
     def find_nearest(row: Row) -> Nearest | None:
@@ -270,6 +276,7 @@ def judge_under(
             other_rules=rules != known.rules,
             domain=info.domain_limits,
             quotas=quotas,
+            is_orphan=is_orphan,
         )
         after = _schedule_after(info, config, rows, changes)
         restored = any(change.is_new_verdict and change.status == ACCEPTED for change in changes)
@@ -311,6 +318,26 @@ def _find_gone(table: pa.Table, quotas: Mapping[str, int], departures: Iterable[
         if (status == VOID) if source != SYNTHETIC else not _is_wanted(slot, quotas):
             gone.add(row_id)
     return gone
+
+
+def _find_orphans(table: pa.Table, departures: Iterable[Departure]) -> Callable[[Row], bool]:
+    """Whether a candidate was made from a picture that is no longer in the dataset."""
+    columns = (table[name].to_pylist() for name in ("id", "source", "status", "pixel_sha256"))
+    pictures = {
+        row_id: picture
+        for row_id, source, status, picture in zip(*columns, strict=True)
+        if source != SYNTHETIC and status != VOID
+    }
+    for departure in departures:
+        pictures.pop(departure.id, None)
+
+    def is_orphan(row: Row) -> bool:
+        parent_id, picture = row["parent_id"], row.get("parent_pixel_sha256")
+        if parent_id is None or not parent_id.startswith(f"{REAL}/"):
+            return False
+        return parent_id not in pictures or picture not in (None, pictures[parent_id])
+
+    return is_orphan
 
 
 def _is_wanted(slot: str, quotas: Mapping[str, int]) -> bool:
@@ -363,6 +390,7 @@ def new_verdicts(
     other_rules: bool = False,
     domain: DomainLimits = NO_LIMITS,
     quotas: Mapping[str, int] | None = None,
+    is_orphan: Callable[[Row], bool] = lambda row: False,
 ) -> list[Change]:
     """Judge all candidates under `config`, slot by slot; returns the rows that change. With `other_rules`
     these include rows that keep their status but do not yet record the rules.
@@ -376,6 +404,7 @@ def new_verdicts(
     for slot, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
         if quotas is None or _is_wanted(slot, quotas):
             judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
+            judged = [_orphaned(each) if is_orphan(each.row) else each for each in judged]
             changes += _slot_changes(judged, exists, config if other_rules else None)
         else:
             changes += _surplus_changes(attempts, cells)
@@ -481,6 +510,10 @@ def _judge_again(
     criteria = criteria_for(cell, rung.threshold, config, domain)
     verdict = judge(read_measurement(row, cell), cell, criteria, nearest, read_parent(row))
     return _Judged(candidate, row, verdict, nearest, rung)
+
+
+def _orphaned(judged: _Judged) -> _Judged:
+    return replace(judged, verdict=replace(judged.verdict, accepted=False, reason=ORPHANED))
 
 
 def read_measurement(row: Row, cell: Cell) -> Measurement:

@@ -173,26 +173,19 @@ def _list_offers(
              for cell, quota, _ in schedule.quotas if quota}  # fmt: skip
     offers: dict[Cell, deque[Row]] = defaultdict(deque)
     rows = source.rows.to_table(filter=f"source = '{SYNTHETIC}'").drop_columns(["embedding"])
-    here = _parents_here(source, rows["parent_id"].unique().drop_null().to_pylist(), parents)
     others = 0
     for row in rows.to_pylist():
-        if row["parent_id"] is not None and row["parent_id"] not in here:
-            others += 1
-            continue
-        row["parent_id"] = here.get(row["parent_id"])
+        if row["parent_id"] is not None:
+            row["parent_id"] = parents.get(row["parent_pixel_sha256"])
+            if row["parent_id"] is None:
+                others += 1
+                continue
         cell = cells.get(_key(row[CLASS_PROPERTY], row, facets))
         if cell is None:
             others += 1
         elif row["id"] not in before:
             offers[cell].append(row)
     return offers, others
-
-
-def _parents_here(source: Source, ids: Sequence[str], parents: Mapping[str, str]) -> dict[str, str]:
-    """The id in this run of each parent in the other one, as far as it may be one here."""
-    is_parent = pc.field("id").isin(pa.array(ids, pa.string()))
-    rows = source.rows.to_table(["id", "pixel_sha256"], is_parent, status="all").to_pylist() if ids else []
-    return {row["id"]: parents[row["pixel_sha256"]] for row in rows if row["pixel_sha256"] in parents}
 
 
 def _key(class_name: str, values: Mapping[str, Any], facets: Sequence[str]) -> tuple[str | None, ...]:
@@ -313,8 +306,9 @@ def _judged(
         batch_size=row["batch_size"],
         facts=facts,
     )
+    made_from = {} if parent is None else {"parent_pixel_sha256": row["parent_pixel_sha256"]}
     origin = {"origin_run_id": source.rows.run.run_id, "origin_id": row["id"], "wording": None}
-    return judged | {name: row[name] for name in _COPIED} | origin
+    return judged | {name: row[name] for name in _COPIED} | made_from | origin
 
 
 def _publish(row: Row, candidate: Candidate, source: Source, target: Target) -> ImageFile:

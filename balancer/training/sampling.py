@@ -21,6 +21,8 @@ REAL_SHARE = 0.5
 """The part of the draws of a class that goes to its real images, at least. A classifier that hardly sees them
 learns what the generator makes of a class."""
 
+MAX_WEIGHT = 1_000_000
+
 LOW_SHARE = 0.1
 """Real images that are drawn less often are hardly seen."""
 
@@ -56,8 +58,8 @@ def _check(real_share: float | None, real_weight: float | None) -> None:
         raise UsageError(
             "real_share and real_weight both say how often real images are drawn", hint="give one"
         )
-    if real_weight is not None and not 0 <= real_weight < float("inf"):
-        raise UsageError(f"real_weight is {real_weight:g}; it is 0 or more, 1 for no difference")
+    if real_weight is not None and not 0 <= real_weight <= MAX_WEIGHT:
+        raise UsageError(f"real_weight is {real_weight:g}; it is 0 to {MAX_WEIGHT:,}, 1 for no difference")
     if real_share is not None and not 0 <= real_share <= 1:
         raise UsageError(f"real_share is {real_share:g}; it is 0 to 1, such as 0.5 for half of the draws")
 

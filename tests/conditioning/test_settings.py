@@ -75,14 +75,14 @@ def test_a_request_has_a_strength_with_a_parent_only():
         (
             {"conditioning": "image", "steps": 10, "strengths": [0.05]},
             {},
-            "generation.strengths: a strength of 0.05 runs none of 10 steps (generation.steps); at least 0.1"
-            " runs one",
+            "generation.strengths: a strength of 0.05 is less than one of 10 steps (generation.steps); at least"
+            " 0.1 is one",
         ),
         (
             {"conditioning": "image", "steps": 4},
             {"attempts": {"rungs": [{}, {"strength": 0.2}]}},
-            "attempts.rungs.1.strength: a strength of 0.2 runs none of 4 steps (generation.steps); at least"
-            " 0.25 runs one",
+            "attempts.rungs.1.strength: a strength of 0.2 is less than one of 4 steps (generation.steps); at"
+            " least 0.25 is one",
         ),
         (
             {"conditioning": "image", "strengths": [0.5, 1.5]},

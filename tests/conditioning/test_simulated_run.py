@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,9 +12,11 @@ from PIL import Image
 import balancer
 from actors.models.simulated import Fault
 from actors.run import Reporter, run
+from balancer.errors import UsageError
 from balancer.manifest import check_run
 from balancer.manifest.log.view import read_log
 from balancer.manifest.runfile import read_run
+from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
 from tests.whole import test_run
 from tests.workers import with_faults
@@ -84,6 +89,63 @@ def test_a_start_says_that_candidates_are_drawn_from_other_images(conditioned, d
     notes.clear()
     run(conditioned(target={"per_class": 14}), out, reporter=Reporter(note=notes.append))
     assert "parents: 3 -> 4 real images; candidates to come are drawn from these" in notes
+
+
+def accepted_parents(out):
+    rows = balancer.open_manifest(out).to_table(["id", "parent_id"], "parent_id is not null")
+    return dict(zip(rows["id"].to_pylist(), rows["parent_id"].to_pylist(), strict=True))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_images_leave_with_the_image_that_they_were_made_from(conditioned, dataset, tmp_path, change):
+    """It may be tested on by now, or was removed for a reason."""
+    out, name = tmp_path / "run", "real/cat/0.png"
+    run(conditioned(), out)
+    children = {child for child, parent in accepted_parents(out).items() if parent == name}
+    assert children
+    (dataset / "cat" / "0.png").unlink()
+    add_image(dataset, "0" if change == "replaced" else "another")
+    with pytest.raises(UsageError, match=r"accepted images? would leave"):
+        run(conditioned(), out)
+    run(conditioned(), out, confirmed=True)
+    after = accepted_parents(out)
+    assert not children & after.keys()
+    rows = balancer.open_manifest(out).to_table(["id", "reason"], "reason = 'orphaned'", status="rejected")
+    assert children <= set(rows["id"].to_pylist())
+    assert (name in after.values()) == (change == "replaced"), "those made from the new picture"
+    assert is_sound(out)
+    assert not rejudge(open_storage(out, create=False)).pending
+
+
+@pytest.mark.usefixtures("here")
+def test_an_image_that_a_later_hold_out_shows_is_trained_on_no_more_nor_is_what_was_made_from_it(
+    conditioned, dataset, tmp_path
+):
+    out, holdout = tmp_path / "run", tmp_path / "holdout"
+    run(conditioned(), out)
+    manifest = balancer.open_manifest(out)
+    children = {child for child, parent in accepted_parents(out).items() if parent == "real/cat/0.png"}
+    assert children <= trained_on(manifest)
+    (holdout / "cat").mkdir(parents=True)
+    shutil.copy(dataset / "cat" / "0.png", holdout / "cat" / "held.png")
+    run(
+        conditioned(dataset={"holdout": str(holdout)}, target={"per_class": 13}),
+        out,
+        allow_config_change=True,
+    )
+    manifest = balancer.open_manifest(out)
+    [row] = manifest.to_table(["id", "nearest_id"], "id = 'real/cat/0.png'").to_pylist()
+    assert row["nearest_id"] == "holdout/cat/held.png"
+    assert not trained_on(manifest) & (children | {"real/cat/0.png"})
+    assert is_sound(out)
+
+
+def trained_on(manifest):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = manifest.to_torch()
+    return {dataset.id(place) for place in range(len(dataset))}
 
 
 @pytest.mark.usefixtures("here")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 IMAGE_TO_IMAGE = frozenset(
     {
         "FluxPipeline",
-        "LatentConsistencyModelPipeline",
         "QwenImagePipeline",
         "StableDiffusion3PAGPipeline",
         "StableDiffusion3Pipeline",
