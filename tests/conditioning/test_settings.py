@@ -75,8 +75,8 @@ def test_a_request_has_a_strength_with_a_parent_only():
         (
             {"conditioning": "image", "steps": 10, "strengths": [0.05]},
             {},
-            "generation.strengths: a strength of 0.05 is less than one of 10 steps (generation.steps); at least"
-            " 0.1 is one",
+            "generation.strengths: a strength of 0.05 is less than one of 10 steps (generation.steps); at"
+            " least 0.1 is one",
         ),
         (
             {"conditioning": "image", "steps": 4},

@@ -18,8 +18,9 @@ COLUMNS = (
     "probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
     "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
-    "nearest_id nearest_distance nearest_similarity embedding parent_id strength "
-    "parent_distance parent_similarity split device batch_size generated_at run_id origin_run_id origin_id"
+    "nearest_id nearest_distance nearest_similarity embedding parent_id "
+    "parent_pixel_sha256 strength parent_distance parent_similarity split device batch_size generated_at run_id "
+    "origin_run_id origin_id"
 ).split()
 SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
@@ -35,7 +36,7 @@ def test_the_columns_are_those_of_the_design():
 
 def test_runs_of_earlier_versions_have_the_columns_of_their_time():
     earlier = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=1)
-    parent = ["strength", "parent_distance", "parent_similarity"]
+    parent = ["parent_pixel_sha256", "strength", "parent_distance", "parent_similarity"]
     later = ["typicality", "domain_score", *parent, "origin_run_id", "origin_id"]
     assert [name for name in COLUMNS if name not in earlier.names] == later
     growing = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=3)
