@@ -69,6 +69,7 @@ class Lineage:
     origin_run_id: str | None = None
     origin_id: str | None = None
     strength: float | None = None
+    parent_pixel_sha256: str | None = None
     parent_distance: int | None = None
     parent_similarity: float | None = None
     parent: Lineage | None = None

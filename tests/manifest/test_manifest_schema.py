@@ -18,9 +18,8 @@ COLUMNS = (
     "probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
     "model model_revision verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
-    "nearest_id nearest_distance nearest_similarity embedding parent_id "
-    "parent_pixel_sha256 strength parent_distance parent_similarity split device batch_size generated_at run_id "
-    "origin_run_id origin_id"
+    "nearest_id nearest_distance nearest_similarity embedding parent_id parent_pixel_sha256 strength "
+    "parent_distance parent_similarity split device batch_size generated_at run_id origin_run_id origin_id"
 ).split()
 SCHEMA = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3)
 
