@@ -117,7 +117,7 @@ def read_lineage(manifest: ManifestRows, image_id: str) -> Lineage:
 
 
 def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
-    columns = [*names_read_by("lineage", manifest.run.format), *manifest.run.facets]
+    columns = [*names_read_by("lineage", manifest.run.format), *manifest.run.facets, "pixel_sha256"]
     rows = manifest.to_table(columns, pc.field("id") == image_id, status="all").to_pylist()
     return rows[0] if rows else None
 
