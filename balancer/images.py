@@ -43,6 +43,14 @@ _SHOWN_AS = {"WEBP": "WebP", "HEIF": "HEIC"}
 _NAMES = [_SHOWN_AS.get(name, name) for name in FORMATS]
 NAMES_OF_FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
+IMAGE_SUFFIXES = frozenset(
+    [
+        *".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .bmp .gif".split(),
+        *[".avif"] * ("AVIF" in FORMATS),
+        *[".heic", ".heif"] * ("HEIF" in FORMATS),
+    ]
+)
+
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
     # Level 1 is three times as fast as the default, and files are a tenth larger.
     "png": {"compress_level": 1},

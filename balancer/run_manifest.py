@@ -180,18 +180,14 @@ class Manifest:
         """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
         replacement, each combination of values of `by` equally often.
 
-        Within one, `real_share` of the draws go to real images where there are any, by default half, or more
-        if more of its images are real. With `real_weight` instead, a real image is drawn that many times as
-        often as a generated one. `exposures()` of the sampler says how often each kind of image is drawn; a
-        class whose real images get less than a tenth of its draws is a warning. `seed` makes the draws
-        repeatable; by default they follow torch's own generator.
+        Within one, `real_share` of the draws (by default half, or more if more of its images are real) go to
+        real images; with `real_weight`, a real image is drawn that many times as often as a generated one.
+        Its `exposures()` count the draws. `seed` repeats them; by default they follow torch's generator.
         """
         from balancer.training.torch_dataset import make_sampler
 
         choice = Choice(split, filter, allow_synthetic_eval)
-        return make_sampler(
-            self.rows, choice, as_list(by), seed, real_share=real_share, real_weight=real_weight
-        )
+        return make_sampler(self.rows, choice, as_list(by), seed, real_share, real_weight)
 
     def to_hf(
         self,

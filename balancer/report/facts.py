@@ -140,8 +140,10 @@ class Facts:
         """How often an epoch of the default sampler shows a real and a generated image of a class."""
         from balancer.training.sampling import draws_per_image
 
+        if not count.total:
+            return None, None
         drawn = sum(each.total for each in self.classes) / sum(each.total > 0 for each in self.classes)
-        return draws_per_image(count.real, count.generated, drawn) if count.total else (None, None)
+        return draws_per_image(count.real, count.generated, drawn)
 
     @property
     def real(self) -> int:

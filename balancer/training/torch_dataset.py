@@ -112,7 +112,6 @@ def make_sampler(
     choice: Choice,
     by: Sequence[str],
     seed: int | None,
-    *,
     real_share: float | None = None,
     real_weight: float | None = None,
 ) -> ImageSampler:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from balancer.dataset.decoding import decoders, members
+from balancer.dataset.decoding.cutting import read_crop
 from balancer.dataset.decoding.image_info import answer, parse_answer
 from balancer.dataset.table_reader import OWN_NAMES, read_table_answer
 
@@ -20,5 +21,6 @@ def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from read_table_answer(path, columns, packed)
 
     monkeypatch.setattr(members, "_in_child", True)
+    monkeypatch.setattr(members, "_read_crop", read_crop)
     monkeypatch.setattr(decoders, "read_all_images", images)
     monkeypatch.setattr(decoders, "read_table_lines", tables)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -184,10 +185,18 @@ def exported(form: str, at: Path) -> Iterator[tuple[str, str]]:
         "folders": lambda: of_folders(at),
         "hf": lambda: of_tables(at.glob("*/metadata.parquet"), lambda file: file.parent.name),
         "webdataset": lambda: of_tars(at),
+        "csv": lambda: of_table(pacsv.read_csv(at / "labels.csv")),
+        "coco": lambda: of_coco(at),
         "labelstudio": lambda: of_tasks(json.loads((at / "tasks.json").read_bytes())),
         "fiftyone": lambda: of_samples(json.loads((at / "samples.json").read_bytes())["samples"]),
     }
     return readers[form]()
+
+
+def of_coco(at: Path) -> Iterator[tuple[str, str]]:
+    for file in (at / "annotations").iterdir() if (at / "annotations").exists() else ():
+        split = {"val": "validation"}.get(name := file.stem.removeprefix("instances_"), name)
+        yield from ((image["metadata"]["id"], split) for image in json.loads(file.read_bytes())["images"])
 
 
 def of_table(table: pa.Table) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,7 @@ ODD = os.fsdecode(b"/odd\xff\xfe")
 def test_a_cache_whose_name_is_not_utf8_is_used(monkeypatch, tmp_path):
     monkeypatch.setenv("BALANCER_CACHE", f"{tmp_path}{ODD}")
     assert CliRunner().invoke(main, ["audit", "sample"]).exit_code == 0
-    assert len(os.listdir(f"{tmp_path}{ODD}")) == 1
+    assert any(name.startswith("sample-") for name in os.listdir(f"{tmp_path}{ODD}"))
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

@@ -168,6 +168,8 @@ def test_a_run_file_of_any_bytes_is_read_or_refused(cuts):
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, bytes]:
+    if "HEIF" in FORMATS:
+        pytest.importorskip("pillow_heif").register_heif_opener()
     picture = Image.radial_gradient("L").convert("RGB").resize((48, 40))
     found = {}
     for image_format in FORMATS:

@@ -19,6 +19,7 @@ import sys
 import time
 
 from balancer.dataset.decoding import members
+from balancer.dataset.decoding.cutting import read_crop
 from balancer.dataset.decoding.image_info import DecodeLimits, answer
 from balancer.dataset.table_reader import read_table_answer
 from balancer.process.child_limits import limit_process
@@ -63,7 +64,7 @@ def serve() -> None:
     import scipy.fftpack  # noqa: F401
 
     leave_network()
-    members.work_in_child()
+    members.work_in_child(read_crop)
     requests = socket.socket(fileno=os.dup(0))
     while requests.recv(1, socket.MSG_PEEK):
         child = os.fork()
@@ -96,6 +97,7 @@ def serve_tables() -> None:
 def serve_members() -> None:
     """Read images inside files, as `members` asks."""
     leave_network()
+    members.cut_with(read_crop)
     members.serve()
 
 

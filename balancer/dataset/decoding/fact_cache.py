@@ -62,7 +62,7 @@ DIGEST_BYTES = 32
 _SOURCES = (
     ("balancer", "images.py"),
     ("balancer.dataset.decoding", "image_info.py"),
-    ("balancer.dataset.readers", "crops.py"),
+    ("balancer.dataset.decoding", "cutting.py"),
     ("balancer.dataset.readers", "packed_files.py"),
 )
 """The modules that derive the facts."""

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from balancer.dataset.readers.crops import is_photograph
 from balancer.dataset.readers.packed_files import SUFFIXES
 
 SETTLED_NS = 10_000_000_000
@@ -70,7 +69,7 @@ def _look_at(top: str, name: str, files: dict[str, os.stat_result]) -> os.stat_r
 
 def _look_at_holder(folder: Path) -> os.stat_result | None:
     for path in (folder, *folder.parents):
-        if path.suffix.lower() in SUFFIXES or is_photograph(path):
+        if path == folder or path.suffix.lower() in SUFFIXES:  # a photograph has crops directly in it
             with contextlib.suppress(OSError):
                 if stat.S_ISREG((about := os.lstat(path)).st_mode):
                     return about

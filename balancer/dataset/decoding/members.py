@@ -12,10 +12,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from balancer.dataset.decoding.spawning import end, spawn
-from balancer.dataset.readers.crops import is_photograph, read_crop
+from balancer.dataset.readers.crops import parse_crop
 from balancer.dataset.readers.packed_files import SUFFIXES, read_member
 from balancer.process.child_limits import limit_process
 from balancer.text.json_reading import read_json
@@ -24,12 +25,21 @@ CPU_SECONDS = 120
 MEMORY_BYTES = 4_000_000_000
 """A group of rows of a Parquet file is decoded at once."""
 
+ReadMember = Callable[[Path, str, int], bytes]
+
 MAX_ANSWER_LINE_BYTES = 10_000
 MAX_REASON_CHARS = 500
 
 _lock = threading.Lock()
 _process: subprocess.Popen[bytes] | None = None
 _in_child = False
+
+
+def _no_crop(file: Path, member: str, max_bytes: int) -> bytes:
+    raise ValueError("no such file")
+
+
+_read_crop: ReadMember = _no_crop
 
 
 class InsideError(OSError):
@@ -62,10 +72,17 @@ def serve() -> None:
         sys.stdout.buffer.flush()
 
 
-def work_in_child() -> None:
+def work_in_child(read_crop: ReadMember) -> None:
     """Read in this process from now on, because it has limits itself."""
     global _in_child
     _in_child = True
+    cut_with(read_crop)
+
+
+def cut_with(read_crop: ReadMember) -> None:
+    """How to read a crop, which takes a decoder: that one in turn reads images inside files."""
+    global _read_crop
+    _read_crop = read_crop
 
 
 def close() -> None:
@@ -78,7 +95,7 @@ def close() -> None:
 
 def _answer(file: Path, member: str, max_bytes: int) -> bytes:
     try:
-        read = read_crop if is_photograph(file) else read_member
+        read = read_member if file.suffix.lower() in SUFFIXES else _read_crop
         return read(file, member, max_bytes)
     except MemoryError as error:
         raise InsideError("out of memory while reading the file around it") from error
@@ -120,6 +137,8 @@ def _started() -> subprocess.Popen[bytes]:
 def _split(path: Path) -> tuple[Path, str]:
     """The file that holds an image, and its name in it; the name is empty if there is no such file."""
     for parent in path.parents:
-        if (parent.suffix.lower() in SUFFIXES or is_photograph(parent)) and parent.is_file():
+        if parent.suffix.lower() in SUFFIXES and parent.is_file():
             return parent, path.relative_to(parent).as_posix()
+    if parse_crop(path.name) and path.parent.is_file():
+        return path.parent, path.name
     return path, ""

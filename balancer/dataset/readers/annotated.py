@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, is_folder, walk
 from balancer.dataset.splits import SPLIT_NAMES
 from balancer.errors import DatasetError
+from balancer.text.json_reading import read_json
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _cut(root: Path, listing: DatasetListing, tables: Sequence[Table], min_side:
     joined.rows = {}
     for photograph, row in rows.items():
         used: Counter[tuple[int, ...]] = Counter()
-        for category, *box in json.loads(row.get(BOXES, "[]")) if photograph in photographs else ():
+        for category, *box in read_json(row.get(BOXES, "[]").encode()) if photograph in photographs else ():
             if not category or not box:
                 useless += 1
                 continue

@@ -11,15 +11,8 @@ from balancer.dataset.facet_table import METADATA_FILES
 from balancer.dataset.location import SAMPLE_HINT
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.errors import DatasetError
-from balancer.images import FORMATS, NAMES_OF_FORMATS
+from balancer.images import IMAGE_SUFFIXES, NAMES_OF_FORMATS
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        *".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .bmp .gif".split(),
-        *[".avif"] * ("AVIF" in FORMATS),
-        *[".heic", ".heif"] * ("HEIF" in FORMATS),
-    ]
-)
 # Images that are reported as unreadable, not ignored like a text file.
 OTHER_PICTURE_SUFFIXES = (
     frozenset(".avif .cr2 .dng .heic .heif .jp2 .jxl .nef .ppm .psd .svg .tga".split()) - IMAGE_SUFFIXES

@@ -270,7 +270,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Embeddings are plain numbers that nothing makes smaller. Every page has its checksum."""
     leaves = {column.name: list(_leaves(column.name, column.type)) for column in schema}
     every = [leaf for of_column in leaves.values() for leaf in of_column]
-    without_dictionary = {leaf for name in (EMBEDDING, *DISTINCT) for leaf in leaves[name]}
+    without_dictionary = {leaf for name in (EMBEDDING, *DISTINCT) for leaf in leaves.get(name, ())}
     return {
         "row_group_size": ROW_GROUP_ROWS,
         "compression": {leaf: "none" if leaf in leaves[EMBEDDING] else "zstd" for leaf in every},
