@@ -387,7 +387,7 @@ COLUMNS = (
         "nearest_id",
         "text",
         "The known image most like it. Null if it was not compared.",
-        read_by=("rejudge", "lineage"),
+        read_by=("resume", "rejudge", "lineage"),
     ),
     Column(
         "nearest_distance",

@@ -255,7 +255,7 @@ def commit_growth(
 def set_aside_copies(log: ManifestLog, copies: Mapping[str, Nearest], facts: RunFacts) -> None:
     """Make void the rows of images that a hold-out image shows by now, or no longer shows.
     `commit_real_images` writes them anew, with what they copy."""
-    real = log.table(["id", "source", "status", "nearest_id"]).filter(pc.field("source") == REAL)
+    real = log.kept().filter(pc.field("source") == REAL)
     shown = {name: nearest.id for name, nearest in copies.items()}
     outdated = [
         row["id"]
