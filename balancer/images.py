@@ -325,8 +325,13 @@ def suffix_of(data: bytes) -> str:
 
 def png_of(data: bytes, *, max_pixels: int) -> bytes:
     """The same pixels as PNG. Raises UnreadableImage."""
+    return plain_png(decode_image(data, max_pixels=max_pixels))
+
+
+def plain_png(pixels: Pixels) -> bytes:
+    """A PNG without any mark, unlike `encode_image`."""
     buffer = io.BytesIO()
-    Image.fromarray(decode_image(data, max_pixels=max_pixels)).save(buffer, "png", **ENCODINGS["png"])
+    Image.fromarray(pixels).save(buffer, "png", **ENCODINGS["png"])
     return buffer.getvalue()
 
 

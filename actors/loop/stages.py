@@ -135,12 +135,11 @@ class Verifying:
             self.following.waiting.extend(filter(None, files.values()))
 
     def _judge(self, batch: Batch, index: int, measurement: Measurement) -> Judged:
-        cell, made_from = batch.candidates[index].slot.cell, batch.requests[index].parent
+        cell, request = batch.candidates[index].slot.cell, batch.requests[index]
+        parent_id = None if request.parent is None else request.parent.id
         criteria = criteria_for(cell, batch.rungs[index].threshold, self.config, self.facts.domain)
-        nearest, parent = self.references.nearest(measurement), None
-        if made_from is not None:
-            nearest = self.references.nearest(measurement, besides=made_from.id)
-            parent = self.references.compare(measurement, made_from.id)
+        nearest = self.references.nearest(measurement, besides=parent_id)
+        parent = None if parent_id is None else self.references.compare(measurement, parent_id)
         verdict = judge(measurement, cell, criteria, nearest, parent)
         return Judged(batch, index, measurement, nearest, verdict, parent)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 
-from PIL import Image
-
 from balancer.dataset.readers.crops import parse_crop
-from balancer.images import ENCODINGS, Pixels, decode_image, encode_image, is_marked_synthetic
+from balancer.images import Pixels, decode_image, encode_image, is_marked_synthetic, plain_png
 from balancer.storage.regular_files import TooLargeError, read_regular
 
 BEYOND = 1
@@ -31,16 +28,10 @@ def read_crop(path: str | os.PathLike[str], member: str, max_bytes: int) -> byte
     if pixels.shape[0] < height - BEYOND or pixels.shape[1] < width - BEYOND:
         size = f"{photograph.shape[1]} x {photograph.shape[0]}"
         raise ValueError(f"the box reaches out of the photograph, which has {size} pixels")
-    data = encode_image(pixels, {}) if is_marked else _png(pixels)
+    data = encode_image(pixels, {}) if is_marked else plain_png(pixels)
     if len(data) > max_bytes:
         raise TooLargeError(member, len(data), max_bytes)
     return data
-
-
-def _png(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", **ENCODINGS["png"])
-    return buffer.getvalue()
 
 
 @functools.lru_cache(maxsize=1)  # neighbours are read together

@@ -118,11 +118,6 @@ def _saved_files(root: Path) -> Iterator[str]:
     """The Arrow files of a folder that `save_to_disk` wrote. Its own lists are read, never its code."""
     if (root / SAVED_SPLITS).is_file():
         for split in _listed_splits(root / SAVED_SPLITS):
-            if (root / split).is_symlink():
-                raise DatasetError(
-                    f"{root / split} is a symbolic link, which is not followed",
-                    hint="set dataset.path to the folder that it leads to, or move the files",
-                )
             yield from (f"{split}/{path.name}" for path in (root / split).glob(f"*{ARROW}"))
         return
     yield from (path.name for path in root.glob(f"*{ARROW}"))

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, iterate_rows
 from balancer.export.metadata import hash_rows, json_row, metadata_columns, metadata_table
@@ -36,15 +38,9 @@ def write(job: Job) -> None:
         job.copy_images(folder, names)
         table = metadata_table(job.rows, job.manifest.run, names)
         for split in job.splits:
-            part = table.filter(_in_split(table, split))
+            part = table.filter(pc.field("split") == split)
             path = f"annotations/instances_{COCO_NAMES.get(split, split)}.json"
             folder.put_generated(path, hash_rows(part), functools.partial(_document, part, job))
-
-
-def _in_split(table: pa.Table, split: str) -> pa.ChunkedArray:
-    import pyarrow.compute as pc
-
-    return pc.equal(table["split"], split)
 
 
 def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
