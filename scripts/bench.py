@@ -1,6 +1,7 @@
-"""Benchmarks. Each prints one JSON object and keeps it as `benchmarks/NAME.json`.
+"""Benchmarks. Each prints one JSON object; `--keep` replaces `benchmarks/NAME.json` by it.
 
 python scripts/bench.py plan
+python scripts/bench.py plan --keep
 python scripts/bench.py plan --help
 """
 

@@ -5,7 +5,7 @@ python scripts/chaos.py --kills 100
 A run on the embedded models is started as a user would, and restarted whenever its driver was killed, until
 it is done; then the next run begins, up to the requested number of kills. Each run must end with the same
 images as a run without kills. A kill counts if the process was alive and its driver had begun to work. Prints
-one JSON object, and keeps it as `benchmarks/chaos.json`.
+one JSON object; `--keep` replaces `benchmarks/chaos.json` by it.
 
 A driver leads its own session, and every process that Ray starts for it belongs to that. The processes a
 killed driver leaves behind (Ray's agents live on for a while) are the rest of its session; no others are
@@ -36,7 +36,7 @@ from balancer.manifest.layout import LOG_DIR
 from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import Problem, check_run
 from balancer.storage import open_storage
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 PROJECT = Path(__file__).resolve().parent.parent
 ACTORS = ("Generator", "Verifier", "Writer")
@@ -56,6 +56,7 @@ DANGLING = (
 
 
 @click.command()
+@keep_option
 @click.option("--kills", default=100, show_default=True, help="End when so many struck.")
 @click.option("--config", default="configs/demo.yaml", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config value.")

@@ -4,7 +4,7 @@ It knows no word for Fashion-MNIST: 70,000 photographs of clothes in ten classes
 `dataset-fashion-mnist`). The kinds of features and the priors of heads were picked on its training images,
 without those that are drawn here; its test images had no part in it. Handwritten digits, from scikit-learn,
 had one: a first measurement of them led to the heavy tails of the temperature's prior. The words of the
-sample dataset it knows well: no head should replace them. Prints one JSON object, and keeps it as
+sample dataset it knows well: no head should replace them. Prints one JSON object; `--keep` replaces
 `benchmarks/heads.json`.
 """
 
@@ -34,7 +34,7 @@ from balancer.verification.calibration import Examples, calibration_error, one_v
 from balancer.verification.head_fitting import FittedHead, candidates, fit_head, no_head
 from balancer.verification.heads import KINDS, MARGIN, Integers, better, log_softmax
 from balancer.verification.verdict import ImageFlags
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from embedded_training import data
 from embedded_training.data import CELLS, Renders
 
@@ -120,6 +120,7 @@ class Seen:
 
 
 @click.command()
+@keep_option
 @click.option("--fashion", type=click.Path(path_type=Path), default=FASHION, show_default=True)
 @click.option("--draws", default=5, show_default=True)
 @click.option("--per-class", default=20, show_default=True)

@@ -2,9 +2,9 @@
 and facets alone, with words of what images must not show, and with typicality beside them. And how many true
 images that costs.
 
-Prints one JSON object and keeps it in benchmarks/. The verifier was trained on other images of the kinds in
-SEEN_IN_TRAINING, and typicality's features were picked by other images of the challenges. The rest is new to
-both.
+Prints one JSON object, and with `--keep` writes it to benchmarks/. The verifier was trained on other images
+of the kinds in SEEN_IN_TRAINING, and typicality's features were picked by other images of the challenges. The
+rest is new to both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from balancer.verification.verdict import (
     criteria_for,
     judge,
 )
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from embedded_training import rubbish
 from embedded_training.data import CELLS, SIZE, render_set
 from embedded_training.unseen import unseen_pictures
@@ -60,6 +60,7 @@ SEEN_IN_TRAINING = (*(kind for kind in KINDS if kind in rubbish.KINDS), "random_
 
 
 @click.command()
+@keep_option
 @click.option("--verifier", "model", default="embedded", show_default=True, help="Or another one's folder.")
 @click.option("--per-kind", default=300, show_default=True)
 @click.option("--renders", default=2016, show_default=True)

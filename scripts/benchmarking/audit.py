@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from balancer.dataset.decoding.file_keys import SETTLED_NS
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 MIXED = (16, 32, 64, 128, 224, 320)
 """Sides of images, each as often as the others."""
@@ -37,6 +37,7 @@ PART = 10
 
 
 @click.command("audit")
+@keep_option
 @click.option("--images", default=200_000, show_default=True, help="Of mixed sizes.")
 @click.option("--alike", default=4000, show_default=True, help="Of one size and format, for each.")
 @click.option("--repeats", default=3, show_default=True, help="Of the cases with one size.")

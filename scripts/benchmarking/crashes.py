@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from benchmarking.record import RESULTS, save
+from benchmarking.record import RESULTS, keep_option, save
 
 SEARCH = ["tests/runs/test_crashes.py", "-k", "schedule"]
 
 
 @click.command("crashes")
+@keep_option
 @click.option("--schedules", default=3000, show_default=True)
 def command(schedules: int) -> None:
     """Run schedules on the simulated disk. One that breaks a promise is printed, and is an error."""

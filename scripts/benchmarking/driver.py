@@ -27,7 +27,7 @@ from balancer.runs.resume import describe_run, restore_schedule
 from balancer.scheduling.ledger import Outcome
 from balancer.scheduling.schedule import Schedule
 from balancer.storage import open_storage
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 PASS_RATE = 0.7
 SHAPE = 8
@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @click.command("driver")
+@keep_option
 @click.option("--slots", default="10000,100000,1000000", show_default=True, help="For the schedule alone.")
 @click.option("--generators", default="8,64,1000", show_default=True, help="For the whole driver.")
 @click.option("--images", default=100_000, show_default=True, help="For the whole driver.")

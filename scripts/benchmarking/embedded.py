@@ -23,13 +23,14 @@ from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.run_manifest import open_manifest
 from balancer.scheduling.prompts import Request, ladder, request_for
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from benchmarking.watch import earliest_end, watched
 
 DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
 @click.command("embedded")
+@keep_option
 @click.option("--processes", default=2, show_default=True, help="As many as the run has generators.")
 @click.option("--repeats", default=3, show_default=True)
 def command(processes: int, repeats: int) -> None:

@@ -13,12 +13,13 @@ from PIL import Image
 
 from balancer.dataset.sample import CLASSES, LIGHTINGS, render
 from balancer.images import ENCODINGS, encode_image
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 MARK = {"prompt": "a pizza", "model": "a model", "id": "basic/dim_ambient/0001-1"}
 
 
 @click.command("encode")
+@keep_option
 @click.option("--side", default=512, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 def command(side: int, repeats: int) -> None:

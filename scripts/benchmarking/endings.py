@@ -25,7 +25,7 @@ import click
 
 from balancer.manifest.snapshot.build import compact
 from balancer.storage import open_storage
-from benchmarking.record import RESULTS, save
+from benchmarking.record import RESULTS, keep_option, save
 from benchmarking.synthetic_manifest import write_manifest
 
 PROJECT = RESULTS.parent
@@ -94,6 +94,7 @@ rows = m.dataset()
 
 
 @click.command("endings")
+@keep_option
 @click.option("--starts", default=30, show_default=True, help="Of each ending in each place.")
 @click.option("--at-once", default=2, show_default=True, help="Processes at a time, beside a busy loop.")
 @click.option("--endings", default=",".join(ENDINGS), help="Separated by commas; all by default.")

@@ -17,7 +17,7 @@ from actors.models.families.checks import Asked, find_problems
 from actors.models.families.table import sizes_that_work
 from actors.models.generator import Generator
 from balancer.scheduling.prompts import Request
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from tiny_pipelines import PIPELINES, save_pipeline
 
 SIDE, STEPS, BATCH = 64, 2, 4
@@ -34,6 +34,7 @@ OTHERS = tuple(
 
 
 @click.command("families")
+@keep_option
 @click.option("--family", "chosen", multiple=True, help="Only these.")
 def command(chosen: tuple[str, ...]) -> None:
     """Every family: does it load, do guidance and negative prompts act, do neighbours and sizes matter?"""

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from benchmarking.simulated_job import PASS_RATE, SHAPE, VERIFY_S, Job, run_job
 from benchmarking.simulated_writer import WRITE_S
 from benchmarking.watch import Span, earliest_end
@@ -20,6 +20,7 @@ BATCHES_EACH = 60
 
 
 @click.command("fleet")
+@keep_option
 @click.option("--generators", default="1,8,32,64", show_default=True)
 @click.option("--service", default="2.0,0.5", show_default=True, help="Seconds a batch of 8 takes.")
 @click.option("--repeats", default=1, show_default=True, help="The median efficiency is kept.")

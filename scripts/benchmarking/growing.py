@@ -19,7 +19,7 @@ from balancer.config.load import load_config
 from balancer.dataset.sample import write_dataset
 from balancer.manifest import check_run
 from balancer.storage import open_storage
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 DEMO = Path(balancer.__file__).resolve().parent.parent / "configs" / "demo.yaml"
 LATER = "progression"
@@ -27,6 +27,7 @@ LATER = "progression"
 
 
 @click.command("growing")
+@keep_option
 def command() -> None:
     """Compare the run after each step with the plan that a new run would have."""
     with tempfile.TemporaryDirectory() as folder:

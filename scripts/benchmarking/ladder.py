@@ -15,7 +15,7 @@ import click
 from actors.run import run
 from actors.specs import SimulatedVerifierSpec, Workers
 from balancer.config.schema import Config
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 PASS_RATES = (0.15, 0.35, 0.75)
 """Of the three wordings of every class."""
@@ -34,6 +34,7 @@ CLASSES, VALUES, IMAGES = 4, 2, 100
 
 
 @click.command("ladder")
+@keep_option
 @click.option("--repeats", default=5, show_default=True, help="Runs of each mode, with seeds of their own.")
 def command(repeats: int) -> None:
     """Compare the plain ladder with strengthening and with adaptive wordings, on real Ray."""

@@ -30,7 +30,7 @@ from balancer.manifest.snapshot.build import compact
 from balancer.run_manifest import Manifest, open_manifest
 from balancer.runs.resume import effective_config, restore_schedule
 from balancer.storage import open_storage
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from benchmarking.synthetic_manifest import blocks, make_run, write_manifest
 
 HIGH, HIGH_IN_SQL = pc.field("score") >= 0.8, "score >= 0.8"
@@ -42,6 +42,7 @@ Figures = dict[str, Any]
 
 
 @click.command("manifest")
+@keep_option
 @click.option("--rows", default=1_000_000, show_default=True, help="Of the log that a run goes on from.")
 @click.option(
     "--fragment-rows", default=64, show_default=True, help="Of that log; 64 is the default of a run."

@@ -21,7 +21,7 @@ import click
 import numpy as np
 import ray
 
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from benchmarking.simulated_job import SHAPE, SIDE, VERIFY_S, run_job
 from benchmarking.simulated_writer import WRITE_S
 
@@ -29,6 +29,7 @@ ATTEMPTS = 4
 
 
 @click.command("peers")
+@keep_option
 @click.option("--generators", default="1,8", show_default=True)
 @click.option("--service", default="2.0,0.5", show_default=True, help="Seconds a batch of 8 takes.")
 @click.option("--pass-rates", default="0.7,0.9", show_default=True)

@@ -19,12 +19,13 @@ import click
 
 from balancer.config.schema import Config
 from balancer.planning.plan import make_plan
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 FACETS = {"lighting": [0.25] * 4, "burn_level": [0.40, 0.35, 0.25], "angle": [0.2] * 5}
 
 
 @click.command("plan")
+@keep_option
 @click.option("--repeats", default=3, show_default=True)
 def command(repeats: int) -> None:
     """Plan datasets of 6 to 2,000 classes with three facets each (60 cells a class)."""

@@ -1,4 +1,4 @@
-"""Print and save the figures of a benchmark, with the machine they were measured on."""
+"""Print the figures of a benchmark, with the machine they were measured on, and keep them if asked."""
 
 from __future__ import annotations
 
@@ -12,17 +12,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks"
 PACKAGES = ("ray", "torch", "diffusers", "open_clip_torch", "pyarrow", "duckdb", "numpy", "scipy")
 
 
+keep_option = click.option(
+    "--keep",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, _, keep: ctx.meta.update({"keep": keep}),
+    help="Replace the result that the pages of figures are drawn from.",
+)
+"""For commands that `save`; without it they only print."""
+
+
 def save(name: str, figures: Mapping[str, Any], *, device: str = "cpu") -> None:
-    """Print the figures as one JSON object, and keep them as `benchmarks/NAME.json`."""
+    """Print the figures as one JSON object; with `--keep`, also write it to `benchmarks/NAME.json`."""
     document = {"benchmark": name, "machine": machine(device), **figures}
     text = json.dumps(document, indent=2)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    if click.get_current_context().meta["keep"]:
+        (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
 def machine(device: str) -> dict[str, Any]:

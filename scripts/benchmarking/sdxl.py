@@ -26,7 +26,7 @@ from actors.run import run
 from balancer.config.schema import Config
 from balancer.scheduling.prompts import Request
 from benchmarking.random_models import save_sdxl, save_verifier
-from benchmarking.record import median_s, save
+from benchmarking.record import keep_option, median_s, save
 from benchmarking.watch import watched
 
 SIDE = 512
@@ -37,6 +37,7 @@ PROMPT, NEGATIVE = "a photo of a burnt pizza, dim", "bright"
 
 
 @click.command("sdxl")
+@keep_option
 @click.option("--batches", default=3, show_default=True, help="Batches timed for each figure.")
 @click.option("--images", default=240, show_default=True, help="Images of the whole run.")
 @click.option("--compiled/--eager-only", default=True, show_default=True)

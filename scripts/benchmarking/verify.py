@@ -22,7 +22,7 @@ from balancer.config.load import load_config
 from balancer.verification.off_domain import WITH_PLACES
 from balancer.verification.typicality import Typicality, fit_typicality
 from balancer.verification.verdict import ImageFlags
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 ROOT = Path(balancer.__file__).resolve().parent.parent
 WORDINGS = 3
@@ -30,6 +30,7 @@ VALUES = 6
 
 
 @click.command("verify")
+@keep_option
 @click.option("--images", default=64, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 def command(images: int, repeats: int) -> None:

@@ -82,13 +82,19 @@ def test_every_benchmark_can_be_asked_for_help(benchmark):
     assert CliRunner().invoke(main, [benchmark, "--help"]).exit_code == 0
 
 
-def test_a_benchmark_is_kept_with_the_machine_it_ran_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_benchmark_is_kept_if_asked_with_the_machine_it_ran_on(tmp_path, monkeypatch, keep):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarking.plan._case", lambda classes, repeats: {"classes": classes})
     whole_command = functools.partial(_whole_command, 2)
     monkeypatch.setattr("benchmarking.plan._whole_command", lambda classes, repeats: whole_command(1))
-    assert CliRunner().invoke(main, ["plan"]).exit_code == 0
-    kept = json.loads((tmp_path / "plan.json").read_text())
+    result = CliRunner().invoke(main, ["plan", *["--keep"] * keep])
+    assert result.exit_code == 0
+    if not keep:
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert (tmp_path / "plan.json").read_text() == result.stdout
+    kept = json.loads(result.stdout)
     assert (kept["benchmark"], [case["classes"] for case in kept["cases"]]) == ("plan", [6, 100, 1000, 2000])
     assert kept["command"]["cells"] == 120
     assert kept["command"]["seconds"] > 0
@@ -129,7 +135,7 @@ def test_the_benchmark_of_manifests_measures_every_case_on_whatever_sizes(tmp_pa
     sizes = {"--rows": 2000, "--embedding-dim": 4, "--large-rows": 3000, "--large-fragment-rows": 500}
     sizes |= {"--commit-rows": "2,8", "--commits": 3, "--repeats": 1, "--folder": tmp_path}
     arguments = [str(part) for option in sizes.items() for part in option]
-    result = CliRunner().invoke(main, ["manifest", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(main, ["manifest", "--keep", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     kept = json.loads((tmp_path / "manifest.json").read_text())
     assert [case["rows"] for case in kept["commits"]] == [2, 8]
