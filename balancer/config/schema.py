@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -28,6 +26,8 @@ from pydantic import (
 
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.dotted import join_keys
+from balancer.config.loras import MAX_LORAS, LoraConfig
+from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
@@ -111,10 +111,6 @@ def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tu
     return limits
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
     """What may be named of `off_domain`."""
     if not any(name.startswith(OFF_DOMAIN) for name in names):
@@ -145,7 +141,7 @@ class DatasetConfig(_Section):
     also be the table itself. File names are relative to the table, and only files below `path` are found. Its
     other columns can be facets, as in `metadata`."""
 
-    columns: dict[Literal["file", "class", "split"], Phrase] = {}
+    columns: dict[Literal["file", "class", "split"], Phrase] = Field(default={})
     """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:
     `file_name`, `path` or `image`, `class`, `label` or `category`, `split` or `subset`, and a few more."""
 
@@ -163,7 +159,7 @@ class DatasetConfig(_Section):
     exclude: tuple[Phrase, ...] = ()
     """Patterns of classes and images to leave out, such as `unsorted` or `*/draft_*`; see `include`."""
 
-    labels: dict[str, Name] = {}
+    labels: dict[str, Name] = Field(default={})
     """Class names by folder or label, such as `{kitty: cat, tomcat: cat}`: renames and merges classes."""
 
     metadata: str | None = None
@@ -324,7 +320,7 @@ class TargetConfig(_Section):
     """Only with `rule: effective_number`, which needs it: how fully classes are balanced. Usual are 0.99,
     0.999 and 0.9999."""
 
-    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = {}
+    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = Field(default={})
     """Targets of single classes, instead of the common one: `{cat: 80, dog: keep}`. With `keep` a class keeps
     its real images and gets no others. They are part of a `total`. If all classes are here, no common target
     is needed."""
@@ -365,7 +361,7 @@ class SchedulerConfig(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9]{1,80}Scheduler$")
     """A scheduler class of diffusers that fits the model's own one, such as `DPMSolverMultistepScheduler`."""
 
-    options: dict[str, bool | int | float | str] = {}
+    options: dict[str, bool | int | float | str] = Field(default={})
     """Arguments of that class which replace those of the model, such as `{timestep_spacing: trailing}`."""
 
 
@@ -411,6 +407,9 @@ class GenerationConfig(_Section):
 
     scheduler: SchedulerConfig | None = None
     """Another scheduler than the model's own: few-step models such as SDXL Lightning or LCM need one."""
+
+    loras: tuple[LoraConfig, ...] = Field(default=(), max_length=MAX_LORAS)
+    """LoRAs that are loaded into the model, and act together."""
 
     negative_prompt: str | None = ""
     """What no image must show. `null` leaves all negative prompts out, also those of classes and facets, for
@@ -796,7 +795,7 @@ class Config(_Section):
     classes: dict[Name, ClassConfig] = Field(min_length=1)
     """The classes, by folder name."""
 
-    facets: dict[Name, FacetConfig] = {}
+    facets: dict[Name, FacetConfig] = Field(default={})
     """Axes besides the class, such as lighting."""
 
     target: TargetConfig
