@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -27,7 +25,9 @@ from pydantic import (
 )
 
 from balancer.cells import CLASS_PROPERTY, Facet
+from balancer.config.adaptation import AdaptationConfig
 from balancer.config.dotted import join_keys
+from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
@@ -80,6 +80,7 @@ INTERNAL_PREFIX = "__"
 NOT_IN_FINGERPRINT: dict[str, Any] = {
     "name": True,
     "actors": True,
+    "adaptation": True,
     "budget": True,
     "planning": True,
     "criteria": True,
@@ -109,10 +110,6 @@ def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tu
         least, greatest = limits
         raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
     return limits
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -801,6 +798,7 @@ class Config(_Section):
 
     target: TargetConfig
     generation: GenerationConfig = GenerationConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
     verification: VerificationConfig = VerificationConfig()
     attempts: AttemptsConfig = AttemptsConfig()
     review: ReviewConfig = ReviewConfig()

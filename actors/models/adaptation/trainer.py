@@ -1,0 +1,349 @@
+"""Train one adapter after the other on one device.
+
+A step follows from the task, its number and the state before it, so neither a restart nor the number of steps
+of a call changes the weights. What is kept between two calls is checked against what the call names; a new
+actor is as good as the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from safetensors.torch import save
+
+from actors.models.adaptation.denoisers import DENOISERS, Embedded
+from actors.models.adaptation.lora import LoraParts
+from actors.models.adaptation.objective import Noised, objective_of
+from actors.models.adaptation.state import State
+from actors.models.device import device_name, pick_device, use_threads
+from actors.models.families import calls
+from actors.models.pipeline import Source, load_pipeline
+from actors.models.scheduler import SchedulerChoice, exchange
+from actors.weights import resolve as weights
+from balancer.adaptation.plan import Sample, Task
+from balancer.config.adaptation import AdaptationConfig
+from balancer.errors import UnavailableError, WeightsError, first_line
+from balancer.images import Pixels, UnreadableImage, decode_image
+
+WEIGHT_DECAY = 1e-2
+
+SAMPLES_AT_ONCE = 4
+
+Moments = NDArray[np.float32]
+"""Mean and spread of the latents of one image: (2, channels, height, width)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The state after some steps, and the loss of all steps until then."""
+
+    state: bytes
+    losses: list[float]
+
+
+@dataclass(slots=True)
+class _Training:
+    """An adapter at work. Latents are as the denoiser sees them, by image; `optimizer` has made as many
+    steps as there are `losses`."""
+
+    task: Task
+    latents: torch.Tensor
+    spread: torch.Tensor
+    prior: torch.Tensor | None
+    optimizer: torch.optim.AdamW
+    losses: list[float]
+    state: bytes
+
+
+class AdapterTrainer:
+    """A pipeline with LoRA matrices; `settings` say where. UnavailableError for what does not fit."""
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        variant: str | None,
+        width: int,
+        height: int,
+        settings: AdaptationConfig,
+        text_encoders: bool,
+        scheduler: SchedulerChoice | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        use_threads(self.device, threads)
+        # Half precision would lose small gradients without bfloat16's range.
+        on_gpu = self.device.type == "cuda"
+        half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self._model, self._width, self._height = model, width, height
+        self._settings = settings
+        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant)
+        self.revision = weights.identity(model, revision, source.folder)
+        loaded = load_pipeline(
+            source, self.dtype, self.device, pixels=width * height, offload="none", compiled=False
+        )
+        self._pipeline, self._family = loaded.pipeline, loaded.recognised.family
+        self._objective = objective_of(self._pipeline.scheduler, model)
+        if scheduler is not None:
+            exchange(self._pipeline, scheduler)
+        self._denoiser = DENOISERS[loaded.recognised.class_name](self._pipeline, width, height, self.device)
+        texts = self._denoiser.text_encoders()
+        self._trains_texts = text_encoders
+        for part in (self._pipeline.vae, *texts.values()):
+            part.requires_grad_(False)
+        self._lora = LoraParts(
+            {self._denoiser.part: self._denoiser.module},
+            texts if text_encoders else {},
+            settings.rank,
+            settings.layers,
+        )
+        if settings.gradient_checkpointing:
+            self._denoiser.module.enable_gradient_checkpointing()
+            self._denoiser.module.train()  # it is off in evaluation; there is no dropout
+        self._part_size = settings.batch_size
+        self._embedded: dict[str, Embedded] = {}
+        self._training: _Training | None = None
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "model": self._model,
+            "revision": self.revision,
+            "device": device_name(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    # ---- images ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, files: Sequence[bytes], max_pixels: int) -> list[Moments | str]:
+        """The latents of each file, scaled to the size of the model as a parent is; the reason for one that
+        is no image. Each is encoded on its own."""
+        vae, dtype = self._pipeline.vae, self._pipeline.vae.dtype
+        vae.to(torch.float32)  # many autoencoders overflow in half precision
+        try:
+            return [self._encode(vae, file, max_pixels) for file in files]
+        finally:
+            vae.to(dtype)
+
+    def _encode(self, vae: Any, file: bytes, max_pixels: int) -> Moments | str:
+        try:
+            pixels = decode_image(file, max_pixels=max_pixels)
+        except UnreadableImage as error:
+            return error.reason
+        size = (self._width, self._height)
+        fitted = np.asarray(ImageOps.fit(Image.fromarray(pixels), size, Image.Resampling.LANCZOS))
+        values = torch.from_numpy(fitted.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        encoded = vae.encode(values.to(self.device))
+        if hasattr(encoded, "latent_dist"):
+            mean, spread = encoded.latent_dist.mean, encoded.latent_dist.std
+        else:
+            mean, spread = encoded.latents, torch.zeros_like(encoded.latents)
+        moments: Moments = torch.cat([mean, spread]).float().cpu().numpy()
+        return moments
+
+    def _scaled(self, moments: Sequence[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and spread as the denoiser sees them."""
+        config = self._pipeline.vae.config
+        both = torch.from_numpy(np.stack(moments))
+        shift, scale = config.get("shift_factor") or 0.0, config.scaling_factor
+        if (own := config.get("latents_mean")) is not None and config.get("latents_std") is not None:
+            channels = (1, -1, 1, 1)
+            shift = torch.tensor(own).view(channels)
+            scale = scale / torch.tensor(config.latents_std).view(channels)
+        return (both[:, 0] - shift) * scale, both[:, 1] * scale
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def train(self, work: tuple[Task, Sequence[Moments]], state: bytes | None, steps: int) -> Progress | str:
+        """Go on from `state`, from the beginning without one, until `steps` are made. The moments are those
+        of the task's images. The reason for a state that cannot be used."""
+        task, moments = work
+        try:
+            training = self._prepared(task, moments, state)
+        except ValueError as error:
+            return str(error)
+        while len(training.losses) < steps:
+            training.losses.append(self._step(training, len(training.losses)))
+        training.state = State.of(self._lora.parameters, training.optimizer, training.losses).encode()
+        return Progress(training.state, [*training.losses])
+
+    def _prepared(self, task: Task, moments: Sequence[Moments], state: bytes | None) -> _Training:
+        now = self._training
+        if now is not None and state is not None and now.task == task and now.state == state:
+            return now
+        self._training = None
+        self._lora.initialise(_generator(task, "weights", 0))
+        optimizer = torch.optim.AdamW(
+            self._lora.parameters.values(), task.settings.learning_rate, weight_decay=WEIGHT_DECAY
+        )
+        prior = self._make_prior(task) if task.prior else None
+        losses: list[float] = []
+        if state is not None:
+            restored = State.decode(state, self._lora.parameters)
+            self._lora.load(restored.parameters)
+            restored.restore(self._lora.parameters, optimizer)
+            losses = restored.losses.tolist()
+        latents, spread = self._scaled(moments)
+        self._training = _Training(task, latents, spread, prior, optimizer, losses, state or b"")
+        return self._training
+
+    def _step(self, training: _Training, number: int) -> float:
+        task = training.task
+        for group in training.optimizer.param_groups:
+            group["lr"] = task.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * number / task.steps))
+        generator = _generator(task, "step", number)
+        rows = _rows(task, number, len(task.images))
+        clean = training.latents[rows] + training.spread[rows] * torch.randn(
+            training.latents[rows].shape, generator=generator
+        )
+        captions = [_drawn(task.images[row].captions, generator) for row in rows]
+        noised = self._objective.noised(clean, generator)
+        parts = [(noised, captions, 1.0)]
+        if training.prior is not None:
+            own = torch.randint(len(task.prior), (len(rows),), generator=generator).tolist()
+            words = [task.prior[row].prompt for row in own]
+            weight = task.settings.prior_weight
+            parts.append((self._objective.noised(training.prior[own], generator), words, weight))
+        while True:
+            try:
+                training.optimizer.zero_grad(set_to_none=True)
+                loss = sum(self._accumulate(*part) for part in parts)
+                break
+            except torch.cuda.OutOfMemoryError as error:
+                if self._part_size == 1:
+                    raise self._too_large() from error
+            # Outside the handler: its traceback keeps the tensors of the failed part alive.
+            torch.cuda.empty_cache()
+            self._part_size = -(-self._part_size // 2)
+        training.optimizer.step()
+        return loss
+
+    def _accumulate(self, noised: Noised, captions: Sequence[str], weight: float) -> float:
+        """Add the gradients of the mean loss of a batch, part by part; returns the loss."""
+        count, total = len(captions), 0.0
+        for start in range(0, count, self._part_size):
+            part = slice(start, start + self._part_size)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                embedded = self._embed(captions[part])
+                predicted = self._denoiser.predict(
+                    noised.latents[part].to(self.device, self.dtype),
+                    noised.timesteps[part].to(self.device),
+                    embedded,
+                )
+            target = noised.target[part].to(self.device)
+            errors = (predicted.float() - target).square().flatten(1).mean(1)
+            loss = weight * errors.sum() / count
+            loss.backward()
+            total += float(loss)
+        return total
+
+    def _embed(self, captions: Sequence[str]) -> Embedded:
+        """Each caption on its own, so that it is the same in every batch; kept unless encoders are trained."""
+        if self._trains_texts:
+            return self._denoiser.embed(captions)
+        for caption in captions:
+            if caption not in self._embedded:
+                with torch.no_grad():
+                    self._embedded[caption] = self._denoiser.embed([caption])
+        parts = zip(*(self._embedded[caption] for caption in captions), strict=True)
+        return tuple(torch.cat(part) for part in parts)
+
+    @torch.no_grad()
+    def _make_prior(self, task: Task) -> torch.Tensor:
+        """Latents of images that the model makes while the matrices change nothing yet."""
+        made = [self._call(part, task, output_type="latent").images for part in _parts(task.prior)]
+        return torch.cat(made).float().cpu()
+
+    # ---- results -----------------------------------------------------------------------------
+
+    def export(self, work: tuple[Task, Sequence[Moments]], state: bytes, metadata: dict[str, str]) -> bytes:
+        """The adapter as a safetensors file, as diffusers reads it."""
+        self._restore(state)
+        data: bytes = save(self._lora.export(), metadata={"format": "pt", **metadata})
+        return data
+
+    @torch.no_grad()
+    def sample(self, work: tuple[Task, Sequence[Moments]], state: bytes | None) -> Pixels:
+        """The task's samples: uint8 (N, height, width, 3). Without a state, as the model makes them."""
+        task, _ = work
+        if state is None:
+            self._training = None
+            self._lora.initialise(_generator(task, "weights", 0))
+        else:
+            self._restore(state)
+        made = np.concatenate(
+            [self._call(part, task, output_type="np").images for part in _parts(task.samples)]
+        )
+        pixels: Pixels = (np.clip(np.nan_to_num(made), 0, 1) * 255).round().astype(np.uint8)
+        return pixels
+
+    def _restore(self, state: bytes) -> None:
+        self._training = None
+        self._lora.load(State.decode(state, self._lora.parameters).parameters)
+
+    def _call(self, samples: Sequence[Sample], task: Task, output_type: str) -> Any:
+        scale = {} if self._family is None else calls.settings(self._family, task.guidance)
+        arguments = {
+            **scale,
+            "prompt": [one.prompt for one in samples],
+            "generator": [torch.Generator("cpu").manual_seed(one.seed) for one in samples],
+            "num_inference_steps": task.inference_steps,
+            "width": self._width,
+            "height": self._height,
+            "output_type": output_type,
+        }
+        known = inspect.signature(self._pipeline.__call__).parameters
+        try:
+            return self._pipeline(**{name: value for name, value in arguments.items() if name in known})
+        except (TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{self._model}: the pipeline refuses the call: {first_line(error)}",
+                hint="check the settings of generation against the model's documentation",
+            ) from error
+
+    def _too_large(self) -> UnavailableError:
+        return UnavailableError(
+            f"a training step of one image of {self._width} x {self._height} does not fit into the memory of"
+            f" {device_name(self.device)}",
+            hint="set adaptation.gradient_checkpointing: true, lower generation.width and height, or"
+            " adaptation.rank",
+        )
+
+
+def _parts(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    return (samples[start : start + SAMPLES_AT_ONCE] for start in range(0, len(samples), SAMPLES_AT_ONCE))
+
+
+def _rows(task: Task, number: int, count: int) -> list[int]:
+    """The images of a step: in every epoch each once, in another order."""
+    batch = task.settings.batch_size
+    orders: dict[int, list[int]] = {}
+    rows = []
+    for place in range(number * batch, (number + 1) * batch):
+        epoch, at = divmod(place, count)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(count, generator=_generator(task, "epoch", epoch)).tolist()
+        rows.append(orders[epoch][at])
+    return rows
+
+
+def _drawn(captions: Sequence[str], generator: torch.Generator) -> str:
+    return captions[int(torch.randint(len(captions), (1,), generator=generator))]
+
+
+def _generator(task: Task, purpose: str, number: int) -> torch.Generator:
+    """On the CPU, so that every device starts from the same numbers."""
+    text = f"{task.settings.seed}\n{task.name}\n{purpose}\n{number}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"balancer.train").digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
