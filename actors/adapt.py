@@ -37,7 +37,7 @@ from balancer.dataset.audit import Audit, audit_dataset, audit_holdout
 from balancer.dataset.splits import assign_splits
 from balancer.errors import ClusterError, InterruptedRun
 from balancer.process.signals import StopSignal, caught
-from balancer.text.quantities import counted
+from balancer.text.quantities import are, counted
 
 VERSIONED = ("balancer", "torch", "diffusers", "transformers", "peft")
 TURN_S = 0.25
@@ -66,8 +66,8 @@ def adapt(
 ) -> Adapted:
     """Train the adapters of `config` into the folder `out`, or go on where it was left.
 
-    `address` is a Ray cluster (host:port or `auto`). With `replace`, adapters there that were trained on other
-    images or with other settings are trained again.
+    `address` is a Ray cluster (host:port or `auto`). With `replace`, adapters there that were trained on
+    other images or with other settings are trained again.
     """
     reporter = reporter or Reporter()
     with alone(), _ended_by_signals() as stop:
@@ -148,7 +148,7 @@ def _started(config: Config, resources: Resources, work: _Work) -> Iterator[Pool
     spec = dataclasses.replace(work.spec, device=config.actors.device if on_gpu else "cpu")
     pool = make_trainers(config, spec, trainers, fleet)
     work.reporter.step(
-        f"{counted(trainers, 'trainer')} on {'GPU' if on_gpu else 'CPU'}; the model loads, and encodes the images"
+        f"{counted(trainers, 'trainer')} on {'GPU' if on_gpu else 'CPU'}; the model loads and encodes images"
     )
     try:
         pool.start()
@@ -254,9 +254,7 @@ def _announce(reporter: Reporter, tasks: Sequence[Task], open_jobs: int) -> None
     for task in tasks:
         reporter.note(f"{task.name}: {counted(len(task.images), 'training image')}, {task.steps} steps")
     if done := len(tasks) - open_jobs:
-        reporter.note(
-            f"{done} of {counted(len(tasks), 'adapter')} {'is' if done == 1 else 'are'} there already"
-        )
+        reporter.note(f"{done} of {counted(len(tasks), 'adapter')} {are(done)} there already")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Balance an image-classification dataset with generated images that proved they show what was asked.
 
-The command line's verbs for Python: `audit`, `plan`, `adapt`, `run`, `run_status`, `write_report`, `export_run`,
-`open_manifest`, and `embed` for images that a classifier on stored embeddings is to judge.
+The command line's verbs for Python: `audit`, `plan`, `adapt`, `run`, `run_status`, `write_report`,
+`export_run`, `open_manifest`, and `embed` for images that a classifier on stored embeddings is to judge.
 """
 
 from __future__ import annotations

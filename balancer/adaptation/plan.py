@@ -147,7 +147,7 @@ def _samples(config: Config, classes: tuple[str, ...], images: Sequence[Training
     samples = []
     for place in range(SAMPLES):
         name, turn = classes[place % len(classes)], place // len(classes)
-        context = contexts[order[place % len(order)]]
+        context = contexts[order[(place % len(classes) + turn) % len(order)]]
         words = [words for facet, words in context if facet in applying[name]]
         captions = combine([config.classes[name].prompts, *words])
         seed = _seed("sample", config.adaptation.seed, place)

@@ -1,4 +1,4 @@
-"""What is kept of trained adapters: `adapters.json`, the metadata of the weights, and whether they are stale."""
+"""What is kept of adapters: `adapters.json`, the metadata of the weights, and whether they are stale."""
 
 from __future__ import annotations
 

@@ -42,19 +42,19 @@ class AdapterFolder:
         storage = open_storage(out, create=True)
         index = read_index(storage)
         own = {INDEX, PAGE, *(one.file for one in index.adapters)}
+        # One that was written last may not be listed yet.
+        own |= {f"{name}.safetensors" for name in identities}
         for path in storage.list(""):
             if path.split("/")[0] not in {CHECKPOINTS, SAMPLES, *own} and not is_temporary(path):
-                # One that was written last, before it was listed.
-                if path.removesuffix(".safetensors") not in identities:
-                    raise UsageError(
-                        f"{storage.uri} holds files but no adapters, such as {path}",
-                        hint="choose another --out, or empty the folder",
-                    )
+                raise UsageError(
+                    f"{storage.uri} holds files but no adapters, such as {path}",
+                    hint="choose another --out, or empty the folder",
+                )
         others = [one.name for one in index.adapters if one.identity != identities.get(one.name)]
         if others and not replace:
             raise UsageError(
-                f"{storage.uri} holds {counted(len(others), 'adapter')} of other images, settings or versions,"
-                f" such as {others[0]}",
+                f"{storage.uri} holds {counted(len(others), 'adapter')} of other images, settings or"
+                f" versions, such as {others[0]}",
                 hint="choose another --out, or train again with --replace",
             )
         return cls(storage, identities, index)

@@ -65,7 +65,9 @@ class LoraParts:
         return {
             f"{part}.{name}": value.detach().cpu().contiguous()
             for part, module in self._parts.items()
-            for name, value in get_peft_model_state_dict(module, adapter_name=ADAPTER).items()
+            for name, value in get_peft_model_state_dict(
+                module, adapter_name=ADAPTER, save_embedding_layers=False
+            ).items()
         }
 
 

@@ -1,4 +1,4 @@
-"""Which pipelines adapters can be trained for. Needs no model library: it is asked before anything is loaded."""
+"""Which pipelines adapters can be trained for. Needs no model library: it is asked before anything loads."""
 
 from __future__ import annotations
 
@@ -18,24 +18,19 @@ TRAINABLE = WITH_TEXT_ENCODERS | {"StableDiffusion3Pipeline"}
 
 
 def refuse_untrainable(config: Config) -> bool:
-    """Whether text encoders are trained. ConfigError if no adapter can be trained for the generator, or not as
-    the config asks. Of a model on the hub it reads the small files alone."""
+    """Whether text encoders are trained. ConfigError if no adapter can be trained for the generator, or not
+    as the config asks. Of a model on the hub it reads the small files alone."""
     if config.actors.kind == SIMULATED:
         raise ConfigError(["actors.kind: simulated actors have nothing to adapt"])
     made = config.generation
     name = weights.named_pipeline(made.model, made.revision, made.variant)
     if name not in TRAINABLE:
+        known = ", ".join(sorted(TRAINABLE))
         raise ConfigError(
-            [
-                f"generation.model: no adapter can be trained for {name}; for {', '.join(sorted(TRAINABLE))} it can"
-            ],
+            [f"generation.model: no adapter can be trained for {name}; for {known} it can"],
             hint="adapters that something else has trained go into generation.loras",
         )
     asked = config.adaptation.text_encoders
     if asked and name not in WITH_TEXT_ENCODERS:
-        raise ConfigError(
-            [
-                f"adaptation.text_encoders: no adapter can be trained for the text encoders of {name}; remove it"
-            ]
-        )
+        raise ConfigError([f"adaptation.text_encoders: those of {name} cannot be trained; remove it"])
     return name in WITH_TEXT_ENCODERS if asked is None else asked

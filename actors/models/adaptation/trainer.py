@@ -130,6 +130,8 @@ class AdapterTrainer:
         """The latents of each file, scaled to the size of the model as a parent is; the reason for one that
         is no image. Each is encoded on its own."""
         vae, dtype = self._pipeline.vae, self._pipeline.vae.dtype
+        if dtype == torch.float32:
+            return [self._encode(vae, file, max_pixels) for file in files]
         vae.to(torch.float32)  # many autoencoders overflow in half precision
         try:
             return [self._encode(vae, file, max_pixels) for file in files]
@@ -245,11 +247,11 @@ class AdapterTrainer:
             errors = (predicted.float() - target).square().flatten(1).mean(1)
             loss = weight * errors.sum() / count
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         return total
 
     def _embed(self, captions: Sequence[str]) -> Embedded:
-        """Each caption on its own, so that it is the same in every batch; kept unless encoders are trained."""
+        """Each caption on its own, the same in every batch; kept unless encoders are trained."""
         if self._trains_texts:
             return self._denoiser.embed(captions)
         for caption in captions:
