@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.specs import GeneratorSpec, WorkerSpec, generator_for
+from actors.weights import loras
 from actors.weights import resolve as weights
 from balancer.config.schema import Config, GenerationConfig
 from balancer.errors import BalancerError, ManifestError, StorageError, UsageError
@@ -24,6 +25,7 @@ from balancer.manifest.columns import names_read_by
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.run_manifest import Manifest
 from balancer.runs.reproduction import Outcome, Reproduction, compare, excused
+from balancer.runs.resume import describe_loras
 from balancer.scheduling.prompts import ParentImage, Request
 from balancer.scheduling.schedule import in_batches
 from balancer.text.quantities import size
@@ -63,10 +65,12 @@ class Maker:
     model: str
     model_revision: str | None
     batch_size: int
+    loras: tuple[str, ...]
 
     @classmethod
     def of(cls, row: Row) -> Maker:
-        return cls(*(row[field.name] for field in dataclasses.fields(cls)))
+        adapters = tuple(row.get("loras") or ())
+        return cls(row["device"], row["model"], row["model_revision"], row["batch_size"], adapters)
 
 
 def rows_to_reproduce(manifest: Manifest, ids: Sequence[str] | None) -> list[Row]:
@@ -275,8 +279,12 @@ def _other_weights(maker: Maker, config: Config, kept: Mapping[str, Any]) -> str
     if here["revision"] != maker.model_revision:
         return _other("revision of the weights", maker.model_revision, here["revision"])
     sha256 = kept.get("sha256") or here["sha256"]  # a run has none if the hub had none
-    return "" if here["sha256"] == sha256 else _other("sha256 of the weights", sha256, here["sha256"])
+    if here["sha256"] != sha256:
+        return _other("sha256 of the weights", sha256, here["sha256"])
+    loras_here = describe_loras(loras.describe_each(config))
+    return "" if loras_here == maker.loras else _other("LoRAs", *map(", ".join, (maker.loras, loras_here)))
 
 
 def _other(what: str, then: str | None, now: str | None) -> str:
-    return f"the {what} was {then or 'none'}, and is {now or 'none'} here"
+    was, are = ("were", "are") if what == "LoRAs" else ("was", "is")
+    return f"the {what} {was} {then or 'none'}, and {are} {now or 'none'} here"

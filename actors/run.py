@@ -33,6 +33,7 @@ from actors.real_images import (
     run_preflight,
 )
 from actors.specs import Workers
+from actors.weights import loras
 from actors.weights import resolve as weights
 from balancer.conditioning.drawing import Drawing, describe_change, describe_pool
 from balancer.conditioning.eligible import make_pool
@@ -281,7 +282,7 @@ def _run(
         with _closing(log) as close:
             references = list_references(measured)
             commit_growth(growing, storage, log, references)
-            facts = run_facts(info, config)
+            facts = run_facts(info, config, models)
             schedule = restore_schedule(info, config, log.kept(), limit)
             copied = find_holdout_duplicates(measured, config)
             embeddings = measured.embeddings_by_id()
@@ -426,7 +427,10 @@ def describe_models(config: Config) -> dict[str, dict[str, Any]]:
         simulated = {"model": "simulated", "revision": None}
         return {"generator": simulated, "verifier": simulated | {"embedding_dim": EMBEDDING_DIM}}
     check_generator(config, ask_hub=True)
-    models = {kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()}
+    models: dict[str, dict[str, Any]] = {
+        kind: weights.describe(*of, kind) for kind, of in weights.wanted_models(config).items()
+    }
+    models |= loras.describe_each(config)
     calibration = load_calibration(config)
     return models | {
         "verifier": models["verifier"] | {CALIBRATION: None if calibration is None else calibration.sha256()}

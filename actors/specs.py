@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from actors.models.families.checks import Asked, asked
+from balancer.config.loras import LoraConfig
 from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
 from balancer.manifest.image_files import ImageFiles
 from balancer.training.images import Decoder
@@ -61,6 +62,7 @@ class GeneratorSpec:
     parents: Decoder | None = None
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     """Name and options."""
+    loras: tuple[LoraConfig, ...] = ()
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -82,6 +84,7 @@ class GeneratorSpec:
             asked=self.asked,
             parents=self.parents,
             scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
+            loras=self.loras,
         )
 
 
@@ -247,6 +250,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         asked=asked(config),
         parents=_parents(config, storage_uri),
         scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
+        loras=tuple(lora.model_copy(update={"model": _located(lora.model)}) for lora in wanted.loras),
     )
 
 
@@ -331,8 +335,8 @@ def verifier_for(config: Config, on_gpu: bool) -> VerifierSpec | SimulatedVerifi
 
 
 def _located(model: str) -> str:
-    """A folder by its full path: actors do not work in the driver's folder."""
-    return os.path.abspath(model) if os.path.isdir(model) else model
+    """A folder or file by its full path: actors do not work in the driver's folder."""
+    return os.path.abspath(model) if os.path.exists(model) else model
 
 
 def _device(config: Config, on_gpu: bool) -> str:

@@ -32,6 +32,7 @@ from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
 from actors.models.scheduler import SchedulerChoice
 from actors.weights import resolve as weights
+from balancer.config.loras import LoraConfig
 from balancer.errors import UnavailableError
 from balancer.scheduling.prompts import Request
 from balancer.training.images import Decoder
@@ -73,13 +74,15 @@ class Generator:
         asked: Asked | None = None,
         parents: Decoder | None = None,
         scheduler: SchedulerChoice | None = None,
+        loras: tuple[LoraConfig, ...] = (),
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
         self.width, self.height, self.steps = width, height, steps
         self.model = model
-        source = Source(weights.resolve(model, revision, variant, "generator"), model, variant, scheduler)
+        folder = weights.resolve(model, revision, variant, "generator")
+        source = Source(folder, model, variant, scheduler, loras)
         self.revision = weights.identity(model, revision, source.folder)
         pixels = width * height
         self._loaded = load_pipeline(

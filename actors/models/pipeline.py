@@ -14,11 +14,13 @@ import torch
 import transformers
 
 from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
+from actors.models.loras import load_loras
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
+from balancer.config.loras import LoraConfig
 from balancer.errors import UnavailableError
 from balancer.storage.cache import private_folder
 
@@ -31,6 +33,7 @@ class Source:
     model: str
     variant: str | None
     scheduler: SchedulerChoice | None = None
+    loras: tuple[LoraConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def load_pipeline(
         pipeline = _from_folder(source, recognised.class_name, dtype)
         if source.scheduler is not None:
             exchange(pipeline, source.scheduler)
+        load_loras(pipeline, source.loras, dtype)
         offloading = _move(pipeline, device, pixels, offload)
     _prefer_channels_last(pipeline)
     if compiled:

@@ -26,7 +26,7 @@ _LARGEST_NOTE = 10_000
 def weights_sha256(folder: Path, names: Iterable[str]) -> str:
     """One hash over the weight files among `names`, relative to `folder`. Raises WeightsError."""
     try:
-        return combine_hashes({name: _file_sha256(folder / name) for name in weight_files(names)})
+        return combine_hashes({name: file_sha256(folder / name) for name in weight_files(names)})
     except OSError as error:
         raise WeightsError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
@@ -41,7 +41,7 @@ def combine_hashes(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < REMEMBERED_FROM_BYTES:
         return _read_sha256(path)

@@ -16,6 +16,7 @@ MAX_HEADER_BYTES = 20_000_000
 """Published shards with thousands of tensors have headers of 1 MB."""
 
 _LENGTH_BYTES = 8
+_METADATA = "__metadata__"
 _BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
     "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64,
@@ -43,6 +44,25 @@ def sum_sizes(files: Sequence[WeightsSize]) -> WeightsSize:
 
 def read_header(path: Path) -> WeightsSize:
     """Read the header. Raises HeaderError unless the tensors fill the file, OSError if it is unreadable."""
+    entries, data_bytes = _read_entries(path)
+    entries.pop(_METADATA, None)
+    sizes = [_size(name, entry) for name, entry in entries.items()]
+    if (claimed := sum(num_bytes for num_bytes, _ in sizes)) != data_bytes:
+        raise HeaderError(f"its header declares {claimed:,} bytes of tensors, the file has {data_bytes:,}")
+    return WeightsSize(len(sizes), sum(elements for _, elements in sizes))
+
+
+def read_metadata(path: Path) -> tuple[dict[str, str], list[str]]:
+    """What the header says besides its tensors, and their names. Raises what `read_header` raises."""
+    entries, _ = _read_entries(path)
+    metadata = entries.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderError("its metadata are not texts")
+    return metadata, [*entries]
+
+
+def _read_entries(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and the number of bytes after it."""
     with open_regular(path, follow_links=True) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -51,21 +71,14 @@ def read_header(path: Path) -> WeightsSize:
         data_bytes = size - _LENGTH_BYTES - length
         if data_bytes < 0:
             raise HeaderError(f"its header has {length:,} bytes, the file {size:,}")
-        return _parse(file.read(length), data_bytes)
-
-
-def _parse(header: bytes, data_bytes: int) -> WeightsSize:
+        header = file.read(length)
     try:
         entries = read_json(header)
     except ValueError as error:
         raise HeaderError(f"its header is not JSON: {first_line(error)}") from error
     if not isinstance(entries, dict):
         raise HeaderError("its header is not a JSON object")
-    entries.pop("__metadata__", None)
-    sizes = [_size(name, entry) for name, entry in entries.items()]
-    if (claimed := sum(num_bytes for num_bytes, _ in sizes)) != data_bytes:
-        raise HeaderError(f"its header declares {claimed:,} bytes of tensors, the file has {data_bytes:,}")
-    return WeightsSize(len(sizes), sum(elements for _, elements in sizes))
+    return entries, data_bytes
 
 
 def _size(name: str, entry: Any) -> tuple[int, int]:

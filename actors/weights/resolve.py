@@ -8,60 +8,35 @@ returns the folder; `shown_to_loader` is the only way to load it.
 from __future__ import annotations
 
 import contextlib
-import functools
-import glob
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from actors.weights import hub
 from actors.weights import view as model_view
 from actors.weights.file_rules import (
     MARKER,
     IncompleteError,
     ModelKind,
     is_config,
-    is_weights,
     needed_files,
     small_files,
 )
 from actors.weights.hashes import combine_hashes, weight_files, weights_sha256
 from actors.weights.view import check_files, list_files, read_checked_config, read_config
 from balancer.config.schema import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
-from balancer.errors import ConfigError, WeightsError, first_line
+from balancer.errors import WeightsError
 from balancer.storage.regular_files import NotRegularError, open_regular
 from balancer.storage.user_paths import expanded
 from balancer.text.quantities import size
 
 log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
-HUB_PREFIX = "hf-hub:"
-METADATA_TIMEOUT_S = 5.0
 _READ_BYTES = 1 << 22
-
-_SECTION: Mapping[ModelKind, str] = {
-    "generator": "generation",
-    "verifier": "verification",
-    "second judge": "verification.second_judge",
-    "safety checker": "verification.safety",
-    "backbone": "verification.backbone",
-}
-_LAYOUT: Mapping[ModelKind, str] = {
-    "generator": "diffusers",
-    "verifier": "open_clip",
-    "second judge": "transformers",
-    "safety checker": "transformers",
-    "backbone": "transformers",
-}
-_EMBEDDED: frozenset[ModelKind] = frozenset({"generator", "verifier"})
-
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +46,6 @@ class Availability:
     place: Literal["embedded", "folder", "cache", "hub"]
     folder: Path | None
     missing_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """`sha256` comes from the hub, for large files only."""
-
-    num_bytes: int
-    sha256: str | None
 
 
 def wanted_models(config: Config) -> dict[ModelKind, tuple[str, str | None, str | None]]:
@@ -99,12 +66,12 @@ def wanted_models(config: Config) -> dict[ModelKind, tuple[str, str | None, str 
 
 def check(model: str, revision: str | None, variant: str | None, kind: ModelKind) -> Availability:
     """Find a model without downloading it. Raises within seconds what `resolve` would raise."""
-    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+    if model == EMBEDDED_MODEL and kind in hub.EMBEDDED_KINDS:
         folder = Path(str(resources.files("balancer").joinpath("embedded", kind)))
         return Availability("embedded", _checked_folder(folder, model, variant, kind))
-    if not _names_hub(model, kind):
+    if not hub.names_hub(model, kind):
         return Availability("folder", _checked_folder(expanded(model), model, variant, kind))
-    commit = _commit(model, revision, kind)
+    commit = hub.checked_commit(model, revision, kind)
     cached = _cached(model, commit, variant, kind)
     if cached is not None:
         return Availability("cache", cached)
@@ -114,23 +81,23 @@ def check(model: str, revision: str | None, variant: str | None, kind: ModelKind
 
 def is_here(model: str, revision: str | None, kind: ModelKind) -> bool:
     """Whether a model can be loaded without a download. Does not ask the hub."""
-    if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+    if model == EMBEDDED_MODEL and kind in hub.EMBEDDED_KINDS:
         return True
-    if _names_hub(model, kind):
-        return _cached(model, _commit(model, revision, kind), None, kind) is not None
+    if hub.names_hub(model, kind):
+        return _cached(model, hub.checked_commit(model, revision, kind), None, kind) is not None
     return expanded(model).is_dir()
 
 
 def configs_folder(model: str, revision: str | None, variant: str | None, *, ask_hub: bool) -> Path | None:
     """A folder with the configs of a generator, whose weights may still be on the hub; None if the hub would
     have to be asked and is not. Raises what `check` raises."""
-    if _names_hub(model, "generator") and model != EMBEDDED_MODEL:
-        commit = _commit(model, revision, "generator")
+    if hub.names_hub(model, "generator") and model != EMBEDDED_MODEL:
+        commit = hub.checked_commit(model, revision, "generator")
         cached = _cached(model, commit, variant, "generator")
         if cached is not None or not ask_hub:
             return cached
         _files_on_hub(model, commit, variant, "generator")  # downloads the configs
-        return _download(model, commit, "generator", [MARKER["generator"]])
+        return hub.download(model, commit, "generator", [MARKER["generator"]])
     return check(model, revision, variant, "generator").folder
 
 
@@ -138,10 +105,10 @@ def refuse_faulty(config: Config) -> None:
     """Raise what `check` raises for the models on this machine. Does not ask the hub, and ignores missing and
     incomplete models."""
     for kind, (model, revision, variant) in wanted_models(config).items():
-        if model == EMBEDDED_MODEL and kind in _EMBEDDED:
+        if model == EMBEDDED_MODEL and kind in hub.EMBEDDED_KINDS:
             continue
-        if _names_hub(model, kind):
-            _cached(model, _commit(model, revision, kind), variant, kind)
+        if hub.names_hub(model, kind):
+            _cached(model, hub.checked_commit(model, revision, kind), variant, kind)
         elif expanded(model).is_dir():
             with contextlib.suppress(IncompleteError):
                 _checked_folder(expanded(model), model, variant, kind)
@@ -152,10 +119,10 @@ def resolve(model: str, revision: str | None, variant: str | None, kind: ModelKi
     available = check(model, revision, variant, kind)
     if available.folder is not None:
         return available.folder
-    commit = _commit(model, revision, kind)
+    commit = hub.checked_commit(model, revision, kind)
     files = _files_on_hub(model, commit, variant, kind)
     log.info("downloading %s, %s", model, size(sum(file.num_bytes for file in files.values())))
-    return _checked_folder(_download(model, commit, kind, list(files)), model, variant, kind)
+    return _checked_folder(hub.download(model, commit, kind, list(files)), model, variant, kind)
 
 
 @contextlib.contextmanager
@@ -173,9 +140,9 @@ def describe(model: str, revision: str | None, variant: str | None, kind: ModelK
     verifier, `embedding_dim`. Raises what `check` raises."""
     folder = check(model, revision, variant, kind).folder
     if folder is None:
-        commit = _commit(model, revision, kind)
+        commit = hub.checked_commit(model, revision, kind)
         sha256 = _sha256_on_hub(_files_on_hub(model, commit, variant, kind))
-        folder = _download(model, commit, kind, [MARKER[kind]])
+        folder = hub.download(model, commit, kind, [MARKER[kind]])
     else:
         sha256 = weights_sha256(folder, _needed(folder, model, variant, kind))
     described: dict[str, Any] = {
@@ -188,7 +155,7 @@ def describe(model: str, revision: str | None, variant: str | None, kind: ModelK
     return described
 
 
-def _sha256_on_hub(files: Mapping[str, HubFile]) -> str | None:
+def _sha256_on_hub(files: Mapping[str, hub.HubFile]) -> str | None:
     hashes = {name: files[name].sha256 for name in weight_files(files)}
     known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
     return combine_hashes(known) if len(known) == len(hashes) else None
@@ -199,7 +166,7 @@ def _embedding_dim(config: Mapping[str, Any], model: str) -> int:
     if type(dim) is not int or not 1 <= dim <= MAX_EMBEDDING_DIM:
         raise WeightsError(
             f"{model}: open_clip_config.json names no embed_dim from 1 to {MAX_EMBEDDING_DIM:,}",
-            hint=_place_hint("verifier"),
+            hint=hub.place_hint("verifier"),
         )
     return dim
 
@@ -215,7 +182,7 @@ def fingerprint(model: str, revision: str | None, kind: ModelKind) -> str:
     Raises what `check` raises."""
     available = check(model, revision, None, kind)
     if available.folder is None or available.place in ("cache", "hub"):
-        return _commit(model, revision, kind)
+        return hub.checked_commit(model, revision, kind)
     return _content_digest(available.folder)
 
 
@@ -249,7 +216,9 @@ def named_pipeline(model: str, revision: str | None, variant: str | None) -> str
     """The pipeline class of a generator. Raises what `check` raises, and downloads no weights."""
     folder = check(model, revision, variant, "generator").folder
     if folder is None:
-        folder = _download(model, _commit(model, revision, "generator"), "generator", [MARKER["generator"]])
+        folder = hub.download(
+            model, hub.checked_commit(model, revision, "generator"), "generator", [MARKER["generator"]]
+        )
     return pipeline_class(folder)
 
 
@@ -257,7 +226,7 @@ def _checked_folder(folder: Path, model: str, variant: str | None, kind: ModelKi
     marker = folder / MARKER[kind]
     if not marker.is_file():
         missing = "no such folder" if not folder.is_dir() else f"the folder has no {marker.name}"
-        raise WeightsError(f"{model}: {missing}", hint=_place_hint(kind))
+        raise WeightsError(f"{model}: {missing}", hint=hub.place_hint(kind))
     check_files(folder, _needed(folder, model, variant, kind), model)
     return folder.absolute()
 
@@ -271,118 +240,27 @@ def _needed(folder: Path, model: str, variant: str | None, kind: ModelKind) -> l
     return needed_files(names, marker, variant, kind, model)
 
 
-def _names_hub(model: str, kind: ModelKind) -> bool:
-    if model.startswith(HUB_PREFIX):
-        return True
-    path = expanded(model)
-    if path.is_file():
-        raise WeightsError(f"{model}: is a file; models are loaded from folders", hint=_place_hint(kind))
-    return kind != "verifier" and not path.is_dir() and _HUB_ID.fullmatch(model) is not None
-
-
-def _commit(model: str, revision: str | None, kind: ModelKind) -> str:
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return revision
-    given = "is missing" if revision is None else f"{revision!r} is not a commit"
-    raise ConfigError(
-        [f"{_SECTION[kind]}.revision: {given}; the hub model {model} needs the 40 hex digits of one"],
-        hint="tags and branches can move; the commit is on the model's page under Files, History",
-    )
-
-
 def _cached(model: str, commit: str, variant: str | None, kind: ModelKind) -> Path | None:
-    import huggingface_hub as hub
-
-    marker = hub.try_to_load_from_cache(_hub_id(model), MARKER[kind], revision=commit)
-    if not isinstance(marker, str):
+    marker = hub.cached_file(model, commit, MARKER[kind])
+    if marker is None:
         return None
     try:
-        return _checked_folder(Path(marker).parent, model, variant, kind)
+        return _checked_folder(marker.parent, model, variant, kind)
     except IncompleteError:
         return None  # an interrupted download
 
 
-def _files_on_hub(model: str, commit: str, variant: str | None, kind: ModelKind) -> dict[str, HubFile]:
+def _files_on_hub(model: str, commit: str, variant: str | None, kind: ModelKind) -> dict[str, hub.HubFile]:
     """The files to download, from one metadata request and the configs."""
-    import huggingface_hub as hub
-
-    repository = _hub_id(model)
-    info = _from_hub(
-        lambda: hub.HfApi().model_info(
-            repository, revision=commit, files_metadata=True, timeout=METADATA_TIMEOUT_S
-        ),
-        model,
-        commit,
-        kind,
-    )
-    there = {
-        file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None)
-        for file in info.siblings or ()
-    }
+    there = hub.list_repository(model, commit, kind)
     if MARKER[kind] not in there:
         raise WeightsError(
-            f"{model}: the repository has no {MARKER[kind]}, so it is not in {_LAYOUT[kind]} layout",
-            hint=_place_hint(kind),
+            f"{model}: the repository has no {MARKER[kind]}, so it is not in {hub.LAYOUT[kind]} layout",
+            hint=hub.place_hint(kind),
         )
-    marker = read_config(_download(model, commit, kind, [MARKER[kind]]), MARKER[kind], model)
+    marker = read_config(hub.download(model, commit, kind, [MARKER[kind]]), MARKER[kind], model)
     configs = [name for name in small_files(there, marker, kind, model) if is_config(name)]
-    folder = _download(model, commit, kind, configs)
+    folder = hub.download(model, commit, kind, configs)
     for name in configs:
         read_checked_config(folder, name, model)
     return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}
-
-
-def _download(model: str, commit: str, kind: ModelKind, files: Sequence[str]) -> Path:
-    import huggingface_hub as hub
-
-    hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # public, but not re-exported
-    folder = ""
-    # Small files first: then a folder with weights is complete, even after an interrupted download.
-    for part in ([name for name in files if not is_weights(name)], list(filter(is_weights, files))):
-        if part:
-            fetch = functools.partial(
-                hub.snapshot_download,
-                _hub_id(model),
-                revision=commit,
-                allow_patterns=[glob.escape(name) for name in part],
-            )
-            folder = _from_hub(fetch, model, commit, kind)
-    return Path(folder)
-
-
-def _from_hub(request: Callable[[], _T], model: str, commit: str, kind: ModelKind) -> _T:
-    """Turn the dozen unrelated errors of the hub client into one-line WeightsErrors."""
-    from huggingface_hub import errors
-
-    at = f"{model} at revision {commit}"
-    try:
-        return request()
-    except errors.GatedRepoError as error:
-        raise WeightsError(
-            f"{at} is gated", hint="accept its terms on the hub, then log in with `hf auth login`"
-        ) from error
-    except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
-        raise WeightsError(
-            f"{at} does not exist on the hub, or is private",
-            hint=f"correct {_SECTION[kind]}.model and {_SECTION[kind]}.revision",
-        ) from error
-    except Exception as error:
-        raise WeightsError(
-            f"{at} is not on this machine and cannot be downloaded: {first_line(error)}",
-            hint=f"run once with access to the hub, or set {_SECTION[kind]}.model to a folder with"
-            f" the model in {_LAYOUT[kind]} layout"
-            + (f", or to {EMBEDDED_MODEL!r}" if kind in _EMBEDDED else ""),
-        ) from error
-
-
-def _hub_id(model: str) -> str:
-    return model.removeprefix(HUB_PREFIX)
-
-
-def _place_hint(kind: ModelKind) -> str:
-    prefix = HUB_PREFIX if kind == "verifier" else ""
-    embedded = f"{EMBEDDED_MODEL!r}, to " if kind in _EMBEDDED else ""
-    return (
-        f"set {_SECTION[kind]}.model to {embedded}a folder in {_LAYOUT[kind]} layout,"
-        f" or to a hub model ({prefix}organisation/name)"
-    )

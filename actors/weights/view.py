@@ -196,7 +196,7 @@ def wrap_model_errors(
 
 def _link_or_copy(folder: Path, name: str, view: Path, model: str) -> None:
     shown = view / name
-    shown.parent.mkdir(exist_ok=True)
+    shown.parent.mkdir(parents=True, exist_ok=True)
     if is_weights(name):
         shown.symlink_to(own_path(folder, name, model))
     elif is_config(name):

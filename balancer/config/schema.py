@@ -27,6 +27,7 @@ from pydantic import (
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.adaptation import AdaptationConfig
 from balancer.config.dotted import join_keys
+from balancer.config.loras import MAX_LORAS, LoraConfig
 from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
@@ -142,7 +143,7 @@ class DatasetConfig(_Section):
     also be the table itself. File names are relative to the table, and only files below `path` are found. Its
     other columns can be facets, as in `metadata`."""
 
-    columns: dict[Literal["file", "class", "split"], Phrase] = {}
+    columns: dict[Literal["file", "class", "split"], Phrase] = Field(default={})
     """Columns of `table`, such as `{file: path, class: label, split: fold}`. By default the usual names:
     `file_name`, `path` or `image`, `class`, `label` or `category`, `split` or `subset`, and a few more."""
 
@@ -160,7 +161,7 @@ class DatasetConfig(_Section):
     exclude: tuple[Phrase, ...] = ()
     """Patterns of classes and images to leave out, such as `unsorted` or `*/draft_*`; see `include`."""
 
-    labels: dict[str, Name] = {}
+    labels: dict[str, Name] = Field(default={})
     """Class names by folder or label, such as `{kitty: cat, tomcat: cat}`: renames and merges classes."""
 
     metadata: str | None = None
@@ -321,7 +322,7 @@ class TargetConfig(_Section):
     """Only with `rule: effective_number`, which needs it: how fully classes are balanced. Usual are 0.99,
     0.999 and 0.9999."""
 
-    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = {}
+    classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = Field(default={})
     """Targets of single classes, instead of the common one: `{cat: 80, dog: keep}`. With `keep` a class keeps
     its real images and gets no others. They are part of a `total`. If all classes are here, no common target
     is needed."""
@@ -362,7 +363,7 @@ class SchedulerConfig(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9]{1,80}Scheduler$")
     """A scheduler class of diffusers that fits the model's own one, such as `DPMSolverMultistepScheduler`."""
 
-    options: dict[str, bool | int | float | str] = {}
+    options: dict[str, bool | int | float | str] = Field(default={})
     """Arguments of that class which replace those of the model, such as `{timestep_spacing: trailing}`."""
 
 
@@ -408,6 +409,9 @@ class GenerationConfig(_Section):
 
     scheduler: SchedulerConfig | None = None
     """Another scheduler than the model's own: few-step models such as SDXL Lightning or LCM need one."""
+
+    loras: tuple[LoraConfig, ...] = Field(default=(), max_length=MAX_LORAS)
+    """LoRAs that are loaded into the model, and act together."""
 
     negative_prompt: str | None = ""
     """What no image must show. `null` leaves all negative prompts out, also those of classes and facets, for
@@ -793,7 +797,7 @@ class Config(_Section):
     classes: dict[Name, ClassConfig] = Field(min_length=1)
     """The classes, by folder name."""
 
-    facets: dict[Name, FacetConfig] = {}
+    facets: dict[Name, FacetConfig] = Field(default={})
     """Axes besides the class, such as lighting."""
 
     target: TargetConfig

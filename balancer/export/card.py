@@ -260,7 +260,7 @@ def _card(job: Job) -> Card:
         held_back=tuple(list_held_back(run)),
         licence=job.options.licence,
         conditioned=generated.num_rows - generated["parent_id"].null_count,
-        generated_from=tuple(_models(generated)),
+        generated_from=tuple(_models(generated, run.models)),
     )
 
 
@@ -274,9 +274,19 @@ def _counts(rows: pa.Table, *columns: str) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
 
-def _models(generated: pa.Table) -> Sequence[str]:
-    pairs = _counts(generated, "model", "model_revision")
-    return [f"{model} at {revision}" if revision else model for model, revision in sorted(pairs, key=str)]
+def _models(generated: pa.Table, models: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    columns = ["model", "model_revision", *(["loras"] if "loras" in generated.column_names else [])]
+    rows = generated.select(columns).to_pylist()
+    made = {(row["model"], row["model_revision"], *(row.get("loras") or ())) for row in rows}
+    return [_model(*parts, models=models) for parts in sorted(made, key=str)]
+
+
+def _model(model: str, revision: str | None, *loras: str, models: Mapping[str, Mapping[str, Any]]) -> str:
+    named = f"{model} at {revision}" if revision else model
+    names = {described.get("sha256"): described["model"] for described in models.values()}
+    with_weights = (lora.partition("=") for lora in loras)
+    each = [f"{names.get(sha256, sha256[:12])} (weight {weight})" for sha256, _, weight in with_weights]
+    return f"{named} with LoRA {' and '.join(each)}" if each else named
 
 
 def _tests_on_generated(card: Card) -> bool:

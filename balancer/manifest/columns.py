@@ -28,6 +28,9 @@ EMBEDDING = "embedding"
 CONDITIONED = 4
 """The first format whose rows say which real image a candidate was made from, and how."""
 
+ADAPTED = 5
+"""The first format whose rows say which LoRAs the generator had."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -256,6 +259,15 @@ COLUMNS = (
         "The commit of the generator on the hub.",
         exported=13,
         read_by=("reproduce", "lineage", "training"),
+    ),
+    Column(
+        "loras",
+        "texts",
+        "The LoRAs of the generator (`generation.loras`): for each the sha256 of its file, `=` and its "
+        "weight. Null without any.",
+        lasting=True,
+        read_by=("reproduce", "lineage"),
+        since=ADAPTED,
     ),
     Column(
         "verifier",

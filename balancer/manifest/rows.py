@@ -48,6 +48,8 @@ class RunFacts:
     cell_offsets: Mapping[str, int]
     domain: DomainLimits = NO_LIMITS
     has_domain: bool = True
+    loras: tuple[str, ...] | None = None
+    """The column `loras`; None in runs of earlier versions, which have none."""
     now: Callable[[], dt.datetime] = utc_now
 
     def number(self, slot: Slot) -> int:
@@ -118,6 +120,7 @@ def candidate_row(
         "seed": request.seed,
         "model": facts.config.generator_name,
         "model_revision": facts.model_revision,
+        **({} if facts.loras is None else {"loras": list(facts.loras) or None}),
         "verifier": facts.config.verifier_name,
         "verifier_revision": facts.verifier_revision,
         "steps": measurement.flags.steps or generation.steps,

@@ -66,6 +66,7 @@ class Lineage:
     run_id: str
     run_name: str
     versions: Mapping[str, str]
+    loras: tuple[str, ...] = ()
     origin_run_id: str | None = None
     origin_id: str | None = None
     strength: float | None = None
@@ -123,7 +124,7 @@ def _row(manifest: ManifestRows, image_id: str) -> dict[str, Any] | None:
 
 
 def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None) -> Lineage:
-    own = ("class", "parent_id", "scores", "unjudged", "changes")
+    own = ("class", "parent_id", "scores", "unjudged", "changes", "loras")
     columns = {name: row[name] for name in names_read_by("lineage", manifest.run.format) if name not in own}
     return Lineage(
         **columns,
@@ -132,6 +133,7 @@ def _lineage(row: dict[str, Any], manifest: ManifestRows, parent: Lineage | None
         scores=row["scores"] or {},
         unjudged=tuple(row["unjudged"] or ()),
         changes=tuple(row["changes"] or ()),
+        loras=tuple(row.get("loras") or ()),
         run_name=manifest.run.name,
         versions=manifest.run.versions,
         parent=parent,

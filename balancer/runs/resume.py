@@ -68,10 +68,15 @@ HISTORY_ROWS = 65_536
 
 WEIGHTS_HASH = "sha256"
 
+_RECORDED = ("model", "revision", WEIGHTS_HASH, CALIBRATION, "weight")
+
+LORA = "LoRA "
+"""Begins the names of LoRAs among the models of a run; their number follows."""
+
 Models = Mapping[str, Mapping[str, Any]]
 """`generator`, `verifier` and any other judge, each with its model, revision and the sha256 of its weights
 (None if not yet known); the verifier also with its embedding_dim and the hash of its `calibration`, None
-without one."""
+without one. Each LoRA also with its `weight`."""
 
 
 def find_run(out: str | os.PathLike[str]) -> RunInfo | None:
@@ -189,7 +194,7 @@ def check_unchanged(
     _refuse_other_names(before, config, known, paths)
     _refuse_what_is_settled(paths)
     _refuse_another_size(models, known)
-    _refuse_parents(config, known)
+    _refuse_unrecorded(config, known)
     if allowed:
         return
     _refuse_forgotten(config, known, rules, paths)
@@ -276,7 +281,13 @@ def _refuse_another_size(models: Models, known: RunInfo) -> None:
         )
 
 
-def _refuse_parents(config: Config, known: RunInfo) -> None:
+def _refuse_unrecorded(config: Config, known: RunInfo) -> None:
+    """What rows of earlier versions cannot say."""
+    if config.generation.loras and not known.has_loras:
+        raise UsageError(
+            "an earlier version began this run: its rows have no place for the LoRAs of the generator",
+            hint="choose another --out, or remove generation.loras",
+        )
     if config.generation.conditioning != "text" and not known.has_parents:
         raise UsageError(
             "an earlier version began this run: its rows have no place for the image that one is made from",
@@ -285,8 +296,9 @@ def _refuse_parents(config: Config, known: RunInfo) -> None:
 
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a model that a run records; for a calibrated one, the hash of its temperatures too."""
-    return {name: model[name] for name in ("model", "revision", WEIGHTS_HASH, CALIBRATION) if name in model}
+    """The fields of a model that a run records: for a calibrated one the hash of its temperatures too, for a
+    LoRA its weight."""
+    return {name: model[name] for name in _RECORDED if name in model}
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -326,7 +338,14 @@ def _are_lists_of_sections(before: Any, after: Any) -> bool:
     return both and all(isinstance(section, dict) for section in (*before, *after))
 
 
-def run_facts(info: RunInfo, config: Config) -> RunFacts:
+def describe_loras(models: Models) -> tuple[str, ...]:
+    """The column `loras`."""
+    loras = (model for kind, model in models.items() if kind.startswith(LORA))
+    return tuple(f"{lora[WEIGHTS_HASH]}={lora['weight']!r}" for lora in loras)
+
+
+def run_facts(info: RunInfo, config: Config, models: Models | None = None) -> RunFacts:
+    """`models` are those that are loaded now."""
     offsets, total = {}, 0
     for item in info.plan:
         offsets[str(item["cell"])] = total
@@ -340,6 +359,7 @@ def run_facts(info: RunInfo, config: Config) -> RunFacts:
         cell_offsets=offsets,
         domain=info.domain_limits,
         has_domain=info.format > 1,
+        loras=describe_loras(info.models if models is None else models) if info.has_loras else None,
     )
 
 

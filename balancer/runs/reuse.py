@@ -307,8 +307,9 @@ def _judged(
         facts=facts,
     )
     made_from = {} if parent is None else {"parent_pixel_sha256": row["parent_pixel_sha256"]}
+    adapted = {} if facts.loras is None else {"loras": row.get("loras")}
     origin = {"origin_run_id": source.rows.run.run_id, "origin_id": row["id"], "wording": None}
-    return judged | {name: row[name] for name in _COPIED} | made_from | origin
+    return judged | {name: row[name] for name in _COPIED} | made_from | adapted | origin
 
 
 def _publish(row: Row, candidate: Candidate, source: Source, target: Target) -> ImageFile:

@@ -33,7 +33,7 @@ from actors.models.conditioning.support import IMAGE_TO_IMAGE, refuse_without_im
 from actors.models.generator import Generator
 from actors.run import run
 from actors.specs import generator_for
-from actors.weights import resolve
+from actors.weights import hub, resolve
 from balancer.config.schema import Config
 from balancer.errors import ConfigError, ManifestError, UnavailableError
 from balancer.images import pixel_sha256
@@ -290,7 +290,7 @@ def test_of_a_model_on_the_hub_only_small_files_are_read_before_it_is_refused(tm
         return tmp_path
 
     monkeypatch.setattr(resolve, "check", lambda *of: resolve.Availability("hub", None, 10**10))
-    monkeypatch.setattr(resolve, "_download", download)
+    monkeypatch.setattr(hub, "download", download)
     with pytest.raises(ConfigError, match="SanaPipeline"):
         refuse_without_image_to_image(config("some/model", revision="0" * 40))
     assert asked_for == [["model_index.json"]]

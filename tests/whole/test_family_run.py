@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import yaml
 
 from actors.reproduce import reproduce, rows_to_reproduce
 from actors.run import run
+from actors.weights.loras import USUAL_FILE
 from balancer.config.schema import Config
-from balancer.errors import ConfigError
+from balancer.errors import ConfigError, UsageError
 from balancer.run_manifest import open_manifest
 from balancer.runs.reproduction import Outcome
-from tiny_pipelines import save_pipeline
+from tiny_loras import save_lora
+from tiny_pipelines import PIPELINES, save_pipeline
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
@@ -69,3 +73,24 @@ def test_a_setting_without_effect_ends_a_run_before_anything_is_read(make_config
         " generation.negative_prompt to null, which leaves all negative prompts out",
     )
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_rows_say_which_loras_made_them_and_another_one_is_refused(make_config, tmp_path, ray_session):
+    lora = save_lora(PIPELINES["SDXL"](), tmp_path / "lora", ("unet", "text_encoder"))
+    named = {"model": str(lora), "weight": 0.5}
+    config = make_config("SDXL", loras=[named])
+    run(config, tmp_path / "run")
+    manifest = open_manifest(tmp_path / "run")
+    sha256 = hashlib.sha256((lora / USUAL_FILE).read_bytes()).hexdigest()
+    assert manifest.run.models["LoRA 1"] == {**named, "revision": None, "sha256": sha256}
+    rows = manifest.to_table(status="all", filter="source = 'synthetic'").to_pylist()
+    assert {tuple(row["loras"]) for row in rows} == {(f"{sha256}=0.5",)}
+    some = rows_to_reproduce(manifest, [row["id"] for row in rows[:3]])
+    assert {one.outcome for one in reproduce(manifest, some)} == {Outcome.IDENTICAL}
+
+    save_lora(PIPELINES["SDXL"](), lora, ("unet",))
+    again = list(reproduce(manifest, some))
+    assert {one.outcome for one in again} == {Outcome.INCOMPARABLE}
+    assert f"the LoRAs were {sha256}=0.5, and are " in again[0].detail
+    with pytest.raises(UsageError, match="changed: weights of the LoRA 1"):
+        run(config, tmp_path / "run")

@@ -25,6 +25,8 @@ from balancer.text.quantities import counted, size
 
 if TYPE_CHECKING:
     from actors.weights.file_rules import ModelKind
+    from actors.weights.resolve import Availability
+    from balancer.config.loras import LoraConfig
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit
     from balancer.planning.plan import Estimate, Plan
@@ -294,18 +296,27 @@ def _disk(expected: Estimate) -> Check:
 
 
 def _weights(config: Config) -> Iterator[Check]:
+    from actors.weights import loras
     from actors.weights import resolve as weights
 
     def look(kind: ModelKind, model: str, revision: str | None, variant: str | None) -> str:
-        files = weights.check(model, revision, variant, kind)
-        if files.folder is None:
-            return f"{size(files.missing_bytes)} to download from the hub at the first start"
-        return f"{files.place}: {files.folder}"
+        return _place(weights.check(model, revision, variant, kind))
+
+    def look_at_lora(wanted: LoraConfig) -> str:
+        return _place(loras.check(wanted))
 
     for kind, wanted in weights.wanted_models(config).items():
         yield _attempt(f"{kind} weights", functools.partial(look, kind, *wanted))
+    for name, lora in loras.named(config).items():
+        yield _attempt(f"{name} weights", functools.partial(look_at_lora, lora))
     if config.generation.conditioning == "image":
         yield _attempt("conditioning", lambda: _conditioning(config))
+
+
+def _place(files: Availability) -> str:
+    if files.folder is None:
+        return f"{size(files.missing_bytes)} to download from the hub at the first start"
+    return f"{files.place}: {files.folder}"
 
 
 def _conditioning(config: Config) -> str:

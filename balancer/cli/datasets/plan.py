@@ -117,9 +117,11 @@ def _refuse_models(config: Config) -> None:
     if config.actors.kind != "models":
         return
     from actors.models.conditioning.support import refuse_without_image_to_image
+    from actors.weights import loras
     from actors.weights.resolve import is_here, refuse_faulty
 
     refuse_faulty(config)
+    loras.refuse_faulty(config)
     _check_generator(config)
     if is_here(config.generation.model, config.generation.revision, "generator"):
         refuse_without_image_to_image(config)
