@@ -42,13 +42,7 @@ def find_training_images(
 ) -> tuple[TrainingImage, ...]:
     """Sorted by class and file. `splits` are by file name; an image without one is a training image. One
     picture in several files of a class counts once."""
-    training = {real_id(image) for image in audit.images if splits.get(image.file_name, TRAIN) == TRAIN}
-    known = without_measuring(audit.images, () if holdout is None else holdout.images)
-    free = unlinked(
-        [image for image in known if image.id in training],
-        [image for image in known if image.id not in training],
-        config.verification.copies,
-    )
+    free = _find_free(config, audit, holdout, splits)
     once: dict[tuple[str, str], TrainingImage] = {}
     for image in sorted(audit.images, key=lambda one: (one.class_name, one.file_name)):
         if image.class_name in config.classes and real_id(image) in free:
@@ -57,13 +51,38 @@ def find_training_images(
     return tuple(once.values())
 
 
+def find_held_apart(
+    config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
+) -> frozenset[str]:
+    """The pixels of all images that no adapter may be trained on, whatever their class."""
+    free = _find_free(config, audit, holdout, splits)
+    apart = [image for image in audit.images if real_id(image) not in free]
+    return frozenset(map(_picture, [*apart, *(() if holdout is None else holdout.images)]))
+
+
+def _find_free(
+    config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
+) -> frozenset[str]:
+    training = {real_id(image) for image in audit.images if splits.get(image.file_name, TRAIN) == TRAIN}
+    known = without_measuring(audit.images, () if holdout is None else holdout.images)
+    return unlinked(
+        [image for image in known if image.id in training],
+        [image for image in known if image.id not in training],
+        config.verification.copies,
+    )
+
+
+def _picture(image: RealImage) -> str:
+    return image.pixel_sha256 or image.sha256
+
+
 def _training_image(image: RealImage, config: Config) -> TrainingImage:
     values = known_values(image, config.facet_axes()) if config.adaptation.contexts else {}
     contexts = tuple((name, config.facets[name].values[value].prompts) for name, value in values.items())
     return TrainingImage(
         image.file_name,
         image.class_name,
-        image.pixel_sha256 or image.sha256,
+        _picture(image),
         image.sha256,
         combine([config.classes[image.class_name].prompts, *(words for _, words in contexts)]),
         contexts,

@@ -119,7 +119,7 @@ def describe(task: Task, identity: Mapping[str, Any]) -> dict[str, str]:
     return {METADATA_KEY: json.dumps(trained.model_dump(mode="json"), sort_keys=True)}
 
 
-def read_metadata(metadata: Mapping[str, str]) -> TrainedOn | None:
+def trained_on(metadata: Mapping[str, str]) -> TrainedOn | None:
     """None for an adapter that something else has trained, or whose metadata are damaged."""
     text = metadata.get(METADATA_KEY, "")
     if not text or len(text) > MAX_METADATA_CHARS:
@@ -149,15 +149,14 @@ class Staleness:
         return ", ".join(parts)
 
 
-def compare(trained: TrainedOn, images: Sequence[TrainingImage], there: Collection[str]) -> Staleness:
-    """`images` are those that adapters would be trained on now, `there` the pixels of all images of dataset
-    and hold-out."""
+def compare(trained: TrainedOn, images: Sequence[TrainingImage], apart: Collection[str]) -> Staleness:
+    """`images` are those that adapters would be trained on now, `apart` the pixels of those that are kept
+    apart."""
     now = {(one.class_name, one.picture[:DIGITS]) for one in images if one.class_name in trained.pictures}
     then = {(name, picture) for name, pictures in trained.pictures.items() for picture in pictures}
     gone = then - now
-    usable = {picture for _, picture in now}
-    apart = {picture[:DIGITS] for picture in there}
-    held_out = sum(picture in apart and picture not in usable for _, picture in gone)
+    held = {picture[:DIGITS] for picture in apart}
+    held_out = sum(picture in held for _, picture in gone)
     return Staleness(len(now - then), len(gone), held_out)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from balancer.adaptation.images import MAX_CAPTIONS, combine, find_training_images
+from balancer.adaptation.images import MAX_CAPTIONS, combine, find_held_apart, find_training_images
 from balancer.adaptation.plan import DATASET, left_out, plan_adapters
-from balancer.adaptation.record import compare, describe, read_metadata
+from balancer.adaptation.record import compare, describe, trained_on
 from balancer.config.schema import Config
 from balancer.dataset.audit import RealImage
 from balancer.errors import UsageError
@@ -200,21 +200,21 @@ def test_what_an_adapter_was_trained_on_is_compared_with_what_there_is_now():
     images = find_training_images(wanted, audit(before), None, {})
     [task] = plan_adapters(wanted, images)
     identity = task.identity({"model": "embedded", "sha256": "0"}, {"torch": "2"})
-    trained = read_metadata(describe(task, identity))
+    trained = trained_on(describe(task, identity))
     assert trained is not None
-    assert str(compare(trained, images, [one.picture for one in images])) == ""
+    assert str(compare(trained, images, ())) == ""
     more, fewer = [*before, *apart(8)[6:]], before[1:]
     for now, said in ((more, "2 training images more"), (fewer, "1 gone")):
         found = find_training_images(wanted, audit(now), None, {})
-        assert str(compare(trained, found, [one.pixel_sha256 for one in now])) == said
+        assert str(compare(trained, found, find_held_apart(wanted, audit(now), None, {}))) == said
     held = {before[0].file_name: "test"}
     found = find_training_images(wanted, audit(before), None, held)
-    stale = compare(trained, found, [one.pixel_sha256 for one in before])
+    stale = compare(trained, found, find_held_apart(wanted, audit(before), None, held))
     assert stale.held_out == 1
     assert str(stale) == "1 in validation, test or hold-out by now, or like an image there"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "pictures": 5}'])
 def test_metadata_of_something_else_are_none_of_ours(text):
-    assert read_metadata({"balancer_adapter": text}) is None
-    assert read_metadata({"lora_adapter_metadata": "{}"}) is None
+    assert trained_on({"balancer_adapter": text}) is None
+    assert trained_on({"lora_adapter_metadata": "{}"}) is None

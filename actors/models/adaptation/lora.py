@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+LENGTH_BYTES = 8
+"""Of a header; it is padded to a multiple."""
+
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -69,6 +74,19 @@ class LoraParts:
                 module, adapter_name=ADAPTER, save_embedding_layers=False
             ).items()
         }
+
+
+def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file; the same bytes for the same content, which safetensors' own order of metadata does
+    not give."""
+    data: bytes = save(dict(tensors))
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")
+    ).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text + data[LENGTH_BYTES + length :]
 
 
 def _every_layer(part: Any) -> list[str]:

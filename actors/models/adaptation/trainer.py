@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from safetensors.torch import save
 
 from actors.models.adaptation.denoisers import DENOISERS, Embedded
-from actors.models.adaptation.lora import LoraParts
+from actors.models.adaptation.lora import LoraParts, encode
 from actors.models.adaptation.objective import Noised, objective_of
 from actors.models.adaptation.state import State
 from actors.models.device import device_name, pick_device, use_threads
@@ -272,8 +271,7 @@ class AdapterTrainer:
     def export(self, work: tuple[Task, Sequence[Moments]], state: bytes, metadata: dict[str, str]) -> bytes:
         """The adapter as a safetensors file, as diffusers reads it."""
         self._restore(state)
-        data: bytes = save(self._lora.export(), metadata={"format": "pt", **metadata})
-        return data
+        return encode(self._lora.export(), {"format": "pt", **metadata})
 
     @torch.no_grad()
     def sample(self, work: tuple[Task, Sequence[Moments]], state: bytes | None) -> Pixels:
