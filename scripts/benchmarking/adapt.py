@@ -42,6 +42,7 @@ from actors.run import Reporter
 from actors.specs import generator_spec
 from balancer.cells import Candidate, Slot, enumerate_cells
 from balancer.config.load import load_config
+from balancer.config.loras import LoraConfig
 from balancer.config.schema import Config
 from balancer.dataset.audit import audit_dataset
 from balancer.dataset.near_duplicates import NearDuplicateIndex
@@ -205,8 +206,8 @@ def _measure(domain: Shifted, folder: Path, candidates: int) -> dict[str, Any]:
     adapted = adapt(domain.config, folder / "adapters", reporter=Reporter(note=click.echo))
     seconds = time.perf_counter() - began
     [adapter] = adapted.adapters
-    loras = [{"model": str(folder / "adapters" / adapter.file)}]
-    with_adapter = domain.config.generation.model_copy(update={"loras": _loras(loras)})
+    lora = LoraConfig(model=str(folder / "adapters" / adapter.file))
+    with_adapter = domain.config.generation.model_copy(update={"loras": (lora,)})
     config = domain.config.model_copy(update={"generation": with_adapter})
     after = judging.figures(config, candidates, features, domain.test)
     return {
@@ -226,12 +227,6 @@ def _measure(domain: Shifted, folder: Path, candidates: int) -> dict[str, Any]:
             kind: round(after["kid"][kind] / before["kid"][kind], 3) for kind in before["kid"]
         },
     }
-
-
-def _loras(given: list[dict[str, Any]]) -> tuple[Any, ...]:
-    from balancer.config.loras import LoraConfig
-
-    return tuple(LoraConfig.model_validate(one) for one in given)
 
 
 @dataclass(frozen=True, slots=True)
