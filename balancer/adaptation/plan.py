@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DATASET = "dataset"
 
+PRIOR_IMAGES = 100
 SAMPLES = 12
 """Images of the page for each adapter, before and after."""
 
@@ -119,7 +120,7 @@ def _task(
     wanted, made = config.adaptation, config.generation
     steps = wanted.steps or -(-len(own) * wanted.epochs // wanted.batch_size)
     prompts = [(one, prompt) for one in classes for prompt in config.classes[one].prompts]
-    prior = wanted.prior_images if wanted.prior_weight else 0
+    prior = (wanted.prior_images or PRIOR_IMAGES) if wanted.prior_weight else 0
     return Task(
         name=name,
         classes=classes,

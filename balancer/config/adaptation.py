@@ -51,8 +51,8 @@ class AdaptationConfig(Section):
     """Weight of the loss on images that the model made before it was adapted (prior preservation,
     DreamBooth). 0 goes without."""
 
-    prior_images: int = Field(default=100, ge=1, le=100_000)
-    """Images that the model makes for `prior_weight`, for each adapter."""
+    prior_images: int | None = Field(default=None, ge=1, le=100_000)
+    """Images that the model makes for `prior_weight`, for each adapter. By default 100."""
 
     min_images: int = Field(default=4, ge=1, le=1_000_000)
     """Training images, of different pictures, that an adapter needs. A class with fewer gets none of its
@@ -70,6 +70,6 @@ class AdaptationConfig(Section):
 
     @model_validator(mode="after")
     def _prior_acts(self) -> Self:
-        if not self.prior_weight and "prior_images" in self.model_fields_set:
+        if not self.prior_weight and self.prior_images is not None:
             raise ValueError("prior_images has no effect without prior_weight")
         return self

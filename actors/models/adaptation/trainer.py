@@ -8,37 +8,28 @@ actor is as good as the old one.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from actors.models.adaptation.denoisers import DENOISERS, Embedded
+from actors.models.adaptation.latents import Moments, encode_image, scale
 from actors.models.adaptation.lora import LoraParts, encode
 from actors.models.adaptation.objective import Noised, objective_of
+from actors.models.adaptation.sampling import Sampler
 from actors.models.adaptation.state import State
 from actors.models.device import device_name, pick_device, use_threads
-from actors.models.families import calls
 from actors.models.pipeline import Source, load_pipeline
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
-from balancer.adaptation.plan import Sample, Task
+from balancer.adaptation.plan import Task
 from balancer.config.adaptation import AdaptationConfig
-from balancer.errors import UnavailableError, WeightsError, first_line
-from balancer.images import Pixels, UnreadableImage, decode_image
+from balancer.errors import UnavailableError
+from balancer.images import Pixels
 
 WEIGHT_DECAY = 1e-2
-
-SAMPLES_AT_ONCE = 4
-
-Moments = NDArray[np.float32]
-"""Mean and spread of the latents of one image: (2, channels, height, width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,7 @@ class AdapterTrainer:
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
-        # Half precision would lose small gradients without bfloat16's range.
+        # float16 would lose small gradients.
         on_gpu = self.device.type == "cuda"
         half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.dtype = torch.bfloat16 if half else torch.float32
@@ -92,7 +83,8 @@ class AdapterTrainer:
         loaded = load_pipeline(
             source, self.dtype, self.device, pixels=width * height, offload="none", compiled=False
         )
-        self._pipeline, self._family = loaded.pipeline, loaded.recognised.family
+        self._pipeline = loaded.pipeline
+        self._sampler = Sampler(loaded.pipeline, loaded.recognised.family, model)
         self._objective = objective_of(self._pipeline.scheduler, model)
         if scheduler is not None:
             exchange(self._pipeline, scheduler)
@@ -129,40 +121,14 @@ class AdapterTrainer:
         """The latents of each file, scaled to the size of the model as a parent is; the reason for one that
         is no image. Each is encoded on its own."""
         vae, dtype = self._pipeline.vae, self._pipeline.vae.dtype
+        size = (self._width, self._height)
         if dtype == torch.float32:
-            return [self._encode(vae, file, max_pixels) for file in files]
+            return [encode_image(vae, file, size, max_pixels) for file in files]
         vae.to(torch.float32)  # many autoencoders overflow in half precision
         try:
-            return [self._encode(vae, file, max_pixels) for file in files]
+            return [encode_image(vae, file, size, max_pixels) for file in files]
         finally:
             vae.to(dtype)
-
-    def _encode(self, vae: Any, file: bytes, max_pixels: int) -> Moments | str:
-        try:
-            pixels = decode_image(file, max_pixels=max_pixels)
-        except UnreadableImage as error:
-            return error.reason
-        size = (self._width, self._height)
-        fitted = np.asarray(ImageOps.fit(Image.fromarray(pixels), size, Image.Resampling.LANCZOS))
-        values = torch.from_numpy(fitted.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        encoded = vae.encode(values.to(self.device))
-        if hasattr(encoded, "latent_dist"):
-            mean, spread = encoded.latent_dist.mean, encoded.latent_dist.std
-        else:
-            mean, spread = encoded.latents, torch.zeros_like(encoded.latents)
-        moments: Moments = torch.cat([mean, spread]).float().cpu().numpy()
-        return moments
-
-    def _scaled(self, moments: Sequence[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and spread as the denoiser sees them."""
-        config = self._pipeline.vae.config
-        both = torch.from_numpy(np.stack(moments))
-        shift, scale = config.get("shift_factor") or 0.0, config.scaling_factor
-        if (own := config.get("latents_mean")) is not None and config.get("latents_std") is not None:
-            channels = (1, -1, 1, 1)
-            shift = torch.tensor(own).view(channels)
-            scale = scale / torch.tensor(config.latents_std).view(channels)
-        return (both[:, 0] - shift) * scale, both[:, 1] * scale
 
     # ---- training ----------------------------------------------------------------------------
 
@@ -188,14 +154,14 @@ class AdapterTrainer:
         optimizer = torch.optim.AdamW(
             self._lora.parameters.values(), task.settings.learning_rate, weight_decay=WEIGHT_DECAY
         )
-        prior = self._make_prior(task) if task.prior else None
+        prior = self._sampler.latents(task.prior, task) if task.prior else None
         losses: list[float] = []
         if state is not None:
             restored = State.decode(state, self._lora.parameters)
             self._lora.load(restored.parameters)
             restored.restore(self._lora.parameters, optimizer)
             losses = restored.losses.tolist()
-        latents, spread = self._scaled(moments)
+        latents, spread = scale(moments, self._pipeline.vae.config)
         self._training = _Training(task, latents, spread, prior, optimizer, losses, state or b"")
         return self._training
 
@@ -260,12 +226,6 @@ class AdapterTrainer:
         parts = zip(*(self._embedded[caption] for caption in captions), strict=True)
         return tuple(torch.cat(part) for part in parts)
 
-    @torch.no_grad()
-    def _make_prior(self, task: Task) -> torch.Tensor:
-        """Latents of images that the model makes while the matrices change nothing yet."""
-        made = [self._call(part, task, output_type="latent").images for part in _parts(task.prior)]
-        return torch.cat(made).float().cpu()
-
     # ---- results -----------------------------------------------------------------------------
 
     def export(self, work: tuple[Task, Sequence[Moments]], state: bytes, metadata: dict[str, str]) -> bytes:
@@ -273,7 +233,6 @@ class AdapterTrainer:
         self._restore(state)
         return encode(self._lora.export(), {"format": "pt", **metadata})
 
-    @torch.no_grad()
     def sample(self, work: tuple[Task, Sequence[Moments]], state: bytes | None) -> Pixels:
         """The task's samples: uint8 (N, height, width, 3). Without a state, as the model makes them."""
         task, _ = work
@@ -282,35 +241,11 @@ class AdapterTrainer:
             self._lora.initialise(_generator(task, "weights", 0))
         else:
             self._restore(state)
-        made = np.concatenate(
-            [self._call(part, task, output_type="np").images for part in _parts(task.samples)]
-        )
-        pixels: Pixels = (np.clip(np.nan_to_num(made), 0, 1) * 255).round().astype(np.uint8)
-        return pixels
+        return self._sampler.pixels(task.samples, task)
 
     def _restore(self, state: bytes) -> None:
         self._training = None
         self._lora.load(State.decode(state, self._lora.parameters).parameters)
-
-    def _call(self, samples: Sequence[Sample], task: Task, output_type: str) -> Any:
-        scale = {} if self._family is None else calls.settings(self._family, task.guidance)
-        arguments = {
-            **scale,
-            "prompt": [one.prompt for one in samples],
-            "generator": [torch.Generator("cpu").manual_seed(one.seed) for one in samples],
-            "num_inference_steps": task.inference_steps,
-            "width": self._width,
-            "height": self._height,
-            "output_type": output_type,
-        }
-        known = inspect.signature(self._pipeline.__call__).parameters
-        try:
-            return self._pipeline(**{name: value for name, value in arguments.items() if name in known})
-        except (TypeError, ValueError) as error:
-            raise WeightsError(
-                f"{self._model}: the pipeline refuses the call: {first_line(error)}",
-                hint="check the settings of generation against the model's documentation",
-            ) from error
 
     def _too_large(self) -> UnavailableError:
         return UnavailableError(
@@ -319,10 +254,6 @@ class AdapterTrainer:
             hint="set adaptation.gradient_checkpointing: true, lower generation.width and height, or"
             " adaptation.rank",
         )
-
-
-def _parts(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    return (samples[start : start + SAMPLES_AT_ONCE] for start in range(0, len(samples), SAMPLES_AT_ONCE))
 
 
 def _rows(task: Task, number: int, count: int) -> list[int]:
