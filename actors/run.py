@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from actors.adapters import compare_adapters
 from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
 from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all, shared
@@ -236,6 +237,7 @@ def _run(
     holdout = audit_holdout(config, reporter.watch_images)
     _note_unreadable(reporter, config, audit, holdout)
     _note_warnings(reporter, audit, holdout)
+    _note_lines(reporter, compare_adapters(config, audit, holdout, splits))
     plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))
     growing = begun.compared(config, audit, counts, confirmed, reporter.note) if begun else None
     if growing and (done := _nothing_left(growing, config, out, reporter)):
@@ -394,7 +396,11 @@ def _note_unreadable(reporter: Reporter, config: Config, audit: Audit, holdout: 
 
 
 def _note_warnings(reporter: Reporter, *audits: Audit | None) -> None:
-    for line in [line for audit in audits if audit for line in audit.warnings]:
+    _note_lines(reporter, [line for audit in audits if audit for line in audit.warnings])
+
+
+def _note_lines(reporter: Reporter, lines: Iterable[str]) -> None:
+    for line in lines:
         reporter.note(f"warning: {line}")
 
 

@@ -1,7 +1,7 @@
 """Balance an image-classification dataset with generated images that proved they show what was asked.
 
-The command line's verbs for Python: `audit`, `plan`, `run`, `run_status`, `write_report`, `export_run`,
-`open_manifest`, and `embed` for images that a classifier on stored embeddings is to judge.
+The command line's verbs for Python: `audit`, `plan`, `adapt`, `run`, `run_status`, `write_report`,
+`export_run`, `open_manifest`, and `embed` for images that a classifier on stored embeddings is to judge.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from actors.adapt import Adapted
     from actors.run import Reporter, RunResult
     from balancer.config.schema import Config
     from balancer.export import Exported
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "adapt",
     "audit",
     "embed",
     "export_run",
@@ -113,6 +115,31 @@ def run(
             reuse=reuse,
             reporter=reporter,
         )
+
+
+def adapt(
+    config: Config | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    replace: bool = False,
+    reporter: Reporter | None = None,
+    progress: bool = False,
+) -> Adapted:
+    """Train LoRA adapters on the training images into the folder `out`, or go on where it was left.
+
+    `address` is a Ray cluster, as for `run`. With `replace`, adapters there that were trained on other images
+    or with other settings are trained again. With `progress` notes are shown on stderr; `reporter` takes them
+    instead. InterruptedRun after SIGINT or SIGTERM.
+    """
+    refuse_shadowed()
+    loaded = _loaded(config)
+    with contextlib.ExitStack() as stack:
+        if progress and reporter is None:
+            reporter = stack.enter_context(_on_stderr(loaded.name or os.fspath(out)))
+        from actors.adapt import adapt as train
+
+        return train(loaded, out, address=address, replace=replace, reporter=reporter)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from actors.cluster.pool import Limits, Pool, Reservation
 from actors.cluster.sizing import Fleet, Resources
-from actors.specs import Workers, workers_for
+from actors.specs import Workers, WorkerSpec, workers_for
 from balancer.config.schema import Config
 from balancer.storage import LocalStorage, Storage
 
@@ -44,6 +44,14 @@ def make_pools(
         Pool("verifier", workers.verifier, fleet.verifiers, limits, verifiers),
         Pool("writer", workers.writer, fleet.writers, limits, writers),
     )
+
+
+def make_trainers(config: Config, spec: WorkerSpec, size: int, fleet: Fleet) -> Pool:
+    """A pool of trainers that is not started yet; each takes what a generator takes."""
+    wanted = config.actors
+    limits = Limits(wanted.start_timeout_s, wanted.call_timeout_s, wanted.max_restarts)
+    reserved = Reservation(num_cpus=fleet.cpus_per_generator, num_gpus=fleet.gpus_per_generator)
+    return Pool("trainer", spec, size, limits, reserved)
 
 
 def start_pools(pools: Pools) -> None:

@@ -46,6 +46,7 @@ COMMANDS = {
         "datasets", "Fit the verifier's probabilities to labelled real images.", uses_actors=True
     ),
     "plan": Listing("datasets", "Show what a run would generate, and what it would cost.", uses_actors=True),
+    "adapt": Listing("runs", "Train LoRA adapters on the training images.", uses_actors=True),
     "run": Listing("runs", "Generate, verify and commit images until every quota is met.", uses_actors=True),
     "status": Listing("runs", "Show how far a run is."),
     "rejudge": Listing("runs", "Judge a run's candidates again under other limits."),

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from balancer.cells import CLASS_PROPERTY, Facet
+from balancer.config.adaptation import AdaptationConfig
 from balancer.config.dotted import join_keys
 from balancer.config.loras import MAX_LORAS, LoraConfig
 from balancer.config.section import Section as _Section
@@ -80,6 +81,7 @@ INTERNAL_PREFIX = "__"
 NOT_IN_FINGERPRINT: dict[str, Any] = {
     "name": True,
     "actors": True,
+    "adaptation": True,
     "budget": True,
     "planning": True,
     "criteria": True,
@@ -800,6 +802,7 @@ class Config(_Section):
 
     target: TargetConfig
     generation: GenerationConfig = GenerationConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
     verification: VerificationConfig = VerificationConfig()
     attempts: AttemptsConfig = AttemptsConfig()
     review: ReviewConfig = ReviewConfig()

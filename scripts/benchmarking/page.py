@@ -12,13 +12,16 @@ import jinja2
 
 from benchmarking.record import RESULTS
 
-PAGES = {name: RESULTS.parent / "docs" / f"{name}.md" for name in ("models", "performance", "reliability")}
+PAGES = {
+    name: RESULTS.parent / "docs" / f"{name}.md"
+    for name in ("adaptation", "models", "performance", "reliability")
+}
 """Each has its template beside this file."""
 
 
 @click.command("page")
 def command() -> None:
-    """Write docs/models.md, docs/performance.md and docs/reliability.md."""
+    """Write docs/adaptation.md, models.md, performance.md and reliability.md."""
     for name, path in PAGES.items():
         path.write_text(page(name))
         click.echo(path)
@@ -39,5 +42,5 @@ def page(name: str) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["multiple"] = _multiple
-    text = environment.get_template(f"{name}.md.j2").render({"sdxl": None} | results)
+    text = environment.get_template(f"{name}.md.j2").render({"adapt": None, "sdxl": None} | results)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
