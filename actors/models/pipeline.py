@@ -19,6 +19,7 @@ from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
+from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.errors import UnavailableError
 from balancer.storage.cache import private_folder
 
@@ -82,6 +83,8 @@ def _from_folder(source: Source, class_name: str, dtype: torch.dtype) -> Any:
             **_without_watermark(class_name),
         )
     pipeline.set_progress_bar_config(disable=True)
+    for name, part in pipeline.components.items():
+        refuse_empty_vocabulary(part, source.model, name)
     return pipeline
 
 

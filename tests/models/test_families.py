@@ -15,6 +15,7 @@ from actors.models.families import probe, table
 from actors.models.families.checks import Asked, find_problems, recognise_folder, refuse
 from actors.models.families.table import ALWAYS, FAMILIES, Family, sizes_that_work
 from actors.models.generator import Generator
+from actors.weights import resolve as weights
 from balancer.errors import ConfigError, WeightsError
 from balancer.scheduling.prompts import Request
 from tiny_pipelines import PIPELINES, VARIANTS, save_pipeline
@@ -290,9 +291,9 @@ def test_weights_quantised_by_a_missing_package_are_refused_before_they_are_load
     (tmp_path / "transformer" / "config.json").write_text(
         '{"quantization_config": {"quant_method": "bitsandbytes"}}'
     )
-    with pytest.raises(WeightsError, match="transformer has weights quantised by bitsandbytes") as error:
-        recognise_folder(tmp_path, "a model")
-    assert error.value.hint.startswith("install bitsandbytes")
+    with pytest.raises(WeightsError, match="bitsandbytes, which is not installed: transformer/") as error:
+        weights.check(str(tmp_path), None, None, "generator")
+    assert error.value.hint == "pip install bitsandbytes"
 
 
 def test_a_half_precision_model_keeps_an_image_from_its_neighbours(folder_of):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,6 @@ from balancer.config.schema import Config
 from balancer.errors import ConfigError, WeightsError
 
 _NO_NEGATIVE = "set generation.negative_prompt to null, which leaves all negative prompts out"
-
-_PACKAGES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors", "gptq": "gptqmodel"}
-"""The package that loads weights of a quantisation method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,23 +163,9 @@ def recognise_folder(folder: Path, model: str) -> Recognised:
         name = f"{component}/config.json"
         return read_checked_config(folder, name, model) if (folder / name).is_file() else {}
 
-    for component, value in index.items():
-        if isinstance(value, list):
-            _refuse_missing_package(component, config_of(component), model)
     family = recognise(index, config_of)
     multiple = 1 if family is None else size_multiple(family, config_of)
     return Recognised(class_name, family, multiple)
-
-
-def _refuse_missing_package(component: str, config: Mapping[str, Any], model: str) -> None:
-    quantised = config.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    package = _PACKAGES.get(str(method))
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise WeightsError(
-            f"{model}: {component} has weights quantised by {method}, which is not installed",
-            hint=f"install {package}, or name a model with plain weights",
-        )
 
 
 def is_loaded_by_name(class_name: str) -> bool:
