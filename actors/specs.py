@@ -61,6 +61,8 @@ class GeneratorSpec:
     parents: Decoder | None = None
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     """Name and options."""
+    gpu_share: float = 1.0
+    """Of a GPU's memory."""
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -82,6 +84,7 @@ class GeneratorSpec:
             asked=self.asked,
             parents=self.parents,
             scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
+            gpu_share=self.gpu_share,
         )
 
 
@@ -247,6 +250,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         asked=asked(config),
         parents=_parents(config, storage_uri),
         scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
+        gpu_share=min(1.0, config.actors.gpus_per_generator) if on_gpu else 1.0,
     )
 
 

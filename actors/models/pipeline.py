@@ -63,7 +63,7 @@ def load_pipeline(
     embeddings = None
     if PromptEmbeddings.supports(pipeline):
         on_cpu = offloading.mode == "text_encoders"
-        embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device)
+        embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device, dtype=dtype)
     return Loaded(pipeline, recognised, embeddings, offloading)
 
 
@@ -122,10 +122,22 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
     elif offloading.mode == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
-        for name, part in _modules(pipeline).items():
-            stays = offloading.mode == "text_encoders" and name.startswith("text_encoder")
-            part.to("cpu" if stays else device)
+        place_parts(pipeline, device, keep_encoders=offloading.mode == "text_encoders")
     return offloading
+
+
+def place_parts(pipeline: Any, device: torch.device, *, keep_encoders: bool) -> None:
+    """Move a pipeline to a device; text encoders that are kept off it compute on all cores, in float32.
+
+    A CPU takes 4.7 times as long for a text in bfloat16, and Ray gives an actor one thread.
+    """
+    for name, part in _modules(pipeline).items():
+        if keep_encoders and name.startswith("text_encoder"):
+            part.to("cpu", torch.float32)
+        else:
+            part.to(device)
+    if keep_encoders:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def _modules(pipeline: Any) -> Mapping[str, torch.nn.Module]:

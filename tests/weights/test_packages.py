@@ -59,7 +59,7 @@ PIPELINE = {"_class_name": "X", "tokenizer": ["transformers", "T5Tokenizer"]}
 )
 def test_a_tokenizer_without_its_vocabulary_is_refused_by_its_files(kind, config, folder, weights):
     names = [f"{folder}tokenizer_config.json", *filter(None, [weights]), "config.json", "model_index.json"]
-    with pytest.raises(WeightsError, match="has no vocabulary, only .*tokenizer_config.json"):
+    with pytest.raises(WeightsError, match=r"has no vocabulary, only .*tokenizer_config.json"):
         needed_files(names, config, None, kind, "a model")
     whole = needed_files([*names, f"{folder}tokenizer.json"], config, None, kind, "a model")
     assert f"{folder}tokenizer.json" in whole

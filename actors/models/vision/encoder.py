@@ -19,7 +19,7 @@ import transformers
 from PIL import Image
 from torchvision.transforms import Compose
 
-from actors.models.device import pick_device, use_threads
+from actors.models.device import pick_device, use_full_float32, use_threads
 from actors.models.vision.backbone import Backbone
 from actors.models.vision.layer_features import layer_features
 from actors.weights import resolve as weights
@@ -82,6 +82,7 @@ class Encoder:
         self._backbone = backbone
         self.device = pick_device(device)
         use_threads(self.device, threads)
+        use_full_float32(self.device)
         self.name = model
         self.folder = folder = weights.resolve(model, revision, None, "verifier")
         self.revision = weights.identity(model, revision, folder)
