@@ -25,7 +25,9 @@ _SPREAD = {"initializer_range": 0.2}  # far from even odds
 Save = Callable[[Path], None]
 
 
-def _tokenizer(image: Sequence[str] = ("<image>",), begin: bool = False, **named: str) -> Any:
+def _tokenizer(
+    image: Sequence[str] = ("<image>",), begin: bool = False, named: Mapping[str, str] | None = None
+) -> Any:
     """Every byte is a token, and so are the answers and the tokens that stand for an image."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*_SPECIAL, *image, *alphabet, *ANSWERS]
@@ -41,7 +43,7 @@ def _tokenizer(image: Sequence[str] = ("<image>",), begin: bool = False, **named
         eos_token="<eos>",
         unk_token="<unk>",
         additional_special_tokens=list(image),
-        **({"extra_special_tokens": named} if named else {}),
+        **({"extra_special_tokens": dict(named)} if named else {}),
     )
 
 
@@ -137,7 +139,7 @@ def _qwen(kind: str, text: Mapping[str, Any], vision: Mapping[str, Any], pixels:
         tokenizer = _tokenizer(_QWEN_TOKENS)
         start, end, image, video = map(tokenizer.convert_tokens_to_ids, _QWEN_TOKENS)
         config = getattr(transformers, f"{kind}Config")(
-            text_config=_text(tokenizer) | text,
+            text_config={**_text(tokenizer), **text},
             vision_config={**_SPREAD, "depth": 2, "num_heads": 2, **vision},
             vision_start_token_id=start,
             vision_end_token_id=end,
@@ -190,7 +192,7 @@ def _internvl(folder: Path) -> None:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    tokenizer = _tokenizer(tuple(named.values()), **named)
+    tokenizer = _tokenizer(tuple(named.values()), named=named)
     config = transformers.InternVLConfig(
         vision_config=transformers.InternVLVisionConfig(
             **{**_VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
@@ -232,7 +234,7 @@ def _gemma3(folder: Path) -> None:
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     }
-    tokenizer = _tokenizer(tuple(named.values()), begin=True, **named)
+    tokenizer = _tokenizer(tuple(named.values()), begin=True, named=named)
     config = transformers.Gemma3Config(
         vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False),
         text_config=transformers.Gemma3TextConfig(**_text(tokenizer, head_dim=16)),

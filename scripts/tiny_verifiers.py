@@ -66,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
 
 def config_of(kind: Kind) -> dict[str, Any]:
     """As published, with small towers."""
-    config = open_clip.get_model_config(kind.published)
+    config: dict[str, Any] = open_clip.get_model_config(kind.published)
     vision, text = config["vision_cfg"], config["text_cfg"]
     if kind.vision is not _TOWER or "timm_model_name" not in vision:
         vision |= kind.vision

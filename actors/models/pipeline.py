@@ -168,11 +168,16 @@ def _compile(pipeline: Any, source: Source, offloading: Offloading) -> None:
             hint="set generation.compile to false, or use a GPU with more memory",
         )
     _use_own_compile_cache()
+    compile_parts(pipeline)
+
+
+def compile_parts(pipeline: Any, **options: Any) -> None:
+    """Have the denoiser and the decoder compiled at their first call; `options` are torch.compile's."""
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if denoiser is not None:
-        denoiser.compile(fullgraph=True, dynamic=False)
+        denoiser.compile(fullgraph=True, dynamic=False, **options)
     if getattr(pipeline, "vae", None) is not None:
-        pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False)
+        pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False, **options)
 
 
 def _use_own_compile_cache() -> None:

@@ -12,13 +12,15 @@ import jinja2
 
 from benchmarking.record import RESULTS
 
-PAGES = {name: RESULTS.parent / "docs" / f"{name}.md" for name in ("models", "performance", "reliability")}
+PAGES = {
+    name: RESULTS.parent / "docs" / f"{name}.md" for name in ("gpu", "models", "performance", "reliability")
+}
 """Each has its template beside this file."""
 
 
 @click.command("page")
 def command() -> None:
-    """Write docs/models.md, docs/performance.md and docs/reliability.md."""
+    """Write docs/gpu.md, docs/models.md, docs/performance.md and docs/reliability.md."""
     for name, path in PAGES.items():
         path.write_text(page(name))
         click.echo(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -301,3 +302,13 @@ def test_a_half_precision_model_keeps_an_image_from_its_neighbours(folder_of):
     assert generator._pipeline.transformer.dtype == torch.bfloat16
     batch = [request_(7, "a very long prompt of a basic pizza with olives, on a table"), request_()]
     np.testing.assert_array_equal(generator.generate(batch, 5.0)[0][1], image(generator))
+
+
+@pytest.mark.parametrize("name", ["QwenImagePipeline", "ZImagePipeline", "Lumina2Pipeline"])
+def test_compiling_a_family_that_cannot_be_compiled_is_refused_with_the_reason(name):
+    family = FAMILIES[name]
+    asked = Asked((), (5.0,), (), 64, 64, "auto", compiled=True)
+    [problem] = find_problems(family, 1, asked)
+    assert problem.startswith("generation.compile")
+    assert family.compile_fault in problem
+    assert find_problems(family, 1, dataclasses.replace(asked, compiled=False)) == []

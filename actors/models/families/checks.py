@@ -38,6 +38,7 @@ class Asked:
     width: int
     height: int
     offload: str
+    compiled: bool = False
 
 
 def asked(config: Config) -> Asked:
@@ -59,6 +60,7 @@ def asked(config: Config) -> Asked:
         width=generation.width,
         height=generation.height,
         offload=generation.offload,
+        compiled=generation.compile,
     )
 
 
@@ -83,6 +85,7 @@ def find_problems(family: Family, multiple: int, asked: Asked) -> list[str]:
         *_idle_negatives(family, asked),
         *_wrong_size(family, multiple, asked),
         *_idle_offload(family, asked),
+        *_no_compile(family, asked),
     ]
 
 
@@ -122,6 +125,14 @@ def _idle_offload(family: Family, asked: Asked) -> Iterator[str]:
         yield (
             f"generation.offload: text_encoders would have {family.name} encode every prompt again on the"
             " CPU; set it to auto or model"
+        )
+
+
+def _no_compile(family: Family, asked: Asked) -> Iterator[str]:
+    if asked.compiled and family.compile_fault:
+        yield (
+            f"generation.compile: true does not work with {family.name}: {family.compile_fault};"
+            " set it to false"
         )
 
 

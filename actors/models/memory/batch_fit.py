@@ -17,14 +17,12 @@ def fit_batch(warm_up: WarmUp, device: torch.device, reserved_share: float) -> i
     """The largest batch, estimated from the memory of batches of one and two, minus the share of the GPU that
     is reserved for other processes. 1 if two images do not fit."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    sizes: list[int] = []
-    for size in (1, 2):
-        taken = _measure(warm_up, size, device)
-        torch.cuda.empty_cache()
-        if taken is None:
-            return 1
-        sizes.append(taken)
-    return largest_batch(*sizes, free_bytes - int(reserved_share * total_bytes))
+    one = _measure(warm_up, 1, device)
+    two = None if one is None else _measure(warm_up, 2, device)
+    torch.cuda.empty_cache()
+    if one is None or two is None:
+        return 1
+    return largest_batch(one, two, free_bytes - int(reserved_share * total_bytes))
 
 
 def _measure(warm_up: WarmUp, size: int, device: torch.device) -> int | None:
