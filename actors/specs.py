@@ -63,6 +63,8 @@ class GeneratorSpec:
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     """Name and options."""
     loras: tuple[LoraConfig, ...] = ()
+    gpu_share: float = 1.0
+    """Of a GPU's memory."""
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -85,6 +87,7 @@ class GeneratorSpec:
             parents=self.parents,
             scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
             loras=self.loras,
+            gpu_share=self.gpu_share,
         )
 
 
@@ -251,6 +254,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         parents=_parents(config, storage_uri),
         scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
         loras=tuple(lora.model_copy(update={"model": _located(lora.model)}) for lora in wanted.loras),
+        gpu_share=min(1.0, config.actors.gpus_per_generator) if on_gpu else 1.0,
     )
 
 

@@ -90,7 +90,16 @@ def _fit_gpus(resources: Resources, wanted: ActorsConfig, batches: int) -> Fleet
             f"{counted(generators, 'generator')}: {why}",
             f"{counted(verifiers, 'verifier')} beside them: "
             f"{_why_per_generators(wanted.verifiers, 'actors.verifiers')}",
+            *_idle_gpus(per_generator),
         ),
+    )
+
+
+def _idle_gpus(per_generator: float) -> tuple[str, ...]:
+    if per_generator <= 1:
+        return ()
+    return (
+        f"each generator uses 1 of its {per_generator:g} GPUs; set actors.gpus_per_generator to 1 or less",
     )
 
 

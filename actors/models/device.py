@@ -32,6 +32,14 @@ def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float16, "the GPU has no bfloat16"
 
 
+def use_full_float32(device: torch.device) -> None:
+    """Keep TensorFloat-32 out of this process: cuDNN's convolutions use it by default, and it keeps 10 bits
+    of a number's 23."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def use_threads(device: torch.device, threads: int | None) -> None:
     """Set torch's number of CPU threads if it computes on the CPU; None keeps its default."""
     if device.type == "cpu" and threads is not None:

@@ -22,13 +22,20 @@ import numpy as np
 import torch
 
 from actors.models.conditioning.image_to_image import ImageToImage
-from actors.models.device import device_name, pick_device, pick_dtype, use_threads
+from actors.models.device import (
+    device_name,
+    pick_device,
+    pick_dtype,
+    use_full_float32,
+    use_threads,
+)
 from actors.models.families import calls
 from actors.models.families.checks import Asked, refuse
 from actors.models.families.probe import Probe
 from actors.models.families.table import Family
+from actors.models.memory.batch_fit import fit_batch, halve_until_it_fits
+from actors.models.memory.limits import is_out_of_memory, limit_memory
 from actors.models.node_lock import one_at_a_time
-from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
 from actors.models.scheduler import SchedulerChoice
 from actors.weights import resolve as weights
@@ -53,6 +60,7 @@ log = logging.getLogger(__name__)
 class Generator:
     """A pipeline on one device. `device` is `auto`, `cuda` or `cpu`; `dtype` and `offload` as in the config.
 
+    `gpu_share` is the share of a GPU's memory that this process may take; the rest is the verifier's.
     A `batch_size` of `auto` is as large as fits beside the weights; on a CPU it is 8. Where images would
     depend on their neighbours, it is 1. ConfigError if a setting that was `asked` for has no effect.
     """
@@ -75,10 +83,14 @@ class Generator:
         parents: Decoder | None = None,
         scheduler: SchedulerChoice | None = None,
         loras: tuple[LoraConfig, ...] = (),
+        gpu_share: float = 1.0,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
+        limit_memory(self.device, gpu_share)
         self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
+        if self.dtype == torch.float32:
+            use_full_float32(self.device)
         self.width, self.height, self.steps = width, height, steps
         self.model = model
         folder = weights.resolve(model, revision, variant, "generator")
@@ -89,6 +101,7 @@ class Generator:
             source, self.dtype, self.device, pixels=pixels, offload=offload, compiled=compiled
         )
         self._pipeline = self._loaded.pipeline
+        self._vae_dtype = getattr(getattr(self._pipeline, "vae", None), "dtype", self.dtype)
         self._conditioned: ImageToImage | None = None
         if parents is not None:
             self._conditioned = ImageToImage(self._pipeline, parents, width, height, model)
@@ -96,14 +109,15 @@ class Generator:
         self.family = self._find_family()
         if asked is not None:
             refuse(self.family, self._loaded.recognised.multiple, asked)
+        self._warm_up_scales = _warm_up_scales(self.family, asked)
         if self.family.alone:
             batch_size = 1
         self.batch_size = AUTO_BATCH_ON_CPU if batch_size == "auto" else batch_size
         if batch_size == "auto" and self.device.type == "cuda":
-            self.batch_size = self._largest_batch()
+            self.batch_size = fit_batch(self._warm_up, self.device, max(RESERVED_SHARE, 1.0 - gpu_share))
         if compiled:
             with one_at_a_time("compile"):  # the first one fills a cache, the others read it
-                self._warm_up()
+                self.batch_size = halve_until_it_fits(self._warm_up, self.batch_size)
 
     def _find_family(self) -> Family:
         known = self._loaded.recognised
@@ -132,7 +146,9 @@ class Generator:
         while True:
             try:
                 parts = [self._generate_batch(part, guidance) for part in _parts(requests, self.batch_size)]
-            except torch.cuda.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch_size == 1:
                     raise self._too_large() from error
             else:
@@ -160,27 +176,17 @@ class Generator:
         if self.family.alone:
             yield f"one image at a time, because {self.family.alone}"
 
-    def _largest_batch(self) -> int:
-        """Estimated from the memory of batches of one and two, minus the share reserved for others."""
-        free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
-        one, two = (self._measure_batch_memory(size) for size in (1, 2))
-        torch.cuda.empty_cache()
-        return largest_batch(one, two, free_bytes - int(RESERVED_SHARE * total_bytes))
-
-    def _measure_batch_memory(self, size: int) -> int:
+    def _warm_up(self, size: int) -> None:
+        """Generate throw-away batches in two steps, which run every part of the pipeline: one with guidance
+        and one without, if a run has both, because their shapes differ."""
         self.batch_size = size
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self._warm_up()
-        return torch.cuda.max_memory_allocated(self.device) - before
-
-    def _warm_up(self) -> None:
-        """Generate a throw-away batch in two steps, which run every part of the pipeline."""
         steps, self.steps = self.steps, 2
         try:
-            self._generate_batch([Request("", "", 0)], WARM_UP_GUIDANCE)
+            for scale in self._warm_up_scales:
+                self._generate_batch([Request("", "", 0)], scale)
         finally:
             self.steps = steps
+            _restore_autoencoder(self._pipeline, self._vae_dtype)
 
     def _generate_batch(
         self, requests: Sequence[Request], guidance: float | None
@@ -232,6 +238,7 @@ class Generator:
         }
 
     def _halve_batch(self) -> None:
+        _restore_autoencoder(self._pipeline, self._vae_dtype)
         torch.cuda.empty_cache()
         self.batch_size //= 2
         log.warning("out of CUDA memory: batches of %d from here on", self.batch_size)
@@ -242,6 +249,20 @@ class Generator:
             f" {device_name(self.device)}",
             hint="lower generation.width and generation.height, or reserve the GPU for the generator",
         )
+
+
+def _restore_autoencoder(pipeline: Any, dtype: torch.dtype) -> None:
+    """SDXL in float16 decodes in float32, and stays there if memory runs out meanwhile: its next batch would
+    mix both."""
+    vae = getattr(pipeline, "vae", None)
+    if vae is not None and vae.dtype != dtype:
+        vae.to(dtype=dtype)
+
+
+def _warm_up_scales(family: Family, asked: Asked | None) -> list[float]:
+    """A guidance scale that acts and one that does not, as far as a run has them."""
+    scales = (WARM_UP_GUIDANCE,) if asked is None else asked.every_guidance
+    return [*{family.guides(scale): scale for scale in scales}.values()] or [WARM_UP_GUIDANCE]
 
 
 class _FiniteLatents:

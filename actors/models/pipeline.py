@@ -20,6 +20,7 @@ from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
+from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.config.loras import LoraConfig
 from balancer.errors import UnavailableError
 from balancer.storage.cache import private_folder
@@ -66,7 +67,7 @@ def load_pipeline(
     embeddings = None
     if PromptEmbeddings.supports(pipeline):
         on_cpu = offloading.mode == "text_encoders"
-        embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device)
+        embeddings = PromptEmbeddings(pipeline, torch.device("cpu") if on_cpu else device, dtype=dtype)
     return Loaded(pipeline, recognised, embeddings, offloading)
 
 
@@ -86,6 +87,8 @@ def _from_folder(source: Source, class_name: str, dtype: torch.dtype) -> Any:
             **_without_watermark(class_name),
         )
     pipeline.set_progress_bar_config(disable=True)
+    for name, part in pipeline.components.items():
+        refuse_empty_vocabulary(part, source.model, name)
     return pipeline
 
 
@@ -123,10 +126,22 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
     elif offloading.mode == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
-        for name, part in _modules(pipeline).items():
-            stays = offloading.mode == "text_encoders" and name.startswith("text_encoder")
-            part.to("cpu" if stays else device)
+        place_parts(pipeline, device, keep_encoders=offloading.mode == "text_encoders")
     return offloading
+
+
+def place_parts(pipeline: Any, device: torch.device, *, keep_encoders: bool) -> None:
+    """Move a pipeline to a device; text encoders that are kept off it compute on all cores, in float32.
+
+    A CPU takes 4.7 times as long for a text in bfloat16, and Ray gives an actor one thread.
+    """
+    for name, part in _modules(pipeline).items():
+        if keep_encoders and name.startswith("text_encoder"):
+            part.to("cpu", torch.float32)
+        else:
+            part.to(device)
+    if keep_encoders:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def _modules(pipeline: Any) -> Mapping[str, torch.nn.Module]:
@@ -157,11 +172,16 @@ def _compile(pipeline: Any, source: Source, offloading: Offloading) -> None:
             hint="set generation.compile to false, or use a GPU with more memory",
         )
     _use_own_compile_cache()
+    compile_parts(pipeline)
+
+
+def compile_parts(pipeline: Any, **options: Any) -> None:
+    """Have the denoiser and the decoder compiled at their first call; `options` are torch.compile's."""
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if denoiser is not None:
-        denoiser.compile(fullgraph=True, dynamic=False)
+        denoiser.compile(fullgraph=True, dynamic=False, **options)
     if getattr(pipeline, "vae", None) is not None:
-        pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False)
+        pipeline.vae.decode = torch.compile(pipeline.vae.decode, fullgraph=True, dynamic=False, **options)
 
 
 def _use_own_compile_cache() -> None:

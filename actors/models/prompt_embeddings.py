@@ -23,10 +23,18 @@ _PIPELINES = (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipe
 
 
 class PromptEmbeddings:
-    """The embeddings of a pipeline's texts. `device` is where its text encoders compute."""
+    """The embeddings of a pipeline's texts. `device` is where its text encoders compute, `dtype` what the
+    pipeline computes with; None if that is the encoders' own."""
 
-    def __init__(self, pipeline: Any, device: torch.device, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        device: torch.device,
+        max_bytes: int = MAX_BYTES,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._pipeline, self._device, self._max_bytes = pipeline, device, max_bytes
+        self._dtype = dtype
         self._known: OrderedDict[str, _Embedded] = OrderedDict()
         self._bytes = 0
 
@@ -67,7 +75,9 @@ class PromptEmbeddings:
         encoded = self._pipeline.encode_prompt(
             text, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        return tuple(part.cpu() for part in encoded[::2])  # without the negative ones, which are None
+        return tuple(
+            part.to("cpu", self._dtype) for part in encoded[::2]
+        )  # without the negative ones, which are None
 
 
 def _size(embedded: _Embedded) -> int:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from actors.models.device import pick_device
+from actors.models.device import pick_device, use_full_float32
 from actors.models.pretrained import load_pretrained
 from actors.weights.view import wrap_model_errors
 from balancer.errors import WeightsError
@@ -25,6 +25,7 @@ class SafetyChecker:
 
     def __init__(self, model: str, revision: str | None, labels: Sequence[str], device: str = "auto") -> None:
         self.device = pick_device(device)
+        use_full_float32(self.device)
         self.model = model
         self._model, self._processor, folder, self.revision = load_pretrained(
             transformers.AutoModelForImageClassification,

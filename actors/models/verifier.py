@@ -1,8 +1,14 @@
 """The verifier: an open_clip model behind one plain class.
 
 A value has several wordings; its text embedding is the normalised mean of theirs. The probabilities of a
-property are the softmax of the scaled similarities to its values, divided by the property's temperature, or
-what its head makes of them.
+property are the softmax of the model's logits of its values, divided by the property's temperature, or what
+its head makes of them.
+
+That holds for models trained with a sigmoid as well (Zhai et al. 2023, Sigmoid Loss for Language Image
+Pre-Training, eq. 1): there, the logit z of a text is its own log odds, P = sigmoid(z). The values of a
+property exclude each other, and given that exactly one of them is true,
+P(i | one) = sigmoid(z_i) prod_j!=i (1 - sigmoid(z_j)) / sum = exp(z_i) / sum_j exp(z_j),
+because each term is exp(z_i) times the same product. The bias cancels.
 Batches have a fixed size, so a measurement does not depend on the number of images.
 """
 

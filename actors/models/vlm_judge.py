@@ -20,6 +20,7 @@ from actors.models.device import pick_device, pick_dtype
 from actors.models.pretrained import load_pretrained
 from actors.weights import chat_template
 from actors.weights.view import wrap_model_errors
+from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.cells import Cell
 from balancer.errors import WeightsError
 
@@ -29,6 +30,8 @@ the position in a batch."""
 
 _HINT = "verification.second_judge.model must name a vision-language model that transformers has built in"
 _IMAGE_TOKEN = "<image>"
+_ENDS_LINES = (transformers.PaliGemmaProcessor,)
+"""Processors that put a new line after the question, as their models were trained, and none before it."""
 
 
 class VlmJudge:
@@ -60,6 +63,14 @@ class VlmJudge:
         )
         with wrap_model_errors(folder, model, _HINT):
             self._prepare(question, properties)
+            self._refuse_unusable()
+
+    def _refuse_unusable(self) -> None:
+        """Ask once: what fails now would fail for every image, and be tried again each time."""
+        grey = np.full((64, 64, 3), 90, np.uint8)
+        [likely] = self._ask([(grey, self._longest)], INTERNAL_BATCH[self.device.type])
+        if not 0.0 <= likely <= 1.0:
+            raise WeightsError(f"{self.model}: gives no numbers for a grey image", hint=_HINT)
 
     def _prepare(self, question: str, properties: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         model, tokenizer = self.model, _get_tokenizer(self._processor, self.model)
@@ -103,7 +114,7 @@ class VlmJudge:
         return likely
 
     def _inputs(self, asked: Sequence[tuple[np.ndarray, str]], **padding: Any) -> Any:
-        return self._processor(
+        inputs = self._processor(
             text=[prompt for _, prompt in asked],
             images=[[Image.fromarray(image)] for image, _ in asked],
             padding_side="left",  # the answer comes last
@@ -111,6 +122,8 @@ class VlmJudge:
             **self._options["processor"],
             **padding,
         )
+        inputs.pop("labels", None)  # PaliGemma's, for training
+        return inputs
 
     def _length(self, shape: tuple[int, ...]) -> int:
         """Tokens of the longest question with an image of this shape."""
@@ -124,6 +137,7 @@ def _get_tokenizer(processor: Any, model: str) -> Any:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         raise WeightsError(f"{model}: its processor does not take both images and text", hint=_HINT)
+    refuse_empty_vocabulary(tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -149,7 +163,8 @@ def _prompts(questions: Sequence[str], processor: Any, model: str) -> list[str]:
         template = template.get("default")
     if template is None:
         token = getattr(processor, "image_token", _IMAGE_TOKEN)
-        return [f"{token}\n{question}" for question in questions]
+        after = "" if isinstance(processor, _ENDS_LINES) else "\n"
+        return [f"{token}{after}{question}" for question in questions]
     conversations = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         for question in questions

@@ -35,6 +35,12 @@ TOKENIZER = frozenset(
     " vocab.txt vocab.bpe spiece.model spm.model sentencepiece.model sentencepiece.bpe.model tokenizer.model"
     " tiktoken.model source.spm target.spm normalizer.json".split()
 )
+_VOCABULARIES = TOKENIZER - frozenset(
+    "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt normalizer.json".split()
+)
+_WITHOUT_VOCABULARY = ("ByT5", "Canine", "Perceiver")
+"""Tokenizers of bytes and characters."""
+
 _ARCHITECTURE = frozenset({"config.json", "generation_config.json"})
 _PROCESSOR = frozenset(
     "preprocessor_config.json processor_config.json video_preprocessor_config.json chat_template.json"
@@ -78,6 +84,8 @@ def needed_files(
     """
     names = sorted(names)
     small = small_files(names, config, kind, model)
+    for folder in _tokenizer_folders(config, kind, small):
+        _refuse_no_vocabulary(folder, small, model)
     here = [name for name in names if "/" not in name]
     if kind == "verifier":
         return [*small, _verifier_weights(here, model)]
@@ -93,6 +101,29 @@ def needed_files(
             f"{model}: no weights of variant {variant!r}", hint="correct or remove generation.variant"
         )
     return small + weights
+
+
+def _tokenizer_folders(config: Mapping[str, Any], kind: ModelKind, small: Sequence[str]) -> list[str]:
+    """The folders, each ending in / or empty, in which a loader looks for a vocabulary."""
+    if kind == "generator":
+        named = {name: value for name, value in config.items() if isinstance(value, list) and len(value) == 2}
+        return [
+            f"{name}/"
+            for name, value in named.items()
+            if "Tokenizer" in str(value[1]) and not str(value[1]).startswith(_WITHOUT_VOCABULARY)
+        ]
+    is_needed = _has_own_tokenizer(config) if kind == "verifier" else kind == "second judge"
+    return [""] if is_needed and "tokenizer_config.json" in small else []
+
+
+def _refuse_no_vocabulary(folder: str, small: Sequence[str], model: str) -> None:
+    """transformers makes a tokenizer without its vocabulary, to which all words are the same."""
+    here = [name.removeprefix(folder) for name in small if name.startswith(folder)]
+    if here and not _VOCABULARIES.intersection(here):
+        raise IncompleteError(
+            f"{model}: {folder or 'its tokenizer'} has no vocabulary, only {', '.join(here)}",
+            hint=INCOMPLETE_HINT,
+        )
 
 
 def small_files(names: Iterable[str], config: Mapping[str, Any], kind: ModelKind, model: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,7 @@ from actors.weights.file_rules import (
     small_files,
 )
 from actors.weights.hashes import combine_hashes, weight_files, weights_sha256
+from actors.weights.packages import refuse_missing_packages
 from actors.weights.view import check_files, list_files, read_checked_config, read_config
 from balancer.config.schema import EMBEDDED_MODEL, MAX_EMBEDDING_DIM, Config
 from balancer.errors import WeightsError
@@ -235,9 +236,14 @@ def _needed(folder: Path, model: str, variant: str | None, kind: ModelKind) -> l
     names = list_files(folder)
     marker = read_config(folder, MARKER[kind], model)
     # Refuse bad configs even if files are missing.
-    for name in filter(is_config, small_files(names, marker, kind, model)):
-        read_checked_config(folder, name, model)
+    small = small_files(names, marker, kind, model)
+    _check_small(folder, small, model)
     return needed_files(names, marker, variant, kind, model)
+
+
+def _check_small(folder: Path, small: Sequence[str], model: str) -> None:
+    configs = {name: read_checked_config(folder, name, model) for name in filter(is_config, small)}
+    refuse_missing_packages(small, configs, model)
 
 
 def _cached(model: str, commit: str, variant: str | None, kind: ModelKind) -> Path | None:
@@ -259,8 +265,6 @@ def _files_on_hub(model: str, commit: str, variant: str | None, kind: ModelKind)
             hint=hub.place_hint(kind),
         )
     marker = read_config(hub.download(model, commit, kind, [MARKER[kind]]), MARKER[kind], model)
-    configs = [name for name in small_files(there, marker, kind, model) if is_config(name)]
-    folder = hub.download(model, commit, kind, configs)
-    for name in configs:
-        read_checked_config(folder, name, model)
+    small = small_files(there, marker, kind, model)
+    _check_small(hub.download(model, commit, kind, [*filter(is_config, small)]), small, model)
     return {name: there[name] for name in needed_files(there, marker, variant, kind, model)}

@@ -14,14 +14,14 @@ from benchmarking.record import RESULTS
 
 PAGES = {
     name: RESULTS.parent / "docs" / f"{name}.md"
-    for name in ("adaptation", "models", "performance", "reliability")
+    for name in ("adaptation", "gpu", "models", "performance", "reliability")
 }
 """Each has its template beside this file."""
 
 
 @click.command("page")
 def command() -> None:
-    """Write docs/adaptation.md, models.md, performance.md and reliability.md."""
+    """Write the pages of docs/ that show figures."""
     for name, path in PAGES.items():
         path.write_text(page(name))
         click.echo(path)

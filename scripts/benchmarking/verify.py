@@ -72,7 +72,7 @@ def _typicality(verifier: Verifier, pixels: np.ndarray) -> Typicality:
 
 def _full_size(images: int, repeats: int) -> dict[str, Any]:
     """The work all three have in common: preprocessing, image embeddings, probabilities of one property."""
-    from actors.models.vision.encoder import batched
+    from actors.models.vision.encoder import preprocessed
 
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     tokenize = open_clip.get_tokenizer("ViT-B-32")
@@ -80,14 +80,12 @@ def _full_size(images: int, repeats: int) -> dict[str, Any]:
         "class": [[f"a photo of thing {v}, wording {w}" for w in range(WORDINGS)] for v in range(VALUES)]
     }
     pixels = _pictures(images, 512)
-    preprocess = batched(transform)
     embeddings = _text_embeddings(model, tokenize, texts["class"])
 
     @torch.inference_mode()
     def ours() -> None:
         for start in range(0, images, 4):
-            batch = torch.from_numpy(pixels[start : start + 4]).permute(0, 3, 1, 2)
-            seen = model.encode_image(preprocess(batch), normalize=True)
+            seen = model.encode_image(preprocessed(transform, pixels[start : start + 4]), normalize=True)
             (100 * seen @ embeddings.T).softmax(-1)
 
     processor = transformers.CLIPImageProcessor()

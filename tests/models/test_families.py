@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from actors.models.families import probe, table
 from actors.models.families.checks import Asked, find_problems, recognise_folder, refuse
 from actors.models.families.table import ALWAYS, FAMILIES, Family, sizes_that_work
 from actors.models.generator import Generator
+from actors.weights import resolve as weights
 from balancer.errors import ConfigError, WeightsError
 from balancer.scheduling.prompts import Request
 from tiny_pipelines import PIPELINES, VARIANTS, save_pipeline
@@ -290,9 +292,9 @@ def test_weights_quantised_by_a_missing_package_are_refused_before_they_are_load
     (tmp_path / "transformer" / "config.json").write_text(
         '{"quantization_config": {"quant_method": "bitsandbytes"}}'
     )
-    with pytest.raises(WeightsError, match="transformer has weights quantised by bitsandbytes") as error:
-        recognise_folder(tmp_path, "a model")
-    assert error.value.hint.startswith("install bitsandbytes")
+    with pytest.raises(WeightsError, match="bitsandbytes, which is not installed: transformer/") as error:
+        weights.check(str(tmp_path), None, None, "generator")
+    assert error.value.hint == "pip install bitsandbytes"
 
 
 def test_a_half_precision_model_keeps_an_image_from_its_neighbours(folder_of):
@@ -300,3 +302,13 @@ def test_a_half_precision_model_keeps_an_image_from_its_neighbours(folder_of):
     assert generator._pipeline.transformer.dtype == torch.bfloat16
     batch = [request_(7, "a very long prompt of a basic pizza with olives, on a table"), request_()]
     np.testing.assert_array_equal(generator.generate(batch, 5.0)[0][1], image(generator))
+
+
+@pytest.mark.parametrize("name", ["QwenImagePipeline", "ZImagePipeline", "Lumina2Pipeline"])
+def test_compiling_a_family_that_cannot_be_compiled_is_refused_with_the_reason(name):
+    family = FAMILIES[name]
+    asked = Asked((), (5.0,), (), 64, 64, "auto", compiled=True)
+    [problem] = find_problems(family, 1, asked)
+    assert problem.startswith("generation.compile")
+    assert family.compile_fault in problem
+    assert find_problems(family, 1, dataclasses.replace(asked, compiled=False)) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from actors.models.generator import Generator
+from actors.models.device import use_full_float32
+from actors.models.families.checks import Asked
+from actors.models.generator import Generator, _warm_up_scales
+from actors.models.memory.batch_fit import fit_batch, halve_until_it_fits
+from actors.models.memory.limits import is_out_of_memory, limit_memory
+from actors.models.pipeline import place_parts
 from actors.models.prompt_embeddings import PromptEmbeddings
 from balancer.errors import UnavailableError, WeightsError
 from balancer.scheduling.prompts import Request
@@ -341,8 +347,133 @@ def test_an_automatic_batch_is_what_fits_into_the_memory_of_the_gpu(sdxl, monkey
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: allocated[sdxl.batch_size])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(sdxl, "batch_size", 1)
-    assert sdxl._largest_batch() == 4
+    assert fit_batch(sdxl._warm_up, sdxl.device, 0.15) == 4
     assert sdxl.steps == 2  # as configured: a warm-up does not change it
+
+
+def exhausted(message: str = "CUDA out of memory") -> RuntimeError:
+    return torch.OutOfMemoryError(message)
+
+
+def test_an_automatic_batch_is_one_image_where_two_do_not_fit(monkeypatch):
+    for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))
+
+    def of_one(size: int) -> None:
+        if size > 1:
+            raise exhausted()
+
+    assert fit_batch(of_one, torch.device("cpu"), 0.15) == 1
+
+
+def test_the_warm_up_before_compiling_halves_a_batch_that_does_not_fit():
+    sizes = []
+
+    def of_two(size: int) -> None:
+        sizes.append(size)
+        if size > 2:
+            raise exhausted()
+
+    assert halve_until_it_fits(of_two, 8) == 2
+    assert sizes == [8, 4, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        halve_until_it_fits(lambda size: (_ for _ in ()).throw(exhausted()), 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (exhausted(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("The size of tensor a (16) must match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, is_one):
+    assert is_out_of_memory(error) is is_one
+
+
+def test_a_library_without_memory_of_its_own_halves_a_batch_as_well(sdxl, monkeypatch):
+    pipeline, sizes = sdxl._pipeline, []
+
+    def of_two(**arguments: Any) -> Any:
+        sizes.append(len(arguments["generator"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return pipeline(**arguments)
+
+    monkeypatch.setattr(sdxl, "_pipeline", of_two)
+    monkeypatch.setattr(sdxl, "batch_size", 4)
+    sdxl.generate([request_()], 5.0)
+    assert sizes == [4, 2]
+
+
+def test_an_autoencoder_that_was_left_in_float32_is_brought_back_before_the_next_batch(sdxl_folder):
+    generator = load(sdxl_folder, dtype="bfloat16")
+    pipeline = generator._pipeline
+    dtypes = []
+
+    class Upcasting:
+        vae = pipeline.vae
+        scheduler = pipeline.scheduler
+
+        def __call__(self, **arguments: Any) -> Any:
+            dtypes.append(self.vae.dtype)
+            if len(arguments["generator"]) > 2:
+                self.vae.to(dtype=torch.float32)
+                raise exhausted()
+            return pipeline(**arguments)
+
+    generator._pipeline = Upcasting()
+    generator.generate([request_()], 5.0)
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"), [((5.0, 7.0), [True]), ((0.0,), [False]), ((5.0, 1.0), [True, False])]
+)
+def test_a_warm_up_has_the_shapes_that_a_run_asks_for(sdxl, scales, expected):
+    asked = Asked((), scales, (), 64, 64, "auto")
+    assert [sdxl.family.guides(scale) for scale in _warm_up_scales(sdxl.family, asked)] == expected
+
+
+def test_a_generator_beside_a_verifier_is_kept_to_its_share_of_the_memory(monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share)
+    )
+    limit_memory(torch.device("cuda"), 0.9)
+    limit_memory(torch.device("cuda"), 1.0)
+    limit_memory(torch.device("cpu"), 0.9)
+    assert limits == [0.9]
+
+
+def test_text_encoders_that_stay_off_the_gpu_compute_in_float32_and_give_what_the_pipeline_takes(sdxl_folder):
+    pipeline = load(sdxl_folder, dtype="bfloat16")._pipeline
+    usual = PromptEmbeddings(pipeline, torch.device("cpu"))._encode("a burnt pizza")
+    threads = torch.get_num_threads()
+    try:
+        place_parts(pipeline, torch.device("meta"), keep_encoders=True)  # in the place of a GPU
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(threads)
+    assert pipeline.unet.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline.text_encoder.dtype == pipeline.text_encoder_2.dtype == torch.float32
+    apart = PromptEmbeddings(pipeline, torch.device("cpu"), dtype=torch.bfloat16)._encode("a burnt pizza")
+    for one, other in zip(apart, usual, strict=True):
+        assert one.dtype == other.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
+
+
+def test_a_verifier_computes_convolutions_in_full_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    use_full_float32(torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32
+    use_full_float32(torch.device("cuda"))
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_model_that_is_compiled_is_warmed_up_before_it_is_ready(sdxl_folder, monkeypatch):
@@ -357,7 +488,7 @@ def test_a_model_that_is_compiled_is_warmed_up_before_it_is_ready(sdxl_folder, m
         monkeypatch.setenv(name, "")  # whatever is set is taken back
         monkeypatch.delenv(name)
     batches = []
-    monkeypatch.setattr(Generator, "_warm_up", lambda self: batches.append(self.batch_size))
+    monkeypatch.setattr(Generator, "_warm_up", lambda self, size: batches.append(size))
     load(sdxl_folder, compiled=True)
     whole = {"fullgraph": True, "dynamic": False}
     assert compiled == [("UNet2DConditionModel", whole), ("decode", whole)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,6 @@ from balancer.errors import ConfigError, WeightsError
 
 _NO_NEGATIVE = "set generation.negative_prompt to null, which leaves all negative prompts out"
 
-_PACKAGES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors", "gptq": "gptqmodel"}
-"""The package that loads weights of a quantisation method."""
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -42,6 +38,7 @@ class Asked:
     width: int
     height: int
     offload: str
+    compiled: bool = False
 
 
 def asked(config: Config) -> Asked:
@@ -63,6 +60,7 @@ def asked(config: Config) -> Asked:
         width=generation.width,
         height=generation.height,
         offload=generation.offload,
+        compiled=generation.compile,
     )
 
 
@@ -87,6 +85,7 @@ def find_problems(family: Family, multiple: int, asked: Asked) -> list[str]:
         *_idle_negatives(family, asked),
         *_wrong_size(family, multiple, asked),
         *_idle_offload(family, asked),
+        *_no_compile(family, asked),
     ]
 
 
@@ -129,6 +128,14 @@ def _idle_offload(family: Family, asked: Asked) -> Iterator[str]:
         )
 
 
+def _no_compile(family: Family, asked: Asked) -> Iterator[str]:
+    if asked.compiled and family.compile_fault:
+        yield (
+            f"generation.compile: true does not work with {family.name}: {family.compile_fault};"
+            " set it to false"
+        )
+
+
 def refuse(family: Family, multiple: int, asked: Asked) -> None:
     """ConfigError if a setting has no effect on the family."""
     if problems := find_problems(family, multiple, asked):
@@ -167,23 +174,9 @@ def recognise_folder(folder: Path, model: str) -> Recognised:
         name = f"{component}/config.json"
         return read_checked_config(folder, name, model) if (folder / name).is_file() else {}
 
-    for component, value in index.items():
-        if isinstance(value, list):
-            _refuse_missing_package(component, config_of(component), model)
     family = recognise(index, config_of)
     multiple = 1 if family is None else size_multiple(family, config_of)
     return Recognised(class_name, family, multiple)
-
-
-def _refuse_missing_package(component: str, config: Mapping[str, Any], model: str) -> None:
-    quantised = config.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    package = _PACKAGES.get(str(method))
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise WeightsError(
-            f"{model}: {component} has weights quantised by {method}, which is not installed",
-            hint=f"install {package}, or name a model with plain weights",
-        )
 
 
 def is_loaded_by_name(class_name: str) -> bool:

@@ -13,6 +13,7 @@ from actors.models.families.table import Text
 from actors.weights import resolve as weights
 from actors.weights.file_rules import MARKER
 from actors.weights.view import read_config
+from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
 from balancer.scheduling.prompts import Rung, ladder, request_for
@@ -79,7 +80,7 @@ def check_lengths(config: Config, cells: Iterable[Cell]) -> Lengths | None:
         _without_warnings(),
         weights.shown_to_loader(folder, wanted.model, wanted.variant, "generator", _HINT) as view,
     ):
-        tokenizer = _load(view, index, text)
+        tokenizer = _load(view, index, text, wanted.model)
         return Lengths(len(texts), tuple(find_cut(tokenizer, text, texts)))
 
 
@@ -100,11 +101,13 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _load(view: Path, index: Mapping[str, Any], text: Text) -> Any:
+def _load(view: Path, index: Mapping[str, Any], text: Text, model: str) -> Any:
     import transformers
 
     kind = getattr(transformers, index[text.tokenizer][1])
-    return kind.from_pretrained(view / text.tokenizer, local_files_only=True, trust_remote_code=False)
+    tokenizer = kind.from_pretrained(view / text.tokenizer, local_files_only=True, trust_remote_code=False)
+    refuse_empty_vocabulary(tokenizer, model, text.tokenizer)
+    return tokenizer
 
 
 def prompts_of(config: Config, cells: Iterable[Cell]) -> Iterator[str]:

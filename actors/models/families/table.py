@@ -23,6 +23,8 @@ ALWAYS: Mapping[str, Any] = {
 """Arguments of every call that has them. With their defaults, a pipeline rewrites the prompt, so that the row
 would not say what was asked, or makes another size and scales it."""
 
+NO_GRAPH = "torch cannot compile its transformer as one graph"
+EACH_LENGTH = "it would be compiled again for each length of a prompt"
 UNTIL_LONGEST = "it pads texts to the longest of a batch"
 USUAL_FACTOR = 8
 MOST_DOUBLINGS = 10
@@ -62,6 +64,8 @@ class Family:
     texts: tuple[Text, ...] = (Text("tokenizer"),)
     keeps_embeddings: bool = False
     """Prompts are encoded once, so text encoders may stay in host memory."""
+    compile_fault: str = ""
+    """Why it cannot be compiled; empty if it can."""
     fixed_pixels: bool = False
     """Every size is scaled to the same number of pixels."""
     variants: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -120,10 +124,18 @@ FAMILIES: Mapping[str, Family] = {
         variants={("", "is_distilled"): {"name": "FLUX.2 klein", "guidance": None}},
     ),
     "QwenImagePipeline": Family(
-        "Qwen-Image", guidance="true_cfg_scale", alone=UNTIL_LONGEST, texts=(Text("tokenizer", 512, _QWEN),)
+        "Qwen-Image",
+        guidance="true_cfg_scale",
+        alone=UNTIL_LONGEST,
+        compile_fault=EACH_LENGTH,
+        texts=(Text("tokenizer", 512, _QWEN),),
     ),
     "ZImagePipeline": Family(
-        "Z-Image", off_at=0.0, alone=UNTIL_LONGEST, texts=(Text("tokenizer", 512, _QWEN_CHAT),)
+        "Z-Image",
+        off_at=0.0,
+        alone=UNTIL_LONGEST,
+        compile_fault=NO_GRAPH,
+        texts=(Text("tokenizer", 512, _QWEN_CHAT),),
     ),
     "ChromaPipeline": Family("Chroma", texts=(Text("tokenizer", 512),)),
     "SanaPipeline": Family("Sana", patch=1, texts=(Text("tokenizer", 300),)),
@@ -132,11 +144,18 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "PixArtAlphaPipeline": Family("PixArt-alpha", texts=(Text("tokenizer", 120),)),
     "PixArtSigmaPipeline": Family("PixArt-Sigma", texts=(Text("tokenizer", 300),)),
-    "Lumina2Pipeline": Family("Lumina 2", alone=UNTIL_LONGEST, texts=(Text("tokenizer", 256, _LUMINA),)),
+    "Lumina2Pipeline": Family(
+        "Lumina 2", alone=UNTIL_LONGEST, compile_fault=NO_GRAPH, texts=(Text("tokenizer", 256, _LUMINA),)
+    ),
     "AuraFlowPipeline": Family("AuraFlow", texts=(Text("tokenizer", 256),)),
-    "CogView4Pipeline": Family("CogView4", alone=UNTIL_LONGEST, texts=(Text("tokenizer", 1024),)),
+    "CogView4Pipeline": Family(
+        "CogView4", alone=UNTIL_LONGEST, compile_fault=EACH_LENGTH, texts=(Text("tokenizer", 1024),)
+    ),
     "HiDreamImagePipeline": Family(
-        "HiDream", fixed_pixels=True, texts=(Text("tokenizer_4", 128), Text("tokenizer_3", 128))
+        "HiDream",
+        fixed_pixels=True,
+        compile_fault=NO_GRAPH,
+        texts=(Text("tokenizer_4", 128), Text("tokenizer_3", 128)),
     ),
 }
 

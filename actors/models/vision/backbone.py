@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from actors.models.device import pick_device
+from actors.models.device import pick_device, use_full_float32
 from actors.models.pretrained import load_pretrained
 from actors.models.vision.layer_features import layer_features
 from actors.weights.view import wrap_model_errors
@@ -29,6 +29,7 @@ class Backbone:
 
     def __init__(self, model: str, revision: str | None, device: str = "auto") -> None:
         self.model = model
+        use_full_float32(pick_device(device))
         self._model, self._processor, folder, self.revision = load_pretrained(
             transformers.AutoModel,
             transformers.AutoImageProcessor,

@@ -5,7 +5,8 @@ Batches have a fixed size, so what is seen in an image does not depend on how ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms import Compose
 
-from actors.models.device import pick_device, use_threads
+from actors.models.device import pick_device, use_full_float32, use_threads
 from actors.models.vision.backbone import Backbone
 from actors.models.vision.layer_features import layer_features
 from actors.weights import resolve as weights
 from actors.weights.view import wrap_model_errors
+from actors.weights.vocabulary import refuse_empty_vocabulary
+from balancer.errors import WeightsError
 from balancer.images import Pixels
 from balancer.verification.small_pictures import EDGES, THUMBNAIL, picture_features
 from balancer.verification.typicality import FINAL, PIXEL_KINDS, pixel_features
@@ -32,7 +35,9 @@ INTERNAL_BATCH = {"cpu": 4, "cuda": 16}
 
 HINT = "verification.model must name an open_clip model"
 
-Preprocess = Callable[[torch.Tensor], torch.Tensor]
+TRANSFORM_THREADS = 8
+"""On a GPU. On a CPU an actor has one thread."""
+
 Features = dict[str, np.ndarray]
 
 
@@ -62,8 +67,8 @@ class Inputs:
 class Encoder:
     """A model on one device, always in float32: half precision would move scores across thresholds.
 
-    `scale` is what it multiplies similarities with, `size` the height and width of the images it sees. With a
-    `backbone`, features of layers and the `final` one are those of that model.
+    `scale` is what it multiplies similarities with, `bias` what it adds to them, `size` the height and width
+    of the images it sees. With a `backbone`, features of layers and the `final` one are those of that model.
     """
 
     def __init__(
@@ -77,23 +82,41 @@ class Encoder:
         self._backbone = backbone
         self.device = pick_device(device)
         use_threads(self.device, threads)
+        use_full_float32(self.device)
         self.name = model
         self.folder = folder = weights.resolve(model, revision, None, "verifier")
         self.revision = weights.identity(model, revision, folder)
-        self._model, self._tokenize, transform = _load(folder, model, self.device)
+        self._model, self._tokenize, self._transform = _load(folder, model, self.device)
+        # A GPU would wait for one thread; PIL holds no lock while it resizes.
+        self._workers = None if self.device.type == "cpu" else ThreadPoolExecutor(TRANSFORM_THREADS)
         with wrap_model_errors(folder, model, HINT), torch.inference_mode():
-            self._preprocess = batched(transform)
             self.scale = self._model.logit_scale.exp()
+            bias = getattr(self._model, "logit_bias", None)
+            self.bias = 0.0 if bias is None else float(bias)
             height, width = self.prepare(np.zeros((1, 8, 8, 3), np.uint8)).own.shape[2:]
             self.size = (int(height), int(width))
+            self._refuse_unusable()
+
+    def _refuse_unusable(self) -> None:
+        """Try the model out: what fails now would fail for every image, and be tried again each time."""
+        grey = self.prepare(np.full((1, 48, 64, 3), 90, np.uint8))
+        seen = self._model.encode_image(grey.own, normalize=True)
+        words = self._model.encode_text(self._tokenize(["a"]).to(self.device), normalize=True)
+        if seen.shape != words.shape:
+            raise WeightsError(
+                f"{self.name}: its embeddings of images have {seen.shape[-1]} numbers, those of texts"
+                f" {words.shape[-1]}",
+                hint=HINT,
+            )
+        if not seen.isfinite().all():
+            raise WeightsError(f"{self.name}: gives no numbers for a grey image", hint=HINT)
 
     @torch.inference_mode()
     def prepare(self, pixels: np.ndarray) -> Inputs:
         """Images of one size as input of the models."""
-        # A copy, because arrays from an object store or a decoder are read-only.
-        images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
         other = None if self._backbone is None else self._backbone.prepare(pixels)
-        return Inputs(self._preprocess(images), other)
+        images = preprocessed(self._transform, pixels, self._workers)
+        return Inputs(images.to(self.device), other)
 
     def shrink(self, picture: Pixels) -> Pixels:
         """No larger than the model needs, in the same proportions."""
@@ -161,9 +184,10 @@ class Encoder:
         return F.normalize(self._model.encode_text(tokens, normalize=True).mean(dim=0), dim=0)
 
     def logits(self, embeddings: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Scaled similarities (images, texts), as doubles."""
+        """The logits (images, texts) of the model's own head, as doubles: scaled similarities, and the bias
+        of a model that was trained with a sigmoid."""
         scaled: torch.Tensor = self.scale * embeddings @ texts.T
-        return scaled.double()
+        return scaled.double() + self.bias
 
 
 def _gives_layers(tower: Any) -> bool:
@@ -171,22 +195,14 @@ def _gives_layers(tower: Any) -> bool:
     return hasattr(getattr(tower, "trunk", tower), "forward_intermediates")
 
 
-def batched(transform: Compose) -> Preprocess:
-    """An open_clip image transform for batches: uint8 (N, 3, H, W) on any device.
+def preprocessed(transform: Compose, pixels: np.ndarray, workers: Executor | None = None) -> torch.Tensor:
+    """Images uint8 (N, height, width, 3) through a model's own transform, as float32 (N, 3, height, width).
 
-    torchvision resizes and crops tensors on the device; transforms that open_clip has for PIL images only are
-    applied image by image.
+    Image by image with PIL, as open_clip and whoever trained the model does it: torchvision rounds tensors
+    otherwise, which moves embeddings by up to 0.004.
     """
-    normalize = next(step for step in transform.transforms if isinstance(step, Normalize))
-    shaping = [step for step in transform.transforms if isinstance(step, Resize | CenterCrop)]
-    if any(type(step).__name__ in {"ResizeKeepRatio", "CenterCropOrPad"} for step in transform.transforms):
-        return lambda images: _one_by_one(transform, images)
-    return lambda images: normalize(Compose(shaping)(images).float().div(255))
-
-
-def _one_by_one(transform: Compose, images: torch.Tensor) -> torch.Tensor:
-    pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy())
-    return torch.stack([transform(picture) for picture in pictures]).to(images.device)
+    pictures = map(Image.fromarray, pixels)
+    return torch.stack([*(map if workers is None else workers.map)(transform, pictures)])
 
 
 def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Compose]:
@@ -196,6 +212,7 @@ def _load(folder: Path, model: str, device: torch.device) -> tuple[Any, Any, Com
         # Never create_model_and_transforms: it fills missing weights with random numbers.
         loaded, transform = open_clip.create_model_from_pretrained(f"local-dir:{view}", device=device)
         tokenizer = _tokenizer(view)
+    refuse_empty_vocabulary(getattr(tokenizer, "tokenizer", None), model)
     return loaded.eval(), tokenizer, transform
 
 

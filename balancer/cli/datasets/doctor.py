@@ -262,6 +262,7 @@ def _data(config: Config) -> Iterator[Check]:
     if plans:
         if config.actors.kind == "models":
             yield _prompts(plans[0], config)
+            yield _wordings(config)
         real_bytes = sum(image.num_bytes for image in audits[0].images)
         yield _disk(estimate(plans[0], config, real_bytes=real_bytes))
 
@@ -339,6 +340,19 @@ def _prompts(plan: Plan, config: Config) -> Check:
             "prompts", OK, "not measured: the generator is not on this machine, or of an unknown class"
         )
     return Check("prompts", WARNING if lengths.cut else OK, str(lengths))
+
+
+def _wordings(config: Config) -> Check:
+    """Whether the verifier sees all words of every wording."""
+    from actors.models.vision.wordings import check_wordings
+
+    try:
+        wordings = check_wordings(config)
+    except BalancerError as error:
+        return Check("wordings", MISSING, error.message)
+    if wordings is None:
+        return Check("wordings", OK, "not measured: the verifier is not on this machine")
+    return Check("wordings", WARNING if wordings.cut else OK, str(wordings))
 
 
 def _settings(config: Config) -> str:

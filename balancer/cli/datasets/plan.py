@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from actors.labelled import Looking
     from actors.models.families.lengths import Lengths
     from actors.models.verifier import Verifier
+    from actors.models.vision.wordings import Wordings
     from actors.real_images import RealImages
     from balancer.conditioning.summary import Summary
     from balancer.config.schema import Config
@@ -88,6 +89,7 @@ def command(
         console.note(line)
     console.warn_each(held_back(plan), "classes", every=every)
     lengths = _check_lengths(plan, loaded)
+    wordings = _check_wordings(loaded)
     if not as_json:
         _print(plan, cost, list(loaded.facets), every)
     if not no_preflight and seen is None:
@@ -100,9 +102,9 @@ def command(
             "challenge": domain and domain.as_dict(),
             "heads": seen and seen.heads.as_dict(),
         }
-        prompts = lengths and lengths.as_dict()
+        texts = {"prompts": lengths and lengths.as_dict(), "wordings": wordings and wordings.as_dict()}
         document = _as_json(plan, cost, list(loaded.facets), conditioning)
-        console.print_json(document | {"prompts": prompts, "preflight": shown})
+        console.print_json(document | texts | {"preflight": shown})
         return
     if conditioning is not None:
         _print_conditioning(conditioning, every)
@@ -150,6 +152,22 @@ def _check_lengths(plan: Plan, config: Config) -> Lengths | None:
     if lengths is not None and lengths.cut:
         console.warn(f"prompts: {lengths}")
     return lengths
+
+
+def _check_wordings(config: Config) -> Wordings | None:
+    """Like `_check_lengths`, of the verifier's wordings."""
+    if config.actors.kind == "simulated":
+        return None
+    from actors.models.vision.wordings import check_wordings
+
+    try:
+        wordings = check_wordings(config)
+    except BalancerError as error:
+        console.warn(f"wordings were not measured: {error.message}")
+        return None
+    if wordings is not None and wordings.cut:
+        console.warn(f"wordings: {wordings}")
+    return wordings
 
 
 def _measured(run: str) -> Measured:
