@@ -57,7 +57,15 @@ from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal, caught
-from balancer.runs.growing import Growing, Proof, commit_growth, find_begun, set_aside_copies
+from balancer.runs.growing import (
+    Growing,
+    Proof,
+    commit_growth,
+    describe_holdout,
+    find_begun,
+    is_other_holdout,
+    set_aside_copies,
+)
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
@@ -237,9 +245,14 @@ def _run(
     _note_warnings(reporter, audit, holdout)
     plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))
     growing = begun.compared(config, audit, counts, confirmed, reporter.note) if begun else None
-    if growing and (done := _nothing_left(growing, config, out, reporter)):
+    other_holdout = begun is not None and is_other_holdout(begun.view, holdout)
+    if growing and not other_holdout and (done := _nothing_left(growing, config, out, reporter)):
         return done
     _check_before_ray(growing, config, plan)
+    if growing and not other_holdout and (done := _revised_at_once(growing, config, holdout, run_log, reporter)):
+        return done
+    if other_holdout:
+        reporter.note("the hold-out has other images by now; the dataset is compared with them")
     wanted = growing.info.wanted if growing else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
@@ -275,8 +288,9 @@ def _run(
             proven.publish(storage)
             info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts(), described))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
-        log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
-        _begin_log(run_log, out, info)
+        detail = {"generators": fleet.generators, **describe_holdout(holdout)}
+        log = ManifestLog.open(storage, info.schema(), info.run_id, detail=detail)
+        _begin_log(run_log, storage, info)
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             references = list_references(measured)
@@ -363,9 +377,9 @@ def _is_measured(config: Config) -> bool:
     return config.target.count_real_facets == "measured" and config.actors.kind == "models"
 
 
-def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
+def _begin_log(run_log: RunLog, storage: Storage, info: RunInfo) -> None:
     with contextlib.suppress(BalancerError):
-        run_log.begin(open_storage(out, create=False), info.run_id)
+        run_log.begin(storage, info.run_id)
 
 
 def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
@@ -589,6 +603,28 @@ def _nothing_left(
         if warning := check_images(open_storage(out, create=False)).warning:
             reporter.note(f"warning: {warning}")
     return done
+
+
+def _revised_at_once(
+    growing: Growing, config: Config, holdout: Audit | None, run_log: RunLog, reporter: Reporter
+) -> RunResult | None:
+    """Commit a plan revision that leaves nothing to generate, such as a lowered target; None if there is
+    anything for a verifier or a generator to do."""
+    if _is_measured(config) or config.generation.conditioning != "text" or not growing.needs_only_rows:
+        return None
+    storage = growing.begun.storage
+    info = growing.settled(lambda: (None, None))  # never called: no class and no value is new
+    log = ManifestLog.open(storage, info.schema(), info.run_id, detail=describe_holdout(holdout))
+    _begin_log(run_log, storage, info)
+    _note_takeover(reporter, log.taken_from)
+    with _closing(log) as close:
+        commit_growth(growing, storage, log, ())
+        schedule = restore_schedule(info, config, log.kept(), None)
+        state: State = "interrupted" if schedule.open else "short" if schedule.short else "complete"
+        close(state)
+    reporter.note("the plan has changed, and nothing is left to generate")
+    _compact(storage, reporter)
+    return _result(info, state, schedule)
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:
