@@ -147,7 +147,14 @@ class Driver:
             self.notices.revoked(count)
         return count > 0
 
+    @property
+    def collapsed(self) -> str:
+        """Which class stopped the run, and how; empty if none did."""
+        return self.stopping.collapsed if self.schedule.open else ""
+
     def _final_state(self) -> State:
+        if self.collapsed:
+            return "interrupted"
         if self.schedule.open:
             spent = self.schedule.budget_spent or self.stopping.is_draining
             return "budget" if spent else "interrupted"

@@ -213,7 +213,7 @@ class Growing:
 
     @property
     def needs_only_rows(self) -> bool:
-        """Whether committing the growth is all there is to do: no image has come, and no slot is left open."""
+        """Whether committing the growth is all that is left: no image has come, and no slot is open."""
         if self.growth is None or self.needs_proof or self.dataset.added or self.dataset.replaced:
             return False
         storage = self.begun.storage
