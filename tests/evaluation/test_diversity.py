@@ -60,7 +60,7 @@ def test_the_same_images_give_the_same_figures():
 
 def test_recall_is_the_share_of_real_images_in_the_reach_of_a_generated_one():
     made = np.array([[0.0, 0], [1, 0], [2, 0], [10, 0]])
-    assert improved_recall(np.array([[0.5, 0], [5.0, 0], [3.5, 0]]), made, 1) == pytest.approx(2 / 3)
+    assert improved_recall(np.array([[0.5, 0], [5.0, 0], [-1.5, 0]]), made, 1) == pytest.approx(2 / 3)
 
 
 def test_the_vendi_score_counts_different_images():
@@ -93,7 +93,7 @@ def test_a_run_drains_once_a_class_has_collapsed_and_says_which():
         watch.add("cat", same)
     assert stopping.begins(0)
     assert stopping.is_draining
-    assert stopping.collapsed.startswith("class cat has collapsed: recall ")
+    assert stopping.collapsed.startswith("class cat has collapsed: Vendi ratio ")
 
 
 def test_a_class_without_enough_real_images_never_stops_a_run():
