@@ -174,8 +174,8 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
 
 
 def _read_object(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
-    """An image in a bucket, where a path names one; see `dataset.decoding.objects`."""
-    from balancer.dataset.decoding.objects import read_object, uri_in_path
+    """An image in a bucket, where a path names one; see `dataset.decoding.addresses`."""
+    from balancer.dataset.decoding.addresses import read_object, uri_in_path
     from balancer.errors import BalancerError
 
     if (uri := uri_in_path(path)) is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
-from balancer.dataset.decoding.objects import object_uri
+from balancer.dataset.decoding.addresses import object_uri
 from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.facet_table import (
     NO_CLASS,

@@ -29,7 +29,7 @@ class NoCreateOnlyError(StorageError):
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """`modified_at` is UTC: when the file got the content it has. `etag` is another one with other content;
+    """`modified_at` is UTC: when the file got the content it has. `etag` is another one for other content;
     only buckets have it."""
 
     num_bytes: int

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.file_keys import Keys, file_keys
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
-from balancer.dataset.decoding.objects import Objects
+from balancer.dataset.decoding.object_images import Objects
 from balancer.dataset.decoding.watching import Count, ignore_count
 from balancer.errors import BalancerError
 from balancer.storage.cache import keep, private_folder

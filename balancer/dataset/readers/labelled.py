@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.dataset.decoding.objects import object_uri
+from balancer.dataset.decoding.addresses import object_uri
 from balancer.dataset.facet_table import (
     METADATA_FILES,
     NO_CLASS,

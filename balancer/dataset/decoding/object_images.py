@@ -6,26 +6,19 @@ credentials; these read copies, which go again. An object counts as unchanged if
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from balancer.dataset.decoding import decoders
+from balancer.dataset.decoding.addresses import look_at_object, object_uri, read_object
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
 from balancer.dataset.decoding.watching import Count
-from balancer.errors import BalancerError, DatasetError
-from balancer.storage.address import object_address
+from balancer.errors import BalancerError, DatasetError, UsageError
 from balancer.storage.contract import FileInfo, MissingFileError
-
-if TYPE_CHECKING:
-    from balancer.storage.objects import ObjectStorage
 
 AT_ONCE = 16
 """Requests under way."""
@@ -35,26 +28,6 @@ COPIED_BYTES, COPIED_OBJECTS = 1_000_000_000, 5_000
 
 KEY_BYTES = 16
 MISSING = "no such object in the bucket"
-
-_ADDRESS = re.compile(r"(s3|gs|az):/{1,2}(?=[^/])")
-
-
-def object_uri(name: str) -> str | None:
-    """The address that a name in a table is, with the slash that a path loses; None for a name of a file."""
-    found = _ADDRESS.match(name)
-    return None if found is None else f"{found[1]}://{name[found.end() :]}"
-
-
-def uri_in_path(path: str | os.PathLike[str]) -> str | None:
-    """The address behind the folder of a dataset in a path; None for another path."""
-    found = re.search(rf"(?:^|/)({_ADDRESS.pattern}.*)", os.fspath(path), re.DOTALL)
-    return None if found is None else object_uri(found[1])
-
-
-def read_object(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
-    """The content of an object, with `etag` only while it has that one. StorageError, MissingFileError."""
-    address, key = object_address(uri)
-    return _bucket(address.uri).read(key, max_bytes, etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +109,10 @@ class Objects:
 def _look(name: str) -> FileInfo | str:
     uri = object_uri(name) or name
     try:
-        address, key = object_address(uri)
-    except BalancerError as error:
-        return error.message
-    try:
-        return _bucket(address.uri).info(key)
+        return look_at_object(uri)
     except MissingFileError:
         return MISSING
+    except UsageError as error:
+        return error.message
     except BalancerError as error:
         raise DatasetError(f"{uri}: {error.message}", hint=error.hint) from error
-
-
-def _bucket(uri: str) -> ObjectStorage:
-    return _opened(uri, os.environ.get("AWS_ENDPOINT_URL"))
-
-
-@functools.lru_cache(maxsize=64)
-def _opened(uri: str, endpoint: str | None) -> ObjectStorage:
-    """Looking up credentials takes longer than a request. With another endpoint it is another bucket."""
-    from balancer.storage.buckets import open_bucket
-
-    address, _ = object_address(f"{uri}/any")
-    return open_bucket(address)

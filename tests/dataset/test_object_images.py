@@ -11,7 +11,7 @@ from balancer.cli import main
 from balancer.config.schema import Config, DatasetConfig
 from balancer.dataset.audit import audit, audit_dataset
 from balancer.dataset.decoding import decoders
-from balancer.dataset.decoding.objects import object_uri, uri_in_path
+from balancer.dataset.decoding.addresses import object_uri, uri_in_path
 from balancer.errors import BalancerError, DatasetError
 from balancer.images import UnreadableImage, read_bytes
 from balancer.storage import open_storage
