@@ -100,8 +100,11 @@ class Driver:
         return (self.generating, self.verifying, self.writing)
 
     def _notice_stop(self) -> None:
-        if self.stopping.begins(self.meter.elapsed_s) and self.stopping.signal.number is not None:
-            self.notices.draining(len(self.schedule.in_flight))
+        if self.stopping.begins(self.meter.elapsed_s):
+            if self.stopping.signal.number is not None:
+                self.notices.draining(len(self.schedule.in_flight))
+            elif self.stopping.collapsed:
+                self.notices.note(f"stopping: {self.stopping.collapsed} (attempts.stop_when_collapsed)")
 
     def _hand_out(self) -> None:
         self.writing.hand_out()
