@@ -19,10 +19,12 @@ from actors.domain import study
 from actors.heads import judge_real_images, study_heads
 from actors.labelled import Looking
 from actors.loop.assembly import build_driver
+from actors.loop.collapse import CollapseWatch
 from actors.models.conditioning.support import refuse_without_image_to_image
 from actors.models.families.checks import check_generator
 from actors.models.simulated import EMBEDDING_DIM
 from actors.real_images import (
+    REAL,
     MeasureCall,
     Measurements,
     RealImages,
@@ -42,7 +44,7 @@ from balancer.conditioning.pool import ParentPool
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout, credited_facets, match_classes
 from balancer.dataset.location import refuse_shared_holdout
-from balancer.dataset.near_duplicates import NearDuplicateIndex
+from balancer.dataset.near_duplicates import COMPARED, NearDuplicateIndex, known_images
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, UsageError
@@ -52,14 +54,22 @@ from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
 from balancer.manifest.log.view import LogView
 from balancer.manifest.log.writer import ManifestLog
-from balancer.manifest.rows import utc_now
+from balancer.manifest.rows import ACCEPTED, SYNTHETIC, utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
 from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal, caught
-from balancer.runs.growing import Growing, Proof, commit_growth, find_begun, set_aside_copies
+from balancer.runs.growing import (
+    Growing,
+    Proof,
+    commit_growth,
+    describe_holdout,
+    find_begun,
+    is_other_holdout,
+    set_aside_copies,
+)
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
@@ -114,6 +124,8 @@ class RunResult:
     """Those of these cells in which too few candidates pass, and how many did."""
     held_back: tuple[str, ...] = ()
     """A line for each class that stays below its target by `target.max_synthetic_share`."""
+    collapsed: str = ""
+    """Which class stopped the run, and how far its images lack diversity (`attempts.stop_when_collapsed`)."""
     remedies: tuple[str, ...] = ()
     """What would help, if images are missing; `balancer.run_status` has the figures."""
 
@@ -240,9 +252,8 @@ def _run(
     _note_lines(reporter, compare_adapters(config, audit, holdout, splits))
     plan = make_plan(config, counts, credited_facets(training, config, must_match=begun is None))
     growing = begun.compared(config, audit, counts, confirmed, reporter.note) if begun else None
-    if growing and (done := _nothing_left(growing, config, out, reporter)):
+    if growing and (done := _done_without_ray(growing, config, plan, holdout, run_log, reporter)):
         return done
-    _check_before_ray(growing, config, plan)
     wanted = growing.info.wanted if growing else plan.total
     refuse_silent(address)
     storage = open_storage(out, create=True)
@@ -278,8 +289,9 @@ def _run(
             proven.publish(storage)
             info = create_run(storage, describe_run(config, plan, models, *proven.as_dicts(), described))
             check_unchanged(config, models, info, allow_config_change)  # another start may have been first
-        log = ManifestLog.open(storage, info.schema(), info.run_id, detail={"generators": fleet.generators})
-        _begin_log(run_log, out, info)
+        detail = {"generators": fleet.generators, **describe_holdout(holdout)}
+        log = ManifestLog.open(storage, info.schema(), info.run_id, detail=detail)
+        _begin_log(run_log, storage, info)
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             references = list_references(measured)
@@ -313,6 +325,7 @@ def _run(
                 stop=stop,
                 learned=learned,
                 parents=None if parents is None else Drawing.from_log(parents, log),
+                collapse=_watch_diversity(config, measured, log),
                 wording_counts=count_wordings(log.kept()) if config.attempts.adaptive else None,
                 on_progress=reporter.progress,
                 note=reporter.note,
@@ -320,18 +333,49 @@ def _run(
             )
             with _stopped_with_ray(stop):
                 state = driver.run()
-            close(state)
+            close(state, {"reason": driver.collapsed} if driver.collapsed else None)
     _compact(storage, reporter)
-    return _result(info, state, schedule)
+    return replace(_result(info, state, schedule), collapsed=driver.collapsed)
 
 
-def _check_before_ray(growing: Growing | None, config: Config, plan: Plan) -> None:
-    """Tell what is lost, and ask what needs `--yes`."""
-    if growing is None:
-        return
+def _watch_diversity(config: Config, measured: RealImages, log: ManifestLog) -> CollapseWatch | None:
+    """None unless the config asks for it; with what earlier starts accepted."""
+    if not config.attempts.stop_when_collapsed or config.actors.kind == "simulated":
+        return None
+    real = zip(measured.ids, measured.images, measured.embeddings, strict=True)
+    watch = CollapseWatch.over(
+        (image.class_name, row.tobytes()) for name, image, row in real if name.startswith(f"{REAL}/")
+    )
+    import pyarrow.compute as pc
+
+    rows = log.table(["class", "source", "status", *COMPARED])
+    accepted = rows.filter((pc.field("source") == SYNTHETIC) & (pc.field("status") == ACCEPTED))
+    for name, image in zip(accepted["class"].to_pylist(), known_images(accepted), strict=True):
+        if image.embedding is not None:
+            watch.add(name, image.embedding)
+    return watch
+
+
+def _done_without_ray(
+    growing: Growing,
+    config: Config,
+    plan: Plan,
+    holdout: Audit | None,
+    run_log: RunLog,
+    reporter: Reporter,
+) -> RunResult | None:
+    """The result, if nothing is left to generate or to measure; else tells what is lost, and asks what needs
+    `--yes`."""
+    is_other = is_other_holdout(growing.view, holdout)
+    if is_other:
+        reporter.note("the hold-out has other images by now; the dataset is compared with them")
+    elif (done := _nothing_left(growing, config, reporter)) is not None:
+        return done
     _load_learned(growing.begun.storage, growing.info)
-    if not _is_measured(config):
-        growing.prepare(plan)
+    if _is_measured(config):
+        return None
+    growing.prepare(plan)
+    return None if is_other else _revised_at_once(growing, config, holdout, run_log, reporter)
 
 
 def _grown(
@@ -366,9 +410,9 @@ def _is_measured(config: Config) -> bool:
     return config.target.count_real_facets == "measured" and config.actors.kind == "models"
 
 
-def _begin_log(run_log: RunLog, out: str | os.PathLike[str], info: RunInfo) -> None:
+def _begin_log(run_log: RunLog, storage: Storage, info: RunInfo) -> None:
     with contextlib.suppress(BalancerError):
-        run_log.begin(open_storage(out, create=False), info.run_id)
+        run_log.begin(storage, info.run_id)
 
 
 def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
@@ -589,16 +633,37 @@ def _started(pools: Pools) -> Iterator[Pools]:
             pool.close()
 
 
-def _nothing_left(
-    growing: Growing, config: Config, out: str | os.PathLike[str], reporter: Reporter
-) -> RunResult | None:
+def _nothing_left(growing: Growing, config: Config, reporter: Reporter) -> RunResult | None:
     done = _finished_before(config, growing.info, growing.view) if growing.changes_nothing else None
     if done is not None:
-        reporter.note(f"nothing left to do, the run is {done.state}: {out}")
-        _renew_current(open_storage(out, create=False), reporter)
-        if warning := check_images(open_storage(out, create=False)).warning:
+        storage = growing.begun.storage
+        reporter.note(f"nothing left to do, the run is {done.state}: {storage.uri}")
+        _renew_current(storage, reporter)
+        if warning := check_images(storage).warning:
             reporter.note(f"warning: {warning}")
     return done
+
+
+def _revised_at_once(
+    growing: Growing, config: Config, holdout: Audit | None, run_log: RunLog, reporter: Reporter
+) -> RunResult | None:
+    """Commit a plan revision that leaves nothing to generate, such as a lowered target; None if there is
+    anything for a verifier or a generator to do."""
+    if config.generation.conditioning != "text" or not growing.needs_only_rows:
+        return None
+    storage = growing.begun.storage
+    info = growing.settled(lambda: (None, None))  # never called: no class and no value is new
+    log = ManifestLog.open(storage, info.schema(), info.run_id, detail=describe_holdout(holdout))
+    _begin_log(run_log, storage, info)
+    _note_takeover(reporter, log.taken_from)
+    with _closing(log) as close:
+        commit_growth(growing, storage, log, ())
+        schedule = restore_schedule(info, config, log.kept(), None)
+        state: State = "interrupted" if schedule.open else "short" if schedule.short else "complete"
+        close(state)
+    reporter.note("the plan has changed, and nothing is left to generate")
+    _compact(storage, reporter)
+    return _result(info, state, schedule)
 
 
 def _finished_before(config: Config, known: RunInfo, view: LogView) -> RunResult | None:
@@ -675,7 +740,7 @@ def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _closing(log: ManifestLog) -> Iterator[Callable[[State], None]]:
+def _closing(log: ManifestLog) -> Iterator[Callable[..., None]]:
     """Writes how the run ended into the log: by the given function, or by the error that ended it."""
     try:
         with closing_on_error(log):
@@ -717,6 +782,8 @@ def _looked_at_again(out: str | os.PathLike[str], result: RunResult) -> RunResul
 
 def _why(result: RunResult, missing: int) -> str:
     """What was tried in vain is short; the rest was still open when the run ended."""
+    if result.collapsed:
+        return result.collapsed
     if result.state == "short":
         return "no attempt passed"
     ended = {

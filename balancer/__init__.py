@@ -156,11 +156,13 @@ def _on_stderr(title: str) -> Iterator[Reporter]:
 
 def run_status(run_folder: str | os.PathLike[str]) -> dict[str, Any]:
     """How far a run is, from its files alone: what `balancer status --json` prints."""
+    from balancer.evaluation.diversity_of_run import diversity_of_run
     from balancer.manifest.rows import utc_now
     from balancer.manifest.status import read_status
     from balancer.storage import open_storage
 
-    return read_status(open_storage(run_folder, create=False), utc_now())
+    storage = open_storage(run_folder, create=False)
+    return read_status(storage, utc_now()) | {"diversity": diversity_of_run(storage)}
 
 
 def write_report(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> str:

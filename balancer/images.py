@@ -164,11 +164,26 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
     except NotADirectoryError:
         data = _read_inside(path, max_bytes)
     except OSError as error:
+        if error.errno == errno.ENOENT and (remote := _read_object(path, max_bytes)):
+            return remote
         reason = _OPEN_FAILURES.get(error.errno or 0, error.strerror or str(error))
         raise UnreadableImage(reason, path) from error
     if not data:
         raise UnreadableImage("the file is empty", path)
     return data
+
+
+def _read_object(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
+    """An image in a bucket, where a path names one; see `dataset.decoding.addresses`."""
+    from balancer.dataset.decoding.addresses import read_object, uri_in_path
+    from balancer.errors import BalancerError
+
+    if (uri := uri_in_path(path)) is None:
+        return None
+    try:
+        return read_object(uri, max_bytes)
+    except BalancerError as error:
+        raise UnreadableImage(error.message, uri) from error
 
 
 def _read_inside(path: str | os.PathLike[str], max_bytes: int) -> bytes:

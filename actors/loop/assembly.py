@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.cluster.pool import ActorPool, wait
 from actors.loop.batching import Batching, Parents
+from actors.loop.collapse import CollapseWatch
 from actors.loop.disk_full import DiskFullBackoff
 from actors.loop.driver import Driver
 from actors.loop.group_commit import Committer
@@ -40,6 +41,7 @@ def build_driver(
     learned: Sequence[Any] = (),
     wording_counts: WordingCounts | None = None,
     parents: Parents | None = None,
+    collapse: CollapseWatch | None = None,
     on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
     note: Callable[[str], None] = lambda text: None,
     announce: Callable[[str], None] = lambda text: None,
@@ -49,12 +51,12 @@ def build_driver(
 ) -> Driver:
     """`references` are the images that no candidate may copy, `learned` is what verifiers judge with besides
     the images: typicality and heads, or references to them. `parents` are the images that candidates are made
-    from."""
+    from, and `collapse` stops the run where they all look alike."""
     committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
     backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
     meter = RunMeter(clock)
     batching = Batching(config, schedule, wording_counts, parents)
-    recorder = Recorder(facts, committer, batching)
+    recorder = Recorder(facts, committer, batching, collapse)
     writing = Writing(writers, facts, log, schedule, recorder, backoff, meter.accepted)
     verifying = Verifying(
         verifiers,
@@ -76,7 +78,7 @@ def build_driver(
         writing=writing,
         committer=committer,
         backoff=backoff,
-        stopping=Stopping(stop, config.budget.max_hours, clock),
+        stopping=Stopping(stop, config.budget.max_hours, clock, collapse),
         notices=Notices(note, announce),
         meter=meter,
         on_progress=on_progress,

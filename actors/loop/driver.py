@@ -100,8 +100,11 @@ class Driver:
         return (self.generating, self.verifying, self.writing)
 
     def _notice_stop(self) -> None:
-        if self.stopping.begins(self.meter.elapsed_s) and self.stopping.signal.number is not None:
-            self.notices.draining(len(self.schedule.in_flight))
+        if self.stopping.begins(self.meter.elapsed_s):
+            if self.stopping.signal.number is not None:
+                self.notices.draining(len(self.schedule.in_flight))
+            elif self.stopping.collapsed:
+                self.notices.note(f"stopping: {self.stopping.collapsed} (attempts.stop_when_collapsed)")
 
     def _hand_out(self) -> None:
         self.writing.hand_out()
@@ -147,7 +150,14 @@ class Driver:
             self.notices.revoked(count)
         return count > 0
 
+    @property
+    def collapsed(self) -> str:
+        """Which class stopped the run, and how; empty if none did."""
+        return self.stopping.collapsed if self.schedule.open else ""
+
     def _final_state(self) -> State:
+        if self.collapsed:
+            return "interrupted"
         if self.schedule.open:
             spent = self.schedule.budget_spent or self.stopping.is_draining
             return "budget" if spent else "interrupted"

@@ -14,6 +14,7 @@ from typing import Any
 
 from actors.cluster.pool import Actor, ActorPool, Finished
 from actors.loop.assembly import build_driver
+from actors.loop.collapse import CollapseWatch
 from actors.loop.driver import Driver
 from balancer.config.schema import Config
 from balancer.dataset.near_duplicates import NearDuplicateIndex
@@ -149,6 +150,7 @@ def simulated_driver(
     *,
     stop: StopSignal | None = None,
     note: Callable[[str], None] = lambda text: None,
+    collapse: CollapseWatch | None = None,
 ) -> Driver:
     """A driver of generators, verifiers and writers without Ray, in the time of their engine."""
     generators, verifiers, writers = pools
@@ -164,6 +166,7 @@ def simulated_driver(
         references=NearDuplicateIndex([], config.verification.copies),
         stop=stop or StopSignal(),
         note=note,
+        collapse=collapse,
         clock=engine.clock,
         wait=engine.wait,
         commit_thread=AtOnce(),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from actors.cluster.pool import Actor, ActorPool, Finished, is_lost_object
 from actors.loop.batch import Batch, Files, Judged, described
 from actors.loop.batching import Batching
+from actors.loop.collapse import CollapseWatch
 from actors.loop.disk_full import DiskFullBackoff
 from actors.loop.examples import is_example
 from actors.loop.group_commit import Committer
@@ -50,11 +51,14 @@ class Recorder:
     facts: RunFacts
     committer: Committer
     batching: Batching
+    collapse: CollapseWatch | None = None
 
     def record(self, judged: Judged, file: ImageFile | None) -> None:
         """`file` is None for a rejected one."""
         self.committer.add(judged.row(file, self.facts), None if file is None else judged.candidate)
         self.batching.learn(judged)
+        if self.collapse is not None and file is not None:
+            self.collapse.add(judged.candidate.slot.cell.class_name, judged.measurement.embedding)
 
 
 @dataclass(slots=True)

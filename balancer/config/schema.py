@@ -654,6 +654,11 @@ class AttemptsConfig(_Section):
     95 % confidence; 0 for never. The images accepted until then can depend on the order in which candidates
     were judged."""
 
+    stop_when_collapsed: bool = False
+    """Stop the run, leaving slots open, once the generated images of a class are far less diverse than its
+    real ones: red in the report. It takes 20 of each. The images accepted until then can depend on the order
+    in which candidates were judged."""
+
     @model_validator(mode="after")
     def _rungs_are_reached(self) -> Self:
         if len(self.rungs) > self.max:

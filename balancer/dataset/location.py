@@ -83,7 +83,7 @@ def find_dataset(path: str, split: str = "train") -> Path:
     if path == SAMPLE_DATASET:
         return _sample_folder() / split
     if "://" in path:
-        hint = "copy the dataset to a local or shared folder"
+        hint = "copy the dataset to a local or shared folder, or a table whose rows name images in the bucket"
         raise DatasetError(f"{path}: datasets in object stores are not supported", hint=hint)
     return expanded(path)
 

@@ -6,11 +6,13 @@ import datetime as dt
 import os
 from pathlib import Path
 
+from balancer.evaluation.diversity import LIMITS_OF_SIGHT
+from balancer.evaluation.diversity_of_run import read_diversity
 from balancer.manifest.image_check import ImageCheck
 from balancer.manifest.query.rows import open_rows
 from balancer.manifest.status import list_held_back, read_status
 from balancer.manifest.unjudged import unjudged_text
-from balancer.report.criteria import check_criteria
+from balancer.report.balance import weigh
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
@@ -59,9 +61,12 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
     return _page(
         base=base,
         facts=facts,
-        criteria=check_criteria(facts, manifest),
+        balance=(balance := weigh(manifest, facts)),
+        criteria=balance.criteria,
         histograms=score_histograms(facts, manifest),
         sheets=contact_sheets(facts, manifest, storage),
+        diversity=read_diversity(manifest),
+        limits_of_sight=LIMITS_OF_SIGHT,
         rejected=rejected,
         given_up=given_up,
         state=facts.status["state"],

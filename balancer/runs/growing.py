@@ -211,6 +211,15 @@ class Growing:
             return False
         return names_in(self.config) != names_in(effective_config(self.begun.known, self.view.rules))
 
+    @property
+    def needs_only_rows(self) -> bool:
+        """Whether committing the growth is all that is left: no image has come, and no slot is open."""
+        if self.growth is None or self.needs_proof or self.dataset.added or self.dataset.replaced:
+            return False
+        storage = self.begun.storage
+        view = read_log(storage, columns_of_judging(self.begun.known))
+        return self.growth.judged(storage, view).state in ("complete", "short")
+
     def settled(self, prove: Callable[[], Proof], parents: dict[str, Any] | None = None) -> RunInfo:
         """The run as it will be, once the verifier is there. `prove` is called if it `needs_proof`. `parents`
         are the images that candidates are drawn from."""
@@ -266,6 +275,25 @@ def set_aside_copies(log: ManifestLog, copies: Mapping[str, Nearest], facts: Run
         ids = outdated[start : start + VERDICTS_PER_COMMIT]
         rows = [Departure(row["id"], REPLACED).applied_to(row, facts) for row in log.rows(ids).to_pylist()]
         log.commit_verdicts(rows, log.rules.as_detail())
+
+
+# ---- the hold-out --------------------------------------------------------------------------------
+
+HOLDOUT = "holdout"
+"""What the log says of the hold-out that a start has seen."""
+
+
+def describe_holdout(holdout: Audit | None) -> dict[str, str]:
+    """A hash of its files, for the log; empty without a hold-out."""
+    files = sorted(image.sha256 for image in holdout.images) if holdout else []
+    return {HOLDOUT: hashlib.sha256("".join(files).encode()).hexdigest() if files else ""}
+
+
+def is_other_holdout(view: LogView, holdout: Audit | None) -> bool:
+    """Whether the last start that compared the dataset with a hold-out saw other files. Earlier versions did
+    not say which they saw."""
+    seen = [stamp.detail[HOLDOUT] for stamp in view.opened if stamp.detail and HOLDOUT in stamp.detail]
+    return bool(seen) and seen[-1] != describe_holdout(holdout)[HOLDOUT]
 
 
 # ---- comparing -----------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ REVISABLE: tuple[tuple[str, ...], ...] = (
     ("generation", "negative_prompt"),
     ("attempts", "max"),
     ("attempts", "give_up_below"),
+    ("attempts", "stop_when_collapsed"),
     *(("classes", ANY, words) for words in WORDS),
     *(("facets", ANY, "values", ANY, words) for words in WORDS),
 )

@@ -60,6 +60,23 @@ def bucket_address(uri: str) -> Address | None:
     return _bucket_address(scheme, rest)
 
 
+def object_address(uri: str) -> tuple[Address, str]:
+    """The bucket of an object, and its key there; UsageError for an address of something else."""
+    if has_secret(uri):
+        raise UsageError("this address holds a user or a password", hint=KEPT_OUT)
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme not in STORES or not _BUCKET.fullmatch(bucket) or not key:
+        raise UsageError(f"{uri} is no address of an object")
+    return Address(scheme, bucket, ""), key
+
+
+def has_secret(uri: str) -> bool:
+    """Whether a user or a password may be in the address of an object: no bucket's name has these signs."""
+    bucket = uri.partition("://")[2].partition("/")[0]
+    return has_credentials(uri) or "@" in bucket or ":" in bucket
+
+
 def _bucket_address(scheme: str, rest: str) -> Address:
     bucket, _, prefix = rest.rstrip("/").partition("/")
     if "@" in bucket or ":" in bucket:  # whatever this is may be a secret, and is not repeated

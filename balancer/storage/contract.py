@@ -29,10 +29,12 @@ class NoCreateOnlyError(StorageError):
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """`modified_at` is UTC: when the file got the content it has."""
+    """`modified_at` is UTC: when the file got the content it has. `etag` is another one for other content;
+    only buckets have it."""
 
     num_bytes: int
     modified_at: dt.datetime
+    etag: str = ""
 
 
 class Storage(Protocol):

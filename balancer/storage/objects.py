@@ -150,8 +150,9 @@ class ObjectStorage:
     def create(self, path: str, data: bytes) -> bool:
         return self._insist("create", path, lambda: self._create_once(path, data))
 
-    def read(self, path: str, max_bytes: int | None = None) -> bytes:
-        return b"".join(self._insist("read", path, lambda: self._read_once(path, max_bytes)))
+    def read(self, path: str, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        """With `etag` only content that has it; StorageError for other content."""
+        return b"".join(self._insist("read", path, lambda: self._read_once(path, max_bytes, etag)))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
@@ -167,7 +168,7 @@ class ObjectStorage:
 
     def info(self, path: str) -> FileInfo:
         found = self._insist("look at", path, lambda: self._look_once(path))
-        return FileInfo(found["size"], found["last_modified"])
+        return FileInfo(found["size"], found["last_modified"], found["e_tag"] or "")
 
     def exists(self, path: str) -> bool:
         try:
@@ -200,8 +201,9 @@ class ObjectStorage:
     async def _look_once(self, path: str) -> ObjectMeta:
         return await in_memory(obstore.head_async(self._store, path))
 
-    async def _read_once(self, path: str, max_bytes: int | None) -> Parts:
-        answer = await in_memory(obstore.get_async(self._store, path))
+    async def _read_once(self, path: str, max_bytes: int | None, etag: str | None = None) -> Parts:
+        wanted: GetOptions = {"if_match": etag} if etag else {}
+        answer = await in_memory(obstore.get_async(self._store, path, options=wanted))
         check_size(path, answer.meta["size"], max_bytes)
         return await _body(answer, answer.meta["size"])
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ObjectLostError
 
+from actors.loop.collapse import CollapseWatch
 from actors.loop.simulated_pool import LocalEngine, LocalPool, simulated_driver
 from actors.models.simulated import EMBEDDING_DIM, SimulatedGenerator, SimulatedVerifier
 from actors.models.writer import Writer
@@ -58,7 +59,16 @@ def generator_of(size, kind=SimulatedGenerator):
 class Trial:
     """One start of a run in `folder`."""
 
-    def __init__(self, folder: Path, config: Config, *, generators=2, fails=lambda: None, spread=lambda: 0.0):
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        generators=2,
+        fails=lambda: None,
+        spread=lambda: 0.0,
+        collapse=None,
+    ):
         self.storage = open_storage(folder, create=True)
         self.notes: list[str] = []
         info = create_run(self.storage, describe_run(config, make_plan(config, {}), MODELS))
@@ -77,7 +87,14 @@ class Trial:
             for kind, (worker, count, service_s) in workers.items()
         ]
         self.driver = simulated_driver(
-            config, info, self.schedule, self.log, self.pools, stop=self.stop, note=self.notes.append
+            config,
+            info,
+            self.schedule,
+            self.log,
+            self.pools,
+            stop=self.stop,
+            note=self.notes.append,
+            collapse=collapse,
         )
 
     def run(self):
@@ -284,3 +301,15 @@ def test_a_stop_commits_what_was_accepted_and_makes_nothing_new(tmp_path, signal
     assert trial.schedule.candidates >= made
     assert len(trial.schedule.accepted) == len(trial.accepted()) < trial.schedule.wanted
     assert np.isfinite(trial.engine.now_s)
+
+
+def test_a_run_stops_once_a_class_has_collapsed_with_everything_accepted_so_far_committed(tmp_path):
+    noise = np.random.default_rng(0).standard_normal((30, EMBEDDING_DIM))
+    watch = CollapseWatch.over(("cat", (20 + row).astype("<f2").tobytes()) for row in noise)
+    trial = Trial(tmp_path, make_config(target={"per_class": 80}), generators=3, collapse=watch)
+    assert trial.run() == "interrupted"
+    assert trial.driver.collapsed.startswith("class cat has collapsed: recall ")
+    assert f"stopping: {trial.driver.collapsed} (attempts.stop_when_collapsed)" in trial.notes
+    cats = [name for name in trial.accepted() if name.startswith("cat/")]
+    assert 20 <= len(cats) < 80
+    assert len(trial.accepted()) == len(trial.schedule.accepted)

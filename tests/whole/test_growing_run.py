@@ -101,3 +101,49 @@ def test_accepted_images_of_another_run_are_taken_over_with_where_they_come_from
     assert not rejudge(open_storage(second, create=False)).pending
     with pytest.raises(UsageError, match="--reuse names the run itself"):
         run(config, second, reuse=second)
+
+
+# ---- what a start can do without Ray, and what it notices ----------------------------------------
+
+
+def test_a_lowered_target_is_committed_without_starting_ray(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    run(config, tmp_path / "run")
+    before = read_ids(tmp_path / "run")
+    lowered = make_config(target={"per_class": test_run.PER_CLASS - 4})
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.run.connected", lambda *_: pytest.fail("Ray was started"))
+        patched.setattr("actors.run.refuse_silent", lambda _: pytest.fail("Ray was looked for"))
+        with pytest.raises(UsageError, match="accepted images would leave"):
+            run(lowered, tmp_path / "run")
+        notes: list[str] = []
+        result = run(lowered, tmp_path / "run", confirmed=True, reporter=Reporter(note=notes.append))
+        assert (result.state, result.wanted, result.accepted) == ("complete", 13, 13)
+        assert "the plan has changed, and nothing is left to generate" in notes
+        assert any("nothing left to do" in note for note in again(lowered, tmp_path / "run"))
+    assert read_ids(tmp_path / "run") < before
+    assert check_run(open_storage(tmp_path / "run", create=False)).problems == ()
+    assert run(config, tmp_path / "run").accepted == len(before)
+
+
+def again(config, out):
+    notes: list[str] = []
+    run(config, out, reporter=Reporter(note=notes.append))
+    return notes
+
+
+def test_a_changed_hold_out_is_noticed_though_nothing_is_left_to_generate(dataset, make_config, tmp_path):
+    holdout = tmp_path / "holdout" / "cat"
+    holdout.mkdir(parents=True)
+    shutil.copy(dataset / "cat" / "1.png", holdout)
+    config = make_config(dataset={"path": str(dataset), "holdout": str(tmp_path / "holdout")})
+    run(config, tmp_path / "run")
+    assert any("nothing left to do" in note for note in again(config, tmp_path / "run"))
+    shutil.copy(dataset / "cat" / "2.png", holdout)
+    assert any("the hold-out has other images by now" in note for note in again(config, tmp_path / "run"))
+    rows = balancer.open_manifest(tmp_path / "run").to_table(["id"], "nearest_id is not null").to_pylist()
+    assert [row["id"] for row in rows if row["id"].startswith("real/")] == [
+        "real/cat/1.png",
+        "real/cat/2.png",
+    ]
+    assert any("nothing left to do" in note for note in again(config, tmp_path / "run"))

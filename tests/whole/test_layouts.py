@@ -24,7 +24,9 @@ from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.images import decode_image
 from balancer.run_manifest import open_manifest
+from balancer.storage import open_storage
 from tests.dataset.here import read_here
+from tests.fault_proxy import ACCESS_KEY, SECRET_KEY
 
 IMAGES = (("a", "cat", "train"), ("b", "cat", "train"), ("c", "dog", "train"), ("d", "cat", "val"))
 """Name, class and split of every image."""
@@ -61,6 +63,15 @@ def csv_table(root: Path) -> None:
     for name, _, _ in IMAGES:
         put(root / "images" / f"{name}.png", picture(name))
     rows = [f"images/{name}.png,{class_name},{split}" for name, class_name, split in IMAGES]
+    put(root / "labels.csv", "\n".join(["path,label,split", *rows]))
+
+
+def addresses(root: Path) -> None:
+    """A table alone; its images are in a bucket."""
+    bucket = open_storage("s3://bucket/layouts", create=False)
+    for name, _, _ in IMAGES:
+        bucket.replace(f"{name}.png", picture(name))
+    rows = [f"s3://bucket/layouts/{name}.png,{class_name},{split}" for name, class_name, split in IMAGES]
     put(root / "labels.csv", "\n".join(["path,label,split", *rows]))
 
 
@@ -132,6 +143,7 @@ LAYOUTS: Mapping[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "folders": (folders, ()),
     "splits": (split_folders, ()),
     "table": (csv_table, ("dataset.table=labels.csv",)),
+    "table of addresses": (addresses, ("dataset.table=labels.csv",)),
     "coco": (coco, ()),
     "coco crops": (crops, ("dataset.crop_boxes=true", "dataset.min_crop_side=16")),
     "voc": (voc, ()),
@@ -173,12 +185,21 @@ class Case:
         return out
 
 
+def use_bucket(patch: pytest.MonkeyPatch, server: str) -> None:
+    patch.setenv("AWS_ENDPOINT_URL", server)
+    patch.setenv("AWS_ALLOW_HTTP", "true")
+    patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
 @pytest.fixture(scope="module", params=LAYOUTS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     make, settings = LAYOUTS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    make(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
+        if "addresses" in request.param:
+            use_bucket(patch, request.getfixturevalue("s3_server"))
+        make(folder / "data")
         read_here(patch)
         yield Case(request.param, folder / "data", settings, folder)
 

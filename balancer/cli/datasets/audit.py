@@ -11,6 +11,7 @@ import click
 
 from balancer.cli import console
 from balancer.config.dotted import DATASET_SETTING_HELP
+from balancer.errors import UsageError
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
@@ -30,10 +31,18 @@ def command(dataset: str, as_json: bool, overrides: tuple[str, ...], every: bool
     """Count the images of DATASET, most simply a folder with one subfolder of images per class.
 
     Shows counts and shares per class, and per facet if there is a metadata table; unreadable files with
-    reasons; exact duplicates. DATASET `sample` is the rendered sample dataset.
+    reasons; exact duplicates. DATASET `sample` is the rendered sample dataset. Of a run folder, shows the
+    balanced dataset: before, as planned and after, and whether it meets the criteria.
     """
+    from balancer.cli.datasets.audit_run import is_run, print_run
     from balancer.config.load import load_dataset_settings
     from balancer.dataset.audit import audit_path
+
+    if is_run(dataset):
+        if overrides:
+            raise UsageError(f"{dataset} is a run, which --set does not change", hint="leave out --set")
+        print_run(dataset, as_json, every)
+        return
 
     result = audit_path(dataset, load_dataset_settings(overrides), watch=console.watch_images)
     if as_json:

@@ -35,9 +35,12 @@ def command(run: str, as_json: bool, every: bool) -> None:
     from balancer.manifest.status import read_status
     from balancer.storage import open_storage
 
-    status = read_status(open_storage(run, create=False), utc_now())
+    storage = open_storage(run, create=False)
+    status = read_status(storage, utc_now())
     if as_json:
-        console.print_json(status)
+        from balancer.evaluation.diversity_of_run import diversity_of_run
+
+        console.print_json(status | {"diversity": diversity_of_run(storage)})
     else:
         console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
         if status["simulated"]:

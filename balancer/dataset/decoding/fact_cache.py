@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from balancer.dataset.decoding import decoders
 from balancer.dataset.decoding.file_keys import Keys, file_keys
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
+from balancer.dataset.decoding.object_images import Objects
 from balancer.dataset.decoding.watching import Count, ignore_count
 from balancer.errors import BalancerError
 from balancer.storage.cache import keep, private_folder
@@ -76,26 +77,49 @@ def read_known_images(
     root: Path, names: Sequence[str], limits: DecodeLimits, count: Count = ignore_count
 ) -> list[ImageInfo | str]:
     """As `decoders.read_all_images`, which reads only what is not known."""
-    path = _table_path(root, limits)
+    path, objects = _table_path(root, limits), Objects.among(names)
     if path is None or not names:
-        return decoders.read_all_images(root, names, limits, count)
-    keys, rows = file_keys(root, names), _load(path)
+        return _read(root, names, objects, limits, count)
+    keys, rows = _keys(root, names, objects), _load(path)
     answers, used = _look_up(rows, keys)
     missing = [place for place, answer in enumerate(answers) if answer is None]
     known = len(names) - len(missing)
     for start in range(0, len(missing), PORTION):
         places = missing[start : start + PORTION]
         portion = [names[place] for place in places]
-        fresh = decoders.read_all_images(root, portion, limits, partial(_count_on, count, known))
+        fresh = _read(root, portion, objects, limits, partial(_count_on, count, known))
         known += len(fresh)
         for place, answer in zip(places, fresh, strict=True):
             answers[place] = answer
-        unchanged = (file_keys(root, portion) == keys[places]).all(axis=1, keepdims=True)
+        unchanged = (_keys(root, portion, objects) == keys[places]).all(axis=1, keepdims=True)
         if len(settled := _make_rows(keys[places] * unchanged, fresh)):
             rows, used = _add(rows, used, settled)
             _save(path, rows[used], rows[~used][: max(SPARE_ROWS, len(names))])
     _note_use(path)
     return [answer for answer in answers if answer is not None]
+
+
+def _keys(root: Path, names: Sequence[str], objects: Objects) -> Keys:
+    """Of an object what the store said at first: it is read only while it is that one."""
+    keys = file_keys(root, names)
+    if objects.seen:
+        keys = keys.copy()
+        for place, name in enumerate(names):
+            if name in objects.seen:
+                keys[place] = np.frombuffer(objects.key(name), "<u8")
+    return keys
+
+
+def _read(
+    root: Path, names: Sequence[str], objects: Objects, limits: DecodeLimits, count: Count
+) -> list[ImageInfo | str]:
+    files = [name for name in names if name not in objects.seen]
+    answers = dict(zip(files, decoders.read_all_images(root, files, limits, count), strict=True))
+    if len(files) < len(names):
+        remote = [name for name in names if name in objects.seen]
+        read = objects.read(remote, limits, partial(_count_on, count, len(files)))
+        answers |= zip(remote, read, strict=True)
+    return [answers[name] for name in names]
 
 
 def _count_on(count: Count, before: int, done: int) -> None:

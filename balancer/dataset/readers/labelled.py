@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balancer.dataset.decoding.addresses import object_uri
 from balancer.dataset.facet_table import (
     METADATA_FILES,
     NO_CLASS,
@@ -24,6 +25,7 @@ from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.readers.walking import Entry, walk
 from balancer.dataset.table_reader import FILE_NAME, ColumnNames
 from balancer.errors import DatasetError
+from balancer.storage.address import KEPT_OUT, has_secret
 from balancer.text.names import composed
 from balancer.text.quantities import are, counted
 
@@ -72,7 +74,18 @@ def read_table_layout(
             hint="name it in dataset.columns.class",
         )
     walk(entries, 0, listing)
+    listing.outside += _list_objects(table, root)
     label(listing, [table], root)
+
+
+def _list_objects(table: Table, root: Path) -> list[str]:
+    """The addresses among the file names. One with a password would be shown, and kept in rows."""
+    uris = [uri for uri in map(object_uri, table.rows) if uri is not None]
+    for uri in uris:
+        if has_secret(uri):
+            problem = f"{root / table.path}: an address in it holds a user or a password"
+            raise DatasetError(problem, hint=KEPT_OUT)
+    return uris
 
 
 def label(listing: DatasetListing, tables: Sequence[Table], root: Path) -> None:

@@ -1,0 +1,88 @@
+"""`balancer audit RUN`: the balanced dataset beside the one that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from balancer.cli import console
+from balancer.text.quantities import counted, percent
+
+if TYPE_CHECKING:
+    from balancer.report.balance import Balance, ImageAudit, Step
+
+HEADERS = ["before", "planned", "after", "real, %"]
+MAX_LISTED = 20
+
+
+def is_run(path: str) -> bool:
+    """Whether it is the folder of a run, or in a bucket and may be one."""
+    import os
+
+    return os.path.isfile(os.path.join(path, "run.json")) and os.path.isdir(os.path.join(path, "manifest"))
+
+
+def print_run(run: str, as_json: bool, every: bool) -> None:
+    from balancer.report.balance import audit_run
+    from balancer.storage import open_storage
+
+    balance = audit_run(open_storage(run, create=False), console.watch_images)
+    if as_json:
+        console.print_json({"run": run, **balance.as_dict()})
+        return
+    _print_steps(f"{run}: training images by class", "class", [*balance.classes, balance.whole], every)
+    console.say()
+    ratios = ", ".join(f"{name} {_shown(ratio)}" for name, ratio in balance.imbalance.items())
+    console.say(f"largest class by smallest: {ratios}")
+    for facet, steps in balance.facets.items():
+        console.say()
+        _print_steps(f"by {facet}", facet, steps, every)
+    if balance.facets:
+        console.say()
+        _print_steps("by cell", "cell", balance.cells, every)
+    console.say()
+    console.table(
+        "criteria",
+        ["", "rule", "figure"],
+        [["met" if each.met else "not met", each.rule, each.figure] for each in balance.criteria],
+    )
+    _print_images(balance)
+
+
+def _print_steps(title: str, noun: str, steps: Sequence[Step], every: bool) -> None:
+    console.first_rows(
+        title,
+        [noun, *HEADERS],
+        steps,
+        "more",
+        every=every,
+        row=lambda step: [step.name, step.before, step.planned, step.after, percent(step.before, step.after)],
+    )
+
+
+def _print_images(balance: Balance) -> None:
+    console.say()
+    if balance.images is None:
+        console.say("the images are in a bucket, and were not read; `balancer fsck` reads them")
+        return
+    console.say(f"{counted(balance.images.read, 'image')} read")
+    for title, lines in _problems(balance.images).items():
+        if lines:
+            console.say()
+            console.say(f"{title} ({len(lines)})")
+            for line in lines[:MAX_LISTED]:
+                console.say(f"  {line}")
+            if len(lines) > MAX_LISTED:
+                console.say(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
+
+
+def _problems(images: ImageAudit) -> dict[str, Sequence[str]]:
+    return {
+        "unreadable": [f"{name}: {reason}" for name, reason in images.unreadable],
+        "no longer as its row says": images.changed,
+        "files with the same bytes": [", ".join(names) for names in images.duplicates],
+    }
+
+
+def _shown(ratio: float | None) -> str:
+    return "infinite" if ratio is None else f"{ratio:.2f}"

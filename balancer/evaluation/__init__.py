@@ -1,0 +1,1 @@
+"""Does the balanced dataset help, and is it diverse?"""
