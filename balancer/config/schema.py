@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -28,6 +26,8 @@ from pydantic import (
 
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.dotted import join_keys
+from balancer.config.evaluation import EvaluationConfig
+from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
@@ -83,6 +83,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "budget": True,
     "planning": True,
     "criteria": True,
+    "evaluation": True,
     "output": True,
     "generation": {"batch_size", "dtype", "compile", "offload"},
     # Calibrations are compared by their temperatures (`models` in run.json). The others only decide
@@ -109,10 +110,6 @@ def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tu
         least, greatest = limits
         raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
     return limits
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -809,6 +806,7 @@ class Config(_Section):
     planning: PlanningConfig = PlanningConfig()
     output: OutputConfig = OutputConfig()
     criteria: CriteriaConfig = CriteriaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     _bases: PathBases = PrivateAttr(default_factory=PathBases)
 
