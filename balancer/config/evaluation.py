@@ -43,7 +43,9 @@ class EvaluationConfig(Section):
     network on pixels. `full` trains all weights of `architecture`."""
 
     encoder: EncoderConfig | None = None
-    architecture: str = Field(default="resnet18", pattern=r"^(timm:)?[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100)
+    architecture: str = Field(
+        default="resnet18", pattern=r"^(timm:)?[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100
+    )
     """For `full`: an architecture of torchvision by its name, or one of timm as `timm:NAME`."""
 
     weights: str | None = None

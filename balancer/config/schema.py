@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BaseModel,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -27,7 +28,7 @@ from pydantic import (
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.dotted import join_keys
 from balancer.config.evaluation import EvaluationConfig
-from balancer.config.section import Section as _Section
+from balancer.config.section import SECTION
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
 from balancer.storage.user_paths import expanded
@@ -110,6 +111,10 @@ def _check_range(limits: tuple[float, float] | None, info: ValidationInfo) -> tu
         least, greatest = limits
         raise ValueError(f"the least, {least:g}, is above the greatest, {greatest:g}: no image can pass")
     return limits
+
+
+class _Section(BaseModel):
+    model_config = SECTION
 
 
 def _challenges_named(names: tuple[str, ...]) -> tuple[str, ...]:

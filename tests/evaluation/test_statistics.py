@@ -75,7 +75,7 @@ def test_few_images_that_all_agree_prove_little():
 
 
 def test_a_false_help_is_rare_and_a_large_one_is_found():
-    claims = {gain: 0 for gain in (0.0, 0.1)}
+    claims = dict.fromkeys((0.0, 0.1), 0)
     for gain in claims:
         for trial in range(25):
             values, labels = differences(10, [40] * 4, [gain] * 4, seed=trial)
