@@ -264,7 +264,7 @@ def _looked(gathered: Gathered, config: Config, kept: _Kept) -> dict[str, Looked
     pixels = {role: _channels_first(gathered.array(role)) for role in roles}
     encoder = config.evaluation.encoder
     if kept.recipe.kind != "head" or encoder is None:
-        return {**pixels}
+        return {role: pixels[role] for role in roles}
     weights = _weights(config, "evaluation.encoder.weights", encoder.weights)
     kept.reporter.note(f"{encoder.model} looks at the images")
     return {

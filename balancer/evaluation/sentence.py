@@ -76,7 +76,8 @@ def untested_sentence(verdicts: Mapping[str, ClassVerdict], least: int) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return (
         f"Nothing can be said of {counted(len(names), 'class', 'classes')}, which {are(len(names))} left out"
-        f" of the metric for having fewer than {least} test images, or too few for validation: {listed}{more}."
+        f" of the metric for having fewer than {least} test images, or too few for validation: {listed}"
+        f"{more}."
     )
 
 

@@ -40,12 +40,19 @@ class Trainers:
         pass
 
     def train_all(self, recipe, pool, training, held_out, jobs):
+        import torch
+
         from actors.evaluation.training import train
 
-        for job in jobs:
-            self.before(job)
-            self.jobs.append(job)
-            yield job, train(recipe, pool, training, held_out, job)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a task of Ray has them
+        try:
+            for job in jobs:
+                self.before(job)
+                self.jobs.append((job, training, held_out))
+                yield job, train(recipe, pool, training, held_out, job)
+        finally:
+            torch.set_num_threads(threads)
 
     def embed(self, recipe, encoder, weights, pixels, copies):
         from actors.evaluation.encoding import embed_all
@@ -70,7 +77,7 @@ class Made:
     clear: Mapping[str, float] = field(default_factory=dict)
 
 
-def make_run(folder: Path, made: Made = Made(), extra: Callable[[], list] = list, config=None) -> Path:  # noqa: B008
+def make_run(folder: Path, made: Made = Made(), extra: Callable[[], list] = list, config=None) -> Path:
     """A run with images in which each class has its own pattern. `extra` are more rows with their pixels."""
     rows = []
     for label, name in enumerate(CLASSES):
