@@ -13,14 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from balancer.errors import ManifestError
-from balancer.evaluation.arms import Job
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import InvalidJSONError, read_json
+
+if TYPE_CHECKING:
+    from balancer.evaluation.arms import Job
 
 FOLDER = "evaluation"
 RULE_FILE = f"{FOLDER}/evaluation.json"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +36,7 @@ class Trainers:
     """Trains in this process; `before` is called before each job and may raise."""
 
     before: Callable[[object], None] = lambda job: None
-    jobs: list = field(default_factory=list)
+    jobs: list[Any] = field(default_factory=list)
 
     def check(self, recipe):
         pass
@@ -77,7 +79,7 @@ class Made:
     clear: Mapping[str, float] = field(default_factory=dict)
 
 
-def make_run(folder: Path, made: Made = Made(), extra: Callable[[], list] = list, config=None) -> Path:
+def make_run(folder: Path, made: Made = Made(), extra: Callable[[], list[Any]] = list, config=None) -> Path:
     """A run with images in which each class has its own pattern. `extra` are more rows with their pixels."""
     rows = []
     for label, name in enumerate(CLASSES):
@@ -109,6 +111,8 @@ def with_file(folder, each, pixels):
         path = folder / each["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, "PNG")
+        data = path.read_bytes()
+        looks |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
     return each | looks
 
 

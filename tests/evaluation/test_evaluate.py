@@ -159,5 +159,5 @@ def test_a_damaged_outcome_is_told(tmp_path):
     assert read_outcome(storage) is None
     for text in ("{", '{"decision": "maybe"}'):
         storage.replace(OUTCOME_FILE, text.encode())
-        with pytest.raises(ManifestError, match="outcome.json is damaged"):
+        with pytest.raises(ManifestError, match=r"outcome\.json is damaged"):
             read_outcome(storage)

@@ -75,8 +75,9 @@ def command(
 
 def _config(info: RunInfo, config_file: str | None, settings: list[str], holdout: str | None) -> Config:
     """The config of the run with the settings of this evaluation."""
-    from balancer.config.load import Document, load_config, validate_document
+    from balancer.config.load import load_config, validate_document
     from balancer.config.schema import Config
+    from balancer.config.yaml_reading import Document
 
     for setting in settings:
         if not setting.startswith(SECTION):
