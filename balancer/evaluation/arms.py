@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -61,7 +61,10 @@ DESCRIBED = {
     "real_logit_adjusted": "real images, logit-adjusted loss",
     ACCEPTED: "real and accepted images",
     UNFILTERED: "real images and all candidates",
-    **{f"real_{100 * fraction:g}": f"{fraction:.0%} of the real images" for fraction in FRACTIONS},
+    **{
+        f"real_{100 * fraction:g}": f"baseline with {fraction:.0%} of the real images"
+        for fraction in FRACTIONS
+    },
 }
 
 
@@ -72,8 +75,13 @@ def with_generated(baseline: Arm, name: str) -> Arm:
     return Arm(name, generated, balanced=True, augmented=baseline.augmented)
 
 
-def thinned(fraction: float) -> Arm:
-    return Arm(f"real_{100 * fraction:g}", fraction=fraction)
+def thinned(baseline: Arm, fraction: float) -> Arm:
+    """The baseline with a part of its real images: what they are worth is measured in its own way."""
+    return replace(baseline, name=thinned_name(fraction), fraction=fraction)
+
+
+def thinned_name(fraction: float) -> str:
+    return f"real_{100 * fraction:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,5 +178,5 @@ def worth(counts: Sequence[int], scores: Sequence[float], reached: float) -> tup
     if slope <= 0:
         return None
     most = 2 * max(counts)
-    images = math.exp(min((reached - start) / slope, math.log(most)))
-    return round(images), images >= most
+    wanted, last = (reached - start) / slope, math.log(most)
+    return round(math.exp(min(wanted, last))), wanted >= last

@@ -25,6 +25,7 @@ from balancer.evaluation.arms import (
     Pool,
     can_be_thinned,
     thinned,
+    thinned_name,
     with_generated,
 )
 from balancer.evaluation.statistics import images_of
@@ -54,7 +55,7 @@ class Design:
     def arms(self) -> list[str]:
         names = [arm.name for arm in BASELINES] + [ACCEPTED]
         names += [UNFILTERED] if self.unfiltered else []
-        return names + [thinned(fraction).name for fraction in self.fractions]
+        return names + [thinned_name(fraction) for fraction in self.fractions]
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -121,7 +122,7 @@ def final_jobs(design: Design, choice: Choice) -> dict[str, list[Job]]:
     if design.unfiltered:
         arms[UNFILTERED] = with_generated(choice.baseline, UNFILTERED), choice.real_share
     for fraction in design.fractions:
-        arms[thinned(fraction).name] = thinned(fraction), None
+        arms[thinned_name(fraction)] = thinned(choice.baseline, fraction), None
     return {
         name: [Job("test", arm, choice.learning_rate, seed, share) for seed in range(design.seeds)]
         for name, (arm, share) in arms.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.evaluation import sentence
-from balancer.evaluation.arms import ACCEPTED, REAL_ALONE, Job, exposures, members_of, thinned, worth
+from balancer.evaluation.arms import ACCEPTED, Job, exposures, members_of, thinned_name, worth
 from balancer.evaluation.decision import (
     ClassVerdict,
     Comparison,
@@ -64,7 +64,7 @@ def summarise(
     lines = [
         sentence.unseen_sentence(*_unseen(design, comparison, real)),
         sentence.untested_sentence(verdicts, least_test),
-        _worth(design, estimates, sum(real.values()), sum(accepted.values()), jobs),
+        _worth(design, estimates, sum(real.values()), sum(accepted.values()), jobs, choice.baseline.name),
         sentence.moved_sentence(choice.real_share, left_out, overall.decision),
     ]
     return {
@@ -113,11 +113,12 @@ def _worth(
     real: int,
     accepted: int,
     jobs: Mapping[str, Sequence[Job]],
+    baseline: str,
 ) -> str:
     """Of the curve over the number of real images; empty if the data allow none."""
     if not design.fractions:
         return ""
-    names = [*(thinned(fraction).name for fraction in design.fractions), REAL_ALONE.name]
+    names = [*(thinned_name(fraction) for fraction in design.fractions), baseline]
     counts = [len(members_of(jobs[name][0], design.pool)) for name in names]
     scores = [estimates[name].mean for name in names]
     return sentence.worth_sentence(worth(counts, scores, estimates[ACCEPTED].mean), real, accepted)

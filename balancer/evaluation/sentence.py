@@ -88,7 +88,9 @@ def worth_sentence(found: tuple[int, bool] | None, real: int, generated: int) ->
             "More real images do not make the classifier better here, so none say what the others are worth."
         )
     images, at_least = found
-    gained = max(0, images - real)
+    gained = images - real
+    if gained <= 0:
+        return f"{counted(generated, 'generated image')} beside {real} real ones are worth no real image."
     return (
         f"{counted(generated, 'generated image')} beside {real} real ones train as well as"
         f" {'at least ' if at_least else 'about '}{images} real ones would, so they are worth"
