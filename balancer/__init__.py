@@ -182,7 +182,7 @@ def export_run(
     """Write the accepted images of a run to `destination` in one of `balancer.export.FORMATS`.
 
     `options` are those of `balancer export`: `copy`, `embed`, `shard_megabytes`, `licence`,
-    `allow_synthetic_eval`.
+    `allow_synthetic_eval`, `recommended`.
     """
     from balancer.export import Options, export
 

@@ -101,7 +101,6 @@ class Manifest:
 
     def lineage(self, image_id: str) -> Lineage:
         """Where an image comes from: model, words, seed, scores, run, and what it was generated from.
-
         Of rejected candidates, too. UsageError if there is none of that id.
         """
         from balancer.runs.lineage import read_lineage
@@ -152,6 +151,7 @@ class Manifest:
         filter: Filter | None = None,
         size: int | None = None,
         allow_synthetic_eval: bool = False,
+        recommended: bool = False,
     ) -> ImageDataset:
         """A map-style dataset for a DataLoader: (image, label), with `facets` (image, label, facet labels).
 
@@ -159,11 +159,12 @@ class Manifest:
         DataLoader makes batches of images of one size only. `transform` gets a Pillow image; without one an
         image is a float32 tensor (3, height, width) in 0..1.
         `label` is an int, the place of the class in the dataset's `classes`; facet labels are a dict of ints,
-        -1 where a facet does not apply or is not known. UsageError if there are no rows.
+        -1 where a facet does not apply or is not known. `recommended` leaves out the generated images that
+        `balancer evaluate` advises against. UsageError if there are no rows, or nothing is recommended.
         """
         from balancer.training.torch_dataset import make_dataset
 
-        choice = Choice(split, filter, allow_synthetic_eval)
+        choice = Choice(split, filter, allow_synthetic_eval, recommended)
         return make_dataset(self.rows, choice, transform, as_list(facets), size)
 
     def sampler(
@@ -176,17 +177,18 @@ class Manifest:
         filter: Filter | None = None,
         seed: int | None = None,
         allow_synthetic_eval: bool = False,
+        recommended: bool = False,
     ) -> ImageSampler:
         """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
-        replacement, each combination of values of `by` equally often.
-
-        Within one, `real_share` of the draws (by default half, or more if more of its images are real) go to
-        real images; with `real_weight`, a real image is drawn that many times as often as a generated one.
-        Its `exposures()` count the draws. `seed` repeats them; by default they follow torch's generator.
+        replacement, each combination of values of `by` equally often. Within one, `real_share` of the draws
+        (by default half, or more if more of its images are real) go to real images; with `real_weight`, a
+        real image is drawn that many times as often as a generated one. `recommended`, which `to_torch` takes
+        as well, has the share that `balancer evaluate` found best. `exposures()` count the draws. `seed`
+        repeats them; by default they follow torch's generator.
         """
         from balancer.training.torch_dataset import make_sampler
 
-        choice = Choice(split, filter, allow_synthetic_eval)
+        choice = Choice(split, filter, allow_synthetic_eval, recommended)
         return make_sampler(self.rows, choice, as_list(by), seed, real_share, real_weight)
 
     def to_hf(
@@ -199,7 +201,6 @@ class Manifest:
     ) -> datasets.Dataset:
         """A Hugging Face dataset: `image` (Image, decoded when asked for), `label` and facets (ClassLabel,
         null where a facet has none), and `columns`, by default where each image comes from.
-
         Needs the extra `hf`; UnavailableError without it.
         """
         from balancer.training.hugging_face import hugging_face_dataset
@@ -219,7 +220,6 @@ class Manifest:
         """A Ray Data dataset: `image` (uint8, height x width x 3), `label` (int), class, facets and
         `columns`, by default where each image comes from. Pixels are read as blocks are consumed, by Ray's
         workers, which must reach the run folder by the same path. `size` is that of `to_torch`.
-
         Needs the extra `ray-data`; UnavailableError without it.
         """
         from balancer.training.ray_data import ray_dataset

@@ -52,6 +52,7 @@ COMMANDS = {
     "rejudge": Listing("runs", "Judge a run's candidates again under other limits."),
     "query": Listing("runs", "Select rows of a run's manifest."),
     "report": Listing("runs", "Write a run's report, one HTML file."),
+    "evaluate": Listing("runs", "Decide whether a run's images make a classifier better.", uses_actors=True),
     "compact": Listing("upkeep", "Make queries of a long run fast."),
     "export": Listing("runs", "Write a run's images for other tools."),
     "reproduce": Listing("runs", "Make a run's images again and compare.", uses_actors=True),

@@ -27,6 +27,7 @@ from pydantic import (
 from balancer.cells import CLASS_PROPERTY, Facet
 from balancer.config.adaptation import AdaptationConfig
 from balancer.config.dotted import join_keys
+from balancer.config.evaluation import EvaluationConfig
 from balancer.config.loras import MAX_LORAS, LoraConfig
 from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
@@ -85,6 +86,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "budget": True,
     "planning": True,
     "criteria": True,
+    "evaluation": True,
     "output": True,
     "generation": {"batch_size", "dtype", "compile", "offload"},
     # Calibrations are compared by their temperatures (`models` in run.json). The others only decide
@@ -816,6 +818,7 @@ class Config(_Section):
     planning: PlanningConfig = PlanningConfig()
     output: OutputConfig = OutputConfig()
     criteria: CriteriaConfig = CriteriaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     _bases: PathBases = PrivateAttr(default_factory=PathBases)
 

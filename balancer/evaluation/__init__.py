@@ -1,1 +1,4 @@
-"""Does the balanced dataset help, and is it diverse?"""
+"""Does the balanced dataset make a classifier better, and is it diverse?
+
+Nothing here trains: `actors.evaluation` does.
+"""

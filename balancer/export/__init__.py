@@ -39,8 +39,8 @@ FORMATS = {
 }
 """Each format with its line in `balancer export --help`. Its module has the same name, or is in MODULES."""
 
-COMMON_OPTION = "allow_synthetic_eval"
-"""The option that every format takes."""
+ALLOW, RECOMMENDED = "allow_synthetic_eval", "recommended"
+"""The options that every format takes."""
 
 MODULES = {"hf": "hugging_face"}
 """Modules that are not called like their format."""
@@ -90,7 +90,7 @@ def export(
     module = _module(form)
     _check_options(form, module.OPTIONS, options)
     columns = module.columns(options, manifest.run.schema())
-    choice = Choice(filter=filter, allow_synthetic_eval=options.allow_synthetic_eval)
+    choice = Choice(None, filter, options.allow_synthetic_eval, options.recommended)
     selection = select(manifest.rows, columns, choice)
     begin(selection.rows.num_rows)
     identity = _identity(manifest, form, filter, module.OPTIONS, options)
@@ -113,7 +113,7 @@ def _module(form: str) -> Format:
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:
     for name in options.given():
-        if name not in {*known, COMMON_OPTION}:
+        if name not in {*known, ALLOW, RECOMMENDED}:
             raise UsageError(f"{option_name(name)} has no effect on format {form!r}")
 
 
@@ -128,6 +128,7 @@ def _identity(
         "format": form,
         "run_id": manifest.run.run_id,
         "filter": "" if filter is None else str(filter).strip(),
-        **{name: value for name, value in options.as_dict().items() if name in {*known, COMMON_OPTION}},
+        **{name: value for name, value in options.as_dict().items() if name in {*known, ALLOW}},
+        **({RECOMMENDED: True} if options.recommended else {}),  # exports from before have no such field
         "layout": LAYOUT,
     }

@@ -35,13 +35,15 @@ Row = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options of formats. `copy` copies images instead of linking them; `embed` puts the image files into the
-    table; `shard_megabytes` caps a tar file; `licence` is an identifier of the Hugging Face hub."""
+    table; `shard_megabytes` caps a tar file; `licence` is an identifier of the Hugging Face hub.
+    `recommended` leaves out the generated images that the run's evaluation advises against."""
 
     copy: bool = False
     embed: bool = False
     shard_megabytes: float = 500.0
     licence: str = "unknown"
     allow_synthetic_eval: bool = False
+    recommended: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,6 +13,8 @@ from balancer.manifest.query.rows import open_rows
 from balancer.manifest.status import list_held_back, read_status
 from balancer.manifest.unjudged import unjudged_text
 from balancer.report.balance import weigh
+from balancer.report.criteria import check_criteria
+from balancer.report.evaluation import read_evaluation
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
@@ -58,6 +60,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
     made_at = now or dt.datetime.now(dt.UTC)
     facts = gather_facts(manifest, read_status(storage, made_at))
     rejected, given_up = rejected_sheets(facts, manifest, storage)
+    evaluated, evaluation_problem = read_evaluation(storage)
     return _page(
         base=base,
         facts=facts,
@@ -74,6 +77,8 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         table=facts.table,
         held_back=list_held_back(manifest.run),
         budget=_budget(facts),
+        evaluated=evaluated,
+        evaluation_problem=evaluation_problem,
         made_at=made_at,
     )
 

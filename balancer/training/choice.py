@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The accepted images of a split, or of all, that meet a filter. With `allow_synthetic_eval` validation
-    and test may have generated ones."""
+    and test may have generated ones; `recommended` leaves out the generated images that the run's evaluation
+    advises against."""
 
     split: str | None = None
     filter: Filter | None = None
     allow_synthetic_eval: bool = False
+    recommended: bool = False

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import CopiesConfig
 from balancer.dataset.leakage import LOOKS, find_later_split_copies
 from balancer.dataset.near_duplicates import KnownImage, known_images
@@ -24,6 +25,7 @@ from balancer.dataset.splits import EVALUATION, SPLITS, resolve_split
 from balancer.errors import UsageError
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.text.quantities import counted
+from balancer.training.recommended import read_recommended, without_harmful
 
 if TYPE_CHECKING:
     from balancer.manifest.query.rows import ManifestRows
@@ -60,13 +62,18 @@ def select(
     """The rows that are asked for with these columns and a few more.
 
     Raises UsageError for a split that is none, for a filter that cannot be read, if generated images would be
-    in validation or test, and unless `may_be_empty` if there are no rows.
+    in validation or test, without the evaluation that `recommended` needs, and unless `may_be_empty` if there
+    are no rows.
     """
     split = choice.split
     _check_split(split)
     held_out = manifest.to_table(list(LOOKS), _is_held_out())
     looks = ("phash",) if held_out.num_rows else ()
-    rows = manifest.to_table(list(dict.fromkeys([*columns, *_NEEDED, *looks])), choice.filter)
+    outcome = read_recommended(manifest) if choice.recommended else None
+    by_class = (CLASS_PROPERTY,) if outcome else ()
+    rows = manifest.to_table(list(dict.fromkeys([*columns, *_NEEDED, *looks, *by_class])), choice.filter)
+    if outcome:
+        rows = without_harmful(rows, outcome)
     rows = _followed(rows, manifest)
     rows = rows.filter(pc.field("split").is_valid() if split is None else pc.field("split") == split)
     if not choice.allow_synthetic_eval:

@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from balancer.cells import CLASS_PROPERTY
+from balancer.errors import UsageError
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.training.images import Decoder, check_size, fitted
 from balancer.training.labels import Labels
+from balancer.training.recommended import read_recommended
 from balancer.training.sampling import exposures, rarely_seen, sample_weights
 from balancer.training.selection import select, warn_of_left_out
 
@@ -117,6 +119,13 @@ def make_sampler(
 ) -> ImageSampler:
     import torch
 
+    if choice.recommended:
+        if real_share is not None or real_weight is not None:
+            raise UsageError(
+                "recommended=True says how often real images are drawn, as do real_share and real_weight",
+                hint="give one",
+            )
+        real_share = read_recommended(manifest).recommended.real_share
     rows = select(manifest, [CLASS_PROPERTY, *by], choice).rows
     weights = sample_weights(rows, by, real_share=real_share, real_weight=real_weight)
     shown = exposures(rows, weights, len(weights))

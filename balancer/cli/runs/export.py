@@ -24,6 +24,9 @@ from balancer.text.quantities import counted
 )  # fmt: skip
 @click.option("--licence", default="unknown", help="hf: a licence identifier of the hub, such as cc-by-4.0.")
 @click.option("--allow-synthetic-eval", is_flag=True, help="Allow generated images in validation and test.")
+@click.option(
+    "--recommended", is_flag=True, help="Leave out generated images that `balancer evaluate` advises against."
+)
 def command(
     run: str,
     form: str,
@@ -34,6 +37,7 @@ def command(
     shard_megabytes: float,
     licence: str,
     allow_synthetic_eval: bool,
+    recommended: bool,
 ) -> None:
     """Write the accepted images of RUN to DEST as FORMAT. Run it again to complete or update the export.
 
@@ -55,7 +59,7 @@ def command(
     from balancer.run_manifest import open_manifest
     from balancer.storage import open_storage
 
-    options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval)
+    options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval, recommended)
     manifest = open_manifest(run)
     if warning := check_images(open_storage(run, create=False)).warning:
         console.warn(warning)

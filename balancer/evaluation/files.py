@@ -1,0 +1,150 @@
+"""The files of an evaluation, in the run folder under `evaluation/`.
+
+    evaluation.json            the rule: settings, arms and what counts as a difference, before any training
+    FINGERPRINT/images.json    which images tested and chose, with their labels
+    FINGERPRINT/results/*.json what one training predicted: written as it ends, so that a killed one goes on
+    outcome.json               the decision
+
+The fingerprint is that of the rule and the images, so the results of two experiments never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from balancer.errors import ManifestError
+from balancer.storage import MissingFileError, Storage
+from balancer.text.json_reading import InvalidJSONError, read_json
+
+if TYPE_CHECKING:
+    from balancer.evaluation.arms import Job
+
+FOLDER = "evaluation"
+RULE_FILE = f"{FOLDER}/evaluation.json"
+OUTCOME_FILE = f"{FOLDER}/outcome.json"
+
+MAX_BYTES = 500_000_000
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
+
+
+class Estimate(_Read):
+    mean: float = Field(ge=-1, le=1)
+    low: float = Field(ge=-1, le=1)
+    high: float = Field(ge=-1, le=1)
+
+
+class ClassOutcome(_Read):
+    decision: Literal["help", "harm", "equivalent", "cannot_tell"]
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    test_images: int = Field(ge=0)
+    needed: int | None = None
+
+
+class Recommended(_Read):
+    """`classes` are those whose generated images are to be left out."""
+
+    real_share: float = Field(ge=0, le=1)
+    classes: list[str]
+
+
+class Outcome(_Read):
+    """What `balancer evaluate` found."""
+
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    decision: Literal["add", "do_not_add", "cannot_tell"]
+    sentence: str = Field(max_length=5000)
+    margin: float
+    metric: str = Field(max_length=100)
+    seeds: int
+    arms: dict[str, Estimate]
+    difference: Estimate
+    baseline: str
+    classes: dict[str, ClassOutcome]
+    recommended: Recommended
+    notes: list[str] = []
+
+
+def fingerprint(rule: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_encoded(rule)).hexdigest()
+
+
+def write_rule(storage: Storage, rule: Mapping[str, Any], key: str) -> None:
+    storage.replace(RULE_FILE, _encoded({"fingerprint": key, **rule}))
+
+
+def write_images(storage: Storage, key: str, images: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    storage.replace(f"{FOLDER}/{key[:16]}/images.json", _encoded(images))
+
+
+def write_outcome(storage: Storage, outcome: Mapping[str, Any]) -> None:
+    storage.replace(OUTCOME_FILE, _encoded(outcome))
+
+
+def result_path(key: str, job: Job) -> str:
+    return f"{FOLDER}/{key[:16]}/results/{job.name}.json"
+
+
+def write_result(storage: Storage, key: str, job: Job, predicted: Sequence[int]) -> list[int]:
+    """What a job predicted; if another process wrote a result first, that one holds, and is returned."""
+    path = result_path(key, job)
+    if storage.create(path, _encoded({"job": job.as_dict(), "predicted": list(predicted)})):
+        return list(predicted)
+    found = read_result(storage, key, job, len(predicted))
+    return list(predicted) if found is None else found
+
+
+def read_result(storage: Storage, key: str, job: Job, images: int) -> list[int] | None:
+    """What a job predicted of so many images; None if it has not ended. ManifestError for a damaged file."""
+    path = result_path(key, job)
+    try:
+        document = _document(storage, path)
+    except MissingFileError:
+        return None
+    predicted = document.get("predicted") if isinstance(document, dict) else None
+    if not (
+        isinstance(predicted, list)
+        and len(predicted) == images
+        and all(type(each) is int and 0 <= each < 2**31 for each in predicted)
+    ):
+        raise _damaged(path, f"it does not hold {images} predictions")
+    return predicted
+
+
+def read_outcome(storage: Storage) -> Outcome | None:
+    """None if the run has not been evaluated; ManifestError for a damaged file."""
+    try:
+        document = _document(storage, OUTCOME_FILE)
+    except MissingFileError:
+        return None
+    try:
+        return Outcome.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise _damaged(OUTCOME_FILE, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def _document(storage: Storage, path: str) -> Any:
+    try:
+        return read_json(storage.read(path, MAX_BYTES))
+    except InvalidJSONError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: str, problem: str) -> ManifestError:
+    return ManifestError(
+        f"{path} is damaged: {problem}", hint="delete this file; `balancer evaluate RUN` makes it again"
+    )
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()

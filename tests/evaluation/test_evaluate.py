@@ -1,0 +1,163 @@
+"""An evaluation from a run to its outcome, with small networks that are really trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from actors.evaluation.evaluate import evaluate
+from balancer.errors import ManifestError
+from balancer.evaluation.files import OUTCOME_FILE, RULE_FILE, read_outcome
+from balancer.storage import open_storage
+from tests.evaluation.here import CLASSES, Made, Trainers, make_run, settings
+
+MADE = Made(train=9, validation=4, test=12, accepted=12, clear={"real": 0.35, "accepted": 0.8})
+SETTINGS = {"steps": 12, "seeds": 5, "image_size": 16, "batch_size": 16, "real_shares": [0.3, 0.6]}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run, its outcome, and what was trained."""
+    run = make_run(tmp_path_factory.mktemp("evaluated") / "run", MADE)
+    storage = open_storage(run, create=False)
+    found = []
+    trainers = Trainers(before=lambda job: found or found.append(storage.list("evaluation")))
+    outcome = evaluate(run, settings(**SETTINGS), trainers=trainers)
+    return run, outcome, trainers, found[0]
+
+
+def results(run, outcome, arm):
+    """Whether each seed of an arm is right on each test image, from the files alone: (seeds, images)."""
+    folder = run / "evaluation" / outcome["fingerprint"][:16]
+    labels = [
+        CLASSES.index(each["class"]) for each in json.loads((folder / "images.json").read_text())["test"]
+    ]
+    files = sorted(folder.glob(f"results/test-{arm}-*.json"))
+    predicted = [json.loads(file.read_text())["predicted"] for file in files if f"-{arm}-" in file.name]
+    return np.array(predicted) == np.array(labels), np.array(labels)
+
+
+def test_the_outcome_keeps_its_contract(evaluated):
+    _, outcome, _, _ = evaluated
+    assert outcome["decision"] in ("add", "do_not_add", "cannot_tell")
+    assert {"real", "real_augmented", "real_logit_adjusted", "accepted"} <= outcome["arms"].keys()
+    assert all(each.keys() == {"mean", "low", "high"} for each in outcome["arms"].values())
+    assert outcome["classes"].keys() == set(CLASSES)
+    assert {"decision", "difference", "low", "high", "test_images"} <= outcome["classes"]["burnt"].keys()
+    assert outcome["recommended"].keys() == {"real_share", "classes"}
+    assert outcome["recommended"]["real_share"] in SETTINGS["real_shares"]
+    assert (outcome["seeds"], outcome["margin"], outcome["metric"]) == (5, 0.02, "balanced_accuracy")
+
+
+def test_the_rule_is_written_before_anything_is_trained(evaluated):
+    run, outcome, _, before = evaluated
+    assert RULE_FILE in before
+    assert not [path for path in before if "/results/" in path]
+    rule = json.loads((run / RULE_FILE).read_text())
+    assert rule["fingerprint"] == outcome["fingerprint"]
+    assert "sign-flip" in rule["rule"]
+    assert rule["settings"]["margin"] == 0.02
+
+
+def test_the_intervals_are_those_that_scipy_finds_in_the_kept_results(evaluated):
+    run, outcome, _, _ = evaluated
+    (ours, labels), (others, _) = (
+        results(run, outcome, arm) for arm in ("accepted", outcome["baseline"])
+    )  # fmt: skip
+    difference = ours.astype(float) - others
+    places = [np.flatnonzero(labels == label) for label in range(2)]
+
+    def statistic(seeds, *images):
+        return np.mean([difference[np.ix_(seeds, of_class)].mean() for of_class in images])
+
+    found = stats.bootstrap(
+        [np.arange(5), *places], statistic, vectorized=False, n_resamples=3000, rng=np.random.default_rng(3)
+    ).confidence_interval  # fmt: skip
+    mean = statistic(np.arange(5), *places)
+    least = 0.5 * (1 - 0.05 ** (1 / 12))  # no narrower than 12 images of a class allow
+    kept = outcome["difference"]
+    assert kept["mean"] == pytest.approx(mean)
+    assert kept["low"] == pytest.approx(min(found.low, mean - least), abs=0.02)
+    assert kept["high"] == pytest.approx(max(found.high, mean + least), abs=0.02)
+
+
+def test_no_choice_sees_a_test_image_and_no_training_a_held_out_one(evaluated):
+    _, _, trainers, _ = evaluated
+    assert {len(held_out) for job, _, held_out in trainers.jobs if job.stage == "tune"} == {8}
+    assert {len(held_out) for job, _, held_out in trainers.jobs if job.stage == "test"} == {24}
+    seeds = {
+        stage: {job.seed for job, _, _ in trainers.jobs if job.stage == stage} for stage in ("tune", "test")
+    }
+    assert not seeds["tune"] & seeds["test"]
+    pixels = {"trained": set(), "tested": set()}
+    for _, training, held_out in trainers.jobs:
+        pixels["trained"] |= {image.tobytes() for image in training}
+        pixels["tested"] |= {image.tobytes() for image in held_out}
+    assert not pixels["trained"] & pixels["tested"]
+
+
+def test_every_arm_takes_the_same_steps_and_says_what_it_showed(evaluated):
+    _, outcome, _, _ = evaluated
+    for shown in outcome["exposures"].values():
+        for kinds in shown.values():
+            assert kinds["real"] > 0
+    real = sum(each["real"] * 9 for each in outcome["exposures"]["real"].values())
+    both = sum(
+        each["real"] * 9 + each["generated"] * 12 for each in outcome["exposures"]["accepted"].values()
+    )
+    assert real == pytest.approx(both) == pytest.approx(12 * 16)
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_ends_the_same(evaluated, tmp_path):
+    _, outcome, trainers, _ = evaluated
+    run = make_run(tmp_path / "run", MADE)
+
+    def stop(job):
+        if len(first.jobs) == 40:
+            raise Killed
+
+    first, second = Trainers(before=stop), Trainers()
+    with pytest.raises(Killed):
+        evaluate(run, settings(**SETTINGS), trainers=first)
+    assert read_outcome(open_storage(run, create=False)) is None
+    assert evaluate(run, settings(**SETTINGS), trainers=second) == outcome
+    assert len(first.jobs) + len(second.jobs) == len(trainers.jobs)
+
+
+def test_kill_9_and_the_same_command_give_the_numbers_of_an_undisturbed_evaluation(evaluated, tmp_path):
+    """On Ray, by the command line."""
+    _, outcome, _, _ = evaluated
+    run = make_run(tmp_path / "run", MADE)
+    given = [word for name, value in SETTINGS.items() for word in ("--set", f"evaluation.{name}={value}")]
+    command = [sys.executable, "-m", "balancer", "evaluate", str(run), "--json", *given]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as first:
+        while first.poll() is None and len(list(run.glob("evaluation/*/results/*.json"))) < 8:
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (run / OUTCOME_FILE).exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed == {name: outcome[name] for name in printed}
+    assert json.loads((run / OUTCOME_FILE).read_text()) == outcome
+
+
+def test_a_damaged_outcome_is_told(tmp_path):
+    storage = open_storage(tmp_path, create=True)
+    assert read_outcome(storage) is None
+    for text in ("{", '{"decision": "maybe"}'):
+        storage.replace(OUTCOME_FILE, text.encode())
+        with pytest.raises(ManifestError, match=r"outcome\.json is damaged"):
+            read_outcome(storage)
