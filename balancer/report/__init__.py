@@ -13,7 +13,6 @@ from balancer.manifest.query.rows import open_rows
 from balancer.manifest.status import list_held_back, read_status
 from balancer.manifest.unjudged import unjudged_text
 from balancer.report.balance import weigh
-from balancer.report.criteria import check_criteria
 from balancer.report.evaluation import read_evaluation
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
