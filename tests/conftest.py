@@ -48,7 +48,7 @@ SLOW = {
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
     verification/test_calibrate.py verification/test_unjudged.py weights/test_chat_template.py
     weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_family_run.py
-    whole/test_fuzz.py
+    whole/test_adapted_run.py whole/test_fuzz.py
     whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
     """.split(),
 }

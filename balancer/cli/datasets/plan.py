@@ -85,6 +85,8 @@ def command(
     real_bytes = sum(image.num_bytes for image in audit.images)
     cost = estimate(plan, loaded, _measured(measured) if measured else None, real_bytes=real_bytes)
     _warn_about_faults(audit, loaded)
+    for line in _compare_adapters(loaded, audit, splits):
+        console.warn(line)
     if line := describe_kept_apart(audit, splits, loaded):
         console.note(line)
     console.warn_each(held_back(plan), "classes", every=every)
@@ -127,6 +129,16 @@ def _refuse_models(config: Config) -> None:
     _check_generator(config)
     if is_here(config.generation.model, config.generation.revision, "generator"):
         refuse_without_image_to_image(config)
+
+
+def _compare_adapters(config: Config, audit: Audit, splits: Mapping[str, str]) -> list[str]:
+    """What a run would say of adapters that were trained on the dataset."""
+    if not config.generation.loras:
+        return []
+    from actors.adapters import compare_adapters
+    from balancer.dataset.audit import audit_holdout
+
+    return compare_adapters(config, audit, audit_holdout(config, console.watch_images), splits)
 
 
 def _check_generator(config: Config) -> None:
