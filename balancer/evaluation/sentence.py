@@ -64,8 +64,8 @@ def unseen_sentence(names: Sequence[str], over_others: Interval | None) -> str:
     )
     if over_others is not None:
         text += (
-            f"; over the other classes it is {points(over_others.mean)} points ({bounds(over_others)}), which"
-            " now have to be told from more classes"
+            "; over the other classes, which now have to be told from more, the difference is"
+            f" {points(over_others.mean)} points ({bounds(over_others)})"
         )
     return f"{text}."
 
