@@ -51,7 +51,10 @@ def train(recipe: Recipe, pool: Pool, training: Looked, held_out: Looked, job: J
         model = make_model(recipe, training, len(recipe.classes)).to(device)
         seen, prior = _seen(job, pool, len(recipe.classes))
         shift = (torch.log(prior) if job.arm.adjusted else torch.zeros(len(prior))).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate, weight_decay=WEIGHT_DECAY)
+        # Fused: the usual one takes a third of the time of a small network.
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=job.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.learning_rate, total_steps=recipe.steps)
         batches = draw(job, pool, recipe.steps * recipe.batch_size).reshape(recipe.steps, -1)
         model.train()

@@ -145,9 +145,14 @@ def leave_out(
     generated: Mapping[str, int],
 ) -> list[str]:
     """Classes whose generated images are not recommended: those that they harm, or all if they are not to be
-    added. A class without real training images keeps its own, because nothing else shows it."""
+    added. A class without real training images keeps its own, because nothing else shows it. Where there is
+    such a class, which no baseline predicts, it may have taken the images of one that seems harmed: then only
+    the decision counts."""
+    comparable = all(real.get(name) for name in verdicts if generated.get(name))
     return [
         name
         for name, verdict in verdicts.items()
-        if generated.get(name) and real.get(name) and (decision == "do_not_add" or verdict.decision == "harm")
+        if generated.get(name)
+        and real.get(name)
+        and (decision == "do_not_add" or (comparable and verdict.decision == "harm"))
     ]

@@ -115,8 +115,10 @@ def _worth(
     jobs: Mapping[str, Sequence[Job]],
     baseline: str,
 ) -> str:
-    """Of the curve over the number of real images; empty if the data allow none."""
-    if not design.fractions:
+    """Of the curve over the number of real images; empty if the data allow none, or if some class has no real
+    images: more of the others would never show it."""
+    real_labels = set(design.pool.labels[design.pool.is_real].tolist())
+    if not design.fractions or not real_labels.issuperset(design.counted):
         return ""
     names = [*(thinned_name(fraction) for fraction in design.fractions), baseline]
     counts = [len(members_of(jobs[name][0], design.pool)) for name in names]

@@ -63,7 +63,10 @@ def unseen_sentence(names: Sequence[str], over_others: Interval | None) -> str:
         " predict them, so what is gained there is only that the classifier knows them at all"
     )
     if over_others is not None:
-        text += f"; over the other classes it is {points(over_others.mean)} points ({bounds(over_others)})"
+        text += (
+            "; over the other classes, which now have to be told from more, the difference is"
+            f" {points(over_others.mean)} points ({bounds(over_others)})"
+        )
     return f"{text}."
 
 

@@ -72,7 +72,14 @@ def test_of_a_class_without_enough_test_images_nothing_is_said():
 
 def test_what_harms_is_left_out_but_not_the_only_images_of_a_class():
     verdicts = judge_classes(two_arms([0.4, -0.4, -0.4]))
-    real, generated = {"apple": 5, "pear": 5}, {"apple": 9, "pear": 9, "quince": 9}
-    assert leave_out("add", verdicts, real, generated) == ["pear"]
-    assert leave_out("do_not_add", verdicts, real, generated) == ["apple", "pear"]
-    assert leave_out("cannot_tell", verdicts, real, generated) == ["pear"]
+    real, generated = dict.fromkeys(CLASSES, 5), dict.fromkeys(CLASSES, 9)
+    assert leave_out("add", verdicts, real, generated) == ["pear", "quince"]
+    assert leave_out("cannot_tell", verdicts, real, generated) == ["pear", "quince"]
+    assert leave_out("do_not_add", verdicts, real, generated) == list(CLASSES)
+    assert leave_out("do_not_add", verdicts, real | {"quince": 0}, generated) == ["apple", "pear"]
+
+
+def test_a_class_that_lost_to_one_that_no_baseline_knows_is_not_blamed_for_it():
+    verdicts = judge_classes(two_arms([0.4, -0.4, 0.4]))
+    real, generated = {"apple": 5, "pear": 5, "quince": 0}, dict.fromkeys(CLASSES, 9)
+    assert leave_out("add", verdicts, real, generated) == []

@@ -77,12 +77,12 @@ def test_few_images_that_all_agree_prove_little():
 def test_a_false_help_is_rare_and_a_large_one_is_found():
     claims = dict.fromkeys((0.0, 0.1), 0)
     for gain in claims:
-        for trial in range(25):
+        for trial in range(12):
             values, labels = differences(10, [40] * 4, [gain] * 4, seed=trial)
             found = compare(values, images_of(labels, "balanced_accuracy"), 0.02)
             claims[gain] += found.low > 0 and sign_flip(values.mean(1).tolist()) <= 0.05
-    assert claims[0.0] <= 3
-    assert claims[0.1] >= 22
+    assert claims[0.0] <= 2
+    assert claims[0.1] >= 10
 
 
 def test_exchanging_the_arms_turns_the_interval_around():

@@ -63,6 +63,7 @@ CALLS = {
     "rejudge": ["X", "run --set X"],
     "query": ["X", "run X", "run --columns X", "run --count-by X", "run --format csv --output X"],
     "report": ["X"],
+    "evaluate": ["X", "run --config X", "run --holdout X", "run --set evaluation.encoder.model=X"],
     "compact": ["X"],
     "export": ["X hf out", "run X out", "run hf X", "run hf out X"],
     "reproduce": ["X --all", "run X"],

@@ -119,7 +119,7 @@ def _print(outcome: dict[str, Any]) -> None:
     console.say()
     console.say(outcome["sentence"])
     for line in outcome["notes"]:
-        console.note(line)
+        console.say(line)
 
 
 def _share(value: float) -> str:
