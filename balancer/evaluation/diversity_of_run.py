@@ -69,7 +69,7 @@ def read_diversity(manifest: ManifestRows) -> RunDiversity | None:
     light = manifest.to_table(["id", "class", "cell", "source", *run.facets])
     chosen = _choose(light)
     rows = manifest.to_table(COMPARED, pc.field("id").isin(chosen["id"].combine_chunks()))
-    images = {image.id: image for image in known_images(rows) if image.embedding}
+    images = {image.id: image for image in known_images(rows) if image.embedding and image.phash}
     real, made = _by_source(chosen.to_pylist(), images)
     limits = _limits(run.config["verification"])
 

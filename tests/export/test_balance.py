@@ -9,10 +9,13 @@ from click.testing import CliRunner
 
 import balancer
 from balancer.cli import main
+from balancer.manifest import ManifestLog, create_run
 from balancer.report import render_report
 from balancer.report.balance import audit_run
+from balancer.storage import open_storage
 from tests.export import test_report
 from tests.export.test_report import HOSTILE, NOW, PLAN
+from tests.manifest_samples import run_info
 
 run = test_report.run  # a fixture
 
@@ -100,3 +103,13 @@ def test_a_run_without_embeddings_has_nothing_to_say_of_diversity(run):
     run.fill()
     assert balancer.run_status(run.uri)["diversity"]["classes"] == {}
     assert "<h2>Diversity</h2>" not in render_report(run.uri, now=NOW)
+
+
+def test_a_run_in_a_bucket_is_audited_without_reading_its_images(run_uri):
+    storage = open_storage(run_uri, create=True)
+    info = run_info()
+    create_run(storage, info)
+    ManifestLog.open(storage, info.schema(), info.run_id).close("complete")
+    shown = CliRunner().invoke(main, ["audit", run_uri])
+    assert shown.exit_code == 0
+    assert "the images are in a bucket, and were not read" in shown.stdout

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from balancer.cli import console
+from balancer.errors import BalancerError
 from balancer.text.quantities import counted, percent
 
 if TYPE_CHECKING:
@@ -16,10 +18,16 @@ MAX_LISTED = 20
 
 
 def is_run(path: str) -> bool:
-    """Whether it is the folder of a run, or in a bucket and may be one."""
-    import os
+    """Whether it is a run, in a folder or in a bucket. A dataset can have a run.json, but no manifest."""
+    from balancer.manifest.layout import LOG_DIR, RUN_FILE
+    from balancer.storage import open_storage
 
-    return os.path.isfile(os.path.join(path, "run.json")) and os.path.isdir(os.path.join(path, "manifest"))
+    if "://" not in path:
+        return os.path.isfile(os.path.join(path, RUN_FILE)) and os.path.isdir(os.path.join(path, LOG_DIR))
+    try:
+        return open_storage(path, create=False).exists(RUN_FILE)
+    except BalancerError:  # whoever reads the dataset says what is wrong with the address
+        return False
 
 
 def print_run(run: str, as_json: bool, every: bool) -> None:
