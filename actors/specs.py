@@ -63,6 +63,7 @@ class GeneratorSpec:
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     """Name and options."""
     loras: tuple[LoraConfig, ...] = ()
+    quantization: str = "none"
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -85,6 +86,7 @@ class GeneratorSpec:
             parents=self.parents,
             scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
             loras=self.loras,
+            quantization=self.quantization,
         )
 
 
@@ -251,6 +253,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         parents=_parents(config, storage_uri),
         scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
         loras=tuple(lora.model_copy(update={"model": _located(lora.model)}) for lora in wanted.loras),
+        quantization=wanted.quantization,
     )
 
 

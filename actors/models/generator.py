@@ -30,6 +30,7 @@ from actors.models.families.table import Family
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
+from actors.models.quantization import NONE
 from actors.models.scheduler import SchedulerChoice
 from actors.weights import resolve as weights
 from balancer.config.loras import LoraConfig
@@ -75,14 +76,15 @@ class Generator:
         parents: Decoder | None = None,
         scheduler: SchedulerChoice | None = None,
         loras: tuple[LoraConfig, ...] = (),
+        quantization: str = NONE,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
         self.dtype, self.dtype_reason = pick_dtype(dtype, self.device)
         self.width, self.height, self.steps = width, height, steps
-        self.model = model
+        self.model, self._quantization = model, quantization
         folder = weights.resolve(model, revision, variant, "generator")
-        source = Source(folder, model, variant, scheduler, loras)
+        source = Source(folder, model, variant, scheduler, loras, quantization)
         self.revision = weights.identity(model, revision, source.folder)
         pixels = width * height
         self._loaded = load_pipeline(
@@ -157,6 +159,7 @@ class Generator:
     def _remarks(self) -> Iterator[str]:
         yield self._loaded.offloading.reason
         yield self.family.note
+        yield "" if self._quantization == NONE else f"denoiser quantised by {self._quantization}"
         if self.family.alone:
             yield f"one image at a time, because {self.family.alone}"
 

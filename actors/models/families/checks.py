@@ -16,6 +16,7 @@ from actors.models.families.table import (
     size_multiple,
     sizes_that_work,
 )
+from actors.models.quantization import refuse_missing_package
 from actors.weights import resolve as weights
 from actors.weights.file_rules import MARKER
 from actors.weights.view import read_checked_config, read_config
@@ -194,6 +195,7 @@ def check_generator(config: Config, *, ask_hub: bool) -> Recognised | None:
     """The family of a config's generator, whose settings all have an effect; None if it is not on this
     machine and the hub is not asked. ConfigError, and what `weights.check` raises."""
     wanted = config.generation
+    refuse_missing_package(wanted.quantization)
     folder = weights.configs_folder(wanted.model, wanted.revision, wanted.variant, ask_hub=ask_hub)
     if folder is None:
         return None
