@@ -26,11 +26,11 @@ from actors.models.device import device_name, pick_device, pick_dtype, use_threa
 from actors.models.families import calls
 from actors.models.families.checks import Asked, refuse
 from actors.models.families.probe import Probe
+from actors.models.families.quantization import NONE
 from actors.models.families.table import Family
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import largest_batch
 from actors.models.pipeline import Source, load_pipeline
-from actors.models.quantization import NONE
 from actors.models.scheduler import SchedulerChoice
 from actors.weights import resolve as weights
 from balancer.config.loras import LoraConfig

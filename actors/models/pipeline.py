@@ -14,11 +14,11 @@ import torch
 import transformers
 
 from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
+from actors.models.families.quantization import NONE, quantization_config, refuse_without_effect
 from actors.models.loras import load_loras
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
-from actors.models.quantization import NONE, quantization_config, refuse_without_effect
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
 from balancer.config.loras import LoraConfig

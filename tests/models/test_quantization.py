@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from actors.models.families.checks import check_generator
+from actors.models.families.quantization import quantization_config, refuse_without_effect
 from actors.models.generator import Generator
-from actors.models.quantization import quantization_config, refuse_without_effect
 from balancer.config.schema import Config
 from balancer.errors import UnavailableError, WeightsError
 from balancer.scheduling.prompts import Request
@@ -25,12 +25,12 @@ BITSANDBYTES = ("bitsandbytes-8bit", "bitsandbytes-4bit")
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.models.quantization.find_spec", lambda name: object())
+    monkeypatch.setattr("actors.models.families.quantization.find_spec", lambda name: object())
 
 
 @pytest.mark.parametrize("wanted", [*BITSANDBYTES, "torchao-int8"])
 def test_a_missing_package_is_one_line_before_any_download(wanted, monkeypatch):
-    monkeypatch.setattr("actors.models.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("actors.models.families.quantization.find_spec", lambda name: None)
     document = {
         "classes": {"cat": {"prompts": ["a cat"]}},
         "target": {"per_class": 2},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.models.families.quantization import refuse_missing_package
 from actors.models.families.table import (
     LOADED_BY_NAME,
     REFUSED,
@@ -16,7 +17,6 @@ from actors.models.families.table import (
     size_multiple,
     sizes_that_work,
 )
-from actors.models.quantization import refuse_missing_package
 from actors.weights import resolve as weights
 from actors.weights.file_rules import MARKER
 from actors.weights.view import read_checked_config, read_config
