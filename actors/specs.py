@@ -65,6 +65,7 @@ class GeneratorSpec:
     loras: tuple[LoraConfig, ...] = ()
     gpu_share: float = 1.0
     """Of a GPU's memory."""
+    quantization: str = "none"
 
     def load(self) -> Generator:
         from actors.models.generator import Generator
@@ -88,6 +89,7 @@ class GeneratorSpec:
             scheduler=None if self.scheduler is None else SchedulerChoice(*self.scheduler),
             loras=self.loras,
             gpu_share=self.gpu_share,
+            quantization=self.quantization,
         )
 
 
@@ -255,6 +257,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
         loras=tuple(lora.model_copy(update={"model": _located(lora.model)}) for lora in wanted.loras),
         gpu_share=min(1.0, config.actors.gpus_per_generator) if on_gpu else 1.0,
+        quantization=wanted.quantization,
     )
 
 

@@ -32,6 +32,7 @@ from actors.models.device import (
 from actors.models.families import calls
 from actors.models.families.checks import Asked, refuse
 from actors.models.families.probe import Probe
+from actors.models.families.quantization import NONE
 from actors.models.families.table import Family
 from actors.models.memory.batch_fit import fit_batch, halve_until_it_fits
 from actors.models.memory.limits import is_out_of_memory, limit_memory
@@ -84,6 +85,7 @@ class Generator:
         scheduler: SchedulerChoice | None = None,
         loras: tuple[LoraConfig, ...] = (),
         gpu_share: float = 1.0,
+        quantization: str = NONE,
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
@@ -92,9 +94,9 @@ class Generator:
         if self.dtype == torch.float32:
             use_full_float32(self.device)
         self.width, self.height, self.steps = width, height, steps
-        self.model = model
+        self.model, self._quantization = model, quantization
         folder = weights.resolve(model, revision, variant, "generator")
-        source = Source(folder, model, variant, scheduler, loras)
+        source = Source(folder, model, variant, scheduler, loras, quantization)
         self.revision = weights.identity(model, revision, source.folder)
         pixels = width * height
         self._loaded = load_pipeline(
@@ -173,6 +175,7 @@ class Generator:
     def _remarks(self) -> Iterator[str]:
         yield self._loaded.offloading.reason
         yield self.family.note
+        yield "" if self._quantization == NONE else f"denoiser quantised by {self._quantization}"
         if self.family.alone:
             yield f"one image at a time, because {self.family.alone}"
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
+from actors.models.families.quantization import NONE, quantization_config, refuse_without_effect
 from actors.models.loras import load_loras
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
@@ -35,6 +36,7 @@ class Source:
     variant: str | None
     scheduler: SchedulerChoice | None = None
     loras: tuple[LoraConfig, ...] = ()
+    quantization: str = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def load_pipeline(
     """
     with one_at_a_time("load"):
         recognised = recognise_folder(source.folder, source.model)
-        pipeline = _from_folder(source, recognised.class_name, dtype)
+        pipeline = _from_folder(source, recognised.class_name, dtype, device)
         if source.scheduler is not None:
             exchange(pipeline, source.scheduler)
         load_loras(pipeline, source.loras, dtype)
@@ -71,11 +73,12 @@ def load_pipeline(
     return Loaded(pipeline, recognised, embeddings, offloading)
 
 
-def _from_folder(source: Source, class_name: str, dtype: torch.dtype) -> Any:
+def _from_folder(source: Source, class_name: str, dtype: torch.dtype, device: torch.device) -> Any:
     by_name = is_loaded_by_name(class_name)
     loader = diffusers.DiffusionPipeline if by_name else diffusers.AutoPipelineForText2Image
     hint = "generation.model must name a text-to-image pipeline in diffusers layout"
     shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", hint)
+    quantised = quantization_config(source.quantization, dtype, device)
     with _quiet(), shown as view:
         pipeline = loader.from_pretrained(
             view,
@@ -84,8 +87,10 @@ def _from_folder(source: Source, class_name: str, dtype: torch.dtype) -> Any:
             dtype=dtype,
             variant=source.variant,
             trust_remote_code=False,
+            quantization_config=quantised,
             **_without_watermark(class_name),
         )
+    refuse_without_effect(pipeline, source.quantization, source.model)
     pipeline.set_progress_bar_config(disable=True)
     for name, part in pipeline.components.items():
         refuse_empty_vocabulary(part, source.model, name)

@@ -405,6 +405,11 @@ class GenerationConfig(_Section):
     """Parts of the model that stay in host memory until they are needed; `auto` picks the fastest choice that
     fits into free GPU memory, and reports it."""
 
+    quantization: Literal["none", "bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8"] = "none"
+    """Weights of the denoiser (transformer or UNet) with fewer bits, quantised when it loads. Other images
+    follow. `bitsandbytes` needs a GPU and `balancer[bitsandbytes]`; `torchao-int8` needs
+    `balancer[torchao]`."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model; `auto` uses bfloat16 where the GPU has it, float16 on older GPUs, float32
     on a CPU, so that all of them make the same images (bfloat16 is a quarter faster where they have it)."""

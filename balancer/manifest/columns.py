@@ -265,7 +265,6 @@ COLUMNS = (
         "texts",
         "The LoRAs of the generator (`generation.loras`): for each the sha256 of its file, `=` and its "
         "weight. Null without any.",
-        lasting=True,
         read_by=("reproduce", "lineage"),
         since=ADAPTED,
     ),

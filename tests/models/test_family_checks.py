@@ -15,6 +15,7 @@ from actors.models.families.table import FAMILIES, Text
 from actors.specs import generator_spec
 from balancer.cells import Candidate, Cell, Slot
 from balancer.cli import main
+from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.errors import ConfigError
 from balancer.scheduling.prompts import ladder, request_for
@@ -199,3 +200,20 @@ def test_the_demo_is_not_cut(project):
     )
     prompts = json.loads(result.stdout)["prompts"]
     assert (prompts["prompts"] > 50, prompts["cut"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline"),
+    [
+        ("pizza", "StableDiffusionXLPipeline"),
+        ("pizza-fast", "StableDiffusionXLPipeline"),
+        ("pizza-flux", "FluxPipeline"),
+        ("pizza-z-image", "ZImagePipeline"),
+    ],
+)
+def test_the_configs_of_known_models_set_nothing_without_effect(name, pipeline, project):
+    config = load_config(project / "configs" / f"{name}.yaml")
+    family = FAMILIES[pipeline]
+    assert find_problems(family, 8 * family.patch, asked(config)) == []
+    assert len(bytes.fromhex(config.generation.revision or "")) == 20
+    assert check_generator(config, ask_hub=False) is None  # the plan goes on without the hub

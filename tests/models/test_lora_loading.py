@@ -90,6 +90,21 @@ def test_the_text_encoders_have_their_part_of_a_lora(model, of_encoders):
     np.testing.assert_array_equal(with_it.generate(REQUESTS, 5.0)[0], first)  # from the cache of embeddings
 
 
+def in_kohya_layout(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    kohya = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.removeprefix("unet.").removesuffix(".weight").rpartition(".")
+        stem = f"lora_unet_{layer.replace('.', '_')}"
+        kohya[f"{stem}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor
+        kohya[f"{stem}.alpha"] = torch.tensor(4.0)  # its rank, so that it scales nothing
+    return kohya
+
+
+def test_the_layout_of_kohya_is_the_same_lora(model, lora, tmp_path):
+    kohya = edited(lora, tmp_path / "l", in_kohya_layout)
+    assert levels_apart(made(model, named(kohya)), made(model, named(lora))) <= 1
+
+
 def test_its_dropout_is_for_training_alone(model, lora, tmp_path):
     arguments = {"unet.r": 4, "unet.lora_alpha": 8, "unet.lora_dropout": 0.5, "unet.target_modules": ["to_q"]}
     noisy = edited(

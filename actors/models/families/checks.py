@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.models.families.quantization import refuse_missing_package
 from actors.models.families.table import (
     LOADED_BY_NAME,
     REFUSED,
@@ -187,6 +188,7 @@ def check_generator(config: Config, *, ask_hub: bool) -> Recognised | None:
     """The family of a config's generator, whose settings all have an effect; None if it is not on this
     machine and the hub is not asked. ConfigError, and what `weights.check` raises."""
     wanted = config.generation
+    refuse_missing_package(wanted.quantization)
     folder = weights.configs_folder(wanted.model, wanted.revision, wanted.variant, ask_hub=ask_hub)
     if folder is None:
         return None
