@@ -16,8 +16,11 @@ from actors.models.families import table
 from actors.models.families.checks import Asked, find_problems
 from actors.models.families.table import sizes_that_work
 from actors.models.generator import Generator
+from balancer.config.loras import LoraConfig
+from balancer.errors import WeightsError
 from balancer.scheduling.prompts import Request
 from benchmarking.record import keep_option, save
+from tiny_loras import save_lora
 from tiny_pipelines import PIPELINES, save_pipeline
 
 SIDE, STEPS, BATCH = 64, 2, 4
@@ -37,7 +40,8 @@ OTHERS = tuple(
 @keep_option
 @click.option("--family", "chosen", multiple=True, help="Only these.")
 def command(chosen: tuple[str, ...]) -> None:
-    """Every family: does it load, do guidance and negative prompts act, do neighbours and sizes matter?"""
+    """Every family: does it load, do guidance and negative prompts act, do neighbours and sizes matter, and a
+    LoRA?"""
     warnings.simplefilter("ignore")
     table.HIDREAM_SIDE = HIDREAM_SIDE
     with tempfile.TemporaryDirectory() as folder:
@@ -73,12 +77,44 @@ def _family(name: str, folder: Path) -> dict[str, Any]:
             "levels_in_a_batch": {kind: _neighbours(folder, kind) for kind in ("float32", "bfloat16")},
         },
         "sizes": {str(width): _size(folder, width) for width in WIDTHS},
+        "lora": _lora(name, folder, image),
     }
 
 
-def _load(folder: Path, width: int = SIDE, height: int = SIDE, dtype: str = "float32") -> Generator:
+def _lora(name: str, folder: Path, plain: np.ndarray) -> dict[str, Any]:
+    """Levels between an image with a LoRA of the denoiser and one without, and between weights 1 and 0.5; the
+    error where it is refused."""
+    pipeline = PIPELINES[name]()
+    if not hasattr(pipeline, "save_lora_weights"):  # one of another family then
+        pipeline = PIPELINES["SDXL"]()
+    path = str(save_lora(pipeline, folder.with_name(f"{folder.name}-lora")))
+    try:
+        whole = _make(_load(folder, loras=(LoraConfig(model=path),)), [ONE], 5.0)[0]
+    except WeightsError as error:
+        return {"refused": error.message.removeprefix(f"{path}: ")}
+    half = _make(_load(folder, loras=(LoraConfig(model=path, weight=0.5),)), [ONE], 5.0)[0]
+    return {"levels": _apart(plain, whole), "levels_from_1_to_half": _apart(whole, half), "refused": None}
+
+
+def _load(
+    folder: Path,
+    width: int = SIDE,
+    height: int = SIDE,
+    dtype: str = "float32",
+    loras: tuple[LoraConfig, ...] = (),
+) -> Generator:
     generator = Generator(
-        str(folder), None, None, width, height, STEPS, BATCH, device="cpu", dtype=dtype, threads=1
+        str(folder),
+        None,
+        None,
+        width,
+        height,
+        STEPS,
+        BATCH,
+        device="cpu",
+        dtype=dtype,
+        threads=1,
+        loras=loras,
     )
     if generator.family.fixed_pixels:
         generator._pipeline.default_sample_size = HIDREAM_SIDE
