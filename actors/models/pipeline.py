@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
+from actors.models.memory.limits import free_memory
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
@@ -109,7 +110,7 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
     if device.type != "cuda":
         pipeline.to(device)
         return Offloading("none", "")
-    free_bytes, _ = torch.cuda.mem_get_info(device)
+    free_bytes = free_memory(device)
     offloading = choose_offloading(
         component_bytes(pipeline),
         pixels,
