@@ -130,7 +130,7 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
 def place_parts(pipeline: Any, device: torch.device, *, keep_encoders: bool) -> None:
     """Move a pipeline to a device; text encoders that are kept off it compute on all cores, in float32.
 
-    A CPU takes 4.7 times as long for a text in bfloat16, and Ray gives an actor one thread.
+    CPUs are slow in half precision, and Ray gives an actor one thread.
     """
     for name, part in _modules(pipeline).items():
         if keep_encoders and name.startswith("text_encoder"):
