@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from balancer.evaluation.diversity import Diversity, Embeddings, Pictures, measure_diversity
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 
 DIMENSIONS, MODES, CLASSES, GENERATED = 256, 12, 6, 200
 REAL = (20, 50)
@@ -55,6 +55,7 @@ GEOMETRIES = {
 
 
 @click.command()
+@keep_option
 @click.option(
     "--runs", default=20, show_default=True, help="Of six classes each; half as many of equal ones."
 )

@@ -16,6 +16,7 @@ import transformers
 from actors.models.families.checks import Recognised, is_loaded_by_name, recognise_folder
 from actors.models.families.quantization import NONE, quantization_config, refuse_without_effect
 from actors.models.loras import load_loras
+from actors.models.memory.limits import free_memory
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
 from actors.models.prompt_embeddings import PromptEmbeddings
@@ -118,7 +119,7 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
     if device.type != "cuda":
         pipeline.to(device)
         return Offloading("none", "")
-    free_bytes, _ = torch.cuda.mem_get_info(device)
+    free_bytes = free_memory(device)
     offloading = choose_offloading(
         component_bytes(pipeline),
         pixels,
@@ -138,7 +139,7 @@ def _move(pipeline: Any, device: torch.device, pixels: int, offload: str) -> Off
 def place_parts(pipeline: Any, device: torch.device, *, keep_encoders: bool) -> None:
     """Move a pipeline to a device; text encoders that are kept off it compute on all cores, in float32.
 
-    A CPU takes 4.7 times as long for a text in bfloat16, and Ray gives an actor one thread.
+    CPUs are slow in half precision, and Ray gives an actor one thread.
     """
     for name, part in _modules(pipeline).items():
         if keep_encoders and name.startswith("text_encoder"):

@@ -51,7 +51,7 @@ from balancer.scheduling.prompts import ladder, request_for
 from balancer.scheduling.schedule import in_batches
 from balancer.verification.typicality import from_bytes
 from balancer.verification.verdict import criteria_for, judge
-from benchmarking.record import RESULTS, save
+from benchmarking.record import RESULTS, keep_option, save
 
 DEMO = RESULTS.parent / "configs" / "demo.yaml"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -92,6 +92,7 @@ class Shifted:
 
 
 @click.command("adapt")
+@keep_option
 @click.option("--fashion", type=click.Path(path_type=Path), default=FASHION, show_default=True)
 @click.option("--only", type=click.Choice(["renders", "clothes"]), help="The other domain keeps its figures.")
 @click.option("--steps", default=500, show_default=True, help="Of training.")

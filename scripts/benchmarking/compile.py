@@ -19,7 +19,7 @@ from actors.models.generator import Generator
 from actors.models.pipeline import compile_parts
 from balancer.errors import WeightsError, first_line
 from balancer.scheduling.prompts import Request
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from tiny_pipelines import PIPELINES, save_pipeline
 
 SIDE, STEPS, BATCH, GUIDANCE = 64, 2, 2, 5.0
@@ -28,6 +28,7 @@ SHORT, LONG = "a burnt pizza", "a very long prompt of a basic pizza with olives"
 
 
 @click.command("compile")
+@keep_option
 @click.option("--family", "chosen", multiple=True, help="Only these.")
 def command(chosen: tuple[str, ...]) -> None:
     """Every family: is it compiled as whole graphs, once, whatever the prompt?"""

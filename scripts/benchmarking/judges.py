@@ -23,7 +23,7 @@ from actors.models.vlm_judge import VlmJudge
 from balancer.cells import Cell
 from balancer.config.schema import Config
 from balancer.errors import WeightsError
-from benchmarking.record import save
+from benchmarking.record import keep_option, save
 from tiny_judges import ANSWERS, JUDGES, save_judge
 from tiny_verifiers import KINDS, save_verifier
 
@@ -34,6 +34,7 @@ QUESTION = "Does this picture show {}? Answer yes or no."
 
 
 @click.command("judges")
+@keep_option
 @click.option("--only", "chosen", multiple=True, help="Only these kinds.")
 def command(chosen: tuple[str, ...]) -> None:
     """Verifiers against open_clip, second judges against transformers, on the same images."""

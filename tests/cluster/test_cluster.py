@@ -59,6 +59,12 @@ def test_verifiers_on_cpu_leave_whole_gpus_to_generators():
     assert (planned.generators, planned.gpus_per_verifier) == (2, 0)
 
 
+def test_gpus_that_a_generator_reserves_and_does_not_use_are_named():
+    planned = fleet({"gpus_per_generator": 2, "gpus_per_verifier": 0}, gpus=[4])
+    assert "each generator uses 1 of its 2 GPUs" in planned.reasons[-1]
+    assert len(fleet({"gpus_per_generator": 1, "gpus_per_verifier": 0}, gpus=[4]).reasons) == 2
+
+
 def test_a_config_that_needs_cuda_is_refused_without_a_gpu():
     with pytest.raises(ClusterError, match="needs a GPU") as caught:
         fleet({"device": "cuda"})

@@ -34,7 +34,7 @@ from actors.models.device import use_full_float32
 from actors.models.families.checks import Asked
 from actors.models.generator import Generator, _warm_up_scales
 from actors.models.memory.batch_fit import fit_batch, halve_until_it_fits
-from actors.models.memory.limits import is_out_of_memory, limit_memory
+from actors.models.memory.limits import free_memory, is_out_of_memory, limit_memory
 from actors.models.pipeline import place_parts
 from actors.models.prompt_embeddings import PromptEmbeddings
 from balancer.errors import UnavailableError, WeightsError
@@ -449,6 +449,15 @@ def test_a_generator_beside_a_verifier_is_kept_to_its_share_of_the_memory(monkey
     limit_memory(torch.device("cuda"), 1.0)
     limit_memory(torch.device("cpu"), 0.9)
     assert limits == [0.9]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(16, 12), (5, 5)])
+def test_what_a_generator_may_take_is_neither_more_than_is_free_nor_than_its_share(
+    monkeypatch, free, expected
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 16))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.75)
+    assert free_memory(torch.device("cuda")) == expected
 
 
 def test_text_encoders_that_stay_off_the_gpu_compute_in_float32_and_give_what_the_pipeline_takes(sdxl_folder):

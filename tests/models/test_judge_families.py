@@ -103,7 +103,7 @@ def test_words_that_the_verifier_does_not_read_are_named(tmp_path):
     save_model(tmp_path)  # reads eight tokens
     found = wordings(tmp_path, "a basic pizza", "a basic burnt pizza dim backlit lighting a dim one")
     [cut] = [cut for cut in found.cut if cut.wording.startswith("a basic")]
-    assert (found.limit, cut.lost, cut.tokens) == (8, "a dim one", 12)
+    assert (found.limit, cut.lost, cut.tokens) == (8, "lighting a dim one", 12)
     assert "are cut after the verifier's 8 tokens" in str(found)
     assert found.as_dict()["cut"]
 

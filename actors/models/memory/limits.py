@@ -27,3 +27,9 @@ def limit_memory(device: torch.device, share: float) -> None:
     and not that of the process beside it."""
     if device.type == "cuda" and share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes of a GPU that this process may still take."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return min(free_bytes, int(torch.cuda.get_per_process_memory_fraction(device) * total_bytes))

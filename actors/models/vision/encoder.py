@@ -198,8 +198,8 @@ def _gives_layers(tower: Any) -> bool:
 def preprocessed(transform: Compose, pixels: np.ndarray, workers: Executor | None = None) -> torch.Tensor:
     """Images uint8 (N, height, width, 3) through a model's own transform, as float32 (N, 3, height, width).
 
-    Image by image with PIL, as open_clip and whoever trained the model does it: torchvision rounds tensors
-    otherwise, which moves embeddings by up to 0.004.
+    Image by image with PIL, as open_clip does it: torchvision rounds tensors otherwise, which moves
+    embeddings.
     """
     pictures = map(Image.fromarray, pixels)
     return torch.stack([*(map if workers is None else workers.map)(transform, pictures)])
