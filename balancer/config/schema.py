@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -895,17 +895,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _each_class_has_a_target(self) -> Self:
-        for name in self.target.classes:
-            if name not in self.classes:
-                meant = near(name, self.classes)
-                advice = f"did you mean {meant!r}?" if meant else f"the classes are {', '.join(self.classes)}"
-                raise ValueError(f"{join_keys(('target', 'classes', name))}: no class {name!r}; {advice}")
-        lacking = [name for name in self.classes if name not in self.target.classes]
-        if lacking and not self.target.common:
-            raise ValueError(
-                f"target: {lacking[0]} has no target; name it in target.classes, or give one of"
-                f" {', '.join(COMMON_TARGETS)} for all other classes"
-            )
+        _check_targets(self.target, self.classes)
         return self
 
     @model_validator(mode="after")
@@ -994,6 +984,20 @@ class Config(_Section):
         """Hex sha256 over the decisive settings."""
         text = json.dumps(self.decisive(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_targets(target: TargetConfig, classes: Collection[str]) -> None:
+    for name in target.classes:
+        if name not in classes:
+            meant = near(name, classes)
+            advice = f"did you mean {meant!r}?" if meant else f"the classes are {', '.join(classes)}"
+            raise ValueError(f"{join_keys(('target', 'classes', name))}: no class {name!r}; {advice}")
+    lacking = [name for name in classes if name not in target.classes]
+    if lacking and not target.common:
+        raise ValueError(
+            f"target: {lacking[0]} has no target; name it in target.classes, or give one of"
+            f" {', '.join(COMMON_TARGETS)} for all other classes"
+        )
 
 
 def _check_strengths(made: GenerationConfig, rungs: Sequence[RungConfig]) -> None:
