@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("balancer")
 LONG = """
     whole/test_main_job.py whole/test_faults.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
     whole/test_head_run.py runs/test_crashes.py cluster/test_ray_job.py cluster/test_ray_access.py
+    whole/test_adapted_run.py evaluation/test_evaluate.py models/test_lora_loading.py
     runs/test_reproduce.py whole/test_growing_run.py whole/test_layouts.py runs/test_growing.py
     verification/test_calibrate.py verification/test_heads.py
     manifest/test_manifest_log_objects.py dataset/test_real_images.py
@@ -37,7 +38,7 @@ SLOW = {
     *LONG,
     *"""
     cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
-    evaluation/test_evaluate.py evaluation/test_training_of_arms.py training/test_recommended.py
+    evaluation/test_training_of_arms.py training/test_recommended.py
     config/test_legacy.py config/test_scaffold.py dataset/test_audit_decoders.py
     dataset/test_facet_tables.py dataset/test_leaks.py dataset/test_sample.py export/test_export.py
     export/test_export_readers.py maintenance/test_repair.py manifest/test_compaction.py
@@ -48,8 +49,7 @@ SLOW = {
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
     verification/test_calibrate.py verification/test_unjudged.py weights/test_chat_template.py
     weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_family_run.py
-    whole/test_adapted_run.py whole/test_fuzz.py
-    whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
+    whole/test_fuzz.py whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
     """.split(),
 }
 """Folders and files that `scripts/test --fast` skips: they start Ray, load models or take long."""
