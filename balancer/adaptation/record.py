@@ -61,7 +61,7 @@ class TrainedAdapter(BaseModel):
     classes: list[str]
     images: dict[str, int]
     steps: int = Field(ge=1)
-    losses: list[float]
+    losses: list[float] = Field(min_length=1)
 
 
 class Index(BaseModel):
