@@ -26,7 +26,7 @@ def compare_adapters(
     apart = find_held_apart(config, audit, holdout, splits)
     lines = []
     for model, trained in known.items():
-        change = compare(trained, images, apart)
+        change = compare(trained, images, apart, config.verification.copies)
         if change.held_out:
             raise UsageError(
                 f"generation.loras: {model} was trained on {counted(change.held_out, 'image')} of validation,"
