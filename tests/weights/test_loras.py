@@ -56,6 +56,16 @@ def test_a_run_records_the_hash_of_the_file_and_the_weight(tmp_path):
     assert described == {"model": str(path), "revision": None, "sha256": sha256, "weight": 0.5}
 
 
+def test_a_file_that_was_replaced_since_the_run_was_started_is_refused(tmp_path):
+    wanted = LoraConfig(model=str(save(tmp_path / "style.safetensors")))
+    before = loras.describe(wanted)["sha256"]
+    loras.refuse_changed([wanted], [before])
+    save(tmp_path / "style.safetensors", {name: -tensor for name, tensor in TENSORS.items()})
+    loras.refuse_changed([wanted], ())  # nothing is known of it
+    with pytest.raises(WeightsError, match=f"has changed since the run was started: its sha256 was {before}"):
+        loras.refuse_changed([wanted], [before])
+
+
 @pytest.mark.parametrize("name", ["style.pt", "style.bin", "style.ckpt"])
 def test_pickles_are_refused(tmp_path, name):
     (tmp_path / "l").mkdir()
@@ -104,6 +114,11 @@ def test_metadata_name_neither_code_nor_expressions_nor_models(tmp_path, argumen
 def test_names_of_tensors_are_no_expressions(tmp_path):
     path = save(tmp_path / "l.safetensors", {"unet.(a+)+$.lora_B.weight": torch.ones(4, 4)})
     assert "is no name of a tensor" in refusal(path)
+
+
+def test_a_file_of_very_many_tensors_is_refused(tmp_path):
+    many = {f"unet.x{number}.lora_A.weight": torch.zeros(1) for number in range(loras.MAX_TENSORS + 1)}
+    assert "10,001 tensors, over the limit of 10,000" in refusal(save(tmp_path / "l.safetensors", many))
 
 
 def test_what_diffusers_writes_is_taken(tmp_path):
