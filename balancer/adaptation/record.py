@@ -31,6 +31,9 @@ FORMAT = 1
 DIGITS = 32
 """Of the hash of each picture: the header of a weights file is limited."""
 
+MAX_IMAGES = 300_000
+"""Of one adapter: the hashes of more do not fit into the header of a weights file that a run reads."""
+
 MAX_INDEX_BYTES = 500_000_000
 MAX_METADATA_CHARS = 50_000_000
 
@@ -107,7 +110,14 @@ def read_index(storage: Storage) -> Index:
 
 
 def describe(task: Task, identity: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a weights file: what it was trained on, and with what."""
+    """The metadata of a weights file: what it was trained on, and with what. UsageError for more images than
+    it can name."""
+    if len(task.images) > MAX_IMAGES:
+        raise UsageError(
+            f"{task.name}: {len(task.images):,} training images, and one adapter takes {MAX_IMAGES:,} at"
+            " most",
+            hint="set adaptation.scope: class, or leave images out by dataset.exclude",
+        )
     pictures: dict[str, list[str]] = {name: [] for name in task.classes}
     phashes: dict[str, list[str]] = {name: [] for name in task.classes}
     for image in task.images:

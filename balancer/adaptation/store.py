@@ -28,8 +28,8 @@ When = Literal["before", "after"]
 
 
 class AdapterFolder:
-    """`identities` are what the adapters to be trained follow from, by name. Adapters of other names stay listed
-    beside them."""
+    """`identities` are what the adapters to be trained follow from, by name. Adapters of other names stay
+    listed beside them."""
 
     def __init__(self, storage: Storage, identities: Mapping[str, str], index: Index) -> None:
         self._storage, self._identities = storage, identities
@@ -38,8 +38,8 @@ class AdapterFolder:
 
     @classmethod
     def open(cls, out: str | os.PathLike[str], identities: Mapping[str, str], replace: bool) -> AdapterFolder:
-        """UsageError for a folder that holds something else, or adapters of these names and of other images or
-        settings where these may not be replaced."""
+        """UsageError for a folder that holds something else, or adapters of these names and of other images
+        or settings where these may not be replaced."""
         storage = open_storage(out, create=True)
         index = read_index(storage)
         own = {INDEX, PAGE, *(one.file for one in index.adapters)}

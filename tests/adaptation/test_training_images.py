@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from actors.weights.headers import MAX_HEADER_BYTES
+from balancer.adaptation import record
 from balancer.adaptation.images import MAX_CAPTIONS, combine, find_held_apart, find_training_images
 from balancer.adaptation.plan import DATASET, left_out, plan_adapters
 from balancer.adaptation.record import compare, describe, trained_on
@@ -227,6 +230,22 @@ def test_a_training_image_that_was_saved_again_into_the_hold_out_is_recognised()
         held = find_held_apart(wanted, now, audit([again]), {})
         found = find_training_images(wanted, now, audit([again]), {})
         assert compare(trained, found, held, LIMITS).held_out == held_out
+
+
+def test_more_images_than_a_weights_file_can_name_are_refused_before_the_training(monkeypatch):
+    [task] = plan_adapters(config(), find_training_images(config(), audit(apart(6)), None, {}))
+    monkeypatch.setattr(record, "MAX_IMAGES", 5)
+    with pytest.raises(UsageError, match="6 training images, and one adapter takes 5 at most"):
+        describe(task, task.identity({}, {}))
+
+
+def test_the_images_of_the_largest_adapter_fit_into_a_header_that_is_read(monkeypatch):
+    [task] = plan_adapters(config(), find_training_images(config(), audit(apart(6)), None, {}))
+    one, all_of_them = replace(task, images=task.images[:1]), task
+    sizes = [
+        len(json.dumps(describe(each, task.identity({}, {})))) for each in (one, all_of_them)
+    ]  # escaped once more, as in the header
+    assert (sizes[1] - sizes[0]) / 5 * record.MAX_IMAGES < MAX_HEADER_BYTES * 0.95
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "pictures": 5}'])
