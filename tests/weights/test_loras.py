@@ -136,6 +136,11 @@ def test_a_hub_model_needs_a_commit(tmp_path):
     assert "generation.loras.revision: is missing" in str(caught.value.message)
 
 
+def test_no_name_is_not_the_working_folder():
+    with pytest.raises(ValidationError, match="model"):
+        LoraConfig(model="")
+
+
 def test_a_missing_file_is_named(tmp_path):
     assert refusal(tmp_path / "no") == f"{tmp_path / 'no'}: no such file or folder"
     save(tmp_path / "l" / "a.safetensors")
