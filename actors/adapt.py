@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from balancer.adaptation.store import AdapterFolder
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout
 from balancer.dataset.splits import assign_splits
-from balancer.errors import ClusterError, InterruptedRun
+from balancer.errors import ClusterError, InterruptedRun, UsageError
 from balancer.process.signals import StopSignal, caught
 from balancer.text.quantities import are, counted
 
@@ -182,6 +183,7 @@ def _steps(job: _Job, latents: Mapping[str, Any], work: _Work) -> Generator[Requ
         if state is not None and done < 0:
             work.reporter.step(f"{name}: going on from a checkpoint")
         state, losses, done = progress.state, progress.losses, len(progress.losses)
+        _refuse_divergence(name, losses)  # before its state is kept
         folder.write_checkpoint(name, state)
         recent = losses[-task.settings.checkpoint_every :]
         work.reporter.step(f"{name}: step {done} of {task.steps}, loss {sum(recent) / len(recent):.4f}")
@@ -201,6 +203,16 @@ def _steps(job: _Job, latents: Mapping[str, Any], work: _Work) -> Generator[Requ
         ),
         data,
     )
+
+
+def _refuse_divergence(name: str, losses: Sequence[float]) -> None:
+    """Every step after it is lost, and so is the adapter."""
+    for step, loss in enumerate(losses, start=1):
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"{name}: the training diverged: at step {step} the loss is {loss}",
+                hint="lower adaptation.learning_rate, or train fewer layers (adaptation.layers: attention)",
+            )
 
 
 @dataclass(slots=True, eq=False)

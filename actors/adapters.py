@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from actors.weights import loras
 from actors.weights.headers import read_metadata
 from balancer.adaptation.images import find_held_apart, find_training_images
-from balancer.adaptation.record import TrainedOn, compare, trained_on
+from balancer.adaptation.record import METADATA_KEY, TrainedOn, compare, trained_on
 from balancer.config.schema import SIMULATED, Config
 from balancer.dataset.audit import Audit
 from balancer.errors import UsageError
@@ -26,7 +26,7 @@ def compare_adapters(
     apart = find_held_apart(config, audit, holdout, splits)
     lines = []
     for model, trained in known.items():
-        change = compare(trained, images, apart)
+        change = compare(trained, images, apart, config.verification.copies)
         if change.held_out:
             raise UsageError(
                 f"generation.loras: {model} was trained on {counted(change.held_out, 'image')} of validation,"
@@ -50,3 +50,9 @@ def _trained_here(config: Config) -> Iterator[tuple[str, TrainedOn]]:
             metadata, _ = read_metadata(file.folder / file.name)
             if (trained := trained_on(metadata)) is not None:
                 yield wanted.model, trained
+            elif METADATA_KEY in metadata:
+                raise UsageError(
+                    f"generation.loras: {wanted.model} is of `balancer adapt`, and what it was trained"
+                    " on cannot be read: its metadata are damaged, or of a newer version",
+                    hint="train it again (`balancer adapt CONFIG --replace`), or leave it out",
+                )

@@ -35,7 +35,7 @@ from actors.real_images import (
     real_facets,
     run_preflight,
 )
-from actors.specs import Workers
+from actors.specs import Workers, with_lora_hashes
 from actors.weights import loras
 from actors.weights import resolve as weights
 from balancer.conditioning.drawing import Drawing, describe_change, describe_pool
@@ -73,6 +73,7 @@ from balancer.runs.growing import (
 from balancer.runs.import_real import commit_real_images
 from balancer.runs.resume import (
     CALIBRATION,
+    LORA,
     check_unchanged,
     count_wordings,
     describe_run,
@@ -269,7 +270,15 @@ def _run(
             f"Ray is there; actors start and load their models (generators {fleet.generators}, "
             f"verifiers {fleet.verifiers}, writers {fleet.writers})"
         )
-        pools = stack.enter_context(_started(make_pools(config, fleet, resources, storage, change_workers)))
+        hashes = [model["sha256"] for kind, model in models.items() if kind.startswith(LORA)]
+        made = make_pools(
+            config,
+            fleet,
+            resources,
+            storage,
+            lambda usual: change_workers(with_lora_hashes(usual, hashes)),
+        )
+        pools = stack.enter_context(_started(made))
         for pool in pools:
             pool.stopping = lambda: stop.number is not None
         measure = _Measuring(config, audit, holdout, splits, pools.verifiers, stop, reporter)

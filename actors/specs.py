@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from actors.models.families.checks import Asked, asked
@@ -63,6 +63,8 @@ class GeneratorSpec:
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     """Name and options."""
     loras: tuple[LoraConfig, ...] = ()
+    lora_hashes: tuple[str, ...] = ()
+    """The sha256 of each, as rows name it; without them no file is compared."""
     gpu_share: float = 1.0
     """Of a GPU's memory."""
     quantization: str = "none"
@@ -70,8 +72,9 @@ class GeneratorSpec:
     def load(self) -> Generator:
         from actors.models.generator import Generator
         from actors.models.scheduler import SchedulerChoice
+        from actors.weights.loras import refuse_changed
 
-        return Generator(
+        generator = Generator(
             model=self.model,
             revision=self.revision,
             variant=self.variant,
@@ -91,6 +94,8 @@ class GeneratorSpec:
             gpu_share=self.gpu_share,
             quantization=self.quantization,
         )
+        refuse_changed(self.loras, self.lora_hashes)  # now, as a file may change until it is read
+        return generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +330,14 @@ def workers_for(
         verifier=verifier_for(config, verifiers_on_gpu),
         writer=WriterSpec(storage_uri=storage_uri, image_format=config.output.image_format),
     )
+
+
+def with_lora_hashes(workers: Workers, hashes: Sequence[str]) -> Workers:
+    """Workers whose generator takes no other LoRAs than those."""
+    generator = workers.generator
+    if not isinstance(generator, GeneratorSpec):
+        return workers
+    return replace(workers, generator=replace(generator, lora_hashes=tuple(hashes)))
 
 
 def generator_for(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,13 +55,15 @@ def _load(pipeline: Any, name: str, wanted: LoraConfig, dtype: torch.dtype) -> N
         except Exception as error:  # of a dozen types, by what does not fit
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise _misfit(pipeline, wanted, file, f"{type(error).__name__}: {reason}") from error
+    alphas: Mapping[str, Any] = {}
     if isinstance(converted, tuple):  # with the alphas of kohya's layout
-        converted = converted[0]
+        converted, alphas = converted[0], converted[1] or {}
     tensors = {key: tensor for key, tensor in converted.items() if not key.endswith(".alpha")}
     loaded = list(_adapter_parameters(pipeline, name))
     for parameter in loaded:
         parameter.data = parameter.data.to(dtype)
-    if problem := warned[:1] or _find_problem(pipeline, tensors, loaded):
+    problem = warned[:1] or _find_problem(pipeline, tensors, loaded) or _find_nonfinite(loaded, alphas)
+    if problem:
         raise _misfit(pipeline, wanted, file, problem[0])
     for part in _parts(pipeline):
         part.eval()  # peft adds its dropout in training mode
@@ -86,6 +89,15 @@ def _find_problem(
         if not there[digest]:
             return [f"{name} was not loaded"]
         there[digest] -= 1
+    return []
+
+
+def _find_nonfinite(loaded: Sequence[torch.nn.Parameter], alphas: Mapping[str, Any]) -> list[str]:
+    """One such number turns every image black, which a run would go on making until its budget is spent."""
+    if not all(bool(parameter.isfinite().all()) for parameter in loaded):
+        return [f"some of its numbers are not finite, or too large for {loaded[0].dtype}"]
+    if not all(math.isfinite(float(alpha)) for alpha in alphas.values()):
+        return ["some of its alphas are not finite"]
     return []
 
 

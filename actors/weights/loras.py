@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ USUAL_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers gives."""
 
 HINT = "name a LoRA that was trained for this model, in safetensors, or remove it from generation.loras"
+
+MAX_TENSORS = 10_000
+"""peft compares the name of each with all layers, in quadratic time: many thousands would take hours."""
 
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -123,6 +126,18 @@ def describe(wanted: LoraConfig) -> dict[str, Any]:
     }
 
 
+def refuse_changed(loras: Sequence[LoraConfig], hashes: Sequence[str]) -> None:
+    """WeightsError if a file is not the one of which a run records the sha256: an actor that starts late, or
+    on another node, may find another one."""
+    for wanted, expected in zip(loras, hashes, strict=False):
+        if (sha256 := describe(wanted)["sha256"]) != expected:
+            raise WeightsError(
+                f"{wanted.model} has changed since the run was started: its sha256 was {expected}, and is"
+                f" {sha256} now",
+                hint="put the former file back and resume, or start another run with the new one",
+            )
+
+
 def describe_each(config: Config) -> dict[str, dict[str, Any]]:
     """By the names that run.json gives them."""
     return {kind: describe(wanted) for kind, wanted in named(config).items()}
@@ -195,6 +210,9 @@ def check_file(file: LoraFile, model: str) -> None:
         raise _forbidden(file, model, f"its metadata are damaged: {first_line(error)}") from error
     if not isinstance(arguments, dict):
         raise _forbidden(file, model, "its metadata are no JSON object")
+    if len(tensors) > MAX_TENSORS:
+        reason = f"it has {len(tensors):,} tensors, over the limit of {MAX_TENSORS:,}"
+        raise _forbidden(file, model, reason)
     for name in tensors:
         if not _MODULE.fullmatch(name):
             raise _forbidden(file, model, f"{name[:80]!r} is no name of a tensor")

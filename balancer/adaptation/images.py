@@ -19,6 +19,7 @@ from balancer.manifest.rows import real_id
 if TYPE_CHECKING:
     from balancer.config.schema import Config
     from balancer.dataset.audit import Audit, RealImage
+    from balancer.dataset.near_duplicates import KnownImage
 
 MAX_CAPTIONS = 24
 """Of one image. Each wording meets each other one until then."""
@@ -35,6 +36,7 @@ class TrainingImage:
     sha256: str
     captions: tuple[str, ...]
     contexts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    phash: str = ""
 
 
 def find_training_images(
@@ -53,11 +55,11 @@ def find_training_images(
 
 def find_held_apart(
     config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
-) -> frozenset[str]:
-    """The pixels of all images that no adapter may be trained on, whatever their class."""
+) -> tuple[KnownImage, ...]:
+    """All images that no adapter may be trained on, whatever their class."""
     free = _find_free(config, audit, holdout, splits)
     apart = [image for image in audit.images if real_id(image) not in free]
-    return frozenset(map(_picture, [*apart, *(() if holdout is None else holdout.images)]))
+    return tuple(without_measuring(apart, () if holdout is None else holdout.images))
 
 
 def _find_free(
@@ -86,6 +88,7 @@ def _training_image(image: RealImage, config: Config) -> TrainingImage:
         image.sha256,
         combine([config.classes[image.class_name].prompts, *(words for _, words in contexts)]),
         contexts,
+        image.phash,
     )
 
 

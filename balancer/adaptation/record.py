@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from balancer.adaptation.images import TrainingImage
 from balancer.adaptation.plan import Task
+from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_across
 from balancer.errors import UsageError
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import InvalidJSONError, read_json
 from balancer.text.quantities import counted
+
+if TYPE_CHECKING:
+    from balancer.config.schema import CopiesConfig
 
 INDEX = "adapters.json"
 PAGE = "adapters.html"
@@ -27,6 +31,9 @@ FORMAT = 1
 DIGITS = 32
 """Of the hash of each picture: the header of a weights file is limited."""
 
+MAX_IMAGES = 300_000
+"""Of one adapter: the hashes of more do not fit into the header of a weights file that a run reads."""
+
 MAX_INDEX_BYTES = 500_000_000
 MAX_METADATA_CHARS = 50_000_000
 
@@ -35,7 +42,7 @@ Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 class TrainedOn(BaseModel):
     """What an adapter was trained on, as its weights file says. `pictures` are the first digits of the hashes
-    of the pixels, by class."""
+    of the pixels, by class; `phashes` are the perceptual hashes of the same images, in the same order."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -43,6 +50,7 @@ class TrainedOn(BaseModel):
     name: str = Field(max_length=200)
     data: str = Sha256
     pictures: dict[str, list[str]] = Field(max_length=100_000)
+    phashes: dict[str, list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]]] = {}
     config: dict[str, Any]
     model: dict[str, Any]
     versions: dict[str, str]
@@ -61,7 +69,7 @@ class TrainedAdapter(BaseModel):
     classes: list[str]
     images: dict[str, int]
     steps: int = Field(ge=1)
-    losses: list[float]
+    losses: list[float] = Field(min_length=1)
 
 
 class Index(BaseModel):
@@ -102,15 +110,25 @@ def read_index(storage: Storage) -> Index:
 
 
 def describe(task: Task, identity: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a weights file: what it was trained on, and with what."""
+    """The metadata of a weights file: what it was trained on, and with what. UsageError for more images than
+    it can name."""
+    if len(task.images) > MAX_IMAGES:
+        raise UsageError(
+            f"{task.name}: {len(task.images):,} training images, and one adapter takes {MAX_IMAGES:,} at"
+            " most",
+            hint="set adaptation.scope: class, or leave images out by dataset.exclude",
+        )
     pictures: dict[str, list[str]] = {name: [] for name in task.classes}
+    phashes: dict[str, list[str]] = {name: [] for name in task.classes}
     for image in task.images:
         pictures[image.class_name].append(image.picture[:DIGITS])
+        phashes[image.class_name].append(image.phash)
     trained = TrainedOn(
         format=FORMAT,
         name=task.name,
         data=task.data_sha256,
         pictures=pictures,
+        phashes=phashes,
         config=identity["settings"] | {"width": task.width, "height": task.height},
         model=identity["model"],
         versions=identity["versions"],
@@ -149,15 +167,31 @@ class Staleness:
         return ", ".join(parts)
 
 
-def compare(trained: TrainedOn, images: Sequence[TrainingImage], apart: Collection[str]) -> Staleness:
-    """`images` are those that adapters would be trained on now, `apart` the pixels of those that are kept
-    apart."""
+def compare(
+    trained: TrainedOn, images: Sequence[TrainingImage], apart: Sequence[KnownImage], limits: CopiesConfig
+) -> Staleness:
+    """`images` are those that adapters would be trained on now, `apart` those that are kept apart."""
     now = {(one.class_name, one.picture[:DIGITS]) for one in images if one.class_name in trained.pictures}
     then = {(name, picture) for name, pictures in trained.pictures.items() for picture in pictures}
     gone = then - now
-    held = {picture[:DIGITS] for picture in apart}
-    held_out = sum(picture in held for _, picture in gone)
-    return Staleness(len(now - then), len(gone), held_out)
+    held = {image.pixel_sha256[:DIGITS] for image in apart}
+    held_out = {one for one in gone if one[1] in held} | (gone & _alike(trained, apart, limits))
+    return Staleness(len(now - then), len(gone), len(held_out))
+
+
+def _alike(
+    trained: TrainedOn, apart: Sequence[KnownImage], limits: CopiesConfig
+) -> frozenset[tuple[str, str]]:
+    """Class and picture of those like an image that is kept apart: one that was saved again has other
+    pixels."""
+    seen = {
+        f"{name}/{picture}": (name, picture, phash)
+        for name, pictures in trained.pictures.items()
+        for picture, phash in zip(pictures, trained.phashes.get(name, ()), strict=False)
+    }
+    known = [KnownImage(key, phash, "") for key, (_, _, phash) in seen.items()]
+    near = find_near_duplicates_across(known, apart, limits) if known and apart else ()
+    return frozenset(seen[key][:2] for key in near)
 
 
 def _first(error: Exception) -> str:

@@ -28,7 +28,8 @@ When = Literal["before", "after"]
 
 
 class AdapterFolder:
-    """`identities` are what the adapters to be trained follow from, by name."""
+    """`identities` are what the adapters to be trained follow from, by name. Adapters of other names stay
+    listed beside them."""
 
     def __init__(self, storage: Storage, identities: Mapping[str, str], index: Index) -> None:
         self._storage, self._identities = storage, identities
@@ -37,8 +38,8 @@ class AdapterFolder:
 
     @classmethod
     def open(cls, out: str | os.PathLike[str], identities: Mapping[str, str], replace: bool) -> AdapterFolder:
-        """UsageError for a folder that holds something else, or adapters of other images or settings where
-        these may not be replaced."""
+        """UsageError for a folder that holds something else, or adapters of these names and of other images
+        or settings where these may not be replaced."""
         storage = open_storage(out, create=True)
         index = read_index(storage)
         own = {INDEX, PAGE, *(one.file for one in index.adapters)}
@@ -50,7 +51,8 @@ class AdapterFolder:
                     f"{storage.uri} holds files but no adapters, such as {path}",
                     hint="choose another --out, or empty the folder",
                 )
-        others = [one.name for one in index.adapters if one.identity != identities.get(one.name)]
+        planned = [one for one in index.adapters if one.name in identities]
+        others = [one.name for one in planned if one.identity != identities[one.name]]
         if others and not replace:
             raise UsageError(
                 f"{storage.uri} holds {counted(len(others), 'adapter')} of other images, settings or"
@@ -83,7 +85,9 @@ class AdapterFolder:
         """The weights first, and what lists them last; then the checkpoint has served its purpose."""
         self._storage.replace(adapter.file, data)
         self._adapters[adapter.name] = adapter
-        self._storage.replace(INDEX, Index(adapters=list(self.adapters())).encode())
+        # Read again: another command may have added its own meanwhile.
+        listed = {one.name: one for one in read_index(self._storage).adapters} | {adapter.name: adapter}
+        self._storage.replace(INDEX, Index(adapters=list(listed.values())).encode())
         for path in self._storage.list(CHECKPOINTS):
             if path.rpartition("-")[0] == f"{CHECKPOINTS}/{adapter.name}":
                 self._storage.delete(path)

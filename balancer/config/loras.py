@@ -19,7 +19,7 @@ class LoraConfig(Section):
     """LoRA weights for the generator, in the layout of diffusers or kohya. Weights that do not fit its
     pipeline are refused."""
 
-    model: str
+    model: str = Field(min_length=1)
     """A hub id, a folder, or a `.safetensors` file."""
 
     revision: str | None = None

@@ -1,7 +1,8 @@
 """Take over accepted images of another run: judged by this run's rules and committed, without generating.
 
 An image that was made from a real one is taken only if candidates of this run may be made from that one, too.
-It might be a test image here.
+It might be a test image here. So might those that a LoRA was trained on: an image that one has made is taken
+only if this run has the same, which was compared with what is kept apart.
 
 An image goes to the next open slot of the cell that has its class and facet values, as that slot's next
 attempt. One that does not pass costs no attempt and leaves no row. Rows name the run and the row they come
@@ -86,17 +87,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """How many images were `offered` for open slots, how many of them `taken`, and how many fit no cell."""
+    """How many images were `offered` for open slots, how many of them `taken`, how many fit no cell, and how
+    many were made with LoRAs that this run does not have."""
 
     offered: int
     taken: int
     without_cell: int
+    with_other_loras: int = 0
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"took over {self.taken} of {counted(self.offered, 'image')} of the other run that were offered"
             f" for open slots; {self.without_cell} fit no open cell"
         )
+        others = self.with_other_loras
+        return f"{text}; {others} made with LoRAs that are not in generation.loras" if others else text
 
 
 def find_source(uri: str | os.PathLike[str] | None, info: RunInfo | None) -> Source | None:
@@ -143,7 +148,8 @@ def take_over(source: Source, target: Target, schedule: Schedule, measure: Measu
     """Offer the accepted images of `source`, in the order of its rows, to the open slots of `schedule`."""
     facts = target.facts
     table = target.log.table([*ORIGIN, "id", "slot", "attempt", "status", "source"])
-    offers, without_cell = _list_offers(source, table, schedule, facts.facets, target.parents)
+    rows, with_other_loras = _list_rows(source, facts)
+    offers, without_cell = _list_offers(source, rows, table, schedule, facts.facets, target.parents)
     slots = _open_slots(schedule, table, len(ladder(facts.config)))
     known = _Known(target.references, _own_images(table, target.storage), facts.config.verification.copies)
     offered = taken = 0
@@ -153,7 +159,7 @@ def take_over(source: Source, target: Target, schedule: Schedule, measure: Measu
         for number, batch in enumerate(batches):  # in order: which slot an image gets must not depend on time
             offered += len(batch)
             taken += _commit(batch, measured[number], slots, source, target, known)
-    return Reused(offered, taken, without_cell)
+    return Reused(offered, taken, without_cell, with_other_loras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +170,35 @@ class _Offer:
     cell: Cell
 
 
+def _list_rows(source: Source, facts: RunFacts) -> tuple[list[Row], int]:
+    """Rows of images that were made without LoRAs, or with some of those of this run, whatever their weights;
+    the number of all others."""
+    rows = source.rows.to_table(filter=f"source = '{SYNTHETIC}'").drop_columns(["embedding"]).to_pylist()
+    ours = _lora_hashes(facts.loras)
+    fitting = [row for row in rows if _lora_hashes(row.get("loras")) <= ours]
+    return fitting, len(rows) - len(fitting)
+
+
+def _lora_hashes(loras: Sequence[str] | None) -> set[str]:
+    """Of the column `loras`, whose entries are `sha256=weight`."""
+    return {entry.partition("=")[0] for entry in loras or ()}
+
+
 def _list_offers(
-    source: Source, table: pa.Table, schedule: Schedule, facets: Sequence[str], parents: Mapping[str, str]
+    source: Source,
+    rows: Sequence[Row],
+    table: pa.Table,
+    schedule: Schedule,
+    facets: Sequence[str],
+    parents: Mapping[str, str],
 ) -> tuple[dict[Cell, deque[Row]], int]:
     """Rows by the open cell that they fit, without those that were taken over before."""
     before = {row["origin_id"] for row in table.to_pylist() if row["origin_run_id"] == source.rows.run.run_id}
     cells = {_key(cell.class_name, {name: cell.value(name) for name in facets}, facets): cell
              for cell, quota, _ in schedule.quotas if quota}  # fmt: skip
     offers: dict[Cell, deque[Row]] = defaultdict(deque)
-    rows = source.rows.to_table(filter=f"source = '{SYNTHETIC}'").drop_columns(["embedding"])
     others = 0
-    for row in rows.to_pylist():
+    for row in rows:
         if row["parent_id"] is not None:
             row["parent_id"] = parents.get(row["parent_pixel_sha256"])
             if row["parent_id"] is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ ONE, OTHER = "1" * 64, "2" * 64
 DATA = b"weights"
 
 
-def adapter(identity: str = ONE) -> TrainedAdapter:
+def adapter(identity: str = ONE, name: str = "dataset") -> TrainedAdapter:
     return TrainedAdapter(
-        name="dataset",
-        file="dataset.safetensors",
+        name=name,
+        file=f"{name}.safetensors",
         sha256=hashlib.sha256(DATA).hexdigest(),
         identity=identity,
         classes=["cat"],
@@ -50,6 +51,24 @@ def test_adapters_of_other_images_are_replaced_only_if_asked(tmp_path):
     assert not AdapterFolder.open(tmp_path, {"dataset": OTHER}, True).has("dataset")
 
 
+def test_adapters_of_another_scope_stay_beside_those_of_this_one(tmp_path):
+    AdapterFolder.open(tmp_path, {"dataset": ONE}, False).add(adapter(), DATA)
+    classes = {"class-cat": ONE, "class-dog": ONE}
+    AdapterFolder.open(tmp_path, classes, False).add(adapter(name="class-cat"), DATA)
+    resumed = AdapterFolder.open(tmp_path, classes, False)
+    assert [one.name for one in resumed.adapters()] == ["class-cat"]
+    assert AdapterFolder.open(tmp_path, {"dataset": ONE}, False).has("dataset")
+
+
+def test_two_commands_at_once_lose_no_adapter_of_each_other(tmp_path):
+    one, other = (AdapterFolder.open(tmp_path, {name: ONE}, False) for name in ("dataset", "class-cat"))
+    one.add(adapter(), DATA)
+    other.add(adapter(name="class-cat"), DATA)
+    both = AdapterFolder.open(tmp_path, {"dataset": ONE, "class-cat": ONE}, False)
+    assert both.has("dataset")
+    assert both.has("class-cat")
+
+
 def test_a_checkpoint_of_other_images_or_settings_is_not_used(tmp_path):
     AdapterFolder.open(tmp_path, {"dataset": ONE}, False).write_checkpoint("dataset", b"state")
     assert AdapterFolder.open(tmp_path, {"dataset": OTHER}, False).read_checkpoint("dataset") is None
@@ -62,8 +81,18 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+WITHOUT_LOSSES = json.dumps({"format": 1, "adapters": [adapter().model_dump() | {"losses": []}]})
+
+
 @pytest.mark.parametrize(
-    "text", ["[", "[]", '{"format": 2, "adapters": []}', '{"format": 1, "adapters": [{"file": "../../x"}]}']
+    "text",
+    [
+        "[",
+        "[]",
+        '{"format": 2, "adapters": []}',
+        '{"format": 1, "adapters": [{"file": "../../x"}]}',
+        WITHOUT_LOSSES,
+    ],
 )
 def test_an_index_that_this_version_cannot_read_is_one_clear_error(tmp_path, text):
     (tmp_path / INDEX).write_text(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from actors.weights.headers import MAX_HEADER_BYTES
+from balancer.adaptation import record
 from balancer.adaptation.images import MAX_CAPTIONS, combine, find_held_apart, find_training_images
 from balancer.adaptation.plan import DATASET, left_out, plan_adapters
 from balancer.adaptation.record import compare, describe, trained_on
-from balancer.config.schema import Config
+from balancer.config.schema import Config, CopiesConfig
 from balancer.dataset.audit import RealImage
 from balancer.errors import UsageError
 
 CLASSES = ("cat", "dog", "fox")
 KNOWN = CLASSES[:2]
+LIMITS = CopiesConfig()
 
 
 def config(**sections: Any) -> Config:
@@ -202,16 +207,45 @@ def test_what_an_adapter_was_trained_on_is_compared_with_what_there_is_now():
     identity = task.identity({"model": "embedded", "sha256": "0"}, {"torch": "2"})
     trained = trained_on(describe(task, identity))
     assert trained is not None
-    assert str(compare(trained, images, ())) == ""
+    assert str(compare(trained, images, (), LIMITS)) == ""
     more, fewer = [*before, *apart(8)[6:]], before[1:]
     for now, said in ((more, "2 training images more"), (fewer, "1 gone")):
         found = find_training_images(wanted, audit(now), None, {})
-        assert str(compare(trained, found, find_held_apart(wanted, audit(now), None, {}))) == said
+        assert str(compare(trained, found, find_held_apart(wanted, audit(now), None, {}), LIMITS)) == said
     held = {before[0].file_name: "test"}
     found = find_training_images(wanted, audit(before), None, held)
-    stale = compare(trained, found, find_held_apart(wanted, audit(before), None, held))
+    stale = compare(trained, found, find_held_apart(wanted, audit(before), None, held), LIMITS)
     assert stale.held_out == 1
     assert str(stale) == "1 in validation, test or hold-out by now, or like an image there"
+
+
+def test_a_training_image_that_was_saved_again_into_the_hold_out_is_recognised():
+    wanted, before = config(), apart(6)
+    [task] = plan_adapters(wanted, find_training_images(wanted, audit(before), None, {}))
+    trained = trained_on(describe(task, task.identity({"model": "embedded"}, {"torch": "2"})))
+    assert trained is not None
+    now, moved = audit(before[1:]), before[0]
+    for changed_bits, held_out in ((0, 1), (3, 1), (2**16 - 1, 0)):
+        again = replace(moved, pixel_sha256="others", phash=f"{int(moved.phash, 16) ^ changed_bits:016x}")
+        held = find_held_apart(wanted, now, audit([again]), {})
+        found = find_training_images(wanted, now, audit([again]), {})
+        assert compare(trained, found, held, LIMITS).held_out == held_out
+
+
+def test_more_images_than_a_weights_file_can_name_are_refused_before_the_training(monkeypatch):
+    [task] = plan_adapters(config(), find_training_images(config(), audit(apart(6)), None, {}))
+    monkeypatch.setattr(record, "MAX_IMAGES", 5)
+    with pytest.raises(UsageError, match="6 training images, and one adapter takes 5 at most"):
+        describe(task, task.identity({}, {}))
+
+
+def test_the_images_of_the_largest_adapter_fit_into_a_header_that_is_read(monkeypatch):
+    [task] = plan_adapters(config(), find_training_images(config(), audit(apart(6)), None, {}))
+    one, all_of_them = replace(task, images=task.images[:1]), task
+    sizes = [
+        len(json.dumps(describe(each, task.identity({}, {})))) for each in (one, all_of_them)
+    ]  # escaped once more, as in the header
+    assert (sizes[1] - sizes[0]) / 5 * record.MAX_IMAGES < MAX_HEADER_BYTES * 0.95
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "pictures": 5}'])

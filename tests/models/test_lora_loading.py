@@ -139,9 +139,21 @@ def with_one_more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"unet.mid_block.nowhere.lora_A.weight": torch.ones(4, 16)}
 
 
+def with_number(name: str, value: float) -> Any:
+    """In the layout of kohya, in all tensors of this kind."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kohya = in_kohya_layout(tensors)
+        return {key: torch.full_like(t, value) if name in key else t for key, t in kohya.items()}
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        (with_number("lora_down", torch.nan), "not finite, or too large for torch.float32"),
+        (with_number("alpha", torch.inf), "alphas are not finite"),
         (renamed("unet.", "transformer."), "tensors have no place in it, such as transformer."),
         (renamed("down_blocks.1", "down_blocks.7"), "down_blocks.7"),
         (with_one_more, "nowhere"),
@@ -149,7 +161,16 @@ def with_one_more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (lambda tensors: tensors | {"unet.conv_in.dora_scale": torch.ones(4)}, "DoRA"),
         (without("lora_B"), "does not fit"),
     ],
-    ids=["another model", "unknown layer", "one tensor too many", "other widths", "DoRA", "half"],
+    ids=[
+        "no number",
+        "infinite alpha",
+        "another model",
+        "unknown layer",
+        "one tensor too many",
+        "other widths",
+        "DoRA",
+        "half",
+    ],
 )
 def test_a_lora_that_does_not_fit_is_one_clear_line(model, lora, tmp_path, change, problem):
     message = refusal(model, named(edited(lora, tmp_path / "l", change)))

@@ -22,7 +22,7 @@ from balancer.runs.resume import run_facts
 from balancer.runs.reuse import Reused, Target, find_source, take_over
 from balancer.scheduling.adaptive import Tally
 from balancer.storage import open_storage
-from tests.loop.test_driver import Trial, make_config
+from tests.loop.test_driver import MODELS, Trial, make_config
 
 HOW_IT_WAS_MADE = ("prompt", "seed", "model", "steps", "width", "sha256", "generated_at", "class", "light")
 
@@ -180,3 +180,23 @@ def test_a_limit_of_slots_and_images_to_fill_them_all_are_refused_together(tmp_p
     with pytest.raises(UsageError, match="--limit cannot hold"):
         balancer.run(make_config(), tmp_path / "run", reuse=tmp_path / "other", limit=3)
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_a_lora_has_made_go_to_runs_with_the_same_one(tmp_path, monkeypatch):
+    ours, other = ({"model": f"{name}.safetensors", "sha256": name * 64, "weight": 1.0} for name in "12")
+    monkeypatch.setitem(MODELS, "LoRA 1", ours)
+    trial = Trial(tmp_path / "first", make_config())
+    trial.log.close(trial.run())
+    count = len(trial.accepted())
+    for name, loras, taken_over in (
+        ("none", {}, 0),
+        ("other", {"LoRA 1": other}, 0),
+        ("same", {"LoRA 1": other, "LoRA 2": ours | {"weight": 0.5}}, count),
+    ):
+        monkeypatch.delitem(MODELS, "LoRA 1", raising=False)
+        for kind, lora in loras.items():
+            monkeypatch.setitem(MODELS, kind, lora)
+        trial, reused = begin(tmp_path / name, tmp_path / "first", make_config())
+        trial.log.close("interrupted")
+        assert (reused.taken, reused.with_other_loras) == (taken_over, count - taken_over)
+        assert ("LoRAs that are not in generation.loras" in str(reused)) is (taken_over == 0)

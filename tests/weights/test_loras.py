@@ -56,6 +56,16 @@ def test_a_run_records_the_hash_of_the_file_and_the_weight(tmp_path):
     assert described == {"model": str(path), "revision": None, "sha256": sha256, "weight": 0.5}
 
 
+def test_a_file_that_was_replaced_since_the_run_was_started_is_refused(tmp_path):
+    wanted = LoraConfig(model=str(save(tmp_path / "style.safetensors")))
+    before = loras.describe(wanted)["sha256"]
+    loras.refuse_changed([wanted], [before])
+    save(tmp_path / "style.safetensors", {name: -tensor for name, tensor in TENSORS.items()})
+    loras.refuse_changed([wanted], ())  # nothing is known of it
+    with pytest.raises(WeightsError, match=f"has changed since the run was started: its sha256 was {before}"):
+        loras.refuse_changed([wanted], [before])
+
+
 @pytest.mark.parametrize("name", ["style.pt", "style.bin", "style.ckpt"])
 def test_pickles_are_refused(tmp_path, name):
     (tmp_path / "l").mkdir()
@@ -106,6 +116,11 @@ def test_names_of_tensors_are_no_expressions(tmp_path):
     assert "is no name of a tensor" in refusal(path)
 
 
+def test_a_file_of_very_many_tensors_is_refused(tmp_path):
+    many = {f"unet.x{number}.lora_A.weight": torch.zeros(1) for number in range(loras.MAX_TENSORS + 1)}
+    assert "10,001 tensors, over the limit of 10,000" in refusal(save(tmp_path / "l.safetensors", many))
+
+
 def test_what_diffusers_writes_is_taken(tmp_path):
     from peft import LoraConfig as PeftConfig
 
@@ -119,6 +134,11 @@ def test_a_hub_model_needs_a_commit(tmp_path):
     with pytest.raises(ConfigError) as caught:
         loras.check(LoraConfig(model="some/lora"))
     assert "generation.loras.revision: is missing" in str(caught.value.message)
+
+
+def test_no_name_is_not_the_working_folder():
+    with pytest.raises(ValidationError, match="model"):
+        LoraConfig(model="")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -17,10 +17,11 @@ import balancer
 from actors.adapt import adapt
 from actors.reproduce import reproduce, rows_to_reproduce
 from actors.run import Reporter, run
+from actors.specs import Workers
 from balancer.config.load import load_config
 from balancer.config.schema import Config
 from balancer.dataset.sample import write_dataset
-from balancer.errors import UsageError
+from balancer.errors import UsageError, WeightsError
 from balancer.manifest.runfile import read_run
 from balancer.runs.reproduction import Outcome
 from balancer.storage import open_storage
@@ -113,6 +114,18 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(trained, project
     assert again.adapters == adapted.adapters
 
 
+def test_a_training_that_diverges_ends_with_the_setting_to_lower(project, dataset, tmp_path):
+    fast = (
+        "adaptation={rank: 2, steps: 20, batch_size: 2, layers: all, checkpoint_every: 20, learning_rate: 1}"
+    )
+    with pytest.raises(
+        UsageError, match=r"dataset: the training diverged: at step [0-9]+ the loss is"
+    ) as caught:
+        adapt(configure(project, dataset, fast), tmp_path / "out")
+    assert "adaptation.learning_rate" in (caught.value.hint or "")
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
 def make(config: Config, out: Path) -> list[str]:
     notes: list[str] = []
     run(config, out, reporter=Reporter(note=notes.append))
@@ -138,6 +151,20 @@ def test_a_run_names_its_adapter_by_its_hash_and_is_reproduced_identically(
     assert rows
     assert {each for row in rows for each in row["loras"]} == {f"{adapter.sha256}=1.0"}
     assert {one.outcome for one in reproduce(manifest, rows)} == {Outcome.IDENTICAL}
+
+
+def test_an_adapter_that_is_replaced_while_the_actors_start_is_refused(trained, project, dataset, tmp_path):
+    data = bytearray((trained[1] / "dataset.safetensors").read_bytes())
+    path = tmp_path / "dataset.safetensors"
+    path.write_bytes(data)
+    data[-4] ^= 1  # the last bit of its last number
+
+    def meanwhile(workers: Workers) -> Workers:
+        path.write_bytes(data)
+        return workers
+
+    with pytest.raises(WeightsError, match="has changed since the run was started"):
+        run(with_adapter(project, dataset, tmp_path), tmp_path / "run", change_workers=meanwhile)
 
 
 def changed(dataset: Path, tmp_path: Path) -> Path:
