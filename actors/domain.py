@@ -29,7 +29,7 @@ from balancer.verification.off_domain import (
 )
 from balancer.verification.typicality import read_typicality
 
-FORMAT = 3
+FORMAT = 4
 MAX_BYTES = 500_000_000
 
 IMAGES_PER_KIND = 32

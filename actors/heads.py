@@ -21,7 +21,7 @@ from balancer.text.json_reading import read_json
 from balancer.verification.head_choice import HeadResult, Heads, LabelledImages, choose_heads
 from balancer.verification.heads import Floats
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 500_000_000
 
 DECISIVE = {"heads", "min_examples", "unjudged", "copies"}

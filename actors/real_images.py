@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 
 REAL, HOLDOUT = "real", "holdout"
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+"""1 was measured with another image transform: torchvision's on tensors, not open_clip's with PIL."""
+
 BATCH_IMAGES = 16
 BATCH_BYTES = 32_000_000
 """A batch is sent to a verifier at once."""

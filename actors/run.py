@@ -52,7 +52,7 @@ from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
 from balancer.manifest.log.fragment import Stamp, State
-from balancer.manifest.log.view import LogView
+from balancer.manifest.log.view import LogView, read_log
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import ACCEPTED, SYNTHETIC, utc_now
 from balancer.manifest.runfile import RunInfo, create_run, load_heads, load_typicality
@@ -67,7 +67,9 @@ from balancer.runs.growing import (
     commit_growth,
     describe_holdout,
     find_begun,
+    is_comparison_done,
     is_other_holdout,
+    refuse_other_rules,
     set_aside_copies,
 )
 from balancer.runs.import_real import commit_real_images
@@ -375,16 +377,17 @@ def _done_without_ray(
 ) -> RunResult | None:
     """The result, if nothing is left to generate or to measure; else tells what is lost, and asks what needs
     `--yes`."""
-    is_other = is_other_holdout(growing.view, holdout)
-    if is_other:
+    must_compare = not is_comparison_done(growing.view)
+    if is_other_holdout(growing.view, holdout):
+        must_compare = True
         reporter.note("the hold-out has other images by now; the dataset is compared with them")
-    elif (done := _nothing_left(growing, config, reporter)) is not None:
+    elif not must_compare and (done := _nothing_left(growing, config, reporter)) is not None:
         return done
     _load_learned(growing.begun.storage, growing.info)
     if _is_measured(config):
         return None
     growing.prepare(plan)
-    return None if is_other else _revised_at_once(growing, config, holdout, run_log, reporter)
+    return None if must_compare else _revised_at_once(growing, config, run_log, reporter)
 
 
 def _grown(
@@ -654,7 +657,7 @@ def _nothing_left(growing: Growing, config: Config, reporter: Reporter) -> RunRe
 
 
 def _revised_at_once(
-    growing: Growing, config: Config, holdout: Audit | None, run_log: RunLog, reporter: Reporter
+    growing: Growing, config: Config, run_log: RunLog, reporter: Reporter
 ) -> RunResult | None:
     """Commit a plan revision that leaves nothing to generate, such as a lowered target; None if there is
     anything for a verifier or a generator to do."""
@@ -662,7 +665,9 @@ def _revised_at_once(
         return None
     storage = growing.begun.storage
     info = growing.settled(lambda: (None, None))  # never called: no class and no value is new
-    log = ManifestLog.open(storage, info.schema(), info.run_id, detail=describe_holdout(holdout))
+    # Before the log is taken over: it would be left as that of a run that failed.
+    refuse_other_rules(read_log(storage, ()).rules, growing.view.rules)
+    log = ManifestLog.open(storage, info.schema(), info.run_id)  # names no hold-out, since none is compared
     _begin_log(run_log, storage, info)
     _note_takeover(reporter, log.taken_from)
     with _closing(log) as close:

@@ -16,7 +16,8 @@ def refuse_empty_vocabulary(tokenizer: Any, model: str, name: str = "the tokeniz
     if vocabulary is None:
         return
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    words = sum(number not in added for number in vocabulary().values())
+    special = {number for number, token in added.items() if token.special}
+    words = sum(number not in special for number in vocabulary().values())
     if words < _LEAST_TOKENS:
         raise IncompleteError(
             f"{model}: {name} has no vocabulary ({words} tokens besides special ones), so all words would be"

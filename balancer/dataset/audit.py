@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.dataset.conflicts import Conflict, find_lookalikes, resolve_conflicts
-from balancer.dataset.decoding.addresses import object_uri
+from balancer.dataset.decoding.addresses import is_object
 from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.facet_table import (
     NO_CLASS,
@@ -300,7 +300,7 @@ def audit_dataset(config: Config, watch: Watch = unwatched) -> Audit:
             hint="set output.real_images: copy",
         )
     audited = _audit_folder(dataset_folder(config), config.dataset.metadata, config, watch)
-    remote = next((image.file_name for image in audited.images if object_uri(image.file_name)), None)
+    remote = next((image.file_name for image in audited.images if is_object(image.file_name)), None)
     if remote is not None and config.output.real_images == "reference":
         raise DatasetError(
             f"output.real_images: reference is set, and a run cannot refer to images in a bucket: {remote}",

@@ -251,14 +251,18 @@ def commit_growth(
 ) -> None:
     """Commit what a start changes in the run that it goes on with, if there was one. UsageError if its rules
     are no longer those that the start has seen. `references` are the images that none may copy."""
-    if log.rules != (growing.view.rules if growing else Rules()):
+    refuse_other_rules(log.rules, growing.view.rules if growing else Rules())
+    if growing is not None and growing.growth is not None:
+        new = {f"{REAL}/{name}" for name in (*growing.dataset.added, *growing.dataset.replaced)}
+        growing.growth.commit(storage, log, [image for image in references if image.id in new])
+
+
+def refuse_other_rules(rules: Rules, seen: Rules) -> None:
+    if rules != seen:
         raise UsageError(
             "another command changed the rules of the run while this one started",
             hint="run the same command again",
         )
-    if growing is not None and growing.growth is not None:
-        new = {f"{REAL}/{name}" for name in (*growing.dataset.added, *growing.dataset.replaced)}
-        growing.growth.commit(storage, log, [image for image in references if image.id in new])
 
 
 def set_aside_copies(log: ManifestLog, copies: Mapping[str, Nearest], facts: RunFacts) -> None:
@@ -294,6 +298,14 @@ def is_other_holdout(view: LogView, holdout: Audit | None) -> bool:
     not say which they saw."""
     seen = [stamp.detail[HOLDOUT] for stamp in view.opened if stamp.detail and HOLDOUT in stamp.detail]
     return bool(seen) and seen[-1] != describe_holdout(holdout)[HOLDOUT]
+
+
+def is_comparison_done(view: LogView) -> bool:
+    """Whether the last start that saw a hold-out went on to the end. Its log is opened before the dataset is
+    compared, so one that was killed or failed may not have come to that."""
+    seen = [stamp.epoch for stamp in view.opened if stamp.detail and HOLDOUT in stamp.detail]
+    ended = {stamp.epoch for stamp in view.closed if stamp.state != "failed"}
+    return not seen or seen[-1] in ended
 
 
 # ---- comparing -----------------------------------------------------------------------------------

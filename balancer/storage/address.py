@@ -16,6 +16,7 @@ STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _FLATTENED = re.compile(r"(s3|gs|az):/([^/].*)", re.DOTALL | re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
+_NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f]")
 _PREFIX_PART = re.compile(r"[\w .+=@,:()!'&$~*-]+")
 
 KEPT_OUT = "credentials and options come from the environment, never from an address"
@@ -68,6 +69,8 @@ def object_address(uri: str) -> tuple[Address, str]:
     bucket, _, key = rest.partition("/")
     if scheme not in STORES or not _BUCKET.fullmatch(bucket) or not key:
         raise UsageError(f"{uri} is no address of an object")
+    if _NOT_IN_KEYS.search(key):
+        raise UsageError("a key with control characters cannot be asked for")
     return Address(scheme, bucket, ""), key
 
 

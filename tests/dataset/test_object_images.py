@@ -57,6 +57,28 @@ def test_what_cannot_be_read_is_listed_with_the_reason(bucket, tmp_path):
     assert [image.file_name for image in found.images] == [f"{bucket.uri}/a.png"]
 
 
+@pytest.mark.parametrize("key", [r"a\nb.png", r"\u0007.png"])
+def test_a_key_that_no_store_takes_is_one_unreadable_image(bucket, tmp_path, key):
+    bucket.replace("a.png", picture("a"))
+    rows = [f'{{"path": "{bucket.uri}/{name}", "label": "cat"}}' for name in ("a.png", key)]
+    put(tmp_path / "labels.jsonl", "\n".join(rows))
+    found = audit(tmp_path / "labels.jsonl")
+    assert len(found.images) == 1
+    [(_, reason)] = found.unreadable
+    assert reason == "a key with control characters cannot be asked for"
+
+
+def test_a_folder_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch):
+    read_here(monkeypatch)
+    monkeypatch.setattr(
+        "balancer.dataset.decoding.object_images.look_at_object", lambda uri: pytest.fail("asked a bucket")
+    )
+    put(tmp_path / "data" / "s3:" / "bucket" / "a.png", picture("a"))
+    put(tmp_path / "data" / "cat" / "b.png", picture("b"))
+    found = audit(tmp_path / "data")
+    assert ({image.class_name for image in found.images}, found.unreadable) == ({"s3:", "cat"}, ())
+
+
 def test_an_object_that_did_not_change_is_not_read_again(bucket, tmp_path, monkeypatch):
     bucket.replace("a.png", picture("a"))
     path = table(tmp_path, f"{bucket.uri}/a.png,cat")

@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from actors.models.verifier import Verifier
 from actors.models.vision.wordings import check_wordings, find_cut
 from actors.models.vlm_judge import VlmJudge
+from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.cells import Cell
 from balancer.config.schema import Config
 from balancer.errors import WeightsError
@@ -160,3 +163,51 @@ def test_a_second_judge_that_answers_no_numbers_is_refused_when_it_loads(tmp_pat
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="gives no numbers for a grey image"):
         VlmJudge(str(tmp_path), None, QUESTION, {"class": VALUES}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("context_length", "long", "says that it reads 'long' tokens"),
+        ("context_length", -5, "says that it reads -5 tokens"),
+        ("tokenizer_kwargs", {"clean": "nothing"}, "Invalid clean function"),
+        ("tokenizer_kwargs", {"language": "en"}, "language"),
+    ],
+)
+def test_a_tokenizer_with_impossible_settings_is_named(tmp_path, key, value, message):
+    save_verifier("CLIP ViT", tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=message):
+        wordings(tmp_path, "a basic pizza", "a pizza " * 40)
+
+
+def test_signs_that_the_verifier_leaves_out_are_not_counted(tmp_path):
+    save_verifier("SigLIP", tmp_path)  # canonicalize: without punctuation
+    assert not wordings(tmp_path, "a basic pizza", "a pizza" + "!?" * 60).cut
+
+
+def test_of_a_text_without_spaces_only_the_end_is_lost():
+    [cut] = find_cut(len, 4, ["焼きたてのパン"])
+    assert cut.lost == "のパン"
+
+
+def test_a_verifier_to_which_all_values_are_the_same_is_refused(tmp_path):
+    save_verifier("CLIP ViT", tmp_path)
+    long = "a pizza " * 80
+    with pytest.raises(WeightsError, match="all 2 values of class are the same"):
+        Verifier(
+            str(tmp_path), None, {"class": {"basic": [long + "basic"], "burnt": [long + "burnt"]}}, "cpu"
+        )
+
+
+def test_a_vocabulary_of_added_words_is_a_vocabulary():
+    tokens = Tokenizer(BPE())
+    tokens.add_tokens(["yes", "no", "pizza"])
+    refuse_empty_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokens), "model")
+    tokens = Tokenizer(BPE())
+    tokens.add_special_tokens(["<s>", "</s>", "<pad>"])
+    with pytest.raises(WeightsError, match="has no vocabulary"):
+        refuse_empty_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokens), "model")

@@ -147,3 +147,45 @@ def test_a_changed_hold_out_is_noticed_though_nothing_is_left_to_generate(datase
         "real/cat/2.png",
     ]
     assert any("nothing left to do" in note for note in again(config, tmp_path / "run"))
+
+
+def with_hold_out(tmp_path, dataset, make_config, **settings):
+    """A config of simulated actors, whose hold-out is a folder that holds one of the real images."""
+    holdout = tmp_path / "holdout" / "cat"
+    holdout.mkdir(parents=True, exist_ok=True)
+    shutil.copy(dataset / "cat" / "1.png", holdout)
+    data = {"path": str(dataset), "holdout": str(tmp_path / "holdout")}
+    return holdout, make_config(dataset=data, actors={"kind": "simulated"}, **settings)
+
+
+def test_a_hold_out_is_compared_though_the_start_that_saw_it_was_killed(
+    dataset, make_config, tmp_path, monkeypatch
+):
+    holdout, config = with_hold_out(tmp_path, dataset, make_config)
+    run(config, tmp_path / "run")
+    shutil.copy(dataset / "cat" / "2.png", holdout)
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.run.set_aside_copies", lambda *_: 1 / 0)  # nothing says how that start ended
+        with pytest.raises(ZeroDivisionError):
+            run(config, tmp_path / "run")
+    lowered = with_hold_out(tmp_path, dataset, make_config, target={"per_class": test_run.PER_CLASS - 4})[1]
+    run(lowered, tmp_path / "run", confirmed=True)
+    rows = balancer.open_manifest(tmp_path / "run").to_table(["id"], "nearest_id is not null").to_pylist()
+    assert "real/cat/2.png" in {row["id"] for row in rows}
+
+
+def test_a_start_that_comes_second_leaves_the_run_as_the_first_one_ended_it(
+    make_config, tmp_path, monkeypatch
+):
+    config = make_config(actors={"kind": "simulated"})
+    run(config, tmp_path / "run")
+    lowered = make_config(actors={"kind": "simulated"}, target={"per_class": test_run.PER_CLASS - 4})
+
+    def first(*_):
+        monkeypatch.setattr("actors.run._load_learned", lambda *_: None)
+        assert run(lowered, tmp_path / "run", confirmed=True).state == "complete"
+
+    monkeypatch.setattr("actors.run._load_learned", first)
+    with pytest.raises(UsageError, match="another command changed the rules"):
+        run(lowered, tmp_path / "run", confirmed=True)
+    assert read_status(open_storage(tmp_path / "run", create=False), utc_now())["state"] == "complete"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import bisect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ SPECIAL = 4
 """Tokens that a tokenizer may add to those of a text: begin, end, class, and a mark before the first word."""
 
 LISTED = 3
+
+HINT = "verification.model must name an open_clip model"
 
 Count = Callable[[str], int]
 
@@ -71,10 +74,17 @@ def check_wordings(config: Config) -> Wordings | None:
     read = read_checked_config(folder, MARKER["verifier"], wanted.model)
     text = read.get("model_cfg", {}).get("text_cfg") or {}
     texts = _texts(config)
-    limit = int(text.get("context_length") or USUAL_LENGTH)
+    limit = _limit(text, wanted.model)
     if all(_is_short(text, limit) for text in texts):
         return Wordings(len(texts), limit, ())
     return Wordings(len(texts), limit, tuple(find_cut(_counter(folder, text, wanted.model), limit, texts)))
+
+
+def _limit(text: Mapping[str, Any], model: str) -> int:
+    length = text.get("context_length", USUAL_LENGTH)
+    if type(length) is not int or length < 1:
+        raise WeightsError(f"{model}: its config says that it reads {length!r} tokens", hint=HINT)
+    return length
 
 
 def _texts(config: Config) -> list[str]:
@@ -89,29 +99,31 @@ def _is_short(text: str, limit: int) -> bool:
 
 
 def _counter(folder: Path, text: Mapping[str, Any], model: str) -> Count:
-    if not text.get("hf_tokenizer_name"):
-        from open_clip import SimpleTokenizer
-
-        options = text.get("tokenizer_kwargs") or {}
-        built_in = SimpleTokenizer(**options)
-        return lambda words: len(built_in.encode(built_in.clean_fn(words))) + 2
+    from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
     from tokenizers import Tokenizer
 
+    options = text.get("tokenizer_kwargs") or {}
+    try:
+        clean = get_clean_fn(options.get("clean", "whitespace"))
+        built_in = None if text.get("hf_tokenizer_name") else SimpleTokenizer(**options)
+    except (AssertionError, TypeError) as error:
+        raise WeightsError(f"{model}: tokenizer_kwargs: {first_line(error)}", hint=HINT) from error
+    if built_in is not None:
+        return lambda words: len(built_in.encode(built_in.clean_fn(words))) + 2
     path = folder / "tokenizer.json"  # tried within limits when the folder was checked
     if not path.is_file():
         from transformers import AutoTokenizer
 
-        hint = "verification.model must name an open_clip model"
-        with weights.shown_to_loader(folder, model, None, "verifier", hint) as view:
+        with weights.shown_to_loader(folder, model, None, "verifier", HINT) as view:
             slow = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-        return lambda words: len(slow(words, verbose=False)["input_ids"])
+        return lambda words: len(slow(clean(words), verbose=False)["input_ids"])
     try:
         fast = Tokenizer.from_file(str(path))
     except Exception as error:
         raise WeightsError(f"{model}: its tokenizer does not load: {first_line(error)}") from error
     fast.no_truncation()
     fast.no_padding()
-    return lambda words: len(fast.encode(words).ids)
+    return lambda words: len(fast.encode(clean(words)).ids)
 
 
 def find_cut(count: Count, limit: int, texts: Iterable[str]) -> Iterable[CutWording]:
@@ -121,7 +133,13 @@ def find_cut(count: Count, limit: int, texts: Iterable[str]) -> Iterable[CutWord
         if tokens <= limit:
             continue
         words = text.split()
-        kept = next(
-            (number for number in range(len(words), 0, -1) if count(" ".join(words[:number])) <= limit), 0
-        )
-        yield CutWording(text, " ".join(words[kept:]), tokens)
+        kept = _fitting(count, limit, [" ".join(words[:number]) for number in range(1, len(words))])
+        lost = " ".join(words[kept:])
+        if not kept:  # a script without spaces
+            lost = text[_fitting(count, limit, [text[:number] for number in range(1, len(text))]) :]
+        yield CutWording(text, lost, tokens)
+
+
+def _fitting(count: Count, limit: int, beginnings: Sequence[str]) -> int:
+    """How many of ever longer beginnings fit."""
+    return bisect.bisect_right(beginnings, limit, key=count)

@@ -22,6 +22,11 @@ def object_uri(name: str) -> str | None:
     return None if found is None else f"{found[1]}://{name[found.end() :]}"
 
 
+def is_object(name: str) -> bool:
+    """Whether a name of an audit is an address, which only tables give: a file may lie in a folder `s3:`."""
+    return object_uri(name) == name
+
+
 def uri_in_path(path: str | os.PathLike[str]) -> str | None:
     """The address behind the folder of a dataset in a path; None for another path."""
     found = re.search(rf"(?:^|/)({_ADDRESS.pattern}.*)", os.fspath(path), re.DOTALL)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balancer.dataset.decoding import decoders
-from balancer.dataset.decoding.addresses import look_at_object, object_uri, read_object
+from balancer.dataset.decoding.addresses import is_object, look_at_object, read_object
 from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
 from balancer.dataset.decoding.watching import Count
 from balancer.errors import BalancerError, DatasetError, UsageError
@@ -39,7 +39,7 @@ class Objects:
     @classmethod
     def among(cls, names: Sequence[str]) -> Objects:
         """DatasetError for a bucket that cannot be reached or entered."""
-        wanted = [name for name in names if object_uri(name) is not None]
+        wanted = [name for name in names if is_object(name)]
         if not wanted:
             return cls({})
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -98,7 +98,7 @@ class Objects:
             size, limit = found.num_bytes / 1e6, max_bytes / 1e6
             return f"{size:,.1f} megabytes, over the limit of {limit:,g} (dataset.max_image_megabytes)"
         try:
-            path.write_bytes(read_object(object_uri(name) or name, max_bytes, found.etag or None))
+            path.write_bytes(read_object(name, max_bytes, found.etag or None))
         except MissingFileError:
             return MISSING
         except BalancerError as error:
@@ -106,8 +106,7 @@ class Objects:
         return None
 
 
-def _look(name: str) -> FileInfo | str:
-    uri = object_uri(name) or name
+def _look(uri: str) -> FileInfo | str:
     try:
         return look_at_object(uri)
     except MissingFileError:

@@ -22,7 +22,8 @@ from balancer.storage import Storage
 @dataclass(frozen=True, slots=True)
 class LogView:
     """A log as it was read. `table` has the columns that were asked for and `id`, each row as its last
-    verdict has it. `last` is None if no driver ever opened it, `opened` are the stamps of all that did.
+    verdict has it. `last` is None if no driver ever opened it, `opened` are the stamps of all that did,
+    `closed` those with which drivers said how they ended.
     `rules` are the changes of the config under which verdicts were judged again, `revisions` the plan
     revisions after the first, each with the fragment that committed it."""
 
@@ -32,6 +33,7 @@ class LogView:
     opened: tuple[Stamp, ...]
     rules: Rules
     revisions: tuple[tuple[Revision, Stamp], ...] = ()
+    closed: tuple[Stamp, ...] = ()
 
     @property
     def opened_at(self) -> datetime.datetime | None:
@@ -72,6 +74,7 @@ def build_view(stamps: Sequence[Stamp], table: pa.Table) -> LogView:
         opened=tuple(stamp for stamp in stamps if stamp.event == "open"),
         rules=collect_rules(stamps),
         revisions=tuple(list_revisions(stamps)),
+        closed=tuple(stamp for stamp in stamps if stamp.event == "close"),
     )
 
 
