@@ -1,7 +1,8 @@
 """Measure how often the diversity alarm fires on constructed collapses, and on none.
 
-Prints one JSON object and keeps it in benchmarks/diversity.json. A class has 12 modes in 256 dimensions,
-whose variances fall as they do in embeddings; six classes share a run, and each has 200 generated images.
+Prints one JSON object; `--keep` replaces `benchmarks/diversity.json` by it. A class has 12 modes in 256
+dimensions, whose variances fall as they do in embeddings; six classes share a run, and each has 200 generated
+images.
 """
 
 from __future__ import annotations
