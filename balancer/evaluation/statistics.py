@@ -89,7 +89,7 @@ def compare(differences: Differences, images: Images, margin: float, seed: int =
     1 - (1 - CONFIDENCE) ** (1 / n) of them may (a bootstrap would say that none does).
     """
     each = images.each()
-    mean = float(differences.mean(0) @ each)
+    mean = float(np.clip(differences.mean(0) @ each, -1, 1))  # weights sum to 1 but for rounding
     drawn = _bootstrap(differences, images, np.random.default_rng(seed))
     low, high = _bca(drawn, mean, _jackknife(differences, images))
     floor = least_half_width(images)
@@ -105,10 +105,11 @@ def least_half_width(images: Images) -> float:
 def estimate(values: Differences, images: Images, seed: int = 0) -> Interval:
     """The metric of one arm, from (seeds, images) that are 1 where it is right."""
     each = images.each()
-    mean = float(values.mean(0) @ each)
+    mean = float(np.clip(values.mean(0) @ each, 0, 1))
     drawn = _bootstrap(values, images, np.random.default_rng(seed))
     low, high = _bca(drawn, mean, _jackknife(values, images))
-    return Interval(mean, max(0.0, low), min(1.0, high), _p_none(drawn), 1.0)
+    low, high = np.clip((low, high), 0, 1).tolist()
+    return Interval(mean, low, high, _p_none(drawn), 1.0)
 
 
 def _bootstrap(values: Differences, images: Images, random: np.random.Generator) -> NDArray[np.float64]:

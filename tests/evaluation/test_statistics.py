@@ -141,3 +141,11 @@ def test_the_metric_of_an_arm_stays_within_0_and_1():
 def test_a_smaller_change_takes_more_images():
     assert images_to_detect(0.125) == pytest.approx(50, rel=0.3)
     assert images_to_detect(0.02) > 10 * images_to_detect(0.1)
+
+
+@pytest.mark.parametrize("classes, size", [(2, 10), (3, 7), (4, 5)])
+def test_what_is_always_right_is_right_in_all_cases_and_no_more(classes, size):
+    images = images_of(np.repeat(np.arange(classes), size), "balanced_accuracy")
+    right = np.ones((5, classes * size))
+    assert estimate(right, images).mean == 1
+    assert (compare(right, images, 0.02).mean, compare(-right, images, 0.02).mean) == (1, -1)
