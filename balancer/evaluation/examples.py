@@ -1,8 +1,8 @@
 """Which images train, choose and test, and how none of those that test shows in what is trained on.
 
 Validation and test have real images only. Of two images that show the same, the one in the later of train,
-validation and test stays, and what was generated from one that is left out goes with it. A picture tests once:
-copies of it would make the test look larger than it is.
+validation and test stays, and what was generated from one that is left out goes with it. A picture tests
+once: copies of it would make the test look larger than it is.
 """
 
 from __future__ import annotations

@@ -102,6 +102,13 @@ def least_half_width(images: Images) -> float:
     return float(np.max(images.weights * (1 - (1 - CONFIDENCE) ** (1 / images.sizes))))
 
 
+def images_for_half_width(images: Images, wanted: float) -> int:
+    """Test images, in the same proportions, for a `least_half_width` of `wanted` at most."""
+    each = np.minimum(wanted / images.weights, 0.999)
+    sizes = math.log(1 - CONFIDENCE) / np.log1p(-each)
+    return math.ceil(len(images.groups) * float(np.max(sizes / images.sizes)))
+
+
 def estimate(values: Differences, images: Images, seed: int = 0) -> Interval:
     """The metric of one arm, from (seeds, images) that are 1 where it is right."""
     each = images.each()
@@ -224,9 +231,14 @@ def needed(differences: Differences, images: Images, wanted: float) -> Needed:
     variance = (max(wanted, 1e-6) / z) ** 2
     # Rounded up, and never less than there is: what there is was not enough.
     rest = variance - of_seeds / seeds
-    more_images = max(count + 1, math.ceil(of_images / rest)) if rest > 0 and of_images > 0 else None
+    least = images_for_half_width(images, wanted)
+    more_images = max(count + 1, least, math.ceil(of_images / rest)) if rest > 0 else None
+    if of_images == 0 and least <= count:
+        more_images = None
     rest = variance - of_images / count
     more_seeds = max(seeds + 1, math.ceil(of_seeds / rest)) if rest > 0 and of_seeds > 0 else None
+    if least > count:
+        more_seeds = None
     return Needed(more_images, more_seeds)
 
 
