@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
 from actors.evaluation.recipe import Looked, Recipe, recipe_of
 from actors.evaluation.tasks import Trainers
+from actors.weights.hashes import combine_hashes, file_sha256
 from balancer.config.evaluation import EncoderConfig, EvaluationConfig
 from balancer.config.schema import EMBEDDED_MODEL, Config
-from balancer.errors import InterruptedRun, UsageError
+from balancer.errors import InterruptedRun, UsageError, WeightsError
 from balancer.evaluation.arms import TUNING_SEEDS, Job, Pool
 from balancer.evaluation.decision import RULE
 from balancer.evaluation.examples import Example, Role, counted_classes, describe_left_out
@@ -93,7 +95,8 @@ def evaluate(
         if line:
             reporter.note(line)
     design = _design(gathered, recipe, settings, classes)
-    rule = _rule(design, gathered, recipe, settings, manifest.run.run_id)
+    sha256 = _weights_sha256(config, recipe)
+    rule = _rule(design, gathered, recipe, settings, manifest.run.run_id, sha256)
     key = fingerprint(rule)
     write_images(storage, key, _images(gathered, classes))
     write_rule(storage, rule, key)
@@ -138,6 +141,22 @@ def _weights(config: Config, name: str, path: str | None) -> str | None:
     return str(found.absolute())
 
 
+def _weights_sha256(config: Config, recipe: Recipe) -> str:
+    """Of the weights that training starts from, or that embed the images, as far as they are on this disk:
+    empty without any, or for a model whose revision says which they are."""
+    paths = [Path(recipe.weights)] if recipe.weights else []
+    encoder = config.evaluation.encoder
+    if recipe.kind == "head" and encoder is not None:
+        given = _weights(config, "evaluation.encoder.weights", encoder.weights)
+        paths += (
+            [Path(given)] if given else [each for each in Path(encoder.model).glob("*") if each.is_file()]
+        )
+    try:
+        return combine_hashes({each.name: file_sha256(each) for each in paths}) if paths else ""
+    except OSError as error:
+        raise WeightsError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
 def _design(
     gathered: Gathered, recipe: Recipe, settings: EvaluationConfig, classes: tuple[str, ...]
 ) -> Design:
@@ -165,7 +184,7 @@ def _labels(examples: Sequence[Example]) -> NDArray[np.int64]:
 
 
 def _rule(
-    design: Design, gathered: Gathered, recipe: Recipe, settings: EvaluationConfig, run_id: str
+    design: Design, gathered: Gathered, recipe: Recipe, settings: EvaluationConfig, run_id: str, sha256: str
 ) -> dict[str, Any]:
     """What is fixed before anything is trained."""
     shown = settings.model_dump(mode="json", exclude={"num_cpus", "num_gpus"})
@@ -180,6 +199,7 @@ def _rule(
         "image_size": recipe.image_size,
         "images": counts,
         "images_sha256": digest(gathered.split),
+        **({"weights_sha256": sha256} if sha256 else {}),
         "device": "gpu" if recipe.num_gpus else "cpu",
         "torch": importlib.metadata.version("torch"),
         "rule": RULE,
@@ -219,14 +239,15 @@ class _Kept:
 
     def predict(self, training: Looked, held_out: Looked, jobs: Sequence[Job]) -> Mapping[Job, Sequence[int]]:
         found: dict[Job, Sequence[int]] = {}
+        classes = len(self.recipe.classes)
         for job in jobs:
-            predicted = read_result(self.storage, self.key, job, len(held_out))
+            predicted = read_result(self.storage, self.key, job, len(held_out), classes)
             if predicted is not None:
                 found[job] = predicted
         missing = [job for job in dict.fromkeys(jobs) if job not in found]
         self._count(len(dict.fromkeys(jobs)) - len(missing))
         for job, predicted in self.trainers.train_all(self.recipe, self.pool, training, held_out, missing):
-            found[job] = write_result(self.storage, self.key, job, predicted)
+            found[job] = write_result(self.storage, self.key, job, predicted, classes)
             self._count(1)
         return found
 

@@ -55,4 +55,7 @@ class CollapseWatch:
 
 
 def _embeddings(images: Iterable[bytes]) -> Embeddings:
-    return np.array([np.frombuffer(image, "<f2") for image in images], np.float64)
+    """Without those of an overflow."""
+    vectors = [np.frombuffer(image, "<f2") for image in images]
+    finite = [each for each in vectors if np.isfinite(each).all()]
+    return np.array(finite, np.float64) if finite else np.empty((0, 1))

@@ -69,7 +69,7 @@ def read_diversity(manifest: ManifestRows) -> RunDiversity | None:
     light = manifest.to_table(["id", "class", "cell", "source", *run.facets])
     chosen = _choose(light)
     rows = manifest.to_table(COMPARED, pc.field("id").isin(chosen["id"].combine_chunks()))
-    images = {image.id: image for image in known_images(rows) if image.embedding and image.phash}
+    images = {image.id: image for image in known_images(rows) if image.phash and _is_finite(image.embedding)}
     real, made = _by_source(chosen.to_pylist(), images)
     limits = _limits(run.config["verification"])
 
@@ -138,6 +138,10 @@ def _limits(verification: Mapping[str, Any]) -> CopiesConfig:
 
     wide: ParentConfig = ParentConfig.model_validate(verification.get("parent", {}))
     return CopiesConfig(max_distance=wide.max_distance, min_similarity=wide.min_similarity)
+
+
+def _is_finite(embedding: bytes | None) -> bool:
+    return bool(embedding) and bool(np.isfinite(np.frombuffer(embedding or b"", "<f2")).all())
 
 
 def _pictures(

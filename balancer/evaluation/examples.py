@@ -1,7 +1,8 @@
 """Which images train, choose and test, and how none of those that test shows in what is trained on.
 
 Validation and test have real images only. Of two images that show the same, the one in the later of train,
-validation and test stays, and what was generated from one that is left out goes with it.
+validation and test stays, and what was generated from one that is left out goes with it. A picture tests
+once: copies of it would make the test look larger than it is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_across
+from balancer.dataset.near_duplicates import (
+    KnownImage,
+    find_near_duplicates,
+    find_near_duplicates_across,
+)
 from balancer.errors import UsageError
 from balancer.evaluation.statistics import images_to_detect
 from balancer.text.quantities import are, counted
@@ -94,20 +99,30 @@ def keep_apart(examples: Sequence[Example], generated_pixels: frozenset[str], li
             limits,
         )
         left_out |= {one: f"shows what {other.id} shows, which is kept apart" for one, other in near.items()}
+    for role in ("validation", "test"):
+        there = sorted(
+            (each for each in examples if each.role == role and each.id not in left_out),
+            key=lambda each: each.id,
+        )
+        again = find_near_duplicates([each.known() for each in there], limits)
+        left_out |= {
+            one: f"shows what {other.id} shows, which counts already" for one, other in again.items()
+        }
     left_out |= _children(examples, left_out)
     kept = sorted((each for each in examples if each.id not in left_out), key=lambda each: each.id)
     return Split(tuple(kept), left_out)
 
 
 def _children(examples: Sequence[Example], left_out: Mapping[str, str]) -> dict[str, str]:
-    """What was made, over any number of steps, from an image that is left out or is held out."""
+    """What was made, over any number of steps, from an image that is left out, held out or not among them:
+    nobody can say what that shows."""
     parents = {each.id: each.parent for each in examples}
     apart = {each.id for each in examples if each.role != "train"} | left_out.keys()
     found = {}
     for each in examples:
         name, passed = each.parent, {each.id}
         while name is not None and name not in passed:
-            if name in apart:
+            if name in apart or name not in parents:
                 found[each.id] = f"was made from {name}, which is kept apart or left out"
                 break
             passed.add(name)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from balancer.errors import ManifestError
 from balancer.storage import MissingFileError, Storage
@@ -30,30 +30,40 @@ OUTCOME_FILE = f"{FOLDER}/outcome.json"
 
 MAX_BYTES = 500_000_000
 
+Difference = Annotated[float, Field(ge=-1, le=1)]
+
+Note = Annotated[str, Field(max_length=100_000)]
+
 
 class _Read(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
 
 
 class Estimate(_Read):
-    mean: float = Field(ge=-1, le=1)
-    low: float = Field(ge=-1, le=1)
-    high: float = Field(ge=-1, le=1)
+    mean: Difference
+    low: Difference
+    high: Difference
+
+    @model_validator(mode="after")
+    def _has_its_bounds_in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}")
+        return self
 
 
 class ClassOutcome(_Read):
     decision: Literal["help", "harm", "equivalent", "cannot_tell"]
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
+    difference: Difference | None = None
+    low: Difference | None = None
+    high: Difference | None = None
     test_images: int = Field(ge=0)
-    needed: int | None = None
+    needed: int | None = Field(default=None, ge=1)
 
 
 class Recommended(_Read):
     """`classes` are those whose generated images are to be left out."""
 
-    real_share: float = Field(ge=0, le=1)
+    real_share: float = Field(gt=0, lt=1)
     classes: list[str]
 
 
@@ -63,15 +73,15 @@ class Outcome(_Read):
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     decision: Literal["add", "do_not_add", "cannot_tell"]
     sentence: str = Field(max_length=5000)
-    margin: float
+    margin: float = Field(gt=0, lt=1)
     metric: str = Field(max_length=100)
-    seeds: int
-    arms: dict[str, Estimate]
+    seeds: int = Field(ge=1, le=1000)
+    arms: dict[str, Estimate] = Field(min_length=1, max_length=100)
     difference: Estimate
     baseline: str
     classes: dict[str, ClassOutcome]
     recommended: Recommended
-    notes: list[str] = []
+    notes: list[Note] = Field(default=[], max_length=100)
 
 
 def fingerprint(rule: Mapping[str, Any]) -> str:
@@ -94,16 +104,16 @@ def result_path(key: str, job: Job) -> str:
     return f"{FOLDER}/{key[:16]}/results/{job.name}.json"
 
 
-def write_result(storage: Storage, key: str, job: Job, predicted: Sequence[int]) -> list[int]:
+def write_result(storage: Storage, key: str, job: Job, predicted: Sequence[int], classes: int) -> list[int]:
     """What a job predicted; if another process wrote a result first, that one holds, and is returned."""
     path = result_path(key, job)
     if storage.create(path, _encoded({"job": job.as_dict(), "predicted": list(predicted)})):
         return list(predicted)
-    found = read_result(storage, key, job, len(predicted))
+    found = read_result(storage, key, job, len(predicted), classes)
     return list(predicted) if found is None else found
 
 
-def read_result(storage: Storage, key: str, job: Job, images: int) -> list[int] | None:
+def read_result(storage: Storage, key: str, job: Job, images: int, classes: int) -> list[int] | None:
     """What a job predicted of so many images; None if it has not ended. ManifestError for a damaged file."""
     path = result_path(key, job)
     try:
@@ -111,12 +121,14 @@ def read_result(storage: Storage, key: str, job: Job, images: int) -> list[int] 
     except MissingFileError:
         return None
     predicted = document.get("predicted") if isinstance(document, dict) else None
+    if isinstance(document, dict) and document.get("job") != job.as_dict():
+        raise _damaged(path, "it is the result of another training")
     if not (
         isinstance(predicted, list)
         and len(predicted) == images
-        and all(type(each) is int and 0 <= each < 2**31 for each in predicted)
+        and all(type(each) is int and 0 <= each < classes for each in predicted)
     ):
-        raise _damaged(path, f"it does not hold {images} predictions")
+        raise _damaged(path, f"it does not hold {images} predictions of {classes} classes")
     return predicted
 
 

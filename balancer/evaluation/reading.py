@@ -39,7 +39,7 @@ LOOK = 16
 KEPT_ENOUGH = 0.9
 """Share of the rejected candidates whose pixels must be there for all candidates to be an arm."""
 
-_COLUMNS = (CLASS_PROPERTY, "id", "file_name", "source", "split", "phash", "pixel_sha256", "parent_id")
+_COLUMNS = (CLASS_PROPERTY, "id", "file_name", "source", "split", "parent_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,9 @@ class _Reader:
     read: Callable[[int], None]
 
     def add(
-        self, picture: Pixels, name: str, label: int, role: Role, kind: Kind, row: dict[str, Any]
+        self, picture: Pixels, name: str, label: int, role: Role, kind: Kind, parent: str | None = None
     ) -> None:
+        """Compared by its pixels, not by its row: the file may have changed since the row was written."""
         self.pixels[name] = np.ascontiguousarray(fitted(picture, self.size))
         self.examples.append(
             Example(
@@ -76,10 +77,10 @@ class _Reader:
                 label=label,
                 role=role,
                 kind=kind,
-                phash=row.get("phash") or perceptual_hash(picture),
-                pixel_sha256=row.get("pixel_sha256") or pixel_sha256(picture),
+                phash=perceptual_hash(picture),
+                pixel_sha256=pixel_sha256(picture),
                 look=thumbnail(picture),
-                parent=row.get("parent_id"),
+                parent=parent,
             )
         )
         self.read(len(self.examples))
@@ -133,7 +134,7 @@ def _read_rows(manifest: ManifestRows, reader: _Reader, role: Role) -> str:
     for row, label in zip(selection.rows.to_pylist(), labels, strict=True):
         kind: Kind = "real" if row["source"] == REAL else "accepted"
         picture = decoder.pixels(row["file_name"], row["source"])
-        reader.add(picture, row["id"], int(label), role, kind, row)
+        reader.add(picture, row["id"], int(label), role, kind, row["parent_id"])
     return selection.remark
 
 
@@ -158,8 +159,7 @@ def _read_rejected(manifest: ManifestRows, storage: Storage, reader: _Reader) ->
     for row, label, path in kept:
         data = storage.read(path, max_image_bytes(manifest.run))
         picture = decode_image(data, max_pixels=max_image_pixels(manifest.run))
-        parent = {"parent_id": row["parent_id"]}
-        reader.add(picture, f"rejected/{row['id']}", label, "train", "rejected", parent)
+        reader.add(picture, f"rejected/{row['id']}", label, "train", "rejected", row["parent_id"])
     return ""
 
 
@@ -174,21 +174,20 @@ def _read_holdout(config: Config, reader: _Reader, role: Role) -> None:
     if audit is None:
         return
     limits = config.dataset
-    for name, label, path, row in _holdout_images(audit, list(config.classes)):
+    for name, label, path in _holdout_images(audit, list(config.classes)):
         picture = read_image(
             path,
             max_bytes=round(limits.max_image_megabytes * 1e6),
             max_pixels=round(limits.max_image_megapixels * 1e6),
         )
-        reader.add(picture, name, label, role, "real", row)
+        reader.add(picture, name, label, role, "real")
 
 
-def _holdout_images(audit: Audit, classes: Sequence[str]) -> Iterator[tuple[str, int, Path, dict[str, Any]]]:
+def _holdout_images(audit: Audit, classes: Sequence[str]) -> Iterator[tuple[str, int, Path]]:
     for image in audit.images:
         if not image.marked_synthetic:
-            facts = {"phash": image.phash, "pixel_sha256": image.pixel_sha256}
             label = classes.index(image.class_name)
-            yield f"holdout/{image.file_name}", label, audit.path / image.file_name, facts
+            yield f"holdout/{image.file_name}", label, audit.path / image.file_name
 
 
 def _generated_pixels(manifest: ManifestRows) -> frozenset[str]:

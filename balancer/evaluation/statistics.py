@@ -89,7 +89,7 @@ def compare(differences: Differences, images: Images, margin: float, seed: int =
     1 - (1 - CONFIDENCE) ** (1 / n) of them may (a bootstrap would say that none does).
     """
     each = images.each()
-    mean = float(differences.mean(0) @ each)
+    mean = float(np.clip(differences.mean(0) @ each, -1, 1))  # weights sum to 1 but for rounding
     drawn = _bootstrap(differences, images, np.random.default_rng(seed))
     low, high = _bca(drawn, mean, _jackknife(differences, images))
     floor = least_half_width(images)
@@ -102,13 +102,21 @@ def least_half_width(images: Images) -> float:
     return float(np.max(images.weights * (1 - (1 - CONFIDENCE) ** (1 / images.sizes))))
 
 
+def images_for_half_width(images: Images, wanted: float) -> int:
+    """Test images, in the same proportions, for a `least_half_width` of `wanted` at most."""
+    each = np.minimum(wanted / images.weights, 0.999)
+    sizes = math.log(1 - CONFIDENCE) / np.log1p(-each)
+    return math.ceil(len(images.groups) * float(np.max(sizes / images.sizes)))
+
+
 def estimate(values: Differences, images: Images, seed: int = 0) -> Interval:
     """The metric of one arm, from (seeds, images) that are 1 where it is right."""
     each = images.each()
-    mean = float(values.mean(0) @ each)
+    mean = float(np.clip(values.mean(0) @ each, 0, 1))
     drawn = _bootstrap(values, images, np.random.default_rng(seed))
     low, high = _bca(drawn, mean, _jackknife(values, images))
-    return Interval(mean, max(0.0, low), min(1.0, high), _p_none(drawn), 1.0)
+    low, high = np.clip((low, high), 0, 1).tolist()
+    return Interval(mean, low, high, _p_none(drawn), 1.0)
 
 
 def _bootstrap(values: Differences, images: Images, random: np.random.Generator) -> NDArray[np.float64]:
@@ -223,9 +231,14 @@ def needed(differences: Differences, images: Images, wanted: float) -> Needed:
     variance = (max(wanted, 1e-6) / z) ** 2
     # Rounded up, and never less than there is: what there is was not enough.
     rest = variance - of_seeds / seeds
-    more_images = max(count + 1, math.ceil(of_images / rest)) if rest > 0 and of_images > 0 else None
+    least = images_for_half_width(images, wanted)
+    more_images = max(count + 1, least, math.ceil(of_images / rest)) if rest > 0 else None
+    if of_images == 0 and least <= count:
+        more_images = None
     rest = variance - of_images / count
     more_seeds = max(seeds + 1, math.ceil(of_seeds / rest)) if rest > 0 and of_seeds > 0 else None
+    if least > count:
+        more_seeds = None
     return Needed(more_images, more_seeds)
 
 

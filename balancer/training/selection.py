@@ -209,4 +209,7 @@ def _nothing(manifest: ManifestRows, choice: Choice) -> UsageError:
         " `balancer query RUN --count-by class,source` counts them"
     )
     hint = by_split if split is not None or filter is None else by_filter
+    if choice.recommended:
+        wanted = f"{wanted} that the evaluation recommends" if wanted else "this run that are recommended"
+        hint = "it may advise against all of them: try without recommended=True (--recommended)"
     return UsageError(f"no images of {wanted or 'this run'}", hint=hint)

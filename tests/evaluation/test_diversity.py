@@ -8,8 +8,12 @@ import pytest
 from actors.loop.collapse import CollapseWatch
 from actors.loop.stopping import Stopping
 from balancer.evaluation.diversity import Pictures, improved_recall, kid, measure_diversity, vendi_score
+from balancer.evaluation.diversity_of_run import diversity_of_run
 from balancer.process.signals import StopSignal
+from balancer.storage import open_storage
 from measure_diversity import EMBEDDINGS, alarms
+from tests.evaluation.here import Made, make_run, picture
+from tests.manifest_samples import real, row
 
 UNIT = np.eye(4)
 
@@ -101,4 +105,29 @@ def test_a_class_without_enough_real_images_never_stops_a_run():
     for _ in range(100):
         watch.add("cat", np.ones(4, "<f2").tobytes())
         watch.add("dog", np.ones(4, "<f2").tobytes())
+    assert not watch.has_collapsed()
+
+
+def test_embeddings_that_are_no_numbers_are_left_out(tmp_path):
+    def embedding(number):
+        return np.random.default_rng(number).normal(size=4).astype("<f2").tobytes()
+
+    def images():
+        for number in range(25):
+            shown = real(f"{number}.png", split="train", embedding=embedding(number))
+            yield shown, picture(0, number)
+            broken = number < 3
+            made = np.full(4, np.nan, "<f2").tobytes() if broken else embedding(100 + number)
+            yield row(f"basic/dim/{number:04d}", split="train", embedding=made), picture(0, 900 + number)
+
+    run = make_run(tmp_path / "run", Made(0, 0, 0, 0), lambda: list(images()))
+    measured = diversity_of_run(open_storage(run, create=False))
+    assert measured["classes"]["basic"]["generated"] == 22
+
+
+def test_an_embedding_that_is_no_number_does_not_stop_the_watch():
+    vectors = np.random.default_rng(0).normal(size=(25, 4)).astype("<f2")
+    watch = CollapseWatch.over(("a", vector.tobytes()) for vector in vectors)
+    for _ in range(25):
+        watch.add("a", np.full(4, np.nan, "<f2").tobytes())
     assert not watch.has_collapsed()

@@ -14,10 +14,21 @@ import pytest
 from scipy import stats
 
 from actors.evaluation.evaluate import evaluate
-from balancer.errors import ManifestError
-from balancer.evaluation.files import OUTCOME_FILE, RULE_FILE, read_outcome
+from balancer.errors import ManifestError, StorageError
+from balancer.evaluation.arms import REAL_ALONE, Job
+from balancer.evaluation.files import (
+    OUTCOME_FILE,
+    RULE_FILE,
+    read_outcome,
+    read_result,
+    result_path,
+    write_outcome,
+)
+from balancer.report import render_report
 from balancer.storage import open_storage
 from tests.evaluation.here import CLASSES, Made, Trainers, make_run, settings
+from tests.training.test_recommended import ESTIMATE
+from tests.training.test_recommended import outcome as an_outcome
 
 MADE = Made(train=9, validation=4, test=12, accepted=12, clear={"real": 0.35, "accepted": 0.8})
 SETTINGS = {"steps": 12, "seeds": 5, "image_size": 16, "batch_size": 16, "real_shares": [0.3, 0.6]}
@@ -161,3 +172,64 @@ def test_a_damaged_outcome_is_told(tmp_path):
         storage.replace(OUTCOME_FILE, text.encode())
         with pytest.raises(ManifestError, match=r"outcome\.json is damaged"):
             read_outcome(storage)
+
+
+@pytest.mark.parametrize("problem", ["another training", "2 predictions of 2 classes"])
+def test_a_result_is_read_only_if_this_training_can_have_written_it(tmp_path, problem):
+    storage = open_storage(tmp_path, create=True)
+    job, other = (Job("test", REAL_ALONE, 0.01, seed) for seed in (0, 1))
+    written = other if problem == "another training" else job
+    document = {"job": written.as_dict(), "predicted": [0, 1] if written is other else [0, 99]}
+    storage.create(result_path("f" * 64, job), json.dumps(document).encode())
+    with pytest.raises(ManifestError, match=problem):
+        read_result(storage, "f" * 64, job, 2, 2)
+
+
+@pytest.mark.parametrize("place", ["evaluation/outcome.json", "evaluation/ffffffffffffffff/results"])
+def test_no_pipe_or_link_of_a_run_is_read_as_a_result(tmp_path, place):
+    storage, job = open_storage(tmp_path / "run", create=True), Job("test", REAL_ALONE, 0.01, 0)
+    path = tmp_path / "run" / place
+    path.parent.mkdir(parents=True)
+    if path.suffix:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path)
+        (tmp_path / f"{job.name}.json").write_text(json.dumps({"job": job.as_dict(), "predicted": [0]}))
+    with pytest.raises(StorageError, match=r"regular file|symbolic link"):
+        read_outcome(storage) if path.suffix else read_result(storage, "f" * 64, job, 1, 2)
+
+
+def test_results_from_other_weights_of_the_same_name_are_not_gone_on_with(tmp_path):
+    run = make_run(tmp_path / "run", Made(train=2, validation=2, test=6, accepted=2))
+    weights = tmp_path / "start.safetensors"
+    config = settings(depth="full", weights=str(weights), min_test_images=5)
+
+    def killed(job):
+        raise Killed
+
+    rules = []
+    for content in (b"one", b"other"):
+        weights.write_bytes(content)
+        with pytest.raises(Killed):
+            evaluate(run, config, trainers=Trainers(before=killed))
+        rules.append(json.loads((run / RULE_FILE).read_text()))
+    assert rules[0]["fingerprint"] != rules[1]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arms": {}},
+        {"arms": {"real": ESTIMATE | {"low": 0.9}}},
+        {"classes": {"basic": an_outcome()["classes"]["basic"] | {"difference": 1e300}}},
+        {"classes": {"basic": an_outcome()["classes"]["basic"] | {"needed": -1}}},
+        {"recommended": {"real_share": 0, "classes": []}},
+        {"margin": -1e308},
+        {"seeds": 10**400},
+        {"notes": ["line"] * 1000},
+    ],
+)
+def test_an_outcome_that_no_evaluation_writes_is_told(tmp_path, change):
+    run = make_run(tmp_path / "run", Made(train=2, validation=0, test=0, accepted=2))
+    write_outcome(open_storage(run, create=False), an_outcome() | change)
+    assert "outcome.json is damaged" in render_report(run)

@@ -167,3 +167,39 @@ def test_without_real_or_generated_training_images_there_is_nothing_to_compare()
         split = keep_apart([*held_out, one], frozenset(), LIMITS)
         with pytest.raises(UsageError, match=message):
             counted_classes(split, ("basic", "burnt"), 5)
+
+
+def test_what_was_rejected_but_made_from_a_copy_of_a_test_image_is_in_no_arm(tmp_path):
+    from balancer.manifest.layout import rejected_path
+    from tests.evaluation.here import rejected_row
+
+    child = rejected_row("basic", 900) | {"parent_id": "real/copied.png"}
+    extra = [(real("copied.png", split="train"), picture(0, 7)), (child, picture(0, 900))]
+    run = make_run(tmp_path / "run", Made(train=2, validation=2, test=4, accepted=2), lambda: extra)
+    path = run / rejected_path(child["id"], child["reason"])
+    path.parent.mkdir(parents=True)
+    Image.fromarray(picture(0, 900)).save(path)
+    storage = open_storage(run, create=False)
+    gathered = gather(open_rows(storage), storage, evaluation(), 16)
+    assert not [each for each in gathered.split.of("train") if each.kind == "rejected"]
+    assert "real/copied.png" in gathered.split.left_out["rejected/basic/dim/0900-1"]
+
+
+def test_a_training_image_whose_file_became_a_test_image_is_left_out(tmp_path):
+    run = make_run(tmp_path / "run", Made(train=2, validation=2, test=2, accepted=2))
+    storage = open_storage(run, create=False)
+    manifest = open_rows(storage)
+    rows = manifest.to_table(["id", "file_name"]).to_pylist()
+    files = {row["id"]: run / row["file_name"] for row in rows}
+    files["real/basic-train-0.png"].write_bytes(files["real/basic-test-1.png"].read_bytes())
+    split = gather(manifest, storage, evaluation(), 16).split
+    assert "real/basic-test-1.png" in split.left_out["real/basic-train-0.png"]
+
+
+def test_a_picture_tests_once_however_often_it_is_there():
+    copies = [example(f"copy{n}", picture(0, 1, size=64), "test") for n in range(30)]
+    other = example("other", picture(0, 2, size=64), "test")
+    changed = example("saved again", brighter(picture(0, 1, size=64)), "test")
+    split = keep_apart([*copies, changed, other], frozenset(), LIMITS)
+    assert [each.id for each in split.of("test")] == ["copy0", "other"]
+    assert split.left_out["copy1"] == "shows what copy0 shows, which counts already"

@@ -141,3 +141,21 @@ def test_the_metric_of_an_arm_stays_within_0_and_1():
 def test_a_smaller_change_takes_more_images():
     assert images_to_detect(0.125) == pytest.approx(50, rel=0.3)
     assert images_to_detect(0.02) > 10 * images_to_detect(0.1)
+
+
+@pytest.mark.parametrize(("classes", "size"), [(2, 10), (3, 7), (4, 5)])
+def test_what_is_always_right_is_right_in_all_cases_and_no_more(classes, size):
+    images = images_of(np.repeat(np.arange(classes), size), "balanced_accuracy")
+    right = np.ones((5, classes * size))
+    assert estimate(right, images).mean == 1
+    assert (compare(right, images, 0.02).mean, compare(-right, images, 0.02).mean) == (1, -1)
+
+
+def test_where_all_agree_so_many_images_tell_and_no_more_seeds_are_asked_for():
+    images = images_of(np.repeat([0, 1], 20), "balanced_accuracy")
+    more = needed(np.zeros((5, 40)), images, 0.02)
+    assert more.seeds is None
+    assert more.test_images is not None
+    enough = images_of(np.repeat([0, 1], -(-more.test_images // 2)), "balanced_accuracy")
+    too_few = images_of(np.repeat([0, 1], more.test_images // 2 - 1), "balanced_accuracy")
+    assert least_half_width(enough) <= 0.02 < least_half_width(too_few)

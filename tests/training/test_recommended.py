@@ -92,3 +92,10 @@ def test_a_class_of_the_outcome_that_the_run_does_not_have_changes_nothing(run):
     storage = open_storage(run, create=False)
     storage.replace("evaluation/outcome.json", json.dumps(outcome(classes=["'; DROP", "x"])).encode())
     assert counts(open_manifest(run).to_torch(recommended=True)) == {"basic": 8, "burnt": 8}
+
+
+def test_who_is_left_without_images_by_the_evaluation_is_told_so(run):
+    manifest = evaluated(run)
+    with pytest.raises(UsageError, match="that the evaluation recommends") as refused:
+        manifest.to_torch(recommended=True, filter="source = 'synthetic' and class = 'burnt'")
+    assert "recommended=True" in refused.value.hint
