@@ -25,7 +25,6 @@ from actors.models.device import device_name
 from actors.models.vision.encoder import HINT, Encoder, Features, Inputs
 from actors.weights.view import wrap_model_errors
 from balancer.cells import CLASS_PROPERTY, Cell
-from balancer.errors import WeightsError
 from balancer.images import (
     Pixels,
     UnreadableImage,
@@ -87,15 +86,6 @@ class _Words:
         others = [encoder.embed_text([wording]) for wording in negatives]
         values = {name: tuple(values) for name, values in properties.items()}
         return cls(encoder, values, texts, torch.stack(others) if others else None)
-
-    def refuse_alike(self, model: str) -> None:
-        """WeightsError if all values of a property are the same to the model."""
-        for name, texts in self.texts.items():
-            if len(texts) > 1 and torch.allclose(texts, texts[:1].expand_as(texts), rtol=0.0, atol=1e-6):
-                raise WeightsError(
-                    f"{model}: the wordings of all {len(texts)} values of {name} are the same to it",
-                    hint="its tokenizer may have another vocabulary, or cut them: `balancer doctor` counts",
-                )
 
     @torch.inference_mode()
     def likely(
@@ -169,7 +159,6 @@ class Verifier:
         self.model, self.revision, self.device = model, encoder.revision, encoder.device
         with wrap_model_errors(encoder.folder, model, HINT):
             self._words = _Words.embedded(encoder, properties, negatives)
-            self._words.refuse_alike(model)
         self._temperatures = dict(temperatures or {})
         self.embedding_dim = next(iter(self._words.texts.values())).shape[1]
         self._second_judge, self._safety = second_judge, safety

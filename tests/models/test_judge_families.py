@@ -194,15 +194,6 @@ def test_of_a_text_without_spaces_only_the_end_is_lost():
     assert cut.lost == "のパン"
 
 
-def test_a_verifier_to_which_all_values_are_the_same_is_refused(tmp_path):
-    save_verifier("CLIP ViT", tmp_path)
-    long = "a pizza " * 80
-    with pytest.raises(WeightsError, match="all 2 values of class are the same"):
-        Verifier(
-            str(tmp_path), None, {"class": {"basic": [long + "basic"], "burnt": [long + "burnt"]}}, "cpu"
-        )
-
-
 def test_a_vocabulary_of_added_words_is_a_vocabulary():
     tokens = Tokenizer(BPE())
     tokens.add_tokens(["yes", "no", "pizza"])
