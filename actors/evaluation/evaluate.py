@@ -34,6 +34,7 @@ from balancer.evaluation.files import (
 )
 from balancer.evaluation.outcome import summarise
 from balancer.evaluation.reading import Gathered, digest, gather
+from balancer.evaluation.staleness import hash_images
 from balancer.manifest.query.rows import open_rows
 from balancer.process.signals import StopSignal, caught
 from balancer.storage import Storage, open_storage
@@ -90,6 +91,7 @@ def evaluate(
     if trainers is None:
         refuse_silent(address)
     reporter.note("reading the images of the run and those held out")
+    images = hash_images(manifest)
     gathered = gather(manifest, storage, config, recipe.image_size)
     for line in (*gathered.notes, describe_left_out(gathered.split)):
         if line:
@@ -112,7 +114,7 @@ def evaluate(
         trainers.check(recipe)
         kept = _Kept(storage, key, recipe, design.pool, trainers, reporter, _count(design))
         outcome = _experiment(design, gathered, config, kept)
-    outcome = {"fingerprint": key, **outcome}
+    outcome = {"fingerprint": key, "run_images": images, **outcome}
     outcome["notes"] += [gathered.no_unfiltered] if gathered.no_unfiltered else []
     write_outcome(storage, outcome)
     return outcome

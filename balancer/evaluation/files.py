@@ -71,6 +71,9 @@ class Outcome(_Read):
     """What `balancer evaluate` found."""
 
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    run_images: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Hash of the images of the run."""
+
     decision: Literal["add", "do_not_add", "cannot_tell"]
     sentence: str = Field(max_length=5000)
     margin: float = Field(gt=0, lt=1)

@@ -59,7 +59,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
     made_at = now or dt.datetime.now(dt.UTC)
     facts = gather_facts(manifest, read_status(storage, made_at))
     rejected, given_up = rejected_sheets(facts, manifest, storage)
-    evaluated, evaluation_problem = read_evaluation(storage)
+    evaluated, evaluation_problem = read_evaluation(storage, manifest)
     return _page(
         base=base,
         facts=facts,

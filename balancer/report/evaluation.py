@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import ManifestError
 from balancer.evaluation.files import Estimate, Outcome, read_outcome
+from balancer.evaluation.staleness import staleness
 
 if TYPE_CHECKING:
+    from balancer.manifest.query.rows import ManifestRows
     from balancer.storage import Storage
 
 WIDTH, MARGIN = 300.0, 6.0
@@ -31,15 +33,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """`zero` is the place of no difference on the axis of the classes."""
+    """`zero` is the place of no difference on the axis of the classes, and `stale` says so if the run has
+    changed since."""
 
     outcome: Outcome
+    stale: str
     arms: tuple[Line, ...]
     classes: tuple[Line, ...]
     zero: float
 
 
-def read_evaluation(storage: Storage) -> tuple[Evaluated | None, str]:
+def read_evaluation(storage: Storage, manifest: ManifestRows) -> tuple[Evaluated | None, str]:
     """What a report shows; or None, and what is wrong if the outcome is damaged."""
     try:
         outcome = read_outcome(storage)
@@ -53,7 +57,7 @@ def read_evaluation(storage: Storage) -> tuple[Evaluated | None, str]:
         for name, each in outcome.arms.items()
     ]
     classes, zero = _classes(outcome)
-    return Evaluated(outcome, tuple(arms), classes, zero), ""
+    return Evaluated(outcome, staleness(outcome, manifest), tuple(arms), classes, zero), ""
 
 
 def _range(found: Mapping[str, Estimate]) -> tuple[float, float]:

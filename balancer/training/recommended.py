@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import UsageError
 from balancer.evaluation.files import Outcome, read_outcome
+from balancer.evaluation.staleness import staleness
 from balancer.manifest.rows import REAL
 from balancer.storage import open_storage
 from balancer.text.commands import suggested
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 
 
 def read_recommended(manifest: ManifestRows) -> Outcome:
-    """UsageError if the run has not been evaluated. Warns if the evaluation could not tell."""
+    """UsageError if the run has not been evaluated. Warns if the evaluation could not tell, or if the run has
+    changed since."""
     outcome = read_outcome(open_storage(manifest.uri, create=False))
     if outcome is None:
         raise UsageError(
             "nothing is recommended: this run has not been evaluated",
             hint=f"{suggested('evaluate', manifest.uri)} finds out",
         )
+    if stale := staleness(outcome, manifest):
+        warnings.warn(stale, stacklevel=5)
     if outcome.decision == "cannot_tell":
         warnings.warn(
             "the evaluation of this run could not tell whether its generated images help; they are kept",

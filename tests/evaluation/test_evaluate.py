@@ -24,6 +24,8 @@ from balancer.evaluation.files import (
     result_path,
     write_outcome,
 )
+from balancer.evaluation.staleness import staleness
+from balancer.manifest.query.rows import open_rows
 from balancer.report import render_report
 from balancer.storage import open_storage
 from tests.evaluation.here import CLASSES, Made, Trainers, make_run, settings
@@ -70,6 +72,12 @@ def test_the_outcome_keeps_its_contract(evaluated):
     assert outcome["recommended"].keys() == {"real_share", "classes"}
     assert outcome["recommended"]["real_share"] in SETTINGS["real_shares"]
     assert (outcome["seeds"], outcome["margin"], outcome["metric"]) == (5, 0.02, "balanced_accuracy")
+
+
+def test_an_outcome_is_of_the_images_that_the_run_has(evaluated):
+    run, _, _, _ = evaluated
+    storage = open_storage(run, create=False)
+    assert staleness(read_outcome(storage), open_rows(storage)) == ""
 
 
 def test_the_rule_is_written_before_anything_is_trained(evaluated):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from balancer.evaluation.files import OUTCOME_FILE, write_outcome
+from balancer.manifest.query.rows import open_rows
 from balancer.report import render_report
 from balancer.report.evaluation import MARGIN, WIDTH, read_evaluation
 from balancer.storage import open_storage
@@ -24,12 +25,13 @@ def test_a_report_shows_decision_arms_and_classes(run):
     assert "One &lt;note&gt;." in page
     assert "+10.0 (+5.0 to +15.0)" in page
     assert "2 test images" in page
+    assert "Careful: the run had other images when it was evaluated" in page
 
 
 def test_intervals_are_drawn_to_scale_around_no_difference(run):
     storage = open_storage(run, create=False)
     write_outcome(storage, outcome())
-    evaluated, _ = read_evaluation(storage)
+    evaluated, _ = read_evaluation(storage, open_rows(storage))
     basic, burnt = evaluated.classes
     assert evaluated.zero == MARGIN
     assert basic.high == WIDTH - MARGIN

@@ -9,6 +9,8 @@ import pytest
 from balancer import export_run, open_manifest
 from balancer.errors import UsageError
 from balancer.evaluation.files import write_outcome
+from balancer.evaluation.staleness import hash_images
+from balancer.manifest.query.rows import open_rows
 from balancer.storage import open_storage
 from tests.evaluation.here import Made, make_run
 
@@ -18,6 +20,7 @@ ESTIMATE = {"mean": 0.1, "low": 0.05, "high": 0.15}
 def outcome(decision="add", classes=("burnt",)):
     return {
         "fingerprint": "a" * 64,
+        "run_images": "b" * 64,
         "decision": decision,
         "sentence": "Add the generated images.",
         "margin": 0.02,
@@ -40,8 +43,10 @@ def run(tmp_path):
 
 
 def evaluated(run, **changes):
-    write_outcome(open_storage(run, create=False), outcome(**changes))
-    return open_manifest(run)
+    manifest = open_manifest(run)
+    images = hash_images(open_rows(open_storage(run, create=False)))
+    write_outcome(open_storage(run, create=False), outcome(**changes) | {"run_images": images})
+    return manifest
 
 
 def counts(dataset):
@@ -86,6 +91,12 @@ def test_who_follows_an_evaluation_that_could_not_tell_is_told_so(run):
     manifest = evaluated(run, decision="cannot_tell", classes=())
     with pytest.warns(UserWarning, match="could not tell"):
         assert counts(manifest.to_torch(recommended=True)) == {"basic": 8, "burnt": 8}
+
+
+def test_who_follows_an_evaluation_of_other_images_is_told_so(run):
+    write_outcome(open_storage(run, create=False), outcome())
+    with pytest.warns(UserWarning, match="had other images when it was evaluated"):
+        open_manifest(run).to_torch(recommended=True)
 
 
 def test_a_class_of_the_outcome_that_the_run_does_not_have_changes_nothing(run):
