@@ -18,7 +18,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
+from actors.cluster.connect import (
+    alone,
+    connected,
+    end_if_stopped,
+    ended_by_signals,
+    refuse_silent,
+    starting,
+)
 from actors.cluster.fleet import make_trainers
 from actors.cluster.pool import Pool, call_all, shared, wait
 from actors.cluster.sizing import Resources, fit
@@ -36,12 +43,15 @@ from balancer.adaptation.store import AdapterFolder
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout
 from balancer.dataset.splits import assign_splits
-from balancer.errors import ClusterError, InterruptedRun, UsageError
-from balancer.process.signals import StopSignal, caught
+from balancer.errors import UsageError
+from balancer.process.signals import StopSignal
 from balancer.text.quantities import are, counted
 
 VERSIONED = ("balancer", "torch", "diffusers", "transformers", "peft")
 TURN_S = 0.25
+
+KEPT = ": the last checkpoints are kept"
+"""What an interruption leaves."""
 
 Request = tuple[str, tuple[Any, ...]]
 """A method of a trainer, and its arguments."""
@@ -71,7 +81,7 @@ def adapt(
     other images or with other settings are trained again.
     """
     reporter = reporter or Reporter()
-    with alone(), _ended_by_signals() as stop:
+    with alone(), ended_by_signals(KEPT) as stop:
         text_encoders = refuse_untrainable(config)  # before the dataset is read, which can take long
         model = weights.describe(*weights.wanted_models(config)["generator"], "generator")
         refuse_silent(address)
@@ -119,12 +129,7 @@ class _Work:
     stop: StopSignal
 
     def turn(self) -> None:
-        if self.stop.number is not None:
-            raise InterruptedRun(
-                "interrupted: the last checkpoints are kept",
-                signal_number=self.stop.number,
-                hint="the same command resumes from them",
-            )
+        end_if_stopped(self.stop, KEPT)
 
 
 def _train_all(config: Config, address: str | None, work: _Work) -> None:
@@ -267,20 +272,3 @@ def _announce(reporter: Reporter, tasks: Sequence[Task], open_jobs: int) -> None
         reporter.note(f"{task.name}: {counted(len(task.images), 'training image')}, {task.steps} steps")
     if done := len(tasks) - open_jobs:
         reporter.note(f"{done} of {counted(len(tasks), 'adapter')} {are(done)} there already")
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[StopSignal]:
-    """SIGINT, SIGTERM and SIGHUP end the training from its first moment on, as InterruptedRun."""
-    with caught() as stop, signals_go_to(stop):
-        try:
-            stop.check()
-            yield stop
-        except (KeyboardInterrupt, ClusterError) as error:
-            if stop.number is None:
-                raise
-            raise InterruptedRun(
-                "interrupted: the last checkpoints are kept",
-                signal_number=stop.number,
-                hint="the same command resumes from them",
-            ) from error

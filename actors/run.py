@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from actors.adapters import compare_adapters
-from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
+from actors.cluster.connect import (
+    alone,
+    connected,
+    end_if_stopped,
+    ended_by_signals,
+    interrupted,
+    refuse_silent,
+    starting,
+)
 from actors.cluster.fleet import Pools, make_pools, start_pools
 from actors.cluster.pool import Pool, call_all, shared
 from actors.cluster.sizing import Fleet, fit
@@ -60,7 +68,7 @@ from balancer.manifest.snapshot.build import compact_if_long
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
-from balancer.process.signals import StopSignal, caught
+from balancer.process.signals import StopSignal
 from balancer.runs.growing import (
     Growing,
     Proof,
@@ -180,7 +188,11 @@ def run(
     `change_workers` may put other workers in the place of the usual ones.
     """
     log = RunLog(progress_line)
-    with _logged(log, reporter or Reporter()) as logged, alone(), _ended_by_signals() as stop:
+    with (
+        _logged(log, reporter or Reporter()) as logged,
+        alone(),
+        ended_by_signals(": what was accepted before is committed") as stop,
+    ):
         _refuse_credentials(config.model_dump())
         permitted = allow_config_change, confirmed
         if reuse is not None and limit is not None:
@@ -606,12 +618,7 @@ class _Measuring:
         return call_all(self.verifiers, method, calls, self._notice_stop)
 
     def _notice_stop(self) -> None:
-        if self.stop.number is not None:
-            raise InterruptedRun(
-                "interrupted before anything was generated",
-                signal_number=self.stop.number,
-                hint="the same command resumes from here",
-            )
+        end_if_stopped(self.stop, " before anything was generated")
 
 
 def _load_learned(storage: Storage, info: RunInfo) -> tuple[Typicality | None, dict[str, Head]]:
@@ -721,23 +728,6 @@ def _refuse_credentials(value: object, *path: str) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[StopSignal]:
-    """SIGINT, SIGTERM and SIGHUP end the run from its first moment on, as InterruptedRun."""
-    with caught() as stop, signals_go_to(stop):
-        try:
-            stop.check()
-            yield stop
-        except (KeyboardInterrupt, ClusterError) as error:
-            if stop.number is None:
-                raise
-            raise InterruptedRun(
-                "interrupted: what was accepted before is committed",
-                signal_number=stop.number,
-                hint="the same command resumes from here",
-            ) from error
-
-
-@contextlib.contextmanager
 def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
     """A signal to all processes of a job ends Ray while the driver still waits for what is under way: that is
     an interruption as any other."""
@@ -746,11 +736,7 @@ def _stopped_with_ray(stop: StopSignal) -> Iterator[None]:
     except ClusterError as error:
         if stop.number is None:
             raise
-        raise InterruptedRun(
-            "interrupted, and Ray with it: what was accepted is committed",
-            signal_number=stop.number,
-            hint="the same command resumes from here",
-        ) from error
+        raise interrupted(stop.number, ", and Ray with it: what was accepted is committed") from error
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ from actors.cluster.access import (
 from actors.cluster.leftovers import ended_with_this_process
 from actors.cluster.process_limits import refuse_tight_limits
 from actors.cluster.sizing import Resources
-from balancer.errors import ClusterError, UsageError, first_line
-from balancer.process.signals import StopSignal
+from balancer.errors import ClusterError, InterruptedRun, UsageError, first_line
+from balancer.process.signals import StopSignal, caught
 from balancer.text.safetext import has_credentials, shortened
 
 ANSWER_TIMEOUT_S = 5.0
@@ -120,6 +120,32 @@ def signals_go_to(stop: StopSignal) -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler, ray_worker.connect = set_handler, connect
+
+
+@contextlib.contextmanager
+def ended_by_signals(message: str) -> Iterator[StopSignal]:
+    """SIGINT, SIGTERM and SIGHUP end the work from its first moment on, as InterruptedRun with this message.
+    So does what they make of Ray, which may get them first."""
+    with caught() as stop, signals_go_to(stop):
+        try:
+            stop.check()
+            yield stop
+        except (KeyboardInterrupt, ClusterError) as error:
+            if stop.number is None:
+                raise
+            raise interrupted(stop.number, message) from error
+
+
+def end_if_stopped(stop: StopSignal, message: str) -> None:
+    """For loops, which look at the signal themselves."""
+    if stop.number is not None:
+        raise interrupted(stop.number, message)
+
+
+def interrupted(number: int, message: str) -> InterruptedRun:
+    return InterruptedRun(
+        f"interrupted{message}", signal_number=number, hint="the same command resumes from here"
+    )
 
 
 def refuse_silent(address: str | None) -> None:

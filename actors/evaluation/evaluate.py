@@ -13,13 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.cluster.connect import alone, connected, refuse_silent, signals_go_to, starting
+from actors.cluster.connect import (
+    alone,
+    connected,
+    end_if_stopped,
+    ended_by_signals,
+    refuse_silent,
+    starting,
+)
 from actors.evaluation.recipe import Looked, Recipe, recipe_of
 from actors.evaluation.tasks import Trainers
 from actors.weights.hashes import combine_hashes, file_sha256
 from balancer.config.evaluation import EncoderConfig, EvaluationConfig
 from balancer.config.schema import EMBEDDED_MODEL, Config
-from balancer.errors import InterruptedRun, UsageError, WeightsError
+from balancer.errors import UsageError, WeightsError
 from balancer.evaluation.arms import TUNING_SEEDS, Job, Pool
 from balancer.evaluation.decision import RULE
 from balancer.evaluation.examples import Example, Role, counted_classes, describe_left_out
@@ -36,12 +43,14 @@ from balancer.evaluation.outcome import summarise
 from balancer.evaluation.reading import Gathered, digest, gather
 from balancer.evaluation.staleness import hash_images
 from balancer.manifest.query.rows import open_rows
-from balancer.process.signals import StopSignal, caught
 from balancer.storage import Storage, open_storage
 from balancer.text.quantities import counted
 
 VERSION = 1
 """Of the experiment: results of another version are not gone on with."""
+
+KEPT = ": the trainings that have ended are kept"
+"""What an interruption leaves."""
 
 CHANGED_COPIES = 4
 """Of each training image, embedded for the arm with RandAugment."""
@@ -104,13 +113,13 @@ def evaluate(
     write_rule(storage, rule, key)
     with contextlib.ExitStack() as stack:
         if trainers is None:
-            stop = stack.enter_context(_interruptible())
+            stop = stack.enter_context(ended_by_signals(KEPT))
             stack.callback(stop.raise_again)
             stack.enter_context(alone())
             reporter.note(starting(address))
             resources = stack.enter_context(connected(address, config.actors.allow_open_cluster))
             stop.only_note()
-            trainers = Trainers(resources, lambda: _check(stop))
+            trainers = Trainers(resources, lambda: end_if_stopped(stop, KEPT))
         trainers.check(recipe)
         kept = _Kept(storage, key, recipe, design.pool, trainers, reporter, _count(design))
         outcome = _experiment(design, gathered, config, kept)
@@ -300,29 +309,3 @@ def _looked(gathered: Gathered, config: Config, kept: _Kept) -> dict[str, Looked
 
 def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[StopSignal]:
-    """SIGINT, SIGTERM and SIGHUP end the evaluation as InterruptedRun."""
-    with caught() as stop, signals_go_to(stop):
-        try:
-            stop.check()
-            yield stop
-        except KeyboardInterrupt as error:
-            if stop.number is None:
-                raise
-            raise _interrupted(stop.number) from error
-
-
-def _check(stop: StopSignal) -> None:
-    if stop.number is not None:
-        raise _interrupted(stop.number)
-
-
-def _interrupted(number: int) -> InterruptedRun:
-    return InterruptedRun(
-        "interrupted: the trainings that have ended are kept",
-        signal_number=number,
-        hint="the same command goes on from here",
-    )
