@@ -28,6 +28,7 @@ from balancer.errors import ConfigError, WeightsError, first_line
 from balancer.runs.resume import LORA
 from balancer.storage.user_paths import expanded
 from balancer.text.json_reading import read_json
+from balancer.text.quantities import listed
 
 USUAL_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers gives."""
@@ -171,9 +172,8 @@ def _only_file(folder: Path, model: str) -> str:
 
 
 def _several(model: str, names: list[str]) -> WeightsError:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return WeightsError(
-        f"{model}: which file has the weights? There are {', '.join(names[:_LISTED])}{more}",
+        f"{model}: which file has the weights? There are {listed(names, _LISTED)}",
         hint="name it in `file` of the entry in generation.loras",
     )
 

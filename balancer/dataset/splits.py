@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from balancer.dataset.readers.crops import photograph_of
 from balancer.errors import DatasetError
-from balancer.text.quantities import are, counted
+from balancer.text.quantities import are, counted, listed
 
 if TYPE_CHECKING:
     from balancer.config.schema import Config
@@ -187,9 +187,8 @@ def _settled(image: RealImage, known: Mapping[str, str]) -> str | None:
 def _check_names(audit: Audit) -> None:
     wrong = [image for image in audit.images if image.split and image.split.lower() not in SPLIT_NAMES]
     if wrong:
-        named = "; ".join(f"{image.file_name}: {image.split!r}" for image in wrong[:LISTED])
-        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        named = listed([f"{image.file_name}: {image.split!r}" for image in wrong], LISTED, "; ", "; and ")
         raise DatasetError(
-            f"{audit.path}: the metadata table names unknown splits: {named}{more}",
+            f"{audit.path}: the metadata table names unknown splits: {named}",
             hint=f"the splits are {', '.join(SPLITS)}; dataset.splits assigns images without one",
         )

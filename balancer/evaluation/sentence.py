@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from balancer.evaluation.arms import DESCRIBED
 from balancer.evaluation.decision import ClassVerdict, Overall
 from balancer.evaluation.statistics import Interval, Needed
-from balancer.text.quantities import are, counted
+from balancer.text.quantities import are, counted, listed
 
 LISTED = 6
 
@@ -57,10 +57,10 @@ def unseen_sentence(names: Sequence[str], over_others: Interval | None) -> str:
     """Of classes without real training images: what the difference is made of; empty if there are none."""
     if not names:
         return ""
-    listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
     text = (
-        f"{counted(len(names), 'class', 'classes')} without real training images ({listed}): no baseline can"
-        " predict them, so what is gained there is only that the classifier knows them at all"
+        f"{counted(len(names), 'class', 'classes')} without real training images"
+        f" ({listed(names, LISTED)}): no baseline can predict them, so what is gained there is only that the"
+        " classifier knows them at all"
     )
     if over_others is not None:
         text += (
@@ -75,12 +75,10 @@ def untested_sentence(verdicts: Mapping[str, ClassVerdict], least: int) -> str:
     names = [name for name, verdict in verdicts.items() if verdict.difference is None]
     if not names:
         return ""
-    listed = ", ".join(f"{name} ({verdicts[name].test_images})" for name in names[:LISTED])
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    found = listed([f"{name} ({verdicts[name].test_images})" for name in names], LISTED)
     return (
         f"Nothing can be said of {counted(len(names), 'class', 'classes')}, which {are(len(names))} left out"
-        f" of the metric for having fewer than {least} test images, or too few for validation: {listed}"
-        f"{more}."
+        f" of the metric for having fewer than {least} test images, or too few for validation: {found}."
     )
 
 
@@ -103,9 +101,6 @@ def worth_sentence(found: tuple[int, bool] | None, real: int, generated: int) ->
 
 def moved_sentence(real_share: float, left_out: Sequence[str], decision: str) -> str:
     """What `recommended` does."""
-    listed = ", ".join(left_out[:LISTED]) + (
-        f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-    )
-    without = f" without the generated images of {listed}" if left_out else ""
+    without = f" without the generated images of {listed(left_out, LISTED)}" if left_out else ""
     doubt = ", although it is not proven that they help" if decision == "cannot_tell" else ""
     return f"Recommended: real_share={real_share:g}{without}{doubt}."

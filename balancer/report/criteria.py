@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.manifest.columns import names_where
 from balancer.manifest.unjudged import lacks_a_score
 from balancer.report.facts import Facts
-from balancer.text.quantities import counted, percent
+from balancer.text.quantities import counted, listed, percent
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,8 +56,7 @@ def classes_filled(facts: Facts) -> Criterion:
 
 
 def _below(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-    return f"below: {', '.join(names[:SHOWN_CLASSES])}{more}"
+    return f"below: {listed(names, SHOWN_CLASSES)}"
 
 
 def slots_succeed(facts: Facts) -> Criterion:

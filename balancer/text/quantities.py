@@ -1,8 +1,9 @@
-"""Format numbers for sentences: percentages, counts, file sizes, durations."""
+"""Format numbers and lists for sentences: percentages, counts, file sizes, durations, the first of many."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def percent(
@@ -29,6 +30,12 @@ def percent(
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(texts: Sequence[str], most: int, between: str = ", ", last: str = " and ") -> str:
+    """`a, b and 3 more`: the first `most`, and how many there are besides."""
+    rest = len(texts) - most
+    return between.join(texts[:most]) + (f"{last}{rest} more" if rest > 0 else "")
 
 
 def are(number: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, listed
 
 MAX_NAMED = 5
 
@@ -60,10 +60,10 @@ def describe_label_issues(issues: Sequence[LabelIssue], images: int) -> str:
     """One line; empty without any."""
     if not issues:
         return ""
-    named = "; ".join(
+    found = [
         f"{issue.id} ({issue.class_name}) like {issue.looks_like}, {issue.probability:.0%}"
-        for issue in issues[:MAX_NAMED]
-    )
-    more = f"; and {len(issues) - MAX_NAMED} more" if len(issues) > MAX_NAMED else ""
+        for issue in issues
+    ]
+    named = listed(found, MAX_NAMED, "; ", "; and ")
     verb = "looks" if len(issues) == 1 else "look"
-    return f"{len(issues)} of {counted(images, 'real image')} {verb} more like another class: {named}{more}"
+    return f"{len(issues)} of {counted(images, 'real image')} {verb} more like another class: {named}"

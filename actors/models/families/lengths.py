@@ -17,7 +17,7 @@ from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.cells import Candidate, Cell, Slot
 from balancer.config.schema import Config
 from balancer.scheduling.prompts import Rung, ladder, request_for
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, listed
 
 MOST_PROMPTS = 5_000
 TURNS = 60
@@ -48,12 +48,10 @@ class Lengths:
                 f"{counted(self.prompts, 'prompt')} and negative prompts fit into the generator's tokenizer"
             )
         longest, *_ = ranked = sorted(self.cut, key=lambda cut: -cut.tokens)
-        lost = list(dict.fromkeys(cut.lost for cut in ranked))
-        shown = "; ".join(f"{words!r}" for words in lost[:LISTED])
-        more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        lost = listed([*map(repr, dict.fromkeys(cut.lost for cut in ranked))], LISTED, "; ")
         return (
             f"{len(self.cut)} of {counted(self.prompts, 'prompt')} are cut after {longest.limit} tokens"
-            f" (the longest has {longest.tokens}); lost: {shown}{more}"
+            f" (the longest has {longest.tokens}); lost: {lost}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from actors.weights.file_rules import MARKER
 from actors.weights.view import read_checked_config
 from balancer.config.schema import Config
 from balancer.errors import WeightsError, first_line
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, listed
 from balancer.verification.negatives import negatives_of
 
 USUAL_LENGTH = 77
@@ -50,12 +50,10 @@ class Wordings:
         if not self.cut:
             return f"{counted(self.count, 'wording')} fit into the verifier's {self.limit} tokens"
         ranked = sorted(self.cut, key=lambda cut: -cut.tokens)
-        lost = list(dict.fromkeys(cut.lost for cut in ranked))
-        shown = "; ".join(f"{words!r}" for words in lost[:LISTED])
-        more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        lost = listed([*map(repr, dict.fromkeys(cut.lost for cut in ranked))], LISTED, "; ")
         return (
             f"{len(self.cut)} of {counted(self.count, 'wording')} are cut after the verifier's {self.limit}"
-            f" tokens (the longest has {ranked[0].tokens}); lost: {shown}{more}"
+            f" tokens (the longest has {ranked[0].tokens}); lost: {lost}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from balancer.dataset.readers.labelled import TABLE_SUFFIXES
 from balancer.dataset.readers.listing import DatasetListing
 from balancer.dataset.splits import SPLIT_NAMES
 from balancer.text.names import composed, without_case
-from balancer.text.quantities import are, counted
+from balancer.text.quantities import are, counted, listed
 
 GENERIC = frozenset("all data dataset image images img imgs jpegimages photos pictures pics raw".split())
 """Names that say nothing of what images show."""
@@ -83,9 +83,8 @@ def _alike(noun: str, names: Iterable[str], consequence: str) -> str:
     if not groups:
         return ""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    each = "; ".join(", ".join(sorted(group)) for group in groups[:MAX_NAMED])
-    more = f"; and {len(groups) - MAX_NAMED} more" if len(groups) > MAX_NAMED else ""
-    return f"{plural} equal but for case or Unicode form: {each}{more} ({consequence})"
+    each = listed([", ".join(sorted(group)) for group in groups], MAX_NAMED, "; ", "; and ")
+    return f"{plural} equal but for case or Unicode form: {each} ({consequence})"
 
 
 def _groups(names: Iterable[str], form: Callable[[str], str]) -> list[list[str]]:
@@ -96,5 +95,4 @@ def _groups(names: Iterable[str], form: Callable[[str], str]) -> list[list[str]]
 
 
 def _named(names: list[str]) -> str:
-    more = f", and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+    return listed(names, MAX_NAMED, last=", and ")
