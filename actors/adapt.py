@@ -38,7 +38,7 @@ from actors.weights import resolve as weights
 from balancer.adaptation.images import find_training_images
 from balancer.adaptation.page import render_page
 from balancer.adaptation.plan import Task, left_out, plan_adapters
-from balancer.adaptation.record import TrainedAdapter, describe, identity_sha256
+from balancer.adaptation.record import TrainedAdapter, describe, file_of, identity_sha256
 from balancer.adaptation.store import AdapterFolder
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout
@@ -198,7 +198,7 @@ def _steps(job: _Job, latents: Mapping[str, Any], work: _Work) -> Generator[Requ
     folder.add(
         TrainedAdapter(
             name=name,
-            file=f"{name}.safetensors",
+            file=file_of(name),
             sha256=hashlib.sha256(data).hexdigest(),
             identity=job.identity,
             classes=list(task.classes),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from actors.weights import loras
 from actors.weights.headers import read_metadata
-from balancer.adaptation.images import find_held_apart, find_training_images
+from balancer.adaptation.images import divide_images
 from balancer.adaptation.record import METADATA_KEY, TrainedOn, compare, trained_on
 from balancer.config.schema import SIMULATED, Config
 from balancer.dataset.audit import Audit
@@ -22,8 +22,7 @@ def compare_adapters(
     known = dict(_trained_here(config))
     if not known:
         return []
-    images = find_training_images(config, audit, holdout, splits)
-    apart = find_held_apart(config, audit, holdout, splits)
+    images, apart = divide_images(config, audit, holdout, splits)
     lines = []
     for model, trained in known.items():
         change = compare(trained, images, apart, config.verification.copies)

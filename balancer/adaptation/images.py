@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancer.conditioning.eligible import unlinked, without_measuring
+from balancer.conditioning.eligible import find_free, picture_of, without_measuring
 from balancer.dataset.audit import known_values
-from balancer.dataset.splits import TRAIN
 from balancer.manifest.rows import real_id
 
 if TYPE_CHECKING:
@@ -44,38 +43,21 @@ def find_training_images(
 ) -> tuple[TrainingImage, ...]:
     """Sorted by class and file. `splits` are by file name; an image without one is a training image. One
     picture in several files of a class counts once."""
-    free = _find_free(config, audit, holdout, splits)
+    return divide_images(config, audit, holdout, splits)[0]
+
+
+def divide_images(
+    config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
+) -> tuple[tuple[TrainingImage, ...], tuple[KnownImage, ...]]:
+    """The training images, and all images that no adapter may be trained on, whatever their class."""
+    known = without_measuring(audit.images, () if holdout is None else holdout.images)
+    free = find_free(audit.images, known, splits, config.verification.copies)
     once: dict[tuple[str, str], TrainingImage] = {}
     for image in sorted(audit.images, key=lambda one: (one.class_name, one.file_name)):
         if image.class_name in config.classes and real_id(image) in free:
             made = _training_image(image, config)
             once.setdefault((made.class_name, made.picture), made)
-    return tuple(once.values())
-
-
-def find_held_apart(
-    config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
-) -> tuple[KnownImage, ...]:
-    """All images that no adapter may be trained on, whatever their class."""
-    free = _find_free(config, audit, holdout, splits)
-    apart = [image for image in audit.images if real_id(image) not in free]
-    return tuple(without_measuring(apart, () if holdout is None else holdout.images))
-
-
-def _find_free(
-    config: Config, audit: Audit, holdout: Audit | None, splits: Mapping[str, str]
-) -> frozenset[str]:
-    training = {real_id(image) for image in audit.images if splits.get(image.file_name, TRAIN) == TRAIN}
-    known = without_measuring(audit.images, () if holdout is None else holdout.images)
-    return unlinked(
-        [image for image in known if image.id in training],
-        [image for image in known if image.id not in training],
-        config.verification.copies,
-    )
-
-
-def _picture(image: RealImage) -> str:
-    return image.pixel_sha256 or image.sha256
+    return tuple(once.values()), tuple(image for image in known if image.id not in free)
 
 
 def _training_image(image: RealImage, config: Config) -> TrainingImage:
@@ -84,7 +66,7 @@ def _training_image(image: RealImage, config: Config) -> TrainingImage:
     return TrainingImage(
         image.file_name,
         image.class_name,
-        _picture(image),
+        picture_of(image),
         image.sha256,
         combine([config.classes[image.class_name].prompts, *(words for _, words in contexts)]),
         contexts,

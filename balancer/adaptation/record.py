@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 INDEX = "adapters.json"
 PAGE = "adapters.html"
-CHECKPOINTS = "checkpoints"
 METADATA_KEY = "balancer_adapter"
 """The key in the metadata of the weights file."""
 
@@ -86,12 +85,9 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def file_of(task: Task) -> str:
-    return f"{task.name}.safetensors"
-
-
-def checkpoint_of(task: Task) -> str:
-    return f"{CHECKPOINTS}/{task.name}.safetensors"
+def file_of(name: str) -> str:
+    """Of an adapter's weights."""
+    return f"{name}.safetensors"
 
 
 def read_index(storage: Storage) -> Index:

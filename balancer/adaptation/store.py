@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from balancer.adaptation.record import INDEX, PAGE, Index, TrainedAdapter, read_index
+from balancer.adaptation.record import INDEX, PAGE, Index, TrainedAdapter, file_of, read_index
 from balancer.errors import StorageError, UsageError
 from balancer.storage import MissingFileError, Storage, is_temporary, open_storage
 from balancer.text.quantities import counted
@@ -44,7 +44,7 @@ class AdapterFolder:
         index = read_index(storage)
         own = {INDEX, PAGE, *(one.file for one in index.adapters)}
         # One that was written last may not be listed yet.
-        own |= {f"{name}.safetensors" for name in identities}
+        own |= {*map(file_of, identities)}
         for path in storage.list(""):
             if path.split("/")[0] not in {CHECKPOINTS, SAMPLES, *own} and not is_temporary(path):
                 raise UsageError(

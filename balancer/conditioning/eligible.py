@@ -24,16 +24,11 @@ def make_pool(
 ) -> ParentPool:
     """`known` are all images that the verifier has seen: those in `images`, by the ids of their rows, and
     those of the hold-out. `splits` are by file name; an image without one is a training image."""
-    training = {real_id(image) for image in images if splits.get(image.file_name, TRAIN) == TRAIN}
-    free = unlinked(
-        [image for image in known if image.id in training],
-        [image for image in known if image.id not in training],
-        config.verification.copies,
-    )
+    free = find_free(images, known, splits, config.verification.copies)
     axes = config.facet_axes()
     return ParentPool(
         [
-            Parent(real_id(image), image.class_name, known_values(image, axes), _picture(image))
+            Parent(real_id(image), image.class_name, known_values(image, axes), picture_of(image))
             for image in images
             if image.class_name in config.classes and real_id(image) in free
         ],
@@ -41,11 +36,26 @@ def make_pool(
     )
 
 
+def find_free(
+    images: Sequence[RealImage],
+    known: Sequence[KnownImage],
+    splits: Mapping[str, str],
+    limits: CopiesConfig,
+) -> frozenset[str]:
+    """The ids of those that may be shown to a generator. The arguments are those of `make_pool`."""
+    training = {real_id(image) for image in images if splits.get(image.file_name, TRAIN) == TRAIN}
+    return unlinked(
+        [image for image in known if image.id in training],
+        [image for image in known if image.id not in training],
+        limits,
+    )
+
+
 def without_measuring(images: Iterable[RealImage], holdout: Iterable[RealImage]) -> list[KnownImage]:
     """Real images by their hashes alone, which link more of them than hashes and embeddings do."""
     named = [*((real_id(image), image) for image in images)]
     named += [(f"holdout/{image.file_name}", image) for image in holdout]
-    return [KnownImage(name, image.phash, _picture(image)) for name, image in named]
+    return [KnownImage(name, image.phash, picture_of(image)) for name, image in named]
 
 
 def unlinked(
@@ -60,5 +70,6 @@ def unlinked(
     return frozenset(image.id for image in rest)
 
 
-def _picture(image: RealImage) -> str:
+def picture_of(image: RealImage) -> str:
+    """The hash of its pixels, or of its file where those were not hashed."""
     return image.pixel_sha256 or image.sha256

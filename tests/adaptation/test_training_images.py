@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from actors.weights.headers import MAX_HEADER_BYTES
 from balancer.adaptation import record
-from balancer.adaptation.images import MAX_CAPTIONS, combine, find_held_apart, find_training_images
+from balancer.adaptation.images import MAX_CAPTIONS, combine, divide_images, find_training_images
 from balancer.adaptation.plan import DATASET, left_out, plan_adapters
 from balancer.adaptation.record import compare, describe, trained_on
 from balancer.config.schema import Config, CopiesConfig
@@ -211,10 +211,10 @@ def test_what_an_adapter_was_trained_on_is_compared_with_what_there_is_now():
     more, fewer = [*before, *apart(8)[6:]], before[1:]
     for now, said in ((more, "2 training images more"), (fewer, "1 gone")):
         found = find_training_images(wanted, audit(now), None, {})
-        assert str(compare(trained, found, find_held_apart(wanted, audit(now), None, {}), LIMITS)) == said
+        assert str(compare(trained, found, divide_images(wanted, audit(now), None, {})[1], LIMITS)) == said
     held = {before[0].file_name: "test"}
     found = find_training_images(wanted, audit(before), None, held)
-    stale = compare(trained, found, find_held_apart(wanted, audit(before), None, held), LIMITS)
+    stale = compare(trained, found, divide_images(wanted, audit(before), None, held)[1], LIMITS)
     assert stale.held_out == 1
     assert str(stale) == "1 in validation, test or hold-out by now, or like an image there"
 
@@ -227,7 +227,7 @@ def test_a_training_image_that_was_saved_again_into_the_hold_out_is_recognised()
     now, moved = audit(before[1:]), before[0]
     for changed_bits, held_out in ((0, 1), (3, 1), (2**16 - 1, 0)):
         again = replace(moved, pixel_sha256="others", phash=f"{int(moved.phash, 16) ^ changed_bits:016x}")
-        held = find_held_apart(wanted, now, audit([again]), {})
+        held = divide_images(wanted, now, audit([again]), {})[1]
         found = find_training_images(wanted, now, audit([again]), {})
         assert compare(trained, found, held, LIMITS).held_out == held_out
 
