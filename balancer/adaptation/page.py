@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from balancer.adaptation.plan import Sample, Task
 from balancer.adaptation.record import TrainedAdapter
 from balancer.adaptation.store import AdapterFolder, When
+from balancer.text.templates import jpeg_uri, templates
 
 POINTS = 200
 """Of a curve; each is the mean of the steps between two of them."""
@@ -44,25 +43,20 @@ class Shown:
 
 
 def render_page(title: str, tasks: Sequence[Task], folder: AdapterFolder) -> str:
-    import jinja2
-
     trained = {one.name: one for one in folder.adapters()}
     shown = [_show(trained[task.name], task, folder) for task in tasks if task.name in trained]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("balancer.adaptation", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     settings = tasks[0].settings.model_dump(mode="json", exclude={"steps"}) if tasks else {}
-    return environment.get_template("page.html.j2").render(
-        title=title or "adapters",
-        adapters=shown,
-        settings=settings,
-        uri=folder.uri,
-        width=WIDTH,
-        height=HEIGHT,
+    return (
+        templates("balancer.adaptation")
+        .get_template("page.html.j2")
+        .render(
+            title=title or "adapters",
+            adapters=shown,
+            settings=settings,
+            uri=folder.uri,
+            width=WIDTH,
+            height=HEIGHT,
+        )
     )
 
 
@@ -114,9 +108,5 @@ def _cut(sheet: bytes | None, count: int) -> list[str | None]:
     except UnreadableImage:
         return [None] * count
     width = pixels.shape[1] // count
-    uris: list[str | None] = []
-    for place in range(count):
-        out = io.BytesIO()
-        Image.fromarray(pixels[:, place * width : (place + 1) * width]).save(out, "JPEG", quality=88)
-        uris.append("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"))
-    return uris
+    samples = (pixels[:, place * width : (place + 1) * width] for place in range(count))
+    return [jpeg_uri(Image.fromarray(sample)) for sample in samples]

@@ -26,6 +26,7 @@ from balancer.scheduling.prompts import ladder
 from balancer.storage import open_storage
 from balancer.text.quantities import counted, percent
 from balancer.text.safetext import printable
+from balancer.text.templates import templates
 
 if TYPE_CHECKING:
     from balancer.export.job import Job
@@ -140,15 +141,8 @@ class Card:
 
 def card_text(job: Job) -> str:
     """README.md: YAML for the hub, then text for people."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("balancer.export", ""),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML; every value from outside goes through `md`
-    )
+    # Markdown, not HTML; every value from outside goes through `md`.
+    environment = templates("balancer.export", autoescape=False)
     environment.filters["md"] = escaped
     card = _card(job)
     front = _yaml(_front_matter(card))

@@ -19,6 +19,7 @@ from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
 from balancer.text.quantities import counted, duration, percent
+from balancer.text.templates import templates
 
 REPORT_FILE = "report.html"
 
@@ -83,16 +84,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
 
 
 def _page(**content: object) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("balancer.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html.j2")
+    template = templates("balancer.report").get_template("page.html.j2")
     return template.render(
         max_rows=MAX_ROWS, percent=percent, duration=duration, unjudged_text=unjudged_text, **content
     )

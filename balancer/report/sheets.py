@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +11,7 @@ from urllib.parse import quote
 from balancer.errors import BalancerError
 from balancer.manifest.layout import REJECTED_DIR, path_in_reason, rejected_paths
 from balancer.report.facts import Facts
+from balancer.text.templates import jpeg_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,6 +163,4 @@ def thumbnail_uri(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
 
     small = Image.fromarray(decode_image(data, max_pixels=max_pixels))
     small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    return jpeg_uri(small)
