@@ -33,7 +33,7 @@ from actors.models.adaptation.spec import TrainerSpec
 from actors.models.adaptation.support import refuse_untrainable
 from actors.real_images import over_files
 from actors.run import Reporter
-from actors.specs import CPU_THREADS
+from actors.specs import CPU_THREADS, located, scheduler_choice
 from actors.weights import resolve as weights
 from balancer.adaptation.images import find_training_images
 from balancer.adaptation.page import render_page
@@ -255,14 +255,14 @@ def _run(jobs: Sequence[Generator[Request, Any, None]], pool: Pool, turn: Callab
 def _spec(config: Config, text_encoders: bool) -> TrainerSpec:
     made = config.generation
     return TrainerSpec(
-        model=os.path.abspath(made.model) if os.path.isdir(made.model) else made.model,
+        model=located(made.model),
         revision=made.revision,
         variant=made.variant,
         width=made.width,
         height=made.height,
         settings=config.adaptation,
         text_encoders=text_encoders,
-        scheduler=None if made.scheduler is None else (made.scheduler.name, made.scheduler.options),
+        scheduler=scheduler_choice(config),
         threads=CPU_THREADS,
     )
 

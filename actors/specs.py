@@ -245,7 +245,7 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
     """`storage_uri` is the run folder, from which parents are read."""
     wanted = config.generation
     return GeneratorSpec(
-        model=_located(wanted.model),
+        model=located(wanted.model),
         revision=wanted.revision,
         variant=wanted.variant,
         width=wanted.width,
@@ -259,8 +259,8 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
         compiled=wanted.compile and on_gpu,
         asked=asked(config),
         parents=_parents(config, storage_uri),
-        scheduler=None if wanted.scheduler is None else (wanted.scheduler.name, wanted.scheduler.options),
-        loras=tuple(lora.model_copy(update={"model": _located(lora.model)}) for lora in wanted.loras),
+        scheduler=scheduler_choice(config),
+        loras=tuple(lora.model_copy(update={"model": located(lora.model)}) for lora in wanted.loras),
         gpu_share=min(1.0, config.actors.gpus_per_generator) if on_gpu else 1.0,
         quantization=wanted.quantization,
     )
@@ -279,7 +279,7 @@ def _parents(config: Config, storage_uri: str | None) -> Decoder | None:
 def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
     wanted = config.verification
     return VerifierSpec(
-        model=_located(wanted.model),
+        model=located(wanted.model),
         revision=wanted.revision,
         properties=config.properties(),
         device=_device(config, on_gpu),
@@ -295,17 +295,17 @@ def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
 def _second_judge(wanted: SecondJudgeConfig | None) -> VlmJudgeSpec | None:
     if wanted is None:
         return None
-    return VlmJudgeSpec(model=_located(wanted.model), revision=wanted.revision, question=wanted.question)
+    return VlmJudgeSpec(model=located(wanted.model), revision=wanted.revision, question=wanted.question)
 
 
 def _safety(wanted: SafetyConfig | None) -> SafetySpec | None:
     if wanted is None:
         return None
-    return SafetySpec(model=_located(wanted.model), revision=wanted.revision, labels=wanted.labels)
+    return SafetySpec(model=located(wanted.model), revision=wanted.revision, labels=wanted.labels)
 
 
 def backbone_spec(wanted: BackboneConfig | None) -> BackboneSpec | None:
-    return None if wanted is None else BackboneSpec(model=_located(wanted.model), revision=wanted.revision)
+    return None if wanted is None else BackboneSpec(model=located(wanted.model), revision=wanted.revision)
 
 
 def simulated_generator_spec(config: Config) -> SimulatedGeneratorSpec:
@@ -354,7 +354,13 @@ def verifier_for(config: Config, on_gpu: bool) -> VerifierSpec | SimulatedVerifi
     return simulated_verifier_spec(config) if simulated else verifier_spec(config, on_gpu)
 
 
-def _located(model: str) -> str:
+def scheduler_choice(config: Config) -> tuple[str, Mapping[str, Any]] | None:
+    """Name and options of `generation.scheduler`."""
+    wanted = config.generation.scheduler
+    return None if wanted is None else (wanted.name, wanted.options)
+
+
+def located(model: str) -> str:
     """A folder or file by its full path: actors do not work in the driver's folder."""
     return os.path.abspath(model) if os.path.exists(model) else model
 

@@ -80,6 +80,23 @@ def first_rows(
         say(f"  and {len(items) - LISTED} more {more} (--all lists them)")
 
 
+MAX_PROBLEMS = 20
+"""Problems of one kind that are listed; `--json` lists all."""
+
+
+def say_problems(kinds: Mapping[str, Sequence[str]]) -> None:
+    """Each kind that there is, with the first of its problems."""
+    for title, lines in kinds.items():
+        if not lines:
+            continue
+        say()
+        say(f"{title} ({len(lines)})")
+        for line in lines[:MAX_PROBLEMS]:
+            say(f"  {line}")
+        if len(lines) > MAX_PROBLEMS:
+            say(f"  and {len(lines) - MAX_PROBLEMS} more; --json lists them all")
+
+
 def say(text: str = "") -> None:
     """A line of a result, on stdout."""
     with results() as stdout:

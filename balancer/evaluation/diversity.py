@@ -124,7 +124,7 @@ def measure_diversity(
     estimable = {name: each for name, each in sampled.items() if is_estimable(each)}
     null = estimate_null(list(estimable.values()), rng)
     real = {
-        name: _unit(_part(images, MAX_IMAGES, rng))
+        name: unit(_part(images, MAX_IMAGES, rng))
         for name, images in (references or {name: each.real for name, each in groups.items()}).items()
         if len(images) >= LEAST_IMAGES
     }
@@ -260,19 +260,18 @@ def _duplicates(pictures: Pictures) -> Sequence[str]:
 
 
 def _sampled(pictures: Pictures, rng: np.random.Generator) -> Pictures:
-    return Pictures(
-        _unit(_part(pictures.real, MAX_IMAGES, rng)), _unit(_part(pictures.made, MAX_IMAGES, rng))
-    )
+    return Pictures(unit(_part(pictures.real, MAX_IMAGES, rng)), unit(_part(pictures.made, MAX_IMAGES, rng)))
 
 
 def _part(images: Embeddings, most: int, rng: np.random.Generator) -> Embeddings:
     return images if len(images) <= most else images[rng.choice(len(images), most, replace=False)]
 
 
-def _unit(images: Embeddings) -> Embeddings:
+def unit(images: Embeddings) -> Embeddings:
+    """Rows of length 1, as `kid` and the other measures expect."""
     lengths = np.linalg.norm(images, axis=1, keepdims=True)
-    unit: Embeddings = images / np.where(lengths > 0, lengths, 1)
-    return unit
+    scaled: Embeddings = images / np.where(lengths > 0, lengths, 1)
+    return scaled
 
 
 def _vendi_ratio(real: Embeddings, made: Embeddings, rng: np.random.Generator) -> float:

@@ -177,26 +177,20 @@ def _of(step: Step) -> dict[str, float | None]:
 
 def _read_images(storage: Storage, manifest: ManifestRows, watch: Watch | None) -> ImageAudit | None:
     """As a dataset is audited: in processes with limits, and from the cache where nothing changed."""
-    from balancer.config.schema import DatasetConfig
     from balancer.dataset.decoding.fact_cache import read_known_images
     from balancer.dataset.decoding.image_info import DecodeLimits
     from balancer.dataset.decoding.watching import unwatched
+    from balancer.manifest.image_files import max_image_bytes, max_image_pixels
     from balancer.storage import LocalStorage
 
     if not isinstance(storage, LocalStorage):
         return None
-    limits = manifest.run.config_as(DatasetConfig, "dataset")
     rows = manifest.to_table(["file_name", "sha256"])
     expected = dict(zip(*(rows[name].to_pylist() for name in ("file_name", "sha256")), strict=True))
     names = [name for name in expected if name is not None]
-    pixels = max(round(limits.max_image_megapixels * 1e6), MAX_GENERATED_PIXELS)
+    limits = DecodeLimits(max_image_bytes(manifest.run), max_image_pixels(manifest.run))
     with (watch or unwatched)(len(names)) as count:
-        infos = read_known_images(
-            Path(storage.uri),
-            names,
-            DecodeLimits(max(round(limits.max_image_megabytes * 1e6), MAX_FILE_BYTES), pixels),
-            count,
-        )
+        infos = read_known_images(Path(storage.uri), names, limits, count)
     by_hash: defaultdict[str, list[str]] = defaultdict(list)
     unreadable, changed = [], []
     for name, info in zip(names, infos, strict=True):
@@ -208,7 +202,3 @@ def _read_images(storage: Storage, manifest: ManifestRows, watch: Watch | None) 
             changed.append(name)
     same = tuple(tuple(names) for names in by_hash.values() if len(names) > 1)
     return ImageAudit(len(names) - len(unreadable), tuple(unreadable), tuple(changed), same)
-
-
-MAX_GENERATED_PIXELS = 4096**2
-MAX_FILE_BYTES = 64_000_000

@@ -47,6 +47,7 @@ from balancer.config.schema import Config
 from balancer.dataset.audit import audit_dataset
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.dataset.sample import BURN_LEVELS, CLASSES, LIGHTINGS, Picture, render
+from balancer.evaluation.diversity import kid, unit
 from balancer.scheduling.prompts import ladder, request_for
 from balancer.scheduling.schedule import in_batches
 from balancer.verification.typicality import from_bytes
@@ -293,7 +294,7 @@ class _Features:
 
     def kids(self, made: Picture, real: Picture) -> dict[str, float]:
         return {
-            kind: round(kid(of(made), of(real)), 5)
+            kind: round(kid(unit(of(made)), unit(of(real))), 5)
             for kind, of in (("random_vgg16", self._by_vgg), ("verifier", self._by_verifier))
         }
 
@@ -316,18 +317,3 @@ class _Features:
             measured = self._verifier().measure(part, [ImageFlags()] * len(part), [Cell("any")] * len(part))
             parts += [np.frombuffer(one.embedding, "<f2").astype(np.float64) for one in measured]
         return np.stack(parts)
-
-
-def kid(made: NDArray[np.float64], real: NDArray[np.float64]) -> float:
-    """The unbiased squared MMD; rows are features of images."""
-    made, real = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (made, real))
-
-    def kernel(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-        cubed: NDArray[np.float64] = (one @ other.T + 1) ** 3
-        return cubed
-
-    def within(one: NDArray[np.float64]) -> float:
-        pairs, count = kernel(one, one), len(one)
-        return float((pairs.sum() - np.trace(pairs)) / (count * (count - 1)))
-
-    return within(made) + within(real) - 2 * float(kernel(made, real).mean())

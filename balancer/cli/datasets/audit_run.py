@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from balancer.report.balance import Balance, ImageAudit, Step
 
 HEADERS = ["before", "planned", "after", "real, %"]
-MAX_LISTED = 20
 
 
 def is_run(path: str) -> bool:
@@ -74,14 +73,7 @@ def _print_images(balance: Balance) -> None:
         console.say("the images are in a bucket, and were not read; `balancer fsck` reads them")
         return
     console.say(f"{counted(balance.images.read, 'image')} read")
-    for title, lines in _problems(balance.images).items():
-        if lines:
-            console.say()
-            console.say(f"{title} ({len(lines)})")
-            for line in lines[:MAX_LISTED]:
-                console.say(f"  {line}")
-            if len(lines) > MAX_LISTED:
-                console.say(f"  and {len(lines) - MAX_LISTED} more; --json lists them all")
+    console.say_problems(_problems(balance.images))
 
 
 def _problems(images: ImageAudit) -> dict[str, Sequence[str]]:
