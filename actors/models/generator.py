@@ -9,7 +9,6 @@ seeds its CPU generator with the low 32 bits of a seed.)
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import logging
 import time
@@ -107,7 +106,7 @@ class Generator:
         self._conditioned: ImageToImage | None = None
         if parents is not None:
             self._conditioned = ImageToImage(self._pipeline, parents, width, height, model)
-        self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
+        self._known_arguments = calls.known_arguments(self._pipeline)
         self.family = self._find_family()
         if asked is not None:
             refuse(self.family, self._loaded.recognised.multiple, asked)
@@ -215,8 +214,7 @@ class Generator:
     def _call(self, requests: Sequence[Request], arguments: dict[str, Any]) -> Any:
         """Made from text alone, or from the parents that all of these have."""
         if requests[0].parent is None:
-            known = self._known_arguments
-            return self._pipeline(**{name: value for name, value in arguments.items() if name in known})
+            return self._pipeline(**calls.taken(arguments, self._known_arguments))
         if self._conditioned is None:
             raise UnavailableError("this generator has no access to real images", hint="restart the run")
         return self._conditioned(requests, arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ class Sampler:
 
     def __init__(self, pipeline: Any, family: Family | None, model: str) -> None:
         self._pipeline, self._family, self._model = pipeline, family, model
-        self._known = inspect.signature(pipeline.__call__).parameters
+        self._known = calls.known_arguments(pipeline)
 
     @torch.no_grad()
     def pixels(self, samples: Sequence[Sample], task: Task) -> Pixels:
@@ -52,6 +51,4 @@ class Sampler:
             "height": task.height,
             "output_type": output_type,
         }
-        return self._pipeline(
-            **{name: value for name, value in arguments.items() if name in self._known}
-        ).images
+        return self._pipeline(**calls.taken(arguments, self._known)).images

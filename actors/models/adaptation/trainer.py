@@ -20,7 +20,7 @@ from actors.models.adaptation.lora import LoraParts, encode
 from actors.models.adaptation.objective import Noised, objective_of
 from actors.models.adaptation.sampling import Sampler
 from actors.models.adaptation.state import State
-from actors.models.device import device_name, pick_device, use_threads
+from actors.models.device import device_name, pick_device, pick_dtype, use_threads
 from actors.models.pipeline import Source, load_pipeline
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
@@ -72,10 +72,8 @@ class AdapterTrainer:
     ) -> None:
         self.device = pick_device(device)
         use_threads(self.device, threads)
-        # float16 would lose small gradients.
-        on_gpu = self.device.type == "cuda"
-        half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.dtype = torch.bfloat16 if half else torch.float32
+        dtype, _ = pick_dtype("auto", self.device)
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 loses small gradients
         self._model, self._width, self._height = model, width, height
         self._settings = settings
         source = Source(weights.resolve(model, revision, variant, "generator"), model, variant)

@@ -7,13 +7,13 @@ an image does not depend on its neighbours.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import diffusers
 from PIL import Image, ImageOps
 
+from actors.models.families.calls import known_arguments, taken
 from actors.models.families.table import ALWAYS
 from balancer.errors import ManifestError, UnavailableError
 from balancer.images import pixel_sha256
@@ -40,7 +40,7 @@ class ImageToImage:
                 hint="set generation.conditioning: text",
             ) from error
         self._pipeline.set_progress_bar_config(disable=True)
-        self._known_arguments = frozenset(inspect.signature(self._pipeline.__call__).parameters)
+        self._known_arguments = known_arguments(self._pipeline)
         self._parents, self._size, self._model = parents, (width, height), model
         self._fitted = functools.lru_cache(KEPT)(self._fit)
 
@@ -53,9 +53,7 @@ class ImageToImage:
                 f"{self._model}: its image-to-image pipeline takes no {', '.join(sorted(lost))}",
                 hint="set generation.conditioning: text",
             )
-        return self._pipeline(
-            **{name: value for name, value in given.items() if name in self._known_arguments}
-        )
+        return self._pipeline(**taken(given, self._known_arguments))
 
     def _fit(self, parent: ParentImage) -> Image.Image:
         """Scaled until it covers the size, the middle cut out."""

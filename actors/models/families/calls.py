@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actors.models.families.table import ALWAYS, Family
@@ -17,10 +18,20 @@ _DETERMINISTIC = (AttributeError, ImportError, NotImplementedError, TypeError, V
 """A pipeline raises these for its arguments or its packages: the same call fails again."""
 
 
+def known_arguments(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    """What the call of a pipeline takes, by name."""
+    return inspect.signature(pipeline.__call__).parameters
+
+
+def taken(arguments: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Those of the arguments that a pipeline takes: no family takes all."""
+    return {name: value for name, value in arguments.items() if name in known}
+
+
 def used(family: Family, guidance: float | None) -> Used:
     """What of a request acts, for its row."""
-    taken = None if family.guidance is None else OFF if guidance is None else guidance
-    return Used(taken, family.uses_negative(taken))
+    scale = None if family.guidance is None else OFF if guidance is None else guidance
+    return Used(scale, family.uses_negative(scale))
 
 
 def settings(family: Family, guidance: float | None) -> dict[str, Any]:

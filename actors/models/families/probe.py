@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from actors.models.families.calls import known_arguments, taken
 from actors.models.families.table import ALWAYS, Family
 
 STEPS = 2
@@ -28,7 +28,7 @@ class Probe:
 
     def __init__(self, pipeline: Any, width: int, height: int) -> None:
         self._pipeline = pipeline
-        self._known = inspect.signature(pipeline.__call__).parameters
+        self._known = known_arguments(pipeline)
         self._size = {"width": width, "height": height}
 
     def family(self, name: str) -> Family:
@@ -89,6 +89,6 @@ class Probe:
             **ALWAYS,
             **scales,
         }
-        images = self._pipeline(**{name: of for name, of in arguments.items() if name in self._known}).images
+        images = self._pipeline(**taken(arguments, self._known)).images
         pixels: np.ndarray = images.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
         return pixels
