@@ -18,6 +18,7 @@ from torch import nn
 
 from actors.evaluation.recipe import Looked, Recipe
 from actors.models.device import pick_device
+from actors.models.memory.limits import is_out_of_memory
 from balancer.errors import UnavailableError, UsageError, WeightsError
 from balancer.evaluation.arms import Job, Pool, draw, members_of
 from balancer.storage.regular_files import read_regular
@@ -190,7 +191,9 @@ def _last_layers(model: nn.Module) -> set[str]:
 def _out_of_memory_told(recipe: Recipe) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UnavailableError(
             f"the GPU has too little memory for batches of {recipe.batch_size} images of"
             f" {recipe.image_size} pixels",

@@ -21,6 +21,7 @@ from actors.models.adaptation.objective import Noised, objective_of
 from actors.models.adaptation.sampling import Sampler
 from actors.models.adaptation.state import State
 from actors.models.device import device_name, pick_device, pick_dtype, use_threads
+from actors.models.memory.limits import is_out_of_memory
 from actors.models.pipeline import Source, load_pipeline
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
@@ -185,7 +186,9 @@ class AdapterTrainer:
                 training.optimizer.zero_grad(set_to_none=True)
                 loss = sum(self._accumulate(*part) for part in parts)
                 break
-            except torch.cuda.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self._part_size == 1:
                     raise self._too_large() from error
             # Outside the handler: its traceback keeps the tensors of the failed part alive.
