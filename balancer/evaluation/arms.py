@@ -59,12 +59,6 @@ DESCRIBED = {
     "real": "real images",
     "real_augmented": "real images, class-balanced sampling and RandAugment",
     "real_logit_adjusted": "real images, logit-adjusted loss",
-    ACCEPTED: "real and accepted images",
-    UNFILTERED: "real images and all candidates",
-    **{
-        f"real_{100 * fraction:g}": f"baseline with {fraction:.0%} of the real images"
-        for fraction in FRACTIONS
-    },
 }
 
 

@@ -24,6 +24,8 @@ from balancer.storage.user_paths import expanded
 from balancer.text.quantities import counted, size
 
 if TYPE_CHECKING:
+    from actors.models.families.lengths import Lengths
+    from actors.models.vision.wordings import Wordings
     from actors.weights.file_rules import ModelKind
     from actors.weights.resolve import Availability
     from balancer.config.loras import LoraConfig
@@ -331,28 +333,28 @@ def _prompts(plan: Plan, config: Config) -> Check:
     """Whether the generator sees all words of every prompt."""
     from actors.models.families.lengths import check_lengths
 
-    try:
-        lengths = check_lengths(config, [wanted.cell for wanted in plan.cells])
-    except BalancerError as error:
-        return Check("prompts", MISSING, error.message)
-    if lengths is None:
-        return Check(
-            "prompts", OK, "not measured: the generator is not on this machine, or of an unknown class"
-        )
-    return Check("prompts", WARNING if lengths.cut else OK, str(lengths))
+    return _texts(
+        "prompts",
+        lambda: check_lengths(config, [wanted.cell for wanted in plan.cells]),
+        "the generator is not on this machine, or of an unknown class",
+    )
 
 
 def _wordings(config: Config) -> Check:
     """Whether the verifier sees all words of every wording."""
     from actors.models.vision.wordings import check_wordings
 
+    return _texts("wordings", lambda: check_wordings(config), "the verifier is not on this machine")
+
+
+def _texts(noun: str, check: Callable[[], Lengths | Wordings | None], why_not: str) -> Check:
     try:
-        wordings = check_wordings(config)
+        texts = check()
     except BalancerError as error:
-        return Check("wordings", MISSING, error.message)
-    if wordings is None:
-        return Check("wordings", OK, "not measured: the verifier is not on this machine")
-    return Check("wordings", WARNING if wordings.cut else OK, str(wordings))
+        return Check(noun, MISSING, error.message)
+    if texts is None:
+        return Check(noun, OK, f"not measured: {why_not}")
+    return Check(noun, WARNING if texts.cut else OK, str(texts))
 
 
 def _settings(config: Config) -> str:

@@ -150,36 +150,34 @@ def _check_generator(config: Config) -> None:
         console.note(f"generator: {recognised}")
 
 
-def _check_lengths(plan: Plan, config: Config) -> Lengths | None:
-    """Whether prompts are cut. If it cannot be told, prints why and returns None."""
-    if config.actors.kind == "simulated":
-        return None
+def _check_lengths(plan: Plan, config: Config) -> Lengths | Wordings | None:
+    """Whether the generator's tokenizer cuts prompts."""
     from actors.models.families.lengths import check_lengths
 
-    try:
-        lengths = check_lengths(config, [wanted.cell for wanted in plan.cells])
-    except BalancerError as error:
-        console.warn(f"prompts were not measured: {error.message}")
-        return None
-    if lengths is not None and lengths.cut:
-        console.warn(f"prompts: {lengths}")
-    return lengths
+    return _check_texts("prompts", config, lambda: check_lengths(config, [each.cell for each in plan.cells]))
 
 
-def _check_wordings(config: Config) -> Wordings | None:
-    """Like `_check_lengths`, of the verifier's wordings."""
-    if config.actors.kind == "simulated":
-        return None
+def _check_wordings(config: Config) -> Lengths | Wordings | None:
+    """Whether the verifier's tokenizer cuts wordings."""
     from actors.models.vision.wordings import check_wordings
 
-    try:
-        wordings = check_wordings(config)
-    except BalancerError as error:
-        console.warn(f"wordings were not measured: {error.message}")
+    return _check_texts("wordings", config, lambda: check_wordings(config))
+
+
+def _check_texts(
+    noun: str, config: Config, check: Callable[[], Lengths | Wordings | None]
+) -> Lengths | Wordings | None:
+    """Warns of texts that are cut. If it cannot be told, says why and returns None."""
+    if config.actors.kind == "simulated":
         return None
-    if wordings is not None and wordings.cut:
-        console.warn(f"wordings: {wordings}")
-    return wordings
+    try:
+        texts = check()
+    except BalancerError as error:
+        console.warn(f"{noun} were not measured: {error.message}")
+        return None
+    if texts is not None and texts.cut:
+        console.warn(f"{noun}: {texts}")
+    return texts
 
 
 def _measured(run: str) -> Measured:
