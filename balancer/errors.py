@@ -17,13 +17,23 @@ BalancerError                 1  something went wrong
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from balancer.text.safetext import redacted, shortened
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's error; the name of its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def first_problem(error: ValidationError, *within: str) -> str:
+    """What is wrong with a document, `seed: must be an integer`; `within` leads to its place in another."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, (*within, *problem['loc'])))}: {problem['msg']}"
 
 
 MAX_LINE = 2000

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from balancer.adaptation.images import TrainingImage
 from balancer.adaptation.plan import Task
 from balancer.dataset.near_duplicates import KnownImage, find_near_duplicates_across
-from balancer.errors import UsageError
+from balancer.errors import UsageError, first_problem
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import InvalidJSONError, read_json
 from balancer.text.quantities import counted
@@ -99,8 +99,9 @@ def read_index(storage: Storage) -> Index:
     try:
         return Index.model_validate(read_json(data))
     except (InvalidJSONError, ValidationError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise UsageError(
-            f"{storage.uri}/{INDEX} is not what `balancer adapt` writes: {_first(error)}",
+            f"{storage.uri}/{INDEX} is not what `balancer adapt` writes: {problem}",
             hint="choose another --out",
         ) from error
 
@@ -188,10 +189,3 @@ def _alike(
     known = [KnownImage(key, phash, "") for key, (_, _, phash) in seen.items()]
     near = find_near_duplicates_across(known, apart, limits) if known and apart else ()
     return frozenset(seen[key][:2] for key in near)
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    return str(error)

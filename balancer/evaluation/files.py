@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from balancer.errors import ManifestError
+from balancer.errors import ManifestError, first_problem
 from balancer.storage import MissingFileError, Storage
 from balancer.text.json_reading import InvalidJSONError, read_json
 
@@ -144,8 +144,7 @@ def read_outcome(storage: Storage) -> Outcome | None:
     try:
         return Outcome.model_validate(document)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise _damaged(OUTCOME_FILE, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        raise _damaged(OUTCOME_FILE, first_problem(error)) from error
 
 
 def _document(storage: Storage, path: str) -> Any:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
-from balancer.errors import ManifestError, StorageError, UsageError, first_line
+from balancer.errors import ManifestError, StorageError, UsageError, first_line, first_problem
 from balancer.manifest.columns import ADAPTED, CONDITIONED
 from balancer.manifest.layout import (
     REVISIONS_DIR,
@@ -178,9 +178,7 @@ class RunInfo:
         try:
             return model.model_validate(part, context=BEGUN)
         except ValidationError as error:
-            problem = error.errors()[0]
-            at = ".".join(map(str, (*section, *problem["loc"])))
-            _damaged(f"config: {at}: {problem['msg']}")
+            _damaged(f"config: {first_problem(error, *section)}")
 
     def schema(self) -> pa.Schema:
         from balancer.manifest.schema import manifest_schema
@@ -304,8 +302,7 @@ def _parse(data: bytes) -> RunInfo:
     try:
         _Document.model_validate(document)
     except ValidationError as error:
-        problem = error.errors()[0]
-        _damaged(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+        _damaged(first_problem(error))
     info = RunInfo(**document)
     _check_names(info)
     return info

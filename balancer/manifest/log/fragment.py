@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from balancer.errors import ManifestError, first_line
+from balancer.errors import ManifestError, first_line, first_problem
 from balancer.manifest.layout import MAX_SEQ, fragment_path
 from balancer.manifest.log.arrow_blocks import check_blocks
 from balancer.manifest.schema import check_version, difference
@@ -277,9 +277,8 @@ def parse_stamp(metadata: Mapping[bytes, bytes], path: str) -> Stamp:
             detail=_detail(text["detail"]),
         )
     except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(map(str, problem["loc"]))
-        raise BrokenFragmentError(path, BELONGS, f"bad metadata: detail.{at}: {problem['msg']}") from error
+        problem = first_problem(error, "detail")
+        raise BrokenFragmentError(path, BELONGS, f"bad metadata: {problem}") from error
     except (KeyError, ValueError) as error:
         raise BrokenFragmentError(path, BELONGS, f"bad metadata: {first_line(error)}") from error
     if (stamp.event == "close") != (stamp.state is not None) or stamp.committed_at.tzinfo is None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.errors import ManifestError
+from balancer.errors import ManifestError, first_problem
 from balancer.manifest.layout import DATA_DIR, INDEX_FILE, MAX_SEQ
 from balancer.manifest.rules import Revision
 from balancer.manifest.runfile import RunInfo
@@ -183,8 +183,7 @@ def _parsed(document: dict[str, Any]) -> Index:
     try:
         index = _INDEX.validate_python(document)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        raise ValueError(first_problem(error)) from error
     for file in index.files:
         if not _is_inside(file.path):
             raise ValueError(f"{shortened(file.path)!r} is not the path of a file below {DATA_DIR}")
