@@ -105,7 +105,7 @@ def _choose(rows: pa.Table) -> pa.Table:
         if taken[group] < MAX_IMAGES:
             taken[group] += 1
             kept.append(place)
-    return rows.take(sorted(kept))
+    return rows.take(np.array(sorted(kept), np.int64))
 
 
 _Rows = dict[str, list[dict[str, Any]]]

@@ -97,7 +97,7 @@ class ManifestImages(Sequence[ManifestImage]):
     def __getitem__(self, index: slice) -> ManifestImages: ...
     def __getitem__(self, index: int | slice) -> ManifestImage | ManifestImages:
         if isinstance(index, slice):
-            return ManifestImages(self._rows.take(list(range(len(self))[index])), self._decoder)
+            return ManifestImages(self._rows.take(np.arange(len(self))[index]), self._decoder)
         place = range(len(self))[index]
         return ManifestImage(self._rows.slice(place, 1).to_pylist()[0], self._decoder)
 

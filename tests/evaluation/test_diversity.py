@@ -131,3 +131,9 @@ def test_an_embedding_that_is_no_number_does_not_stop_the_watch():
     for _ in range(25):
         watch.add("a", np.full(4, np.nan, "<f2").tobytes())
     assert not watch.has_collapsed()
+
+
+def test_a_run_without_an_accepted_image_has_no_diversity(tmp_path):
+    run = make_run(tmp_path / "run", Made(0, 0, 0, 0))
+    measured = diversity_of_run(open_storage(run, create=False))
+    assert (measured["classes"], measured["cells"], measured["collapsed"]) == ({}, {}, [])

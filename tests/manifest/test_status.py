@@ -201,7 +201,7 @@ def test_the_command_prints_one_object_or_a_table(tmp_path):
     log.commit([row(ONE), rejected(TWO)])
     log.close("interrupted")
     printed = CliRunner().invoke(main, ["status", str(tmp_path), "--json"])
-    assert list(json.loads(printed.stdout)) == KEYS
+    assert list(json.loads(printed.stdout)) == [*KEYS, "diversity"]
     table = CliRunner().invoke(main, ["status", str(tmp_path)])
     assert table.exit_code == 0
     assert "run run-1: interrupted" in table.stdout

@@ -58,6 +58,7 @@ CALLS = {
     "convert": ["X", "job.json --out X", "job.json --set X"],
     "calibrate": ["X", "job.json --out X", "job.json --set dataset.path=X"],
     "plan": ["X", "job.json --set X", "job.json --set dataset.path=X", "job.json --measured X"],
+    "adapt": ["X", "job.json --out X", "job.json --set dataset.path=X"],
     "run": ["X", "job.json --out X", "job.json --address X", "job.json --set dataset.holdout=X"],
     "status": ["X"],
     "rejudge": ["X", "run --set X"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from balancer import export_run, open_manifest
@@ -100,9 +98,8 @@ def test_who_follows_an_evaluation_of_other_images_is_told_so(run):
 
 
 def test_a_class_of_the_outcome_that_the_run_does_not_have_changes_nothing(run):
-    storage = open_storage(run, create=False)
-    storage.replace("evaluation/outcome.json", json.dumps(outcome(classes=["'; DROP", "x"])).encode())
-    assert counts(open_manifest(run).to_torch(recommended=True)) == {"basic": 8, "burnt": 8}
+    manifest = evaluated(run, classes=["'; DROP", "x"])
+    assert counts(manifest.to_torch(recommended=True)) == {"basic": 8, "burnt": 8}
 
 
 def test_who_is_left_without_images_by_the_evaluation_is_told_so(run):

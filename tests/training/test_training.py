@@ -79,6 +79,7 @@ def test_images_are_a_sequence_that_is_decoded_when_looked_at(manifest, referenc
     np.testing.assert_array_equal(one.pixels(), kept)
     np.testing.assert_array_equal(np.asarray(one.pil()), kept)
     assert [image.id for image in images[3:5]] == [images[3].id, images[4].id]
+    assert len(images[24:]) == 0
     assert [image.id for image in images] == [images[place].id for place in range(24)]
     with pytest.raises(IndexError):
         images[24]

@@ -14,6 +14,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from balancer.cells import CLASS_PROPERTY
 from balancer.export.folder import claimed
 from balancer.export.job import Job, Options, Row, iterate_rows
@@ -74,7 +76,7 @@ def _shuffled(rows: pa.Table) -> pa.Table:
     order = sorted(range(len(ids)), key=lambda index: hashlib.blake2b(ids[index].encode()).digest())
     filled = sum(column.is_valid().to_numpy().astype(int) for column in rows.columns)
     first = max(order, key=lambda index: filled[index], default=None)
-    return rows.take(sorted(order, key=lambda index: index != first))
+    return rows.take(np.array(sorted(order, key=lambda index: index != first), np.int64))
 
 
 def _size(image_bytes: int, row: Row) -> int:
