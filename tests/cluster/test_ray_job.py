@@ -72,6 +72,7 @@ def test_a_driver_outside_the_cluster_joins_it_by_address(cluster, tmp_path, pro
     addresses, environment = cluster
     out = tmp_path / "joined"
     command = [sys.executable, "-m", "balancer", "run", "configs/demo.yaml", "--limit", "8"]
+    command += ["--set", "actors.kind=simulated"]
     joined = subprocess.run(
         [*command, "--out", str(out), "--address", addresses["address"]],
         cwd=project, env=environment, capture_output=True, text=True, check=False,

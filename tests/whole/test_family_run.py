@@ -75,7 +75,7 @@ def test_a_setting_without_effect_ends_a_run_before_anything_is_read(make_config
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_rows_say_which_loras_made_them_and_another_one_is_refused(make_config, tmp_path, ray_session):
+def test_rows_say_which_loras_made_them_and_another_one_is_refused(make_config, tmp_path, here):
     lora = save_lora(PIPELINES["SDXL"](), tmp_path / "lora", ("unet", "text_encoder"))
     named = {"model": str(lora), "weight": 0.5}
     config = make_config("SDXL", loras=[named])

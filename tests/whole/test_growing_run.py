@@ -18,12 +18,20 @@ from balancer.manifest.status import read_status
 from balancer.planning.plan import Plan
 from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
+from tests.resident import actors_here
 from tests.whole import test_run
 
 dataset, make_config = test_run.dataset, test_run.make_config  # fixtures
 
 KEPT = {"basic": 3, "burnt": 2}
 """Real images at first; the others come in later."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _actors_here(ray_session):
+    """What a run keeps when it grows is what these tests are about, not the processes of its actors."""
+    with actors_here():
+        yield
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def pizzas(tmp_path):
     return whole, few
 
 
-def test_targets_go_up_and_down_while_three_real_images_are_exchanged(pizzas, project, tmp_path, ray_session):
+def test_targets_go_up_and_down_while_three_real_images_are_exchanged(pizzas, project, tmp_path):
     whole, few = pizzas
     notes: list[str] = []
 

@@ -25,6 +25,7 @@ from balancer.manifest.runfile import load_heads, load_typicality, read_run
 from balancer.runs.rejudge import apply
 from balancer.storage import open_storage
 from balancer.verification.verdict import ImageFlags
+from tests.resident import actors_here
 from tests.tiny_models import save_image_encoder
 
 WANTED = 12
@@ -50,8 +51,15 @@ def make_config(project, *overrides):
     return load_config(project / "configs/demo.yaml", [*NONSENSE, *overrides])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _actors_here(ray_session):
+    """The models are what these tests are about, not the processes that hold them."""
+    with actors_here():
+        yield
+
+
 @pytest.fixture(scope="module")
-def begun(project, tmp_path_factory, ray_session):
+def begun(project, tmp_path_factory):
     """A run that stopped after some images, and what it noted."""
     out, notes = tmp_path_factory.mktemp("begun") / "run", []
     result = run(make_config(project), out, limit=WANTED // 2, reporter=Reporter(note=notes.append))
@@ -78,7 +86,7 @@ def made(out):
     return {row["id"]: row for row in rows}
 
 
-def test_words_alone_do_not_tell_the_classes(project, tmp_path, ray_session):
+def test_words_alone_do_not_tell_the_classes(project, tmp_path):
     with pytest.raises(UsageError, match="class: no value is proven"):
         run(make_config(project, "verification.heads=never"), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
@@ -178,7 +186,7 @@ def test_the_same_run_fits_the_same_head(project, begun, tmp_path, monkeypatch):
     assert heads == json.loads((begun[0] / "run.json").read_text())["heads"]
 
 
-def test_with_a_backbone_candidates_are_compared_in_its_features(project, tmp_path, ray_session):
+def test_with_a_backbone_candidates_are_compared_in_its_features(project, tmp_path):
     """16 channels: its moments are 32 numbers, those of the verifier are more. It was never trained."""
     model = save_image_encoder(tmp_path / "encoder")
     settings = f"verification.backbone.model={model}", "verification.max_challenge_accepted=1"

@@ -27,6 +27,7 @@ from balancer.run_manifest import open_manifest
 from balancer.storage import open_storage
 from tests.dataset.here import read_here
 from tests.fault_proxy import ACCESS_KEY, SECRET_KEY
+from tests.resident import actors_here
 
 IMAGES = (("a", "cat", "train"), ("b", "cat", "train"), ("c", "dog", "train"), ("d", "cat", "val"))
 """Name, class and split of every image."""
@@ -181,7 +182,8 @@ class Case:
     def run(self, ray_session: None) -> Path:
         out = self.folder / "run"
         if not out.exists():
-            run(self.config(), out)
+            with actors_here():
+                run(self.config(), out)
         return out
 
 
