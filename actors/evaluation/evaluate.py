@@ -33,6 +33,7 @@ from balancer.evaluation.examples import Example, Role, counted_classes, describ
 from balancer.evaluation.experiment import Design, Predict, choose, final_jobs, run_test
 from balancer.evaluation.files import (
     fingerprint,
+    other_outcomes,
     read_result,
     write_images,
     write_outcome,
@@ -41,6 +42,7 @@ from balancer.evaluation.files import (
 )
 from balancer.evaluation.outcome import summarise
 from balancer.evaluation.reading import Gathered, digest, gather
+from balancer.evaluation.sentence import repeated_sentence
 from balancer.evaluation.staleness import hash_images
 from balancer.manifest.query.rows import open_rows
 from balancer.storage import Storage, open_storage
@@ -51,6 +53,8 @@ VERSION = 1
 
 KEPT = ": the trainings that have ended are kept"
 """What an interruption leaves."""
+
+NOTHING_CHECKED = "The actors of this run were simulated: its generated images are noise; it proves nothing."
 
 CHANGED_COPIES = 4
 """Of each training image, embedded for the arm with RandAugment."""
@@ -124,7 +128,13 @@ def evaluate(
         kept = _Kept(storage, key, recipe, design.pool, trainers, reporter, _count(design))
         outcome = _experiment(design, gathered, config, kept)
     outcome = {"fingerprint": key, "run_images": images, **outcome}
-    outcome["notes"] += [gathered.no_unfiltered] if gathered.no_unfiltered else []
+    decisions = [each.decision for each in other_outcomes(storage, key, images)]
+    lines = (
+        gathered.no_unfiltered,
+        NOTHING_CHECKED if manifest.run.simulated else "",
+        repeated_sentence([*decisions, outcome["decision"]]),
+    )
+    outcome["notes"] += [line for line in lines if line]
     write_outcome(storage, outcome)
     return outcome
 

@@ -1,17 +1,21 @@
 """The files of an evaluation, in the run folder under `evaluation/`.
 
     evaluation.json            the rule: settings, arms and what counts as a difference, before any training
+    FINGERPRINT/rule.json      the same, which stays when another experiment is made
     FINGERPRINT/images.json    which images tested and chose, with their labels
     FINGERPRINT/results/*.json what one training predicted: written as it ends, so that a killed one goes on
-    outcome.json               the decision
+    FINGERPRINT/outcome.json   its decision
+    outcome.json               the decision of the experiment that ended last
 
 The fingerprint is that of the rule and the images, so the results of two experiments never mix.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 FOLDER = "evaluation"
 RULE_FILE = f"{FOLDER}/evaluation.json"
 OUTCOME_FILE = f"{FOLDER}/outcome.json"
+
+_ENDED = re.compile(rf"{FOLDER}/[0-9a-f]{{16}}/outcome\.json")
 
 MAX_BYTES = 500_000_000
 
@@ -92,19 +98,38 @@ def fingerprint(rule: Mapping[str, Any]) -> str:
 
 
 def write_rule(storage: Storage, rule: Mapping[str, Any], key: str) -> None:
-    storage.replace(RULE_FILE, _encoded({"fingerprint": key, **rule}))
+    document = _encoded({"fingerprint": key, **rule})
+    storage.replace(f"{_folder(key)}/rule.json", document)
+    storage.replace(RULE_FILE, document)
 
 
 def write_images(storage: Storage, key: str, images: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    storage.replace(f"{FOLDER}/{key[:16]}/images.json", _encoded(images))
+    storage.replace(f"{_folder(key)}/images.json", _encoded(images))
 
 
 def write_outcome(storage: Storage, outcome: Mapping[str, Any]) -> None:
-    storage.replace(OUTCOME_FILE, _encoded(outcome))
+    document = _encoded(outcome)
+    storage.replace(f"{_folder(outcome['fingerprint'])}/outcome.json", document)
+    storage.replace(OUTCOME_FILE, document)
+
+
+def other_outcomes(storage: Storage, key: str, run_images: str) -> list[Outcome]:
+    """Of the experiments with other settings that have ended on the same images of the run. A damaged one is
+    left out."""
+    paths = (path for path in storage.list(FOLDER) if _ENDED.fullmatch(path))
+    found = []
+    for path in sorted(paths):
+        with contextlib.suppress(ManifestError, MissingFileError):
+            found.append(_read_outcome(storage, path))
+    return [each for each in found if each.run_images == run_images and each.fingerprint != key]
 
 
 def result_path(key: str, job: Job) -> str:
-    return f"{FOLDER}/{key[:16]}/results/{job.name}.json"
+    return f"{_folder(key)}/results/{job.name}.json"
+
+
+def _folder(key: str) -> str:
+    return f"{FOLDER}/{key[:16]}"
 
 
 def write_result(storage: Storage, key: str, job: Job, predicted: Sequence[int], classes: int) -> list[int]:
@@ -138,13 +163,17 @@ def read_result(storage: Storage, key: str, job: Job, images: int, classes: int)
 def read_outcome(storage: Storage) -> Outcome | None:
     """None if the run has not been evaluated; ManifestError for a damaged file."""
     try:
-        document = _document(storage, OUTCOME_FILE)
+        return _read_outcome(storage, OUTCOME_FILE)
     except MissingFileError:
         return None
+
+
+def _read_outcome(storage: Storage, path: str) -> Outcome:
+    document = _document(storage, path)
     try:
         return Outcome.model_validate(document)
     except ValidationError as error:
-        raise _damaged(OUTCOME_FILE, first_problem(error)) from error
+        raise _damaged(path, first_problem(error)) from error
 
 
 def _document(storage: Storage, path: str) -> Any:

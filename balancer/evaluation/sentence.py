@@ -99,6 +99,17 @@ def worth_sentence(found: tuple[int, bool] | None, real: int, generated: int) ->
     )
 
 
+def repeated_sentence(decisions: Sequence[str]) -> str:
+    """Of this experiment and the others on the same images of the run; empty if there are no others."""
+    if len(decisions) < 2:
+        return ""
+    added = decisions.count("add")
+    return (
+        f"{len(decisions)} experiments with different settings have ended on these images, of which {added}"
+        f" {'says' if added == 1 else 'say'} add. One of many may say so by chance: trust the first one."
+    )
+
+
 def moved_sentence(real_share: float, left_out: Sequence[str], decision: str) -> str:
     """What `recommended` does."""
     without = f" without the generated images of {listed(left_out, LISTED)}" if left_out else ""

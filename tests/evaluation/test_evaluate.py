@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from actors.evaluation.evaluate import evaluate
+from balancer.config.schema import Config
 from balancer.errors import ManifestError, StorageError
 from balancer.evaluation.arms import REAL_ALONE, Job
 from balancer.evaluation.files import (
@@ -29,6 +30,7 @@ from balancer.manifest.query.rows import open_rows
 from balancer.report import render_report
 from balancer.storage import open_storage
 from tests.evaluation.here import CLASSES, Made, Trainers, make_run, settings
+from tests.manifest_samples import CONFIG
 from tests.training.test_recommended import ESTIMATE
 from tests.training.test_recommended import outcome as an_outcome
 
@@ -171,6 +173,32 @@ def test_kill_9_and_the_same_command_give_the_numbers_of_an_undisturbed_evaluati
     printed = json.loads(done.stdout)
     assert printed == {name: outcome[name] for name in printed}
     assert json.loads((run / OUTCOME_FILE).read_text()) == outcome
+
+
+def test_experiments_on_the_same_images_are_counted_and_keep_their_rules(tmp_path):
+    run = make_run(tmp_path / "run", MADE)
+    few = SETTINGS | {"steps": 10}
+
+    def counts(**changes):
+        outcome = evaluate(run, settings(**few | changes), trainers=Trainers())
+        folder = run / "evaluation" / outcome["fingerprint"][:16]
+        assert json.loads((folder / "rule.json").read_text())["fingerprint"] == outcome["fingerprint"]
+        assert json.loads((folder / "outcome.json").read_text()) == outcome
+        return [note for note in outcome["notes"] if "experiments with different settings" in note]
+
+    assert counts() == []
+    [note] = counts(margin=0.05)
+    assert note.startswith("2 experiments with different settings have ended on these images, of which ")
+    assert len(counts(margin=0.05)) == 1
+    [note] = counts(margin=0.1)
+    assert note.startswith("3 experiments ")
+
+
+def test_an_evaluation_of_noise_says_so(tmp_path):
+    simulated = Config.model_validate(CONFIG | {"actors": CONFIG["actors"] | {"kind": "simulated"}})
+    run = make_run(tmp_path / "run", MADE, config=simulated)
+    outcome = evaluate(run, settings(**SETTINGS | {"steps": 10}), trainers=Trainers())
+    assert any("were simulated: its generated images are noise" in note for note in outcome["notes"])
 
 
 def test_a_damaged_outcome_is_told(tmp_path):
