@@ -150,8 +150,8 @@ def test_ray_data_reads_the_parquet_file(exports, ray_session):
 
     found = ray.data.read_parquet(str(exports / "table.parquet"))
     assert found.count() == 300
-    counts = {one["class"]: one["count()"] for one in found.groupby("class").count().take_all()}
-    assert counts == dict.fromkeys(CLASSES, 50)
+    classes = found.select_columns(["class"]).take_all()  # a groupby starts processes for 200 partitions
+    assert Counter(one["class"] for one in classes) == dict.fromkeys(CLASSES, 50)
 
 
 def test_duckdb_reads_the_parquet_file(exports):
