@@ -93,6 +93,15 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+@pytest.fixture(autouse=True)
+def _decoders_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process starts for each audit of a few images, but in tests of those processes: `decoders`."""
+    from tests.dataset.here import read_here
+
+    if request.node.get_closest_marker("decoders") is None:
+        read_here(monkeypatch)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test finds the user's caches, Ray cluster or network; all share one rendered sample dataset, and

@@ -13,8 +13,12 @@ from balancer.dataset.table_reader import OWN_NAMES, read_table_answer
 
 
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def images(root, names, limits, count=None):
-        return [parse_answer(answer(root / name, limits).encode()) for name in names]
+    def images(root, names, limits, count=lambda done: None):
+        found = []
+        for name in names:
+            found.append(parse_answer(answer(root / name, limits).encode()))
+            count(len(found))
+        return found
 
     def tables(paths, columns=OWN_NAMES, packed=False) -> Iterator[bytes]:
         for path in paths:

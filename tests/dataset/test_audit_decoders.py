@@ -29,6 +29,8 @@ from balancer.dataset.decoding.image_info import (
 )
 from balancer.dataset.decoding.spawning import environment
 
+pytestmark = pytest.mark.decoders
+
 LIMITS = DecodeLimits(1_000_000, 1_000_000)
 PICTURE = ImageInfo(8, 8, 100, "0" * 64, "0" * 16, "1" * 64, False)
 

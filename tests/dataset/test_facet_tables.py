@@ -19,6 +19,8 @@ from balancer.dataset.facet_table import Table, find_facet_columns, read_table, 
 from balancer.dataset.table_reader import MAX_COLUMNS, MAX_LINE_CHARS, MAX_ROWS
 from balancer.errors import DatasetError
 
+pytestmark = pytest.mark.decoders
+
 Write = Callable[[Path], None]
 
 SECRET = "hush:$6$hash,hush:it"

@@ -17,6 +17,8 @@ from balancer.cli import main
 from balancer.errors import UnavailableError
 from balancer.process.limits import refuse_too_few_processes
 
+pytestmark = pytest.mark.decoders
+
 KINDS = {
     "n": resource.RLIMIT_NOFILE,
     "f": resource.RLIMIT_FSIZE,
