@@ -27,7 +27,7 @@ from actors.weights.hashes import combine_hashes, file_sha256
 from balancer.config.evaluation import EncoderConfig, EvaluationConfig
 from balancer.config.schema import EMBEDDED_MODEL, Config
 from balancer.errors import UsageError, WeightsError
-from balancer.evaluation.arms import TUNING_SEEDS, Job, Pool
+from balancer.evaluation.arms import BASELINES, TUNING_SEEDS, Job, Pool
 from balancer.evaluation.decision import RULE
 from balancer.evaluation.examples import Example, Role, counted_classes, describe_left_out
 from balancer.evaluation.experiment import Design, Predict, choose, final_jobs, run_test
@@ -48,7 +48,7 @@ from balancer.manifest.query.rows import open_rows
 from balancer.storage import Storage, open_storage
 from balancer.text.quantities import counted
 
-VERSION = 1
+VERSION = 2
 """Of the experiment: results of another version are not gone on with."""
 
 KEPT = ": the trainings that have ended are kept"
@@ -240,8 +240,8 @@ def _images(gathered: Gathered, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _count(design: Design) -> int:
-    """Trainings in all; two of the baselines' first seeds count once."""
-    tuned = len(design.rates) + 2 + len(design.real_shares)
+    """Trainings in all; `real` is among both rates and baselines."""
+    tuned = len(design.rates) + len(BASELINES) - 1 + len(design.real_shares)
     return TUNING_SEEDS * tuned + design.seeds * len(design.arms())
 
 

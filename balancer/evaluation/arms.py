@@ -48,25 +48,28 @@ class Arm:
 REAL_ALONE = Arm("real")
 BASELINES = (
     REAL_ALONE,
+    Arm("real_balanced", balanced=True),
     Arm("real_augmented", balanced=True, augmented=True),
     Arm("real_logit_adjusted", adjusted=True),
 )
-"""What generated images have to beat: training on real images alone, in three ways."""
+"""What generated images have to beat: training on real images alone. Without `real_balanced`, images of
+anything would seem to help where they only make classes equally frequent."""
 
 ACCEPTED, UNFILTERED = "accepted", "unfiltered"
 
 DESCRIBED = {
     "real": "real images",
+    "real_balanced": "real images, class-balanced sampling",
     "real_augmented": "real images, class-balanced sampling and RandAugment",
     "real_logit_adjusted": "real images, logit-adjusted loss",
 }
 
 
 def with_generated(baseline: Arm, name: str) -> Arm:
-    """The arm that adds generated images. It changes images as the baseline does, so that what they are
-    compared in is the generated images alone."""
+    """The arm that adds generated images. It draws classes, changes images and adjusts the loss as the
+    baseline does: otherwise the same images once more would gain or lose points."""
     generated: Generated = "accepted" if name == ACCEPTED else "all"
-    return Arm(name, generated, balanced=True, augmented=baseline.augmented)
+    return replace(baseline, name=name, generated=generated)
 
 
 def thinned(baseline: Arm, fraction: float) -> Arm:
@@ -113,12 +116,18 @@ class Pool:
 
 
 def weights(arm: Arm, pool: Pool, members: NDArray[np.intp], real_share: float | None) -> NDArray[np.float64]:
-    """How often each member is drawn; they sum to 1."""
-    if not arm.balanced:
+    """How often each member is drawn; they sum to 1. Without `balanced` a class is as frequent as its images,
+    of which `real_share` are real ones."""
+    if not arm.balanced and real_share is None:
         return np.full(len(members), 1 / len(members))
-    sources = np.where(pool.is_real[members], REAL, SYNTHETIC)
-    rows = pa.table({"class": pool.labels[members], "source": sources.tolist()})
-    return sample_weights(rows, ["class"], real_share=real_share)
+    labels, sources = pool.labels[members], np.where(pool.is_real[members], REAL, SYNTHETIC)
+    rows = pa.table({"class": labels, "source": sources.tolist()})
+    shares = sample_weights(rows, ["class"], real_share=real_share)
+    if arm.balanced:
+        return shares
+    counts = np.bincount(labels)
+    frequent: NDArray[np.float64] = shares * counts[labels] * np.count_nonzero(counts) / len(members)
+    return frequent
 
 
 def members_of(job: Job, pool: Pool) -> NDArray[np.intp]:

@@ -29,11 +29,12 @@ Verdict = Literal["help", "harm", "equivalent", "cannot_tell"]
 
 RULE = (
     "The difference is the metric of `accepted` minus that of the baseline, over the same seeds and test"
-    " images. add: its 95 % interval (BCa bootstrap over seeds and test images) is above 0 and reaches the"
-    " margin, and a one-sided sign-flip test over seeds rejects 0 at 5 %. do_not_add: the whole interval is"
-    " below the margin. cannot_tell: anything else. A class: equivalent if its recall differs by less"
-    " than the margin either way, help or harm if it differs from 0, both at 5 % by Holm over the classes;"
-    " else cannot_tell. Learning rate, baseline and real_share are chosen on validation images, with other"
+    " images. `accepted` draws classes, changes images and adjusts its loss as the baseline does. add: the"
+    " 95 % interval (BCa bootstrap over seeds and test images) is above 0 and reaches the margin, and a"
+    " one-sided sign-flip test over seeds rejects 0 at 5 %. do_not_add: the whole interval is below the"
+    " margin. cannot_tell: anything else. A class: equivalent if its recall differs by less than the"
+    " margin either way, help or harm if it differs from 0, both at 5 % by Holm over the classes; else"
+    " cannot_tell. Learning rate, baseline and real_share are chosen on validation images, with other"
     " seeds."
 )
 

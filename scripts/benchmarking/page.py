@@ -14,7 +14,7 @@ from benchmarking.record import RESULTS
 
 PAGES = {
     name: RESULTS.parent / "docs" / f"{name}.md"
-    for name in ("adaptation", "gpu", "models", "performance", "reliability")
+    for name in ("adaptation", "gate", "gpu", "models", "performance", "reliability")
 }
 """Each has its template beside this file."""
 
@@ -42,5 +42,5 @@ def page(name: str) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["multiple"] = _multiple
-    text = environment.get_template(f"{name}.md.j2").render({"sdxl": None} | results)
+    text = environment.get_template(f"{name}.md.j2").render({"gate": None, "sdxl": None} | results)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -67,7 +67,9 @@ def results(run, outcome, arm):
 def test_the_outcome_keeps_its_contract(evaluated):
     _, outcome, _, _ = evaluated
     assert outcome["decision"] in ("add", "do_not_add", "cannot_tell")
-    assert {"real", "real_augmented", "real_logit_adjusted", "accepted"} <= outcome["arms"].keys()
+    assert {"real", "real_balanced", "real_augmented", "real_logit_adjusted", "accepted"} <= outcome[
+        "arms"
+    ].keys()
     assert all(each.keys() == {"mean", "low", "high"} for each in outcome["arms"].values())
     assert outcome["classes"].keys() == set(CLASSES)
     assert {"decision", "difference", "low", "high", "test_images"} <= outcome["classes"]["burnt"].keys()

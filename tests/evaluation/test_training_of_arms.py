@@ -34,6 +34,8 @@ POOL = Pool(
     is_accepted=np.array([False] * 4 + [True] * 2 + [False] * 2 + [True] * 8 + [False] * 2),
 )
 
+AUGMENTED = next(arm for arm in BASELINES if arm.augmented)
+
 
 def recipe(**changes):
     usual = {"kind": "network", "classes": ("a", "b", "unseen"), "steps": 25, "batch_size": 8}
@@ -74,7 +76,7 @@ def test_a_network_learns_and_the_same_seed_gives_the_same(kind, architecture):
 def test_a_linear_head_learns_from_embeddings_and_their_changed_copies():
     vectors = np.random.default_rng(0).normal(0, 0.2, (18, 3, 5)).astype(np.float32)
     vectors[:, :, 0] += POOL.labels[:, None] * 2 - 1
-    job = Job("test", BASELINES[1], 0.1, 0)
+    job = Job("test", AUGMENTED, 0.1, 0)
     assert train(recipe(kind="head"), POOL, vectors, vectors[:, :1], job) == POOL.labels.tolist()
 
 
@@ -116,17 +118,35 @@ def test_an_architecture_names_no_place(name):
         EvaluationConfig(architecture=name)
 
 
-def test_real_images_alone_are_drawn_alike_and_balanced_arms_draw_classes_alike():
+@pytest.mark.parametrize(
+    ("baseline", "rarer"), [*zip(BASELINES, (6 / 16, 1 / 2, 1 / 2, 6 / 16), strict=True)]
+)
+def test_real_images_alone_are_drawn_alike_and_generated_ones_as_the_baseline_draws_classes(baseline, rarer):
     plain = draw(Job("test", REAL_ALONE, 0.1, 0), POOL, 6000)
     assert POOL.is_real[plain].all()
     assert np.mean(POOL.labels[plain] == 0) == pytest.approx(4 / 6, abs=0.03)
-    arm = with_generated(REAL_ALONE, "accepted")
+    arm = with_generated(baseline, "accepted")
     members = members_of(Job("test", arm, 0.1, 0, 0.5), POOL)
     assert len(members) == 16  # without the two that were not accepted
     shares = weights(arm, POOL, members, 0.5)
-    assert shares[POOL.labels[members] == 1].sum() == pytest.approx(0.5)
-    assert shares[(POOL.labels[members] == 1) & POOL.is_real[members]].sum() == pytest.approx(0.25)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[POOL.labels[members] == 0].sum() == pytest.approx(rarer)
+    of_other = (POOL.labels[members] == 1) & POOL.is_real[members]
+    assert shares[of_other].sum() == pytest.approx((1 - rarer) / 2)
     assert len(members_of(Job("test", with_generated(REAL_ALONE, "unfiltered"), 0.1, 0, 0.5), POOL)) == 18
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_same_images_once_more_change_no_draw(baseline):
+    """Whatever the baseline does, what the gate compares is then the same training twice."""
+    real = POOL.labels[POOL.is_real]
+    pool = Pool(np.tile(real, 2), np.arange(12) < 6, np.arange(12) >= 6)
+    arm = with_generated(baseline, "accepted")
+    assert (arm.augmented, arm.adjusted) == (baseline.augmented, baseline.adjusted)
+    alone = weights(baseline, pool, np.arange(6), None)
+    for share in (0.3, 0.5, 0.8):
+        both = weights(arm, pool, np.arange(12), share)
+        assert both[:6] + both[6:] == pytest.approx(alone)
 
 
 def test_seeds_have_their_own_draws_and_their_own_part_of_the_real_images():
