@@ -25,12 +25,12 @@ hypothesis.settings.load_profile("balancer")
 
 
 LONG = """
-    whole/test_main_job.py whole/test_faults.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
-    whole/test_head_run.py runs/test_crashes.py cluster/test_ray_job.py cluster/test_ray_access.py
-    whole/test_adapted_run.py evaluation/test_evaluate.py models/test_lora_loading.py
-    runs/test_reproduce.py whole/test_growing_run.py whole/test_layouts.py runs/test_growing.py
-    verification/test_calibrate.py verification/test_heads.py
-    manifest/test_manifest_log_objects.py dataset/test_real_images.py
+    whole/test_main_job.py whole/test_faults.py models/test_families.py cluster/test_ray_job.py
+    evaluation/test_evaluate.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
+    whole/test_growing_run.py whole/test_head_run.py runs/test_crashes.py cluster/test_pool.py
+    whole/test_adapted_run.py verification/test_calibrate.py manifest/test_manifest_log_objects.py
+    manifest/test_compaction.py runs/test_growing.py cluster/test_ray_access.py runs/test_reproduce.py
+    conditioning/test_image_to_image.py models/test_lora_loading.py
 """.split()
 """Files that take longest, and so come first: one that begins last keeps the other processes waiting."""
 
@@ -47,7 +47,8 @@ SLOW = {
     storage/test_objects.py storage/test_runs_in_buckets.py storage/test_storage_contract.py
     text/test_hostile_names.py training/test_embedding.py training/test_snippets.py
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
-    verification/test_calibrate.py verification/test_unjudged.py weights/test_chat_template.py
+    conditioning/test_conditioned_run.py conditioning/test_simulated_run.py dataset/test_real_images.py
+    evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py weights/test_chat_template.py
     weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_family_run.py
     whole/test_fuzz.py whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
     """.split(),
