@@ -48,9 +48,10 @@ SLOW = {
     text/test_hostile_names.py training/test_embedding.py training/test_snippets.py
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
     conditioning/test_conditioned_run.py conditioning/test_simulated_run.py dataset/test_real_images.py
-    evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py weights/test_chat_template.py
-    weights/test_hostile_models.py whole/test_benchmarks.py whole/test_docs.py whole/test_family_run.py
-    whole/test_fuzz.py whole/test_ladder_run.py whole/test_layouts.py whole/test_wheel.py
+    evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py
+    weights/test_chat_template.py weights/test_hostile_models.py whole/test_benchmarks.py
+    whole/test_docs.py whole/test_family_run.py whole/test_fuzz.py whole/test_ladder_run.py
+    whole/test_layouts.py whole/test_wheel.py
     """.split(),
 }
 """Folders and files that `scripts/test --fast` skips: they start Ray, load models or take long."""
