@@ -14,7 +14,6 @@ from balancer.config.schema import Config
 from balancer.errors import ConfigError, UsageError
 from balancer.run_manifest import open_manifest
 from balancer.runs.reproduction import Outcome
-from tests.resident import actors_here
 from tiny_loras import save_lora
 from tiny_pipelines import PIPELINES, save_pipeline
 
@@ -80,8 +79,7 @@ def test_rows_say_which_loras_made_them_and_another_one_is_refused(make_config, 
     lora = save_lora(PIPELINES["SDXL"](), tmp_path / "lora", ("unet", "text_encoder"))
     named = {"model": str(lora), "weight": 0.5}
     config = make_config("SDXL", loras=[named])
-    with actors_here():
-        run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
     manifest = open_manifest(tmp_path / "run")
     sha256 = hashlib.sha256((lora / USUAL_FILE).read_bytes()).hexdigest()
     assert manifest.run.models["LoRA 1"] == {**named, "revision": None, "sha256": sha256}
