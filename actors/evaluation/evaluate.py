@@ -54,7 +54,7 @@ VERSION = 2
 KEPT = ": the trainings that have ended are kept"
 """What an interruption leaves."""
 
-NOTHING_CHECKED = "The actors of this run were simulated: its generated images are noise; it proves nothing."
+ONLY_NOISE = "The actors of this run were simulated: its generated images are noise."
 
 CHANGED_COPIES = 4
 """Of each training image, embedded for the arm with RandAugment."""
@@ -131,7 +131,7 @@ def evaluate(
     decisions = [each.decision for each in other_outcomes(storage, key, images)]
     lines = (
         gathered.no_unfiltered,
-        NOTHING_CHECKED if manifest.run.simulated else "",
+        ONLY_NOISE if manifest.run.simulated else "",
         repeated_sentence([*decisions, outcome["decision"]]),
     )
     outcome["notes"] += [line for line in lines if line]
