@@ -16,7 +16,6 @@ embedded verifier, which has a part in what is accepted, but not in KID, which i
 from __future__ import annotations
 
 import csv
-import gzip
 import itertools
 import json
 import tempfile
@@ -53,9 +52,9 @@ from balancer.scheduling.schedule import in_batches
 from balancer.verification.typicality import from_bytes
 from balancer.verification.verdict import criteria_for, judge
 from benchmarking.record import RESULTS, keep_option, save
+from measure_heads import FASHION, read_fashion
 
 DEMO = RESULTS.parent / "configs" / "demo.yaml"
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 SIDE = 128
 PER_CLASS = 16
 SEED = 2**46
@@ -145,10 +144,10 @@ def _graded(picture: Picture) -> Picture:
 
 def _clothes(folder: Path, source: Path, test_images: int, steps: int) -> Shifted:
     names = [*CLOTHES]
-    pictures, labels = _read_fashion(source, "train")
+    pictures, labels = read_fashion(source, "train")
     chosen = np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in range(len(names))])
     training = [(_enlarged(pictures[row]), {"class": names[labels[row]]}) for row in chosen]
-    test = [_enlarged(picture) for picture in _read_fashion(source, "t10k")[0][:test_images]]
+    test = [_enlarged(picture) for picture in read_fashion(source, "t10k")[0][:test_images]]
     document = yaml.safe_load(DEMO.read_text())
     document |= {
         "name": "clothes",
@@ -162,16 +161,8 @@ def _clothes(folder: Path, source: Path, test_images: int, steps: int) -> Shifte
     return Shifted(_written(folder, training, document, steps), np.stack(test))
 
 
-def _read_fashion(folder: Path, part: str) -> tuple[Picture, NDArray[np.intp]]:
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
-        grey = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
-        return grey, np.frombuffer(file.read(), np.uint8, offset=8).astype(np.intp)
-
-
-def _enlarged(grey: Picture) -> Picture:
-    image = Image.fromarray(grey).convert("RGB")
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+def _enlarged(picture: Picture) -> Picture:
+    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def _written(

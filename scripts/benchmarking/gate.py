@@ -20,7 +20,6 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from scipy.stats import binomtest
 
 from actors.evaluation import evaluate
@@ -95,7 +94,6 @@ def command(folder: Path, repetitions: int, work: Path) -> None:
     images = fashion(folder, work)
     recipe = recipe_of(settings, images.classes, None)
     prepare(recipe)
-    torch.set_num_threads(1)
     results = measure(images, settings, recipe, repetitions, work, lambda line: click.echo(line, err=True))
     save(
         "gate",
