@@ -201,3 +201,12 @@ def here(ray_session: None) -> Iterator[None]:
 
     with actors_here():
         yield
+
+
+@pytest.fixture(scope="module")
+def all_here(ray_session: None) -> Iterator[None]:
+    """As `here`, for all tests of a file and what they share: models are loaded once."""
+    from tests.resident import actors_here
+
+    with actors_here():
+        yield

@@ -18,12 +18,15 @@ from balancer.runs.rejudge import rejudge
 from balancer.runs.reproduction import Outcome
 from balancer.storage import open_storage
 from balancer.training.images import Decoder
-from tests.resident import actors_here
 
 # The schedulers of diffusers 0.42 pass tensors to numpy the way of numpy 1.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers\.schedulers"
-)
+pytestmark = [
+    pytest.mark.usefixtures("all_here"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:"
+        r"DeprecationWarning:diffusers\.schedulers"
+    ),
+]
 
 SETTINGS = (
     "generation.conditioning=image",
@@ -37,13 +40,6 @@ SETTINGS = (
     "verification.heads=never",
     "output.commit_seconds=0.01",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _actors_here(ray_session):
-    """The models are what these tests are about, not the processes that hold them."""
-    with actors_here():
-        yield
 
 
 def make(project: Path, out: Path, *settings: str, **options: Any) -> list[str]:

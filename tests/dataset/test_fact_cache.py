@@ -23,7 +23,6 @@ from balancer.dataset.decoding import decoders, fact_cache, file_keys
 from balancer.dataset.decoding.image_info import DecodeLimits, answer, parse_answer
 from balancer.images import NAMES_OF_FORMATS
 from balancer.storage.cache import private_folder
-from tests.dataset.here import read_here
 
 LIMITS = DecodeLimits(1_000_000, 1_000_000)
 
@@ -31,7 +30,6 @@ LIMITS = DecodeLimits(1_000_000, 1_000_000)
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
     """Files count as settled at once: tests wait for the clock's tick instead."""
-    read_here(monkeypatch)
     monkeypatch.setenv("BALANCER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(file_keys, "SETTLED_NS", 0)
 

@@ -15,13 +15,11 @@ from balancer.dataset.decoding.addresses import object_uri, uri_in_path
 from balancer.errors import BalancerError, DatasetError
 from balancer.images import UnreadableImage, read_bytes
 from balancer.storage import open_storage
-from tests.dataset.here import read_here
 from tests.whole.test_layouts import picture, put
 
 
 @pytest.fixture
-def bucket(proxy, monkeypatch):
-    read_here(monkeypatch)
+def bucket(proxy):
     return open_storage(f"s3://bucket/images/{uuid.uuid4().hex}", create=False)
 
 
@@ -69,7 +67,6 @@ def test_a_key_that_no_store_takes_is_one_unreadable_image(bucket, tmp_path, key
 
 
 def test_a_folder_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch):
-    read_here(monkeypatch)
     monkeypatch.setattr(
         "balancer.dataset.decoding.object_images.look_at_object", lambda uri: pytest.fail("asked a bucket")
     )

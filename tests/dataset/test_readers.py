@@ -42,13 +42,7 @@ from balancer.manifest.rows import RunFacts
 from balancer.runs.import_real import commit_real_images
 from balancer.storage import open_storage
 from balancer.verification.verdict import ImageFlags, Measurement
-from tests.dataset.here import read_here
 from tests.manifest_samples import start
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_here(monkeypatch)
 
 
 def picture(seed: int = 0, form: str = "PNG") -> bytes:

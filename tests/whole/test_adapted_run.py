@@ -25,11 +25,14 @@ from balancer.errors import UsageError, WeightsError
 from balancer.manifest.runfile import read_run
 from balancer.runs.reproduction import Outcome
 from balancer.storage import open_storage
-from tests.resident import actors_here
 
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers\.schedulers"
-)
+pytestmark = [
+    pytest.mark.usefixtures("all_here"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:"
+        r"DeprecationWarning:diffusers\.schedulers"
+    ),
+]
 
 SETTINGS = (
     "dataset.holdout=null",
@@ -43,13 +46,6 @@ SETTINGS = (
     "verification.typicality=never",
     "verification.heads=never",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _actors_here(ray_session):
-    """But for the training that is killed: the models are what these tests are about."""
-    with actors_here():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from actors.run import run
 from balancer import open_manifest
 from balancer.config.load import load_config
 from balancer.dataset.audit import find_dataset
-from tests.resident import actors_here
+
+pytestmark = pytest.mark.usefixtures("all_here")
 
 EMBEDDED = Path("balancer/embedded/generator")
 
@@ -36,13 +37,6 @@ def make_rows(project, out, *overrides, limit=SLOTS):
     table = open_manifest(out).to_table(status="all", filter="source = 'synthetic'")
     assert table.num_rows == limit or limit is None
     return {row["id"]: row for row in table.to_pylist()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _actors_here(ray_session):
-    """The models are what these tests are about, not the processes that hold them."""
-    with actors_here():
-        yield
 
 
 @pytest.fixture

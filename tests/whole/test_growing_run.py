@@ -18,20 +18,14 @@ from balancer.manifest.status import read_status
 from balancer.planning.plan import Plan
 from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
-from tests.resident import actors_here
 from tests.whole import test_run
+
+pytestmark = pytest.mark.usefixtures("all_here")
 
 dataset, make_config = test_run.dataset, test_run.make_config  # fixtures
 
 KEPT = {"basic": 3, "burnt": 2}
 """Real images at first; the others come in later."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _actors_here(ray_session):
-    """What a run keeps when it grows is what these tests are about, not the processes of its actors."""
-    with actors_here():
-        yield
 
 
 @pytest.fixture

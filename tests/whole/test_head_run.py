@@ -25,8 +25,9 @@ from balancer.manifest.runfile import load_heads, load_typicality, read_run
 from balancer.runs.rejudge import apply
 from balancer.storage import open_storage
 from balancer.verification.verdict import ImageFlags
-from tests.resident import actors_here
 from tests.tiny_models import save_image_encoder
+
+pytestmark = pytest.mark.usefixtures("all_here")
 
 WANTED = 12
 LABELLED = 56
@@ -49,13 +50,6 @@ RIGHT = {"basic": ["a plain cheese pizza"], "burnt": ["a burnt pizza"]}
 
 def make_config(project, *overrides):
     return load_config(project / "configs/demo.yaml", [*NONSENSE, *overrides])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _actors_here(ray_session):
-    """The models are what these tests are about, not the processes that hold them."""
-    with actors_here():
-        yield
 
 
 @pytest.fixture(scope="module")
