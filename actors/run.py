@@ -56,6 +56,7 @@ from balancer.dataset.near_duplicates import COMPARED, NearDuplicateIndex, known
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
 from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, UsageError
+from balancer.evaluation.targets import with_recommended_targets
 from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import head_path, typicality_path
 from balancer.manifest.log.closing import closing_on_error
@@ -246,6 +247,7 @@ def _run(
     change_workers: Callable[[Workers], Workers],
 ) -> RunResult:
     allow_config_change, confirmed = permitted
+    config = with_recommended_targets(config, reporter.note)
     refuse_without_image_to_image(config)
     models = describe_models(config)  # before the dataset is read, which can take long
     begun = find_begun(out)

@@ -63,8 +63,9 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
     from balancer.dataset.splits import assign_splits, select_training
+    from balancer.evaluation.targets import with_recommended_targets
 
-    loaded = _loaded(config)
+    loaded = with_recommended_targets(_loaded(config))
     found = audit_dataset(loaded)
     for line in found.warnings:
         warnings.warn(line, stacklevel=2)

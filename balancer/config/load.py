@@ -149,7 +149,12 @@ def _blame_override(
     return replace(problem, place=f"{OVERRIDE}{override}")
 
 
-LOCAL_PATHS = (("dataset", "path"), ("dataset", "holdout"), ("verification", "calibration"))
+LOCAL_PATHS = (
+    ("dataset", "path"),
+    ("dataset", "holdout"),
+    ("target", "evaluation"),
+    ("verification", "calibration"),
+)
 """Settings that are local paths."""
 
 

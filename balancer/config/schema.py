@@ -285,7 +285,7 @@ class TargetConfig(_Section):
     for all classes, and `classes` for single ones. Real images in a validation or test split
     (`dataset.splits`) do not count.
 
-    The two rules scale the largest class to its real images; `n` are the real images of a class (a class
+    Two rules scale the largest class to its real images; `n` are the real images of a class (a class
     without any counts as having one), `m` those of the largest. Targets are rounded up, never below the real
     images, and never lower than those of a smaller class.
 
@@ -305,6 +305,9 @@ class TargetConfig(_Section):
     | 100 | 224 | 101 | 157 | 414 | 491 |
     | 250 | 354 | 250 | 271 | 445 | 494 |
     | 500 | 500 | 500 | 500 | 500 | 500 |
+
+    The third, `recommended`, follows `balancer evaluate`: classes have the targets of the evaluated run, but
+    those whose generated images it leaves out keep their real images and get no others.
     """
 
     per_class: int | None = Field(default=None, gt=0, le=10_000_000)
@@ -317,12 +320,16 @@ class TargetConfig(_Section):
     """Images of all classes together. Classes are raised to one level; a class with more real images keeps
     them."""
 
-    rule: Literal["effective_number", "sqrt"] | None = None
-    """A published rule that gives smaller classes smaller targets, as above."""
+    rule: Literal["effective_number", "sqrt", "recommended"] | None = None
+    """A published rule that gives smaller classes smaller targets, or what an evaluation recommends, as
+    above."""
 
     beta: float | None = Field(default=None, ge=0, lt=1)
     """Only with `rule: effective_number`, which needs it: how fully classes are balanced. Usual are 0.99,
     0.999 and 0.9999."""
+
+    evaluation: str | None = None
+    """Only with `rule: recommended`, which needs it: the folder or bucket of an evaluated run."""
 
     classes: dict[Name, Annotated[int, Field(gt=0, le=10_000_000)] | Literal["keep"]] = Field(default={})
     """Targets of single classes, instead of the common one: `{cat: 80, dog: keep}`. With `keep` a class keeps
@@ -356,6 +363,14 @@ class TargetConfig(_Section):
             raise ValueError("rule: effective_number needs beta, such as 0.999")
         if self.rule != "effective_number" and self.beta is not None:
             raise ValueError("beta has no effect without rule: effective_number")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_of_its_rule(self) -> Self:
+        if self.rule == "recommended" and self.evaluation is None:
+            raise ValueError("rule: recommended needs evaluation, the folder or bucket of an evaluated run")
+        if self.rule != "recommended" and self.evaluation is not None:
+            raise ValueError("evaluation has no effect without rule: recommended")
         return self
 
 

@@ -378,9 +378,17 @@ def test_a_target_is_given_once():
             '.classes.basic: should be a whole number or `keep`, not "kep", did you mean `keep`?',
         ),
         ("{per_class: 9, classes: {basic: 0}}", ".classes.basic: should be more than 0 or `keep`, not 0"),
-        ("{rule: sqr}", '.rule: should be `effective_number` or `sqrt`, not "sqr", did you mean `sqrt`?'),
+        (
+            "{rule: sqr}",
+            '.rule: should be `effective_number`, `sqrt` or `recommended`, not "sqr", did you mean `sqrt`?',
+        ),
         ("{rule: effective_number}", ": rule: effective_number needs beta, such as 0.999"),
         ("{rule: sqrt, beta: 0.9}", ": beta has no effect without rule: effective_number"),
+        (
+            "{rule: recommended}",
+            ": rule: recommended needs evaluation, the folder or bucket of an evaluated run",
+        ),
+        ("{per_class: 9, evaluation: x}", ": evaluation has no effect without rule: recommended"),
     ],
 )
 def test_a_faulty_target_is_explained(target: str, problem: str):

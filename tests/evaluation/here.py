@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from balancer import open_manifest
 from balancer.config.schema import Config
+from balancer.evaluation.files import write_outcome
+from balancer.evaluation.staleness import hash_images
 from balancer.images import perceptual_hash, pixel_sha256
+from balancer.manifest.query.rows import open_rows
 from balancer.storage import open_storage
 from tests.manifest_samples import CONFIG, real, rejected, row, start
 
@@ -118,3 +122,33 @@ def with_file(folder, each, pixels):
 
 def rejected_row(name, number):
     return rejected(slot_of(name, number), split="train")
+
+
+ESTIMATE = {"mean": 0.1, "low": 0.05, "high": 0.15}
+
+
+def outcome(decision="add", classes=("burnt",)):
+    return {
+        "fingerprint": "a" * 64,
+        "run_images": "b" * 64,
+        "decision": decision,
+        "sentence": "Add the generated images.",
+        "margin": 0.02,
+        "metric": "balanced_accuracy",
+        "seeds": 5,
+        "arms": {"real": ESTIMATE, "accepted": ESTIMATE},
+        "difference": ESTIMATE,
+        "baseline": "real",
+        "classes": {
+            "basic": {"decision": "help", "difference": 0.1, "low": 0.05, "high": 0.15, "test_images": 40},
+            "burnt": {"decision": "cannot_tell", "test_images": 2},
+        },
+        "recommended": {"real_share": 0.8, "classes": list(classes)},
+    }
+
+
+def evaluated(run, **changes):
+    manifest = open_manifest(run)
+    images = hash_images(open_rows(open_storage(run, create=False)))
+    write_outcome(open_storage(run, create=False), outcome(**changes) | {"run_images": images})
+    return manifest

@@ -29,10 +29,9 @@ from balancer.evaluation.staleness import staleness
 from balancer.manifest.query.rows import open_rows
 from balancer.report import render_report
 from balancer.storage import open_storage
-from tests.evaluation.here import CLASSES, Made, Trainers, make_run, settings
+from tests.evaluation.here import CLASSES, ESTIMATE, Made, Trainers, make_run, settings
+from tests.evaluation.here import outcome as an_outcome
 from tests.manifest_samples import CONFIG
-from tests.training.test_recommended import ESTIMATE
-from tests.training.test_recommended import outcome as an_outcome
 
 MADE = Made(train=9, validation=4, test=12, accepted=12, clear={"real": 0.35, "accepted": 0.8})
 SETTINGS = {"steps": 12, "seeds": 5, "image_size": 16, "batch_size": 16, "real_shares": [0.3, 0.6]}

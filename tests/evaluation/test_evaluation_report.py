@@ -9,8 +9,7 @@ from balancer.manifest.query.rows import open_rows
 from balancer.report import render_report
 from balancer.report.evaluation import MARGIN, WIDTH, read_evaluation
 from balancer.storage import open_storage
-from tests.evaluation.here import Made, make_run
-from tests.training.test_recommended import outcome
+from tests.evaluation.here import Made, make_run, outcome
 
 
 @pytest.fixture

@@ -7,44 +7,13 @@ import pytest
 from balancer import export_run, open_manifest
 from balancer.errors import UsageError
 from balancer.evaluation.files import write_outcome
-from balancer.evaluation.staleness import hash_images
-from balancer.manifest.query.rows import open_rows
 from balancer.storage import open_storage
-from tests.evaluation.here import Made, make_run
-
-ESTIMATE = {"mean": 0.1, "low": 0.05, "high": 0.15}
-
-
-def outcome(decision="add", classes=("burnt",)):
-    return {
-        "fingerprint": "a" * 64,
-        "run_images": "b" * 64,
-        "decision": decision,
-        "sentence": "Add the generated images.",
-        "margin": 0.02,
-        "metric": "balanced_accuracy",
-        "seeds": 5,
-        "arms": {"real": ESTIMATE, "accepted": ESTIMATE},
-        "difference": ESTIMATE,
-        "baseline": "real",
-        "classes": {
-            "basic": {"decision": "help", "difference": 0.1, "low": 0.05, "high": 0.15, "test_images": 40},
-            "burnt": {"decision": "cannot_tell", "test_images": 2},
-        },
-        "recommended": {"real_share": 0.8, "classes": list(classes)},
-    }
+from tests.evaluation.here import Made, evaluated, make_run, outcome
 
 
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "run", Made(train=2, validation=2, test=2, accepted=6))
-
-
-def evaluated(run, **changes):
-    manifest = open_manifest(run)
-    images = hash_images(open_rows(open_storage(run, create=False)))
-    write_outcome(open_storage(run, create=False), outcome(**changes) | {"run_images": images})
-    return manifest
 
 
 def counts(dataset):

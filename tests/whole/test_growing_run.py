@@ -18,6 +18,7 @@ from balancer.manifest.status import read_status
 from balancer.planning.plan import Plan
 from balancer.runs.rejudge import rejudge
 from balancer.storage import open_storage
+from tests.evaluation.here import evaluated
 from tests.whole import test_run
 
 pytestmark = pytest.mark.usefixtures("all_here")
@@ -193,3 +194,21 @@ def test_a_start_that_comes_second_leaves_the_run_as_the_first_one_ended_it(
     with pytest.raises(UsageError, match="another command changed the rules"):
         run(lowered, tmp_path / "run", confirmed=True)
     assert read_status(open_storage(tmp_path / "run", create=False), utc_now())["state"] == "complete"
+
+
+def test_a_run_leaves_out_what_its_own_evaluation_advises_against(make_config, tmp_path):
+    out = tmp_path / "run"
+    run(make_config(actors={"kind": "simulated"}), out)
+    before = Counter(class_of(each) for each in read_ids(out))
+    harmed = min(before)
+    evaluated(out, classes=(harmed,))
+    asked = {"per_class": None, "rule": "recommended", "evaluation": str(out)}
+    config = make_config(actors={"kind": "simulated"}, target=asked)
+    for confirmed in (True, False):  # the second start changes nothing
+        assert run(config, out, confirmed=confirmed).state == "complete"
+        after = Counter(class_of(each) for each in read_ids(out))
+        assert after == {name: count for name, count in before.items() if name != harmed}
+
+
+def class_of(slot):
+    return slot.split("/")[0]

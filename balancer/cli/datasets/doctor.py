@@ -282,8 +282,10 @@ def _contents(audit: Audit, config: Config) -> str:
 def _plan(audit: Audit, config: Config) -> Plan:
     from balancer.dataset.audit import credited_facets, match_classes
     from balancer.dataset.splits import assign_splits, select_training
+    from balancer.evaluation.targets import with_recommended_targets
     from balancer.planning.plan import make_plan
 
+    config = with_recommended_targets(config)
     training = select_training(audit, assign_splits(audit, config))
     return make_plan(config, match_classes(training, config), credited_facets(training, config))
 

@@ -62,10 +62,11 @@ def command(
     from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
     from balancer.dataset.location import refuse_shared_holdout
     from balancer.dataset.splits import assign_splits, describe_kept_apart, select_training
+    from balancer.evaluation.targets import with_recommended_targets
     from balancer.planning.plan import estimate, held_back, make_plan
     from balancer.verification.calibration import read_configured
 
-    loaded = load_config(config, overrides)
+    loaded = with_recommended_targets(load_config(config, overrides), console.note)
     refuse_shared_holdout(loaded)
     read_configured(loaded)
     _refuse_models(loaded)
