@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from balancer.verification.calibration import (
     PRIOR_SPREAD,
@@ -158,7 +159,12 @@ def fit_head(
     ValueError if `no_head` gives a reason.
     """
     every = _labelled(features, labels, groups, zero_shot, values, min_examples)
-    words, judged, folds = np.empty_like(zero_shot), np.empty_like(zero_shot), every.folds()
+    with threadpool_limits(limits=1):  # matrices are small: more threads wait for each other, for minutes
+        return _fit_and_prove(every)
+
+
+def _fit_and_prove(every: _Labelled) -> FittedHead:
+    words, judged, folds = np.empty_like(every.words), np.empty_like(every.words), every.folds()
     for fold in np.unique(folds):
         head, left_out = _fit(every.take(folds != fold)), every.take(folds == fold)
         words[folds == fold] = log_softmax(left_out.words / head.words_temperature)
