@@ -169,7 +169,7 @@ class Manifest:
 
     def sampler(
         self,
-        by: Sequence[str] = ("class",),
+        by: Sequence[str] | None = None,
         real_weight: float | None = None,
         *,
         real_share: float | None = None,
@@ -180,16 +180,19 @@ class Manifest:
         recommended: bool = False,
     ) -> ImageSampler:
         """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
-        replacement, each combination of values of `by` equally often. Within one, `real_share` of the draws
-        (by default half, or more if more of its images are real) go to real images; with `real_weight`, a
-        real image is drawn that many times as often as a generated one. `recommended`, which `to_torch` takes
-        as well, has the share that `balancer evaluate` found best. `exposures()` count the draws. `seed`
-        repeats them; by default they follow torch's generator.
+        replacement, each combination of values of `by` (by default each class) equally often. Within one,
+        `real_share` of the draws (by default half, or more if more of its images are real) go to real images;
+        with `real_weight`, a real image is drawn that many times as often as a generated one. `recommended`,
+        which `to_torch` takes as well, has the share that `balancer evaluate` found best, and without `by`
+        draws classes as the arm that it tested. `exposures()` count the draws. `seed` repeats them; by
+        default they follow torch's generator.
         """
         from balancer.training.torch_dataset import make_sampler
 
         choice = Choice(split, filter, allow_synthetic_eval, recommended)
-        return make_sampler(self.rows, choice, as_list(by), seed, real_share, real_weight)
+        return make_sampler(
+            self.rows, choice, None if by is None else as_list(by), seed, real_share, real_weight
+        )
 
     def to_hf(
         self,

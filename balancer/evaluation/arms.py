@@ -122,12 +122,7 @@ def weights(arm: Arm, pool: Pool, members: NDArray[np.intp], real_share: float |
         return np.full(len(members), 1 / len(members))
     labels, sources = pool.labels[members], np.where(pool.is_real[members], REAL, SYNTHETIC)
     rows = pa.table({"class": labels, "source": sources.tolist()})
-    shares = sample_weights(rows, ["class"], real_share=real_share)
-    if arm.balanced:
-        return shares
-    counts = np.bincount(labels)
-    frequent: NDArray[np.float64] = shares * counts[labels] * np.count_nonzero(counts) / len(members)
-    return frequent
+    return sample_weights(rows, ["class"], real_share=real_share, by_size=not arm.balanced)
 
 
 def members_of(job: Job, pool: Pool) -> NDArray[np.intp]:

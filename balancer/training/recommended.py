@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import UsageError
+from balancer.evaluation.arms import BASELINES
 from balancer.evaluation.files import Outcome, read_outcome
 from balancer.evaluation.staleness import staleness
 from balancer.manifest.rows import REAL
@@ -37,6 +38,11 @@ def read_recommended(manifest: ManifestRows) -> Outcome:
             stacklevel=5,
         )
     return outcome
+
+
+def draws_by_size(outcome: Outcome) -> bool:
+    """Whether the arm with generated images, as it was tested, drew classes as often as they have images."""
+    return any(arm.name == outcome.baseline and not arm.balanced for arm in BASELINES)
 
 
 def without_harmful(rows: pa.Table, outcome: Outcome) -> pa.Table:

@@ -28,10 +28,15 @@ LOW_SHARE = 0.1
 
 
 def sample_weights(
-    rows: pa.Table, by: Sequence[str], *, real_share: float | None = None, real_weight: float | None = None
+    rows: pa.Table,
+    by: Sequence[str],
+    *,
+    real_share: float | None = None,
+    real_weight: float | None = None,
+    by_size: bool = False,
 ) -> NDArray[np.float64]:
     """One weight a row; they sum to 1. Each combination of values of `by` that occurs has the same weight in
-    all.
+    all, or with `by_size` one that grows with its images.
 
     Within one that has real and generated images, real ones have `real_share` of the weight (by default
     REAL_SHARE), or their share of the images if that is more. With `real_weight` instead, a real image has
@@ -50,7 +55,9 @@ def sample_weights(
         raise UsageError("no image would ever be drawn", hint="give a real_weight above 0")
     drawn = totals[groups] > 0
     shares = np.divide(weights, totals[groups], out=np.zeros(len(weights)), where=drawn)
-    return shares / np.count_nonzero(totals)
+    number = np.count_nonzero(totals)
+    equal: NDArray[np.float64] = shares / number
+    return equal * np.bincount(groups)[groups] * number / drawn.sum() if by_size else equal
 
 
 def _check(real_share: float | None, real_weight: float | None) -> None:

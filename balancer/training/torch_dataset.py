@@ -18,7 +18,7 @@ from balancer.errors import UsageError
 from balancer.manifest.rows import REAL, SYNTHETIC
 from balancer.training.images import Decoder, check_size, fitted
 from balancer.training.labels import Labels
-from balancer.training.recommended import read_recommended
+from balancer.training.recommended import draws_by_size, read_recommended
 from balancer.training.sampling import exposures, rarely_seen, sample_weights
 from balancer.training.selection import select, warn_of_left_out
 
@@ -112,22 +112,25 @@ def make_dataset(
 def make_sampler(
     manifest: ManifestRows,
     choice: Choice,
-    by: Sequence[str],
+    by: Sequence[str] | None,
     seed: int | None,
     real_share: float | None = None,
     real_weight: float | None = None,
 ) -> ImageSampler:
     import torch
 
+    by_size = False
     if choice.recommended:
         if real_share is not None or real_weight is not None:
             raise UsageError(
                 "recommended=True says how often real images are drawn, as do real_share and real_weight",
                 hint="give one",
             )
-        real_share = read_recommended(manifest).recommended.real_share
+        outcome = read_recommended(manifest)
+        real_share, by_size = outcome.recommended.real_share, by is None and draws_by_size(outcome)
+    by = [CLASS_PROPERTY] if by is None else by
     rows = select(manifest, [CLASS_PROPERTY, *by], choice).rows
-    weights = sample_weights(rows, by, real_share=real_share, real_weight=real_weight)
+    weights = sample_weights(rows, by, real_share=real_share, real_weight=real_weight, by_size=by_size)
     shown = exposures(rows, weights, len(weights))
     for name, share in rarely_seen(shown).items():
         warnings.warn(

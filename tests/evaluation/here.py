@@ -127,7 +127,7 @@ def rejected_row(name, number):
 ESTIMATE = {"mean": 0.1, "low": 0.05, "high": 0.15}
 
 
-def outcome(decision="add", classes=("burnt",)):
+def outcome(decision="add", classes=("burnt",), baseline="real_balanced"):
     return {
         "fingerprint": "a" * 64,
         "run_images": "b" * 64,
@@ -138,7 +138,7 @@ def outcome(decision="add", classes=("burnt",)):
         "seeds": 5,
         "arms": {"real": ESTIMATE, "accepted": ESTIMATE},
         "difference": ESTIMATE,
-        "baseline": "real",
+        "baseline": baseline,
         "classes": {
             "basic": {"decision": "help", "difference": 0.1, "low": 0.05, "high": 0.15, "test_images": 40},
             "burnt": {"decision": "cannot_tell", "test_images": 2},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from balancer import export_run, open_manifest
@@ -32,6 +34,23 @@ def test_the_sampler_draws_real_images_as_often_as_recommended(run):
     assert len(sampler) == len(open_manifest(run).to_torch(recommended=True))
     assert rows["basic", "real"] == pytest.approx(4 * rows["basic", "synthetic"])
     assert ("burnt", "synthetic") not in rows
+
+
+@pytest.mark.parametrize(
+    ("baseline", "by", "draws"),
+    [
+        ("real_balanced", None, {"basic": 5, "burnt": 5}),
+        ("real", None, {"basic": 8, "burnt": 2}),
+        ("real_logit_adjusted", None, {"basic": 8, "burnt": 2}),
+        ("real_logit_adjusted", ["class"], {"basic": 5, "burnt": 5}),
+    ],
+)
+def test_classes_are_drawn_as_the_tested_arm_drew_them_unless_asked_otherwise(run, baseline, by, draws):
+    sampler = evaluated(run, baseline=baseline).sampler(by, recommended=True)
+    drawn = Counter()
+    for each in sampler.exposures().to_pylist():
+        drawn[each["class"]] += each["draws"]
+    assert dict(drawn) == pytest.approx(draws)
 
 
 def test_two_shares_at_once_are_refused(run):

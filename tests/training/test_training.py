@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -257,7 +258,7 @@ def table_of(*counts: tuple[str, int, int]) -> pa.Table:
     )
 
 
-def shares_of(rows: pa.Table, **asked: float) -> dict[str, float]:
+def shares_of(rows: pa.Table, **asked: Any) -> dict[str, float]:
     """The part of each class's draws that is real."""
     shown = exposures(rows, sample_weights(rows, ["class"], **asked), rows.num_rows).to_pylist()
     draws = {(row["class"], row["source"]): row["draws"] for row in shown}
