@@ -32,7 +32,7 @@ SIDE = 64
 """Of a picture in pixels: the smallest that a run makes."""
 
 BATCH = 32
-AUTOENCODER_STEPS, DENOISER_STEPS = 700, 2_000
+AUTOENCODER_STEPS, DENOISER_STEPS = 400, 1_500
 CHANNELS = 32, 64, 96
 AUTOENCODER_RATE, DENOISER_RATE = 2e-3, 1e-3
 CPU = torch.device("cpu")

@@ -12,7 +12,6 @@ Pipelines, runs and figures are kept in the work folder: the same command goes o
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +128,6 @@ def repeat(clothes: Clothes, repetition: int, name: str, work: Path) -> Result:
 
 
 def _measure(experiment: Experiment, name: str) -> Result:
-    began = time.process_time()
     model = _pipeline(experiment, name)
     config = load_config(_write_config(experiment, model, name))
     out = experiment.work / name
@@ -142,7 +140,6 @@ def _measure(experiment: Experiment, name: str) -> Result:
     added = Added(experiment.clothes.encoder.embed(small, CHANGED_COPIES, 0), labels)
     outcome = evaluate(out)
     return {
-        "cpu_s": round(time.process_time() - began),
         "state": result.state,
         "wanted": result.wanted,
         "accepted": result.accepted,
