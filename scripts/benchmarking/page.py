@@ -18,6 +18,9 @@ PAGES = {
 }
 """Each has its template beside this file."""
 
+UNMEASURED = ("gate", "gate_product", "sdxl")
+"""Results that may be missing."""
+
 
 @click.command("page")
 def command() -> None:
@@ -42,5 +45,5 @@ def page(name: str) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["multiple"] = _multiple
-    text = environment.get_template(f"{name}.md.j2").render({"gate": None, "sdxl": None} | results)
+    text = environment.get_template(f"{name}.md.j2").render(dict.fromkeys(UNMEASURED) | results)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -48,7 +48,7 @@ def train_autoencoder(renders: Renders, work: Path, loop: Loop) -> AutoencoderTi
         )
 
     def loss_at(step: int) -> torch.Tensor:
-        return _loss(model, _crops(renders, step, loop.device))
+        return reconstruction_loss(model, _crops(renders, step, loop.device))
 
     loop.run("autoencoder", done, optimizer, LEARNING_RATE, loss_at, save)
     return model.eval().requires_grad_(False)
@@ -79,7 +79,7 @@ def _crops(renders: Renders, step: int, device: torch.device) -> torch.Tensor:
     return crops.contiguous(memory_format=torch.channels_last)
 
 
-def _loss(model: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(model: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
     latents = model.encode(pictures).latents
     decoded = model.decode(latents).sample
     error = decoded - pictures

@@ -39,16 +39,22 @@ NOISE_SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
 }
-# How the pipeline states size and crop to the UNet: the whole picture, uncropped.
-TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
 
 
 class Denoiser(nn.Module):
-    """The trained part of the pipeline, called as `StableDiffusionXLPipeline` calls it."""
+    """The trained part of the pipeline, called as `StableDiffusionXLPipeline` calls it. `size` is the side of
+    a picture in pixels; the text encoders know the words of `vocabulary`."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        size: int = SIZE,
+        vocabulary: tuple[str, ...] = captions.vocabulary(),
+        channels: tuple[int, int, int] = (48, 96, 128),
+    ) -> None:
         super().__init__()
-        tokenizer = build_tokenizer(captions.vocabulary())
+        tokenizer = build_tokenizer(vocabulary)
+        # How the pipeline states size and crop to the UNet: the whole picture, uncropped.
+        self.time_ids = (size, size, 0, 0, size, size)
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
@@ -64,10 +70,10 @@ class Denoiser(nn.Module):
         self.text_encoder = CLIPTextModel(text)
         self.text_encoder_2 = CLIPTextModelWithProjection(text)
         self.unet = UNet2DConditionModel(
-            sample_size=SIZE // 8,
+            sample_size=size // 8,
             in_channels=LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
-            block_out_channels=(48, 96, 128),
+            block_out_channels=channels,
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -77,14 +83,14 @@ class Denoiser(nn.Module):
             norm_num_groups=8,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=TEXT_WIDTH + 8 * len(TIME_IDS),
+            projection_class_embeddings_input_dim=TEXT_WIDTH + 8 * len(self.time_ids),
         )
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         first = self.text_encoder(tokens, output_hidden_states=True)
         second = self.text_encoder_2(tokens, output_hidden_states=True)
         words = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        time_ids = torch.tensor([TIME_IDS], dtype=latents.dtype, device=latents.device)
+        time_ids = torch.tensor([self.time_ids], dtype=latents.dtype, device=latents.device)
         added = {
             "text_embeds": second.text_embeds,
             "time_ids": time_ids.expand(len(latents), -1),
@@ -134,7 +140,7 @@ def train_generator(
 
     def average(step: int) -> None:
         if worker() == 0:
-            _update_average(averaged, model, step)
+            update_average(averaged, model, step)
 
     loop.run("generator", done, optimizer, LEARNING_RATE, loss_at, save, average)
 
@@ -156,19 +162,8 @@ class Batches:
         generator = step_generator("generator", draw)
         indices = torch.randint(len(self._latents), (count,), generator=generator)
         clean = self._latents[indices]
-        noise = torch.randn(clean.shape, generator=generator)
-        # One timestep from each of as many even parts: less noise in the loss than free draws.
-        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (spread * self._noise.config.num_train_timesteps).long()
-        noisy = self._noise.add_noise(clean, noise, timesteps)
-        target = self._noise.get_velocity(clean, noise, timesteps)
-        signal = self._noise.alphas_cumprod[timesteps]
-        snr = signal / (1.0 - signal)
-        weight = snr.clamp(max=SNR_CAP) / (snr + 1.0)
         tokens = self._tokens(indices.tolist(), random.Random(draw))
-        prediction = model(noisy.to(self._device), timesteps.to(self._device), tokens.to(self._device))
-        error = F.mse_loss(prediction, target.to(self._device), reduction="none")
-        return (error.mean((1, 2, 3)) * weight.to(self._device)).mean()
+        return denoising_loss(model, self._noise, clean, tokens, generator, self._device)
 
     def _tokens(self, indices: list[int], rng: random.Random) -> torch.Tensor:
         texts = [self._caption(index, rng) for index in indices]
@@ -191,23 +186,51 @@ class Batches:
         )
 
 
+def denoising_loss(
+    model: nn.Module,
+    schedule: DDPMScheduler,
+    clean: torch.Tensor,
+    tokens: torch.Tensor,
+    generator: torch.Generator,
+    device: torch.device,
+) -> torch.Tensor:
+    """Error of the velocity that the model predicts for noised latents, weighted by their share of signal."""
+    noise = torch.randn(clean.shape, generator=generator)
+    # One timestep from each of as many even parts: less noise in the loss than free draws.
+    spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) / len(clean)
+    timesteps = (spread * schedule.config.num_train_timesteps).long()
+    noisy = schedule.add_noise(clean, noise, timesteps)
+    target = schedule.get_velocity(clean, noise, timesteps)
+    signal = schedule.alphas_cumprod[timesteps]
+    snr = signal / (1.0 - signal)
+    weight = snr.clamp(max=SNR_CAP) / (snr + 1.0)
+    prediction = model(noisy.to(device), timesteps.to(device), tokens.to(device))
+    error = F.mse_loss(prediction, target.to(device), reduction="none")
+    return (error.mean((1, 2, 3)) * weight.to(device)).mean()
+
+
 @torch.no_grad()
-def _update_average(averaged: nn.Module, model: nn.Module, step: int) -> None:
+def update_average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     decay = min(EMA_DECAY, 1.0 - 1.0 / (step / 10 + 1))
     kept: list[torch.Tensor] = list(averaged.parameters())
     current: list[torch.Tensor] = list(model.parameters())
     torch._foreach_lerp_(kept, current, 1.0 - decay)
 
 
-def export_pipeline(denoiser: Denoiser, autoencoder: AutoencoderTiny, folder: Path) -> None:
+def export_pipeline(
+    denoiser: Denoiser,
+    autoencoder: AutoencoderTiny,
+    folder: Path,
+    vocabulary: tuple[str, ...] = captions.vocabulary(),
+) -> None:
     """The pipeline in half precision, where `from_pretrained` finds it."""
     parts = copy.deepcopy(denoiser).half()
     pipeline = StableDiffusionXLPipeline(
         vae=copy.deepcopy(autoencoder).half(),
         text_encoder=parts.text_encoder,
         text_encoder_2=parts.text_encoder_2,
-        tokenizer=build_tokenizer(captions.vocabulary()),
-        tokenizer_2=build_tokenizer(captions.vocabulary()),
+        tokenizer=build_tokenizer(vocabulary),
+        tokenizer_2=build_tokenizer(vocabulary),
         unet=parts.unet,
         scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing"),
         # An empty caption was trained, so its embedding means "anything"; zeros would not.

@@ -71,6 +71,7 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
         "families",
         "fleet",
         "gate",
+        "gate_product",
         "ladder",
         "manifest",
         "peers",
