@@ -9,10 +9,13 @@ from typing import Any
 
 import diffusers
 
-from balancer.errors import ConfigError
+from balancer.errors import ConfigError, first_line
 from balancer.text.names import near
+from balancer.text.safetext import printable
 
 SETTING = "generation.scheduler"
+
+_LONGEST_REASON = 300
 
 OWN_NOISE = frozenset({"CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"})
 """They draw noise for a whole batch, without the generators of its images."""
@@ -48,8 +51,9 @@ def exchange(pipeline: Any, choice: SchedulerChoice) -> None:
         )
     try:
         pipeline.scheduler = wanted.from_config(pipeline.scheduler.config, **choice.options)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ConfigError([f"{SETTING}.options: {choice.name} refuses them: {error}"]) from error
+    except Exception as error:  # torch and the schedulers raise any class
+        reason = printable(first_line(error)[:_LONGEST_REASON])
+        raise ConfigError([f"{SETTING}.options: {choice.name} refuses them: {reason}"]) from error
 
 
 def _find(name: str) -> Any:

@@ -101,6 +101,10 @@ _LARGEST_SIZE = 2**26
 _NO_LIMIT_BELOW = 10**29
 """transformers writes 10**30 as `model_max_length` if there is no limit."""
 
+_PADDED = re.compile(r"model_max_length")
+_LONGEST_PADDED = 2**20
+"""Pipelines pad each text of a batch to this length, in Python lists. Published ones have up to 131,072."""
+
 _LISTED = re.compile(r"num_.*|extra_ids|offset")
 _MOST_LISTED = 300_000
 """Labels and tokens that a loader creates one by one in Python, before any tensor: as many as the largest
@@ -194,7 +198,8 @@ def _refuse_key(keys: _Keys, value: Any, name: str, model: str) -> None:
 def _refuse_number(keys: _Keys, value: float, name: str, model: str) -> None:
     if keys[-1] == "model_max_length" and value > _NO_LIMIT_BELOW:
         return
-    for pattern, limit in _LIMITS:
+    limits = _LIMITS if "/" not in name else (*_LIMITS, (_PADDED, _LONGEST_PADDED))
+    for pattern, limit in limits:
         if _matches(pattern, keys[-1]) and not abs(value) <= limit:
             _refuse(f"{name}: {_dotted(keys)} is {value:.4g}; the limit is {limit:,}", model)
     if isinstance(value, int) and abs(value) > _LARGEST_WHOLE and not _matches(_PLAIN, keys[-1]):

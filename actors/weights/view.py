@@ -64,6 +64,8 @@ def read_checked_config(folder: Path, name: str, model: str) -> dict[str, Any]:
         return checked_config(config, name, model)
     except RecursionError as error:
         raise _damaged(name, "nested too deeply", model) from error
+    except OverflowError as error:
+        raise _damaged(name, "it has a number of hundreds of digits", model) from error
 
 
 def _parsed(data: bytes, name: str, model: str) -> dict[str, Any]:

@@ -52,6 +52,9 @@ MAX_FACETS = 500
 MAX_FACETS_OF_CLASS = 30
 """More facets, even with two values each, make too many cells; numpy arrays have at most 64 axes."""
 
+MAX_SCHEDULER_OPTION = 100_000
+"""Size of any number in `generation.scheduler.options`. Schedulers build lists as long as some of them."""
+
 MAX_WAIT_S = 10_000_000
 
 # A name becomes part of ids and, slugged, of file names; "/" separates the parts of an id.
@@ -382,6 +385,14 @@ class SchedulerConfig(_Section):
 
     options: dict[str, bool | int | float | str] = Field(default={})
     """Arguments of that class which replace those of the model, such as `{timestep_spacing: trailing}`."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_usual_size(cls, options: dict[str, bool | int | float | str]) -> Any:
+        for name, value in options.items():
+            if not isinstance(value, str) and not abs(value) <= MAX_SCHEDULER_OPTION:
+                raise ValueError(f"{name[:80]} is over the limit of {MAX_SCHEDULER_OPTION:,}")
+        return options
 
 
 class GenerationConfig(_Section):

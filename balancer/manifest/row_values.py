@@ -39,6 +39,10 @@ FORMS: Mapping[str, tuple[str, str]] = {
 MAX_PATH_BYTES = 4096
 """Of a file name: what Linux opens, and four times as long as a key of S3."""
 
+MAX_NAME_BYTES = 10_000
+"""Of a class or facet value: a fragment has each once, and any number of rows may name it. Those of a config
+have up to 100 characters."""
+
 OF_ALL = names_where(lambda column: column.required == "all")
 OF_CANDIDATES = names_where(lambda column: column.required == "synthetic")
 OF_FILES = names_where(lambda column: column.required == "files")
@@ -103,6 +107,9 @@ def wrong_values(rows: pa.Table, known: Known | None = None) -> Iterator[Wrong]:
         yield from _out_of_range(rows, "generated_at", rows["generated_at"].cast(pa.int64()), YEARS)
     if "file_name" in names:
         yield from _too_long(rows)
+    if long := [name for name in rows.column_names if _longest_in_dictionary(rows[name]) > MAX_NAME_BYTES]:
+        yield POSSIBLE, f"a row has a {long[0]} of more than {MAX_NAME_BYTES:,} bytes"
+        return  # other checks would copy it for every row
     for name in names & FORMS.keys():
         yield from _misshapen(rows, name)
     for name in names & WORDS.keys():
@@ -167,6 +174,14 @@ def _too_long(rows: pa.Table) -> Iterator[Wrong]:
     if (longest := pc.max(lengths).as_py() or 0) > MAX_PATH_BYTES:
         row = _row(rows, pc.equal(lengths, longest))
         yield POSSIBLE, f"{row} has a file_name of {longest:,} bytes, the limit is {MAX_PATH_BYTES:,}"
+
+
+def _longest_in_dictionary(column: pa.ChunkedArray) -> int:
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    return max(
+        (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0
+    )
 
 
 def _misshapen(rows: pa.Table, name: str) -> Iterator[Wrong]:

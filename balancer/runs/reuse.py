@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES = 16
 
+BATCH_PIXELS = 64_000_000
+"""Of all images of a batch, which are in memory at once."""
+
 RECENT = 256
 """Images just taken that are compared one by one, until they join the others."""
 
@@ -243,9 +246,11 @@ def _next_batches(
         for _ in range(min(len(rows), len(slots.get(cell, ())))):
             row = rows.popleft()
             by_size[row["height"], row["width"]].append(_Offer(row, cell))
-    return [
-        part[at : at + BATCH_IMAGES] for part in by_size.values() for at in range(0, len(part), BATCH_IMAGES)
-    ]
+    batches = []
+    for (height, width), part in by_size.items():
+        count = max(1, min(BATCH_IMAGES, BATCH_PIXELS // max(1, height * width)))
+        batches += [part[at : at + count] for at in range(0, len(part), count)]
+    return batches
 
 
 def _arguments(offers: Sequence[_Offer], source: Source, learned: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -257,9 +262,17 @@ def _arguments(offers: Sequence[_Offer], source: Source, learned: tuple[Any, ...
 
 def _pixels(row: Row, source: Source) -> Pixels:
     try:
-        return decode_image(_read(row, source), max_pixels=MAX_PIXELS)
+        pixels = decode_image(_read(row, source), max_pixels=MAX_PIXELS)
     except UnreadableImage as error:
         raise ManifestError(f"{source.storage.uri}: {row['file_name']}: {error.reason}") from error
+    height, width = pixels.shape[:2]
+    if (height, width) != (row["height"], row["width"]):
+        raise ManifestError(
+            f"{source.storage.uri}: {row['file_name']} has {width} x {height} pixels, and its row names"
+            f" {row['width']} x {row['height']}",
+            hint="`balancer fsck` lists everything that is wrong",
+        )
+    return pixels
 
 
 def _read(row: Row, source: Source) -> bytes:

@@ -170,6 +170,22 @@ def test_every_number_of_a_config_has_a_least_and_a_greatest_value():
     assert list(unbounded(Config)) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_train_timesteps", 10**9),
+        ("solver_order", 10**400),
+        ("steps_offset", -(10**8)),
+        ("beta_end", 1e300),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_number_that_no_scheduler_has_is_refused_before_one_is_made(name: str, value: float):
+    scheduler = {"name": "DDIMScheduler", "options": {name: value}}
+    with pytest.raises(ValidationError, match=f"{name} is over the limit of 100,000"):
+        config(generation={"scheduler": scheduler})
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "x" * 101])
 def test_a_name_that_cannot_be_part_of_an_id_is_refused(name: str):
     assert "string_pattern_mismatch" in faults(classes={name: {"prompts": ["x"]}})

@@ -89,6 +89,11 @@ def test_columns_that_are_not_read_are_not_looked_at():
     assert list(wrong_values(table.select(["class", "score"]), KNOWN)) == []
 
 
+def test_a_name_of_megabytes_that_every_row_has_is_refused_before_it_is_copied():
+    (wrong,) = wrong_of(*(row(f"burnt/dim/severe/{n:04}", lighting="x" * 20_000) for n in range(3)))
+    assert wrong == "a row has a lighting of more than 10,000 bytes"
+
+
 def forged(**changes: Any) -> MemoryStorage:
     """A log that takes what it is given."""
     storage = MemoryStorage()

@@ -227,6 +227,21 @@ def with_rows(storage: MemoryStorage) -> None:
     storage.replace(CURRENT_FILE, sink.getvalue().to_pybytes())
 
 
+def test_texts_are_not_repeated_in_memory_before_their_size_is_that_of_the_log(monkeypatch):
+    """A file of 70 kB can name one text of 100 MB in every row."""
+    storage = MemoryStorage()
+    closed(storage, row(DIM, loras=["a"]), row(SEVERE, loras=["a"]))
+    table = current(storage)
+    monkeypatch.setattr("balancer.manifest.snapshot.current.same_rows", lambda *_: pytest.fail("too late"))
+    for name, value in {"prompt": "x" * 1000, "loras": ["x" * 1000]}.items():
+        place = table.schema.get_field_index(name)
+        column = pa.array([value] * len(table), table.schema.field(place).type)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.set_column(place, table.schema.field(place), column), sink)
+        storage.replace(CURRENT_FILE, sink.getvalue().to_pybytes())
+        assert "it has other rows than the log" in {one.detail for one in check_run(storage).problems}
+
+
 def of_another_run(storage: MemoryStorage) -> None:
     other = MemoryStorage()
     closed_as(other, "run-2")

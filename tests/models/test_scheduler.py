@@ -61,6 +61,8 @@ def test_options_replace_those_of_the_model(folder):
         ("DPMSolverSDEScheduler", {}, "noise of its own", ""),
         ("EulerDiscreteScheduler", {"spacing": "x"}, "takes no spacing", "timestep_spacing"),
         ("EulerDiscreteScheduler", {"prediction_type": 3, "beta_schedule": "x"}, "refuses them", ""),
+        ("DDIMScheduler", {"num_train_timesteps": -1}, "refuses them", ""),
+        ("EulerDiscreteScheduler", {"beta_start": 1e308}, "refuses them", ""),
     ],
 )
 def test_a_scheduler_that_cannot_act_is_one_clear_line(folder, name, options, problem, hint):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import math
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import balancer
 from actors.models.simulated import SimulatedVerifier
@@ -16,10 +21,11 @@ from balancer.errors import ManifestError, UsageError
 from balancer.manifest import read_run
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.rows import utc_now
+from balancer.manifest.schema import rows_to_table
 from balancer.manifest.status import read_status
 from balancer.runs.rejudge import rejudge
 from balancer.runs.resume import run_facts
-from balancer.runs.reuse import Reused, Target, find_source, take_over
+from balancer.runs.reuse import Reused, Source, Target, find_source, take_over
 from balancer.scheduling.adaptive import Tally
 from balancer.storage import open_storage
 from tests.loop.test_driver import MODELS, Trial, make_config
@@ -40,7 +46,7 @@ def begin(folder, source, config, acceptance: float = 1.0) -> tuple[Trial, Reuse
     """A start of the other run, as far as its images are taken over."""
     trial = Trial(folder, config)
     info = read_run(trial.storage)
-    found = find_source(source, info)
+    found = source if isinstance(source, Source) else find_source(source, info)
     assert found is not None
     verifier = SimulatedVerifier(config.properties(), acceptance)
     target = Target(
@@ -161,6 +167,42 @@ def test_a_changed_image_is_an_error_that_names_it(first, tmp_path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(ManifestError, match=f"{path.name} is not the image that its row names"):
         begin(tmp_path / "second", first, make_config())
+
+
+def with_pixels(folder: Path, side: int, named: int) -> Source:
+    """Every image of the run has `side` pixels a side, and every row says `named`."""
+    source = find_source(folder, None)
+    assert source is not None
+    data = io.BytesIO()
+    Image.new("1", (side, side)).save(data, "PNG")
+    sha256 = hashlib.sha256(data.getvalue()).hexdigest()
+    for path in (folder / "images").rglob("*.png"):
+        path.write_bytes(data.getvalue())
+    rows = source.rows.to_table(filter="source = 'synthetic'").to_pylist()
+    changes = {"width": named, "height": named, "sha256": sha256}
+    table = rows_to_table([row | changes for row in rows], source.rows.run.schema())
+    return Source(source.storage, SimpleNamespace(run=source.rows.run, to_table=lambda **_: table))  # type: ignore[arg-type]
+
+
+def test_an_image_of_another_size_than_its_row_names_is_an_error(first, tmp_path):
+    found = with_pixels(first, side=24, named=16)
+    with pytest.raises(ManifestError, match="has 24 x 24 pixels, and its row names 16 x 16"):
+        begin(tmp_path / "second", found, make_config())
+
+
+def test_large_images_are_measured_few_at_a_time(first, tmp_path, monkeypatch):
+    found = with_pixels(first, side=32, named=32)
+    monkeypatch.setattr("balancer.runs.reuse.BATCH_PIXELS", 2 * 32 * 32)
+    sizes = []
+    measure = SimulatedVerifier.measure
+
+    def counted(self: SimulatedVerifier, pixels: Any, *others: Any) -> Any:
+        sizes.append(len(pixels))
+        return measure(self, pixels, *others)
+
+    monkeypatch.setattr(SimulatedVerifier, "measure", counted)
+    begin(tmp_path / "second", found, make_config())
+    assert max(sizes) == 2
 
 
 def test_a_run_takes_nothing_from_itself_nor_from_one_that_is_going_on(first, tmp_path):

@@ -111,11 +111,37 @@ def problem_of_current(storage: Storage, run_id: str, last: Link) -> str:
     try:
         if pq.read_metadata(pa.BufferReader(data)).num_rows != rows.num_rows:
             return "it has other rows than the log"
-        found = pq.read_table(pa.BufferReader(data))
+        found = _read_as(rows, data)
     except (pa.ArrowException, OSError) as error:
         return f"it cannot be read: {error}"
-    is_same = found.schema == rows.schema and same_rows(found.sort_by(ID), rows.sort_by(ID))
+    is_same = found is not None and same_rows(found.sort_by(ID), rows.sort_by(ID))
     return "" if is_same else "it has other rows than the log"
+
+
+def _read_as(rows: pa.Table, data: pa.Buffer) -> pa.Table | None:
+    """The table in a file that may have these rows; None if its schema or the size of its texts differs.
+
+    Parquet keeps a text once for any number of rows, and so does this until the size is known.
+    """
+    columns = pq.read_metadata(pa.BufferReader(data)).schema
+    leaves = (columns.column(number) for number in range(len(columns)))
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    if pq.read_schema(pa.BufferReader(data)) != rows.schema:
+        return None
+    found = pq.read_table(pa.BufferReader(data), read_dictionary=texts)
+    if any(_text_bytes(found[name]) != _text_bytes(rows[name]) for name in rows.column_names):
+        return None
+    return found.cast(rows.schema)
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Of all rows of a column of texts or of lists of them; 0 for others."""
+    if pa.types.is_list(column.type):
+        column = pc.list_flatten(column)
+    if pa.types.is_dictionary(column.type):
+        parts = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+        return sum(pc.sum(part.cast(pa.int64())).as_py() or 0 for part in parts)
+    return pc.sum(pc.binary_length(column)).as_py() or 0 if pa.types.is_string(column.type) else 0
 
 
 def _encoded(source: RowSource) -> bytes:
