@@ -707,7 +707,7 @@ def _announce(reporter: Reporter, schedule: Schedule, fleet: Fleet, config: Conf
         )
     reporter.step(
         f"{counted(schedule.open, 'image')} to make, batches of {config.generation.usual_batch}, up to "
-        f"{schedule.attempts} attempts each"
+        f"{counted(schedule.attempts, 'attempt')} each"
     )
     if config.attempts.adaptive:
         reporter.note(

@@ -99,6 +99,10 @@ def run(
     images are tried before any is generated. With `progress` notes and progress are shown on stderr, as the
     command line shows them; `reporter` takes them instead. InterruptedRun after SIGINT or SIGTERM.
     """
+    if limit is not None and limit < 1:
+        from balancer.errors import UsageError
+
+        raise UsageError(f"limit={limit}: a run works on 1 slot at least", hint="limit=None is no limit")
     refuse_shadowed()
     loaded = _loaded(config)
     with contextlib.ExitStack() as stack:

@@ -128,7 +128,8 @@ def _count(wanted: int | str, places: int, batches: int, capacity: str, devices:
     if isinstance(wanted, int):
         return wanted, "actors.generators asks for it"
     if batches < places:
-        return max(1, batches), f"{capacity}, but only {max(1, batches)} batches to make"
+        made = counted(batches, "batch", "batches") if batches else "no batch"
+        return max(1, batches), f"{capacity}, but only {made} to make"
     return places, f"one for each of {capacity}" if places == devices else capacity
 
 

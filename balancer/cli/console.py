@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar, cast
 from balancer.cli.streams import note as note
 from balancer.cli.streams import results
 from balancer.scheduling.progress import Snapshot, progress_line
-from balancer.text.quantities import duration, percent
+from balancer.text.quantities import counted, duration, percent
 from balancer.text.safetext import printable, redacted
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ BARS = 20
 """Classes with a bar of their own: those that are least full."""
 
 Cell = str | int | float | None
+
+_BOUND = re.compile(r"[<>]\d+")
+"""A share that rounds to 0 or 100 and is neither."""
 
 T = TypeVar("T")
 
@@ -265,7 +268,9 @@ def _text(cell: Cell) -> str:
 
 
 def _is_numeric(column: Sequence[Cell]) -> bool:
-    return all(cell is None or isinstance(cell, int | float) for cell in column)
+    return all(
+        cell is None or isinstance(cell, int | float) or _BOUND.fullmatch(cell) is not None for cell in column
+    )
 
 
 def _plain_table(
@@ -356,5 +361,7 @@ def _class_bars(snapshot: Snapshot) -> Table:
         count = Text(f"{progress.accepted}/{progress.wanted}", justify="right")
         grid.add_row(Text(f"  {printable(name)}"), bar, count, Text(short, style="yellow"))
     if len(shown) < len(snapshot.by_class):
-        grid.add_row(Text(f"  and {len(snapshot.by_class) - len(shown)} classes that are fuller"))
+        fuller = len(snapshot.by_class) - len(shown)
+        more = counted(fuller, "class that is", "classes that are")
+        grid.add_row(Text(f"  and {more} fuller"))
     return grid

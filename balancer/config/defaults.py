@@ -28,9 +28,18 @@ _INSIDE = "'’·\u0f0b\u05f3\u05f4\u200c\u200d"
 """Characters inside words: apostrophes, dots of several scripts, joiners."""
 
 
+_SIGNS = re.compile(
+    r"(?<![^\s_])(?:[-\u2212+](?=\d)|(?:[<>]=?|[\u2264\u2265])(?=\s?\d))"  # -1, >= 30
+    r"|(?<=[^\W_])(?:\++|#)(?![^\s_])"  # C++, 60+
+    r"|(?<=\d)[%\u00b0]"
+)
+"""Signs without which names would mean something else, or the same: -1 and +1, C and C#, <30 and >30."""
+
+
 def in_words(name: str) -> str:
     """`severely burnt` for `severely_burnt`. A name without letters and digits stays as it is."""
-    spaced = "".join(char if _is_in_word(char) else " " for char in name)
+    signs = {place for sign in _SIGNS.finditer(name) for place in range(*sign.span())}
+    spaced = "".join(char if place in signs or _is_in_word(char) else " " for place, char in enumerate(name))
     words = re.sub(rf"(?<!\S)[{_INSIDE}.]+|[{_INSIDE}.]+(?!\S)", "", _without_dots(spaced))
     return " ".join(words.split()) or name
 

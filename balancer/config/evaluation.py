@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from balancer.config.section import Section
 
+ARCHITECTURE_PATTERN = r"^(timm:)?[a-z0-9_]+(\.[a-z0-9_]+)?$"
+
 LEAST_SEEDS = 5
 """With fewer, a one-sided sign-flip test cannot reach 5 %: 1 in 2^5 is 3.1 %, 1 in 2^4 is 6.3 %."""
 
@@ -43,9 +45,7 @@ class EvaluationConfig(Section):
     network on pixels. `full` trains all weights of `architecture`."""
 
     encoder: EncoderConfig | None = None
-    architecture: str = Field(
-        default="resnet18", pattern=r"^(timm:)?[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=100
-    )
+    architecture: str = Field(default="resnet18", pattern=ARCHITECTURE_PATTERN, max_length=100)
     """For `full`: an architecture of torchvision by its name, or one of timm as `timm:NAME`."""
 
     weights: str | None = None

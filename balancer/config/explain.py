@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from balancer.config.dotted import join_keys, resolve_keys, split_setting
-from balancer.config.schema import Config
+from balancer.config.evaluation import ARCHITECTURE_PATTERN
+from balancer.config.loras import FILE_PATTERN
+from balancer.config.schema import NAME_PATTERN, SCHEDULER_PATTERN, Config
 from balancer.config.yaml_reading import ConfigProblem, Document, KeyPath
 from balancer.text.names import near
 
@@ -132,13 +134,21 @@ def _wanted(error: ErrorDetails) -> str:
     return describe(error.get("ctx", {})) if describe else error["msg"].removeprefix("Input should be ")
 
 
+PATTERNS = {
+    NAME_PATTERN: "a name of at most 100 characters without `/`",
+    SCHEDULER_PATTERN: "a scheduler class of diffusers, such as `EulerDiscreteScheduler`",
+    FILE_PATTERN: "a file name that ends in `.safetensors`",
+    ARCHITECTURE_PATTERN: "an architecture of torchvision or timm, such as `resnet18` or `timm:vit_tiny`",
+}
+"""What text that breaks a pattern of the schema should have been."""
+
 _WANTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "int_type": lambda _: "a whole number",
     "int_from_float": lambda _: "a whole number",
     "float_type": lambda _: "a number",
     "bool_type": lambda _: "true or false",
     "string_type": lambda _: "text (in quotes if it looks like a number)",
-    "string_pattern_mismatch": lambda _: "a name of at most 100 characters without `/`",
+    "string_pattern_mismatch": lambda ctx: PATTERNS[ctx["pattern"]],
     "string_too_short": lambda _: "text that is not empty",
     "string_too_long": lambda ctx: f"text of at most {_number(ctx['max_length'])} characters",
     "tuple_type": lambda _: "a list",

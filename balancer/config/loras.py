@@ -12,7 +12,9 @@ from balancer.config.section import Section
 MAX_LORAS = 16
 MAX_WEIGHT = 100
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[^\\\x00-\x1f]{1,200}\.safetensors$")]
+FILE_PATTERN = r"^[^\\\x00-\x1f]{1,200}\.safetensors$"
+
+FileName = Annotated[str, StringConstraints(pattern=FILE_PATTERN)]
 
 
 class LoraConfig(Section):

@@ -58,7 +58,10 @@ MAX_SCHEDULER_OPTION = 100_000
 MAX_WAIT_S = 10_000_000
 
 # A name becomes part of ids and, slugged, of file names; "/" separates the parts of an id.
-Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f]{1,100}$", strip_whitespace=True)]
+NAME_PATTERN = r"^[^/\x00-\x1f]{1,100}$"
+SCHEDULER_PATTERN = r"^[A-Za-z0-9]{1,80}Scheduler$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, strip_whitespace=True)]
 Phrase = Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -380,7 +383,7 @@ class TargetConfig(_Section):
 class SchedulerConfig(_Section):
     """Also a name alone: `scheduler: EulerDiscreteScheduler`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9]{1,80}Scheduler$")
+    name: str = Field(pattern=SCHEDULER_PATTERN)
     """A scheduler class of diffusers that fits the model's own one, such as `DPMSolverMultistepScheduler`."""
 
     options: dict[str, bool | int | float | str] = Field(default={})

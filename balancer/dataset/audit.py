@@ -214,7 +214,7 @@ def _run_audit(path: Path, how: _How) -> Audit:
     listing = list_dataset(path, how.settings, how.classes)
     root = listing.root
     tables = listing.read_tables or read_tables(root, how.metadata, listing.tables)
-    joined = listing.joined or join(tables, root, listing.every_name())
+    joined = listing.joined or join(tables, root, listing.every_name(), listing.left_out_folders)
     columns = [
         name for name in dict.fromkeys(name for table in tables for name in table.columns) if name != NO_CLASS
     ]

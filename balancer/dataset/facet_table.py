@@ -14,6 +14,7 @@ from pathlib import Path
 
 from balancer.dataset.readers.annotation_files import BOXES, NO_CLASS
 from balancer.dataset.table_reader import (
+    EXPORT_COLUMNS,
     MAX_COLUMNS,
     OWN_COLUMNS,
     OWN_NAMES,
@@ -229,7 +230,7 @@ def find_facet_columns(rows: Iterable[TableRow]) -> tuple[str, ...]:
     known = {
         *OWN_COLUMNS,
         NO_CLASS,
-        *(_columns_of_exports(values) if {"source", "run_id"} <= values.keys() else ()),
+        *(_columns_of_exports(values) if values.keys() >= EXPORT_COLUMNS else ()),
     }
     return tuple(name for name in names if name not in known)
 
@@ -242,4 +243,6 @@ def _columns_of_exports(columns: Iterable[str]) -> Iterator[str]:
 
 def find_ignored_columns(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:
     """Columns that are neither facets nor known to the audit."""
-    return tuple(name for name in dict.fromkeys(columns) if name not in {*facets, *OWN_COLUMNS})
+    names = [*dict.fromkeys(columns)]
+    known = {*facets, *OWN_COLUMNS, *(_columns_of_exports(names) if {*names} >= EXPORT_COLUMNS else ())}
+    return tuple(name for name in names if name not in known)

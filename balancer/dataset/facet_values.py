@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.dataset.facet_table import TableRow, is_missing
 from balancer.dataset.table_reader import OWN_COLUMNS
 from balancer.text.names import near, pick, pick_value
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, listed
 
 if TYPE_CHECKING:
     from balancer.cells import Facet
@@ -68,8 +68,8 @@ def _no_column(tables: str, name: str, columns: Sequence[str]) -> str:
     others = [column for column in columns if column not in OWN_COLUMNS]
     if question := _question(near(name, others)):
         return f"{tables}: no column for the facet {name}{question}"
-    listed = ", ".join(others[:MAX_VALUES]) or "none that could be a facet"
-    return f"{tables}: no column for the facet {name}; the columns are {listed}"
+    shown = listed(others, MAX_VALUES) or "none that could be a facet"
+    return f"{tables}: no column for the facet {name}; the columns are {shown}"
 
 
 def _question(meant: str | None) -> str:

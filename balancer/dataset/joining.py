@@ -39,18 +39,22 @@ class Joined:
     warnings: list[str] = field(default_factory=list)
 
 
-def join(tables: Sequence[Table], root: Path, files: Iterable[str]) -> Joined:
-    """`files` are all files of the dataset, including unreadable ones."""
+def join(tables: Sequence[Table], root: Path, files: Iterable[str], left_out: Iterable[str] = ()) -> Joined:
+    """`files` are all files of the dataset, including unreadable ones. What is in one of the folders
+    `left_out`, which nobody looks into, is not unknown."""
     joined = Joined()
     if not tables:
         return joined
     exact, loose = _indexes(files)
+    passed = tuple(f"{table_key(folder)}/" for folder in left_out)
     for table in tables:
-        _join(table, root, exact, loose, joined)
+        _join(table, root, exact, loose, passed, joined)
     return joined
 
 
-def _join(table: Table, root: Path, exact: NameIndex, loose: NameIndex, joined: Joined) -> None:
+def _join(
+    table: Table, root: Path, exact: NameIndex, loose: NameIndex, passed: tuple[str, ...], joined: Joined
+) -> None:
     joined.remarks += table.remarks
     joined.warnings += table.warnings
     forms: defaultdict[str, int] = defaultdict(int)
@@ -61,6 +65,8 @@ def _join(table: Table, root: Path, exact: NameIndex, loose: NameIndex, joined: 
                 matched[key] = exact[name]
             elif len(alike := loose.get(without_case(name), ())) == 1:
                 matched[key], form = exact[alike[0]], "case"
+            elif name.startswith(passed):
+                matched[key] = ()
             else:
                 continue
             forms[form] += 1
@@ -155,7 +161,8 @@ def _same(one: TableRow, other: TableRow) -> bool:
 def _unknown_rows(table: Table, unknown: Sequence[str], others: bool) -> str:
     rows = counted(len(table.rows), "row")
     if others:
-        return f"{table.path}: {len(unknown)} of {rows} name no image, such as {unknown[0]}"
+        name = "names" if len(unknown) == 1 else "name"
+        return f"{table.path}: {len(unknown)} of {rows} {name} no image, such as {unknown[0]}"
     advice = "write class/0001.jpg, relative to the dataset"
     return f"{table.path}: {rows}, none of which names an image: there is no file {unknown[0]} ({advice})"
 

@@ -16,10 +16,12 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, BinaryIO
 
 from balancer.dataset.readers.table_values import is_plain, plain_values, table_key
 from balancer.storage.regular_files import TooLargeError, open_regular
+from balancer.text.formulas import as_written
 from balancer.text.json_reading import read_json
 from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
 from balancer.text.quantities import counted, size
@@ -57,6 +59,9 @@ ColumnNames = Mapping[str, Sequence[str]]
 OWN_NAMES: ColumnNames = {name: (name,) for name in OWN_COLUMNS}
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+EXPORT_COLUMNS = frozenset({"source", "run_id"})
+"""Columns of every table that `balancer export` writes."""
+
 MAX_TWINS = 5
 """Pairs of columns with one name that are reported."""
 
@@ -276,11 +281,14 @@ def _csv_rows(file: BinaryIO, columns: _Columns) -> Iterator[RawRow | bytes]:
             _check_shape([(header, "") for header in headers], 1, 0)
         if separator != ",":
             yield _note("remark", f"its columns are separated by {SEPARATORS[separator]}")
+        is_export = {*headers} >= EXPORT_COLUMNS
+        headers = [*map(as_written, headers)] if is_export else headers
         short, long = _OtherLength("fewer", len(headers)), _OtherLength("more", len(headers))
         for row in reader:  # blank lines count too: they take as much time
             if row and len(row) != len(headers):
                 (short if len(row) < len(headers) else long).count(reader.line_num)
-            yield [*itertools.zip_longest(headers, row[: len(headers)], fillvalue="")] if row else ()
+            fields = [*map(as_written, row)] if is_export else row
+            yield [*itertools.zip_longest(headers, fields[: len(headers)], fillvalue="")] if row else ()
         if short.rows:
             yield _note("remark", f"{short}: missing fields count as empty")
         if long.rows:
@@ -355,7 +363,17 @@ def _text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return _digits(value)
+    if isinstance(value, Decimal):
+        return _decimal(value)
     return str(value) if isinstance(value, int) else ""
+
+
+def _decimal(value: Decimal) -> str:
+    """`2.5`, not `2.50`, as a float is written: the places of a column are not those of a value."""
+    if not value.is_finite():
+        return ""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _digits(value: float) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from balancer.text.formulas import as_text
 from balancer.text.names import free_names
 from balancer.text.safetext import printable
 
 _KEPT = re.compile(r"[^\n\t]+")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def exact(table: pa.Table) -> pa.Table:
@@ -91,7 +91,7 @@ def _csv_line(values: Iterable[Any]) -> str:
 
 
 def _csv_field(value: Any) -> str:
-    text = "" if value is None else _harmless(value) if isinstance(value, str) else _csv_plain(value)
+    text = "" if value is None else as_text(value) if isinstance(value, str) else _csv_plain(value)
     if not text.isprintable():
         text = _KEPT.sub(lambda found: printable(found[0]), text)
     if any(character in text for character in ',"\n'):
@@ -102,7 +102,3 @@ def _csv_field(value: Any) -> str:
 def _csv_plain(value: Any) -> str:
     plain = json_value(value)
     return "" if plain is None else plain if isinstance(plain, str) else json.dumps(plain)
-
-
-def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

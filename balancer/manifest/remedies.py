@@ -254,7 +254,8 @@ def _say_weakest(weakest: Weakest | None) -> str:
     if weakest is None:
         return ""
     return (
-        f"{weakest.property} rejected {weakest.rejected} of {counted(weakest.candidates, 'candidate')} there"
+        f"{weakest.property} rejected {weakest.rejected} of the"
+        f" {counted(weakest.candidates, 'rejected candidate')} there"
     )
 
 
@@ -286,7 +287,7 @@ def _say_threshold(thresholds: Sequence[Threshold]) -> str:
     chosen = next(each for each in thresholds if 2 * each.fills >= thresholds[-1].fills)
     return (
         f"verification.threshold={chosen.threshold:g} would accept {chosen.fills} more, which show what was"
-        f" asked with a probability of {chosen.mean_score:.0%} (`balancer rejudge`)"
+        f" asked with a probability of {percent(chosen.mean_score, 1)} (`balancer rejudge`)"
     )
 
 

@@ -257,7 +257,7 @@ def _candidates(plan: Plan, config: Config, measured: Measured) -> tuple[int, st
     expected = math.ceil(round(plan.total * expected_attempts(passes), 6))  # 1.0000000001 image is one
     acceptance = _acceptance_text(_acceptance(config.planning, measured)[0])
     passing = f"{acceptance} of candidates pass ({source})"
-    basis = f"{counted(plan.total, 'image')}, {passing}, up to {len(passes)} attempts"
+    basis = f"{counted(plan.total, 'image')}, {passing}, up to {counted(len(passes), 'attempt')}"
     limit = config.budget.max_candidates
     if limit is not None and limit < expected:
         return limit, f"{basis}; held at {limit} by budget.max_candidates"

@@ -28,7 +28,7 @@ from balancer.dataset.decoding.watching import Watch, unwatched
 from balancer.dataset.splits import is_kept_apart
 from balancer.errors import DatasetError
 from balancer.scaffold.text import ConfigDraft, DraftFacet, Holdout, format_config
-from balancer.text.quantities import size
+from balancer.text.quantities import counted, size
 
 HOLDOUT_FOLDERS = ("holdout", "val", "valid", "validation", "test", "testing")
 """Names of hold-out folders beside the dataset, the likeliest first."""
@@ -110,7 +110,7 @@ def _check_names(dataset: str, audit: Audit) -> None:
     if unusable:
         named = ", ".join(repr(name) for name in unusable[:5])
         raise DatasetError(
-            f"{dataset}: {len(unusable)} class folders cannot be named in a config: {named}",
+            f"{dataset}: {counted(len(unusable), 'class folder')} cannot be named in a config: {named}",
             hint=f"rename them: {_NAME_RULE}",
         )
 

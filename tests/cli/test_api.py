@@ -43,6 +43,12 @@ def manifest(run: Path) -> Manifest:
     return balancer.open_manifest(run)
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_run_of_no_slots_is_refused(limit, tmp_path):
+    with pytest.raises(UsageError, match="1 slot at least"):
+        balancer.run("nothing.yaml", tmp_path / "run", limit=limit)
+
+
 def test_the_version_is_that_of_the_package():
     assert balancer.__version__ == metadata.version("balancer")
 

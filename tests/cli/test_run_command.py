@@ -50,7 +50,7 @@ def test_a_run_that_ends_short_says_what_would_help(monkeypatch, tmp_path):
     log.commit([rejected("basic/dim/0000", attempt, score=0.55) for attempt in (1, 2, 3, 4)])
     log.close("short")
     stderr = ended(monkeypatch, tmp_path, "short", accepted=1, short=1).stderr
-    assert "what would help: lighting rejected 4 of 4 candidates there" in stderr
+    assert "what would help: lighting rejected 4 of the 4 rejected candidates there" in stderr
     assert "what would help: verification.threshold=0.55 would accept 1 more" in stderr
 
 

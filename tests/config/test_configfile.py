@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.config.explain import PATTERNS
 from balancer.config.load import MAX_FILE_BYTES, load_config
 from balancer.config.schema import Config
 from balancer.config.yaml_reading import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, read_document
@@ -456,6 +457,20 @@ def test_a_faulty_target_is_explained(target: str, problem: str):
             'facets.f.values.a/b: should be a name of at most 100 characters without `/`, not "a/b"',
         ),
         (
+            "generation: {scheduler: Euler}",
+            "generation.scheduler: should be a scheduler class of diffusers, such as"
+            ' `EulerDiscreteScheduler`, not "Euler"',
+        ),
+        (
+            "generation: {loras: [{model: a, file: x.bin}]}",
+            'generation.loras.0.file: should be a file name that ends in `.safetensors`, not "x.bin"',
+        ),
+        (
+            "evaluation: {architecture: ResNet50}",
+            "evaluation.architecture: should be an architecture of torchvision or timm, such as `resnet18`"
+            ' or `timm:vit_tiny`, not "ResNet50"',
+        ),
+        (
             "facets: {f: {values: {v: {prompts: [x], share: 0.5}}}}",
             "facets.f: shares sum to 0.5, not 1",
         ),
@@ -464,6 +479,17 @@ def test_a_faulty_target_is_explained(target: str, problem: str):
 )
 def test_a_wrong_value_is_one_line_with_place_value_and_limit(setting: str, problem: str):
     assert problems(GOOD + setting + "\n") == [f"job.yaml:4: {problem}"]
+
+
+def patterns_in(schema: object) -> set[str]:
+    if isinstance(schema, dict):
+        own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+        return own.union(*map(patterns_in, schema.values()))
+    return set().union(*map(patterns_in, schema)) if isinstance(schema, list) else set()
+
+
+def test_every_pattern_of_the_schema_has_words_of_its_own():
+    assert patterns_in(Config.model_json_schema()) == set(PATTERNS)
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file():

@@ -117,6 +117,15 @@ def test_a_dataset_without_any_image_has_a_target_to_choose():
         ("'quoted'", "quoted"),
         ("model-1.5", "model 1.5"),
         ("St. Moritz", "St Moritz"),
+        ("-1", "-1"),
+        ("+1", "+1"),
+        ("2024-01-02", "2024 01 02"),
+        ("<30", "<30"),
+        (">= 30", ">= 30"),
+        ("C++", "C++"),
+        ("C#", "C#"),
+        ("rain+snow", "rain snow"),
+        ("100%", "100%"),
     ],
 )
 def test_a_name_is_said_in_words(name: str, words: str):
@@ -160,7 +169,7 @@ def test_a_prompt_has_the_article_of_its_class_and_its_accents(name: str, prompt
 
 @pytest.mark.parametrize("name", ["x" * 101, "a\tb", "a\nb"])
 def test_a_class_that_no_config_can_name_is_refused(name: str):
-    with pytest.raises(DatasetError, match="1 class folders cannot be named in a config") as caught:
+    with pytest.raises(DatasetError, match="1 class folder cannot be named in a config") as caught:
         starter_config(dataset({name: 0, "dog": 1}))
     assert "at most 100 characters" in caught.value.hint
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from balancer.cli import main
+from balancer.cli.datasets.audit import _percent as share
 from balancer.config.schema import Config
 from balancer.dataset.audit import (
     Audit,
@@ -575,6 +576,10 @@ def test_the_sample_dataset_is_the_reference_case():
 def invoke(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, list(arguments))
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_share_rounds_neither_to_nothing_nor_to_everything():
+    assert [share(part, 1000) for part in (0, 1, 500, 999, 1000)] == [0, "<1", 50, ">99", 100]
 
 
 def test_audit_prints_counts_shares_facets_and_faults(dataset: Dataset):

@@ -7,6 +7,8 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from balancer.dataset.decoding.image_info import DecodeLimits, ImageInfo
 from balancer.dataset.decoding.watching import Count
 from balancer.dataset.table_reader import read_table_answer
 from balancer.errors import DatasetError
+from balancer.manifest.formats import csv_text
 
 FILES = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
 WEATHER = dict(zip(FILES, ("rain", "sun", "rain", "rain"), strict=True))
@@ -159,6 +162,10 @@ def parquet(*values: object, kind: pa.DataType | None = None) -> bytes:
     return sink.getvalue()
 
 
+SECONDS = 1704164645
+"""2024-01-02 03:04:05 UTC."""
+
+
 @pytest.mark.parametrize(
     ("values", "content", "seen"),
     [
@@ -173,6 +180,10 @@ def parquet(*values: object, kind: pa.DataType | None = None) -> bytes:
         (["1"], jsonl("01"), ["01"]),
         (["none"], jsonl("none"), ["none"]),
         (["nan"], jsonl("nan", math.nan), ["nan", None]),
+        (["2024-01-02"], parquet(date(2024, 1, 2), None), ["2024-01-02", None]),
+        (["2024-01-02 03:04:05"], parquet(SECONDS * 10**9, kind=pa.timestamp("ns")), ["2024-01-02 03:04:05"]),
+        (["2024-01-02"], parquet(1704153600 * 10**6, kind=pa.timestamp("us", "UTC")), ["2024-01-02"]),
+        (["2.50", "100"], parquet(Decimal("2.50"), Decimal("100.00")), ["2.50", "100"]),
     ],
 )
 def test_a_value_is_that_of_the_config_which_means_the_same(tmp_path, values, content, seen):
@@ -210,7 +221,7 @@ DOUBTFUL = {
         csv({"1.png": "rain"}),
         "1 row, none of which names an image: there is no file 1.png",
     ),
-    "some rows": (csv({**WEATHER, "cat/9.png": "sun"}), "1 of 5 rows name no image, such as cat/9.png"),
+    "some rows": (csv({**WEATHER, "cat/9.png": "sun"}), "1 of 5 rows names no image, such as cat/9.png"),
     "case of a value": (
         csv({name: value.title() for name, value in WEATHER.items()}),
         "not values of the facet weather: 'Rain' (3 images, did you mean 'rain'?); 'Sun' (1 image",
@@ -254,6 +265,42 @@ def test_a_column_of_which_short_rows_have_no_cell_is_there_all_the_same(tmp_pat
     found = audit_dataset(config(dataset(tmp_path, {"metadata.csv": "file_name,x,weather\ncat/1.png,y\n"})))
     assert found.warnings == ()
     assert weather(audit_dataset(config(dataset(tmp_path, {"metadata.csv": table}))))["cat/2.png"] is None
+
+
+@pytest.mark.parametrize("name", ["-1", "+1", "=1+1", "'-1", "''=x", "it's", "'quoted'"])
+def test_the_csv_table_of_an_export_says_what_was_written(tmp_path, name):
+    rows = {"file_name": ["cat/1.png"], "weather": [name], "source": ["real"], "run_id": ["x"]}
+    table = csv_text(pa.table(rows))
+    found = audit_dataset(config(dataset(tmp_path, {"metadata.csv": table}), [name]))
+    assert weather(found)["cat/1.png"] == name
+    assert found.warnings == ()
+
+
+def test_what_an_export_says_besides_facets_is_not_said_to_hardly_repeat(tmp_path):
+    table = "file_name,weather,source,run_id\n" + "".join(f"{name},sun,real,1\n" for name in FILES)
+    assert audit(dataset(tmp_path, {"metadata.csv": table})).passed_over == ()
+
+
+def test_columns_that_are_not_named_are_counted(tmp_path):
+    table = "file_name,a,b,c,d,e,f\ncat/1.png,1,1,1,1,1,1\n"
+    found = audit_dataset(config(dataset(tmp_path, {"metadata.csv": table})))
+    assert found.warnings == (
+        "metadata.csv: no column for the facet weather; the columns are a, b, c, d, e and 1 more",
+    )
+
+
+def test_rows_of_a_class_that_is_left_out_are_not_said_to_name_no_image(tmp_path):
+    chosen = config(dataset(tmp_path, {"metadata.csv": csv(WEATHER)}))
+    settings = chosen.dataset.model_copy(update={"exclude": ["dog"]})
+    found = audit_dataset(chosen.model_copy(update={"dataset": settings}))
+    assert (found.warnings, found.unknown_rows) == ((), ())
+
+
+def test_the_folder_of_a_run_is_no_dataset(tmp_path):
+    root = dataset(tmp_path, {"run.json": "{}"})
+    (root / "manifest" / "log").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="this is the folder of a run"):
+        audit(root)
 
 
 def test_a_table_beside_another_one_is_not_read_and_that_is_said(tmp_path):

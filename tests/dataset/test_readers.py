@@ -423,7 +423,7 @@ def test_files_and_rows_that_do_not_meet_are_counted(tmp_path):
     assert audited.outside == ("c.png", "d.png")
     assert audited.warnings == (
         "2 images are in no row of labels.csv, and not counted, such as c.png",
-        "labels.csv: 1 of 3 rows name no image, such as gone.png",
+        "labels.csv: 1 of 3 rows names no image, such as gone.png",
         "labels.csv: rows of 1 file contradict each other, such as a.png; the first row counts",
     )
 

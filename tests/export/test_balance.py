@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 from click.testing import CliRunner
@@ -96,6 +97,8 @@ def test_status_and_report_say_which_class_has_collapsed_by_the_embeddings_of_th
     assert diversity["classes"][HOSTILE]["level"] == "not estimable"
     page = render_report(run.uri, now=NOW)
     assert "What this cannot see" in page
+    few, cells = re.findall(r"(\d+) of (\d+) have fewer than 20 real or generated images", page)[0]
+    assert few == cells == str(len(diversity["cells"]))  # also those that have an alarm
     assert '<span class="pill unmet">red</span>' in page
 
 

@@ -430,7 +430,7 @@ def test_the_report_says_what_would_help_a_run_that_ended_short(run):
             )
     run.log.close("short")
     page = render_report(run.uri, now=NOW)
-    assert "What would help: lighting rejected 21 of 21 candidates there." in page
+    assert "What would help: lighting rejected 21 of the 21 rejected candidates there." in page
     assert "verification.threshold=0.55 would accept 7 more" in page
 
 

@@ -131,6 +131,13 @@ def test_counts_obey_filter_and_status(manifest):
     assert manifest.count_by(filter="false").to_pylist() == [{"count": 0}]
 
 
+@pytest.mark.parametrize("ask", ["to_table", "count_by", "sql"])
+def test_a_status_that_does_not_exist_is_refused(manifest, ask):
+    words = ["select 1"] if ask == "sql" else []
+    with pytest.raises(UsageError, match="no status 'reject'"):
+        getattr(manifest, ask)(*words, status="reject")
+
+
 def test_sql_sees_a_table_named_manifest(manifest):
     found = manifest.sql("select class, count(*) as n from manifest group by class order by n, class")
     assert found.to_pylist() == [{"class": "burnt", "n": 2}, {"class": "basic", "n": 3}]

@@ -71,6 +71,14 @@ def test_the_weakest_property_is_that_which_rejected_most_candidates_of_short_ce
     assert status["remedies"]["weakest"] == {"property": "burn_level", "rejected": 4, "candidates": 4}
 
 
+def test_the_candidates_that_the_weakest_property_rejected_are_of_those_that_were_rejected():
+    status = status_after(*failed(BASIC, 0), row(slot(BASIC, 1)))
+    assert (
+        status["remedies"]["summary"][0].split(";")[0]
+        == "lighting rejected 4 of the 4 rejected candidates there"
+    )
+
+
 def test_a_flaw_is_a_reason_and_no_property():
     assert status_after(*failed(BASIC, 0, reason="blank"))["remedies"]["weakest"] is None
 
@@ -143,7 +151,7 @@ def test_status_lists_the_cells_that_lack_most_and_what_would_help(short_run: st
     first = lines.index("short: no attempt passed")
     assert lines[first + 2].split() == ["basic/dim59", "60", "240", "0", "lighting", "240"]
     assert f"  and {60 - console.LISTED} more cells, which lack no more (--all lists them)" in lines
-    assert any(line.startswith("what would help: lighting rejected 7320 of 7320") for line in lines)
+    assert any(line.startswith("what would help: lighting rejected 7320 of the 7320") for line in lines)
 
 
 def test_status_lists_all_short_cells_if_asked_and_in_json(short_run: str):

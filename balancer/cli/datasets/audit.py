@@ -12,7 +12,7 @@ import click
 from balancer.cli import console
 from balancer.config.dotted import DATASET_SETTING_HELP
 from balancer.errors import UsageError
-from balancer.text.quantities import counted
+from balancer.text.quantities import counted, percent
 
 if TYPE_CHECKING:
     from balancer.dataset.audit import Audit
@@ -188,5 +188,8 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _percent(part: int, whole: int) -> int | None:
-    return round(100 * part / whole) if whole else None
+def _percent(part: int, whole: int) -> int | str | None:
+    if not whole:
+        return None
+    shown = percent(part, whole, unit="")
+    return int(shown) if shown.isdigit() else shown

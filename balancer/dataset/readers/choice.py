@@ -31,6 +31,7 @@ from balancer.dataset.readers.split_folders import read_split_folders, why_split
 from balancer.dataset.readers.suspicions import suspect
 from balancer.dataset.readers.walking import Entry, is_folder, top_entries
 from balancer.errors import DatasetError
+from balancer.manifest.layout import LOG_DIR, RUN_FILE
 
 if TYPE_CHECKING:
     from balancer.config.schema import DatasetConfig
@@ -56,6 +57,11 @@ READERS: Mapping[str, Reader] = {
 def list_dataset(path: Path, settings: DatasetConfig, classes: Collection[str] = ()) -> DatasetListing:
     """List the images of a dataset. Raises DatasetError if it is not one. `classes` are those of a config."""
     root, settings = _enter(path, settings)
+    if (root / RUN_FILE).is_file() and (root / LOG_DIR).is_dir():
+        raise DatasetError(
+            f"{path}: this is the folder of a run, not a dataset",
+            hint="`balancer audit RUN` counts its images; `balancer export RUN csv DIR` writes a dataset",
+        )
     listing = DatasetListing(root, settings.layout, "as the config says")
     every = top_entries(root, listing)
     left_out = [entry.name for entry in every if is_folder(entry) and is_left_out(entry.name, settings)]
@@ -70,6 +76,7 @@ def list_dataset(path: Path, settings: DatasetConfig, classes: Collection[str] =
     by_folder = listing.layout in (FOLDERS, SPLIT_FOLDERS)
     READERS[listing.layout](root, entries if by_folder else every, listing, settings)
     listing.labels = dict(listing.files)
+    listing.left_out_folders = left_out if by_folder else []
     select(listing, settings, left_out)
     suspect(root, listing, classes)
     return listing

@@ -16,11 +16,11 @@ class DatasetListing:
     """Names are relative to the dataset, with slashes. `files` maps images to their classes, `labels` to
     these before `dataset.labels`, and `splits` to their splits, as folders write them. `classes` include
     those without images. `outside` are images of no class, `left_out` those that `include` and `exclude`
-    leave out, `tables` metadata tables in the folders, `faults` (name, reason) pairs, `system` folders of
-    operating systems. `ignored_files` counts the other files in class folders. `split_source` says where
-    splits come from. Layouts whose classes are in a table give `read_tables` and `joined`. In `packed`
-    layouts images are inside files. `unmatched` are warnings about settings that match nothing, which a
-    hold-out need not match."""
+    leave out, `left_out_folders` folders that are left out unread, `tables` metadata tables in the folders,
+    `faults` (name, reason) pairs, `system` folders of operating systems. `ignored_files` counts the other
+    files in class folders. `split_source` says where splits come from. Layouts whose classes are in a table
+    give `read_tables` and `joined`. In `packed` layouts images are inside files. `unmatched` are warnings
+    about settings that match nothing, which a hold-out need not match."""
 
     root: Path
     layout: str
@@ -33,6 +33,7 @@ class DatasetListing:
     faults: list[tuple[str, str]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    left_out_folders: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     system: list[str] = field(default_factory=list)
     ignored_files: int = 0

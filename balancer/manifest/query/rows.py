@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import duckdb
 
 Status = Literal["accepted", "rejected", "void", "all"]
+
+STATUSES: tuple[Status, ...] = get_args(Status)
 Filter: TypeAlias = "str | pc.Expression"
 
 TABLE = "manifest"
@@ -109,6 +111,7 @@ class ManifestRows:
 
     def _condition(self, filter: Filter | None, status: Status) -> pc.Expression | None:
         """Raises UsageError for an expression that cannot be applied."""
+        _check_status(status)
         of_status = None if status == "all" else pc.field(STATUS) == status
         if not isinstance(filter, pc.Expression):
             return of_status
@@ -204,7 +207,13 @@ def _keys(names: Sequence[str]) -> list[str]:
     return [f"key {number}" for number in range(len(names))]
 
 
+def _check_status(status: str) -> None:
+    if status not in STATUSES:
+        raise UsageError(f"no status {status!r}", hint=f"it is one of {', '.join(STATUSES)}")
+
+
 def _of_status(rows: ds.Dataset, status: Status) -> ds.Dataset:
+    _check_status(status)
     return rows if status == "all" else rows.filter(pc.field(STATUS) == status)
 
 
