@@ -56,6 +56,10 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def plan(config: Config | str | os.PathLike[str]) -> Plan:
     """The exact number of images each cell lacks, for a config or the path of one.
 
