@@ -1,6 +1,7 @@
 """Specs of workers: plain values that say what to load, and load it.
 
-A spec is pickled to its actor and loads the worker there, so building one imports no model library.
+A spec is pickled to its actor and loads the worker there, so building one imports no model library, and this
+module nothing that only building one needs: every actor imports it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from actors.models.families.checks import Asked, asked
-from balancer.config.loras import LoraConfig
-from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
-from balancer.manifest.image_files import ImageFiles
-from balancer.training.images import Decoder
-from balancer.verification.calibration import load_temperatures
-from balancer.verification.negatives import negatives_of
-
 if TYPE_CHECKING:
+    from actors.models.families.checks import Asked
     from actors.models.generator import Generator
     from actors.models.safety import SafetyChecker
     from actors.models.simulated import Fault, SimulatedGenerator, SimulatedVerifier
@@ -26,6 +20,9 @@ if TYPE_CHECKING:
     from actors.models.vision.backbone import Backbone
     from actors.models.vlm_judge import VlmJudge
     from actors.models.writer import Writer
+    from balancer.config.loras import LoraConfig
+    from balancer.config.schema import BackboneConfig, Config, SafetyConfig, SecondJudgeConfig
+    from balancer.training.images import Decoder
 
 CPU_THREADS = 1
 """Threads of an actor on CPU. Several single-threaded generators make more images than one with several
@@ -243,6 +240,8 @@ class Workers:
 
 def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None = None) -> GeneratorSpec:
     """`storage_uri` is the run folder, from which parents are read."""
+    from actors.models.families.checks import asked
+
     wanted = config.generation
     return GeneratorSpec(
         model=located(wanted.model),
@@ -269,6 +268,9 @@ def generator_spec(config: Config, on_gpu: bool = False, storage_uri: str | None
 def _parents(config: Config, storage_uri: str | None) -> Decoder | None:
     if storage_uri is None or config.generation.conditioning == "text":
         return None
+    from balancer.manifest.image_files import ImageFiles
+    from balancer.training.images import Decoder
+
     limits, by_reference = config.dataset, config.output.real_images == "reference"
     max_bytes, max_pixels = limits.max_image_megabytes * 1e6, limits.max_image_megapixels * 1e6
     # A file that was converted to PNG can be larger than the dataset's.
@@ -277,6 +279,9 @@ def _parents(config: Config, storage_uri: str | None) -> Decoder | None:
 
 
 def verifier_spec(config: Config, on_gpu: bool = False) -> VerifierSpec:
+    from balancer.verification.calibration import load_temperatures
+    from balancer.verification.negatives import negatives_of
+
     wanted = config.verification
     return VerifierSpec(
         model=located(wanted.model),

@@ -14,13 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import balancer.process.early  # noqa: F401  # before everything that takes time
-
-# Submodules named like a verb are imported here, first: importing one later would put the module in the
-# place of the function.
-from balancer.dataset.audit import audit, audit_dataset, credited_facets, match_classes
-from balancer.planning.plan import make_plan
 from balancer.process.shadowed import refuse_shadowed
-from balancer.storage.address import refuse_credentials
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +23,7 @@ if TYPE_CHECKING:
     from actors.adapt import Adapted
     from actors.run import Reporter, RunResult
     from balancer.config.schema import Config
+    from balancer.dataset.audit import audit
     from balancer.export import Exported
     from balancer.manifest.query.rows import Filter
     from balancer.planning.plan import Plan
@@ -54,7 +49,15 @@ def __getattr__(name: str) -> object:
         from importlib import metadata
 
         return metadata.version("balancer")
+    if name == "audit":  # every process that imports a module of the package would load what it needs
+        from balancer.dataset.audit import audit
+
+        return audit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def plan(config: Config | str | os.PathLike[str]) -> Plan:
@@ -62,8 +65,10 @@ def plan(config: Config | str | os.PathLike[str]) -> Plan:
 
     With `target.count_real_facets: measured` the verifier is loaded to look at the real images.
     """
+    from balancer.dataset.audit import audit_dataset, credited_facets, match_classes
     from balancer.dataset.splits import assign_splits, select_training
     from balancer.evaluation.targets import with_recommended_targets
+    from balancer.planning.plan import make_plan
 
     loaded = with_recommended_targets(_loaded(config))
     found = audit_dataset(loaded)
@@ -211,6 +216,7 @@ def embed(
     """
     refuse_shadowed()
     from actors.embedding import embed_files
+    from balancer.storage.address import refuse_credentials
 
     paths = [os.fspath(path) for path in images]
     for path in paths:

@@ -7,7 +7,7 @@ can still be slow on other text; the deadlines of calls cover that.
 from __future__ import annotations
 
 import functools
-import os
+import hashlib
 import signal
 import subprocess
 import sys
@@ -40,18 +40,30 @@ _TEXTS = (
 def check_tokenizer(path: Path, name: str, model: str, hint: str) -> None:
     """Raise WeightsError if the `tokenizer.json` at `path` cannot be loaded and used within the limits."""
     stat = path.stat()
-    if reason := _trial(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
+    if reason := _reason(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
         raise WeightsError(f"{model}: {name}: the tokenizer cannot be used: {reason}", hint=hint)
 
 
+_reasons: dict[str, str] = {}
+"""By the SHA-256 of the file: the tokenizers of a pipeline are often the same."""
+
+
 @functools.lru_cache(maxsize=64)
-def _trial(path: Path, state: tuple[int, int, int]) -> str:
+def _reason(path: Path, state: tuple[int, int, int]) -> str:
     """Why the tokenizer is refused; empty if it is not. Cached by the `state` of its file."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 not in _reasons:
+        _reasons[sha256] = _trial(content)
+    return _reasons[sha256]
+
+
+def _trial(content: bytes) -> str:
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
-            input=os.fsencode(path),
+            input=content,
             capture_output=True,
             env=child_environment() | {"TOKENIZERS_PARALLELISM": "false"},
             timeout=WAIT_S,
@@ -68,14 +80,14 @@ def _trial(path: Path, state: tuple[int, int, int]) -> str:
 
 
 def serve() -> None:
-    """In the child: load the tokenizer whose path is on standard input, and use it."""
+    """In the child: load the tokenizer that is on standard input, and use it."""
     from tokenizers import Tokenizer
 
-    path = os.fsdecode(sys.stdin.buffer.read())
+    content = sys.stdin.buffer.read()
     limit_process(CPU_SECONDS, MEMORY_BYTES)
     try:
-        refuse_growth(read_json(Path(path).read_bytes()))
-        tokenizer = Tokenizer.from_file(path)
+        refuse_growth(read_json(content))
+        tokenizer = Tokenizer.from_buffer(content)
         for text in _TEXTS:
             if len(tokenizer.encode(text).ids) > MAX_TOKENS:
                 raise MemoryError

@@ -33,6 +33,15 @@ def make_pool(ray_session):
         pool.close()
 
 
+@pytest.fixture(scope="module")
+def quiet_pool(ray_session):
+    """One for all tests in which nothing befalls its actor."""
+    pool = Pool("echo", EchoSpec(), 1, LIMITS)
+    pool.start()
+    yield started(pool)
+    pool.close()
+
+
 def run_until(pool, condition):
     """Turn the pool's crank until `condition` holds; returns the calls that ended."""
     ended, give_up = [], time.monotonic() + DEADLINE_S
@@ -56,28 +65,28 @@ def call(pool, method, *arguments, **options):
     return ended
 
 
-def test_a_call_brings_back_its_job_and_its_value(make_pool):
-    ended = call(started(make_pool()), "echo", 41)
+def test_a_call_brings_back_its_job_and_its_value(quiet_pool):
+    ended = call(quiet_pool, "echo", 41)
     assert (ended.job, ended.value, ended.error) == ("job", 41, None)
 
 
-def test_a_call_with_two_results_keeps_the_first_as_a_reference(make_pool):
-    ended = call(started(make_pool()), "two", 1, num_returns=2)
+def test_a_call_with_two_results_keeps_the_first_as_a_reference(quiet_pool):
+    ended = call(quiet_pool, "two", 1, num_returns=2)
     assert ended.value == 2
     assert ray.get(ended.refs[0]) == 1
 
 
-def test_an_actor_tells_where_it_runs(make_pool):
-    pool = started(make_pool())
-    assert pool.actors[0].description["device"] == "none"
-    assert pool.actors[0].description["pid"] == call(pool, "pid").value
+def test_an_actor_tells_where_it_runs(quiet_pool):
+    [actor] = quiet_pool.actors
+    assert actor.description["device"] == "none"
+    assert actor.description["pid"] == call(quiet_pool, "pid").value
 
 
-def test_no_more_than_the_allowed_calls_wait_at_one_actor(make_pool):
-    pool = started(make_pool())
+def test_no_more_than_the_allowed_calls_wait_at_one_actor(quiet_pool):
     for _ in range(2):
-        pool.submit(pool.least_busy(2), "echo", 0, job="job")
-    assert pool.least_busy(2) is None
+        quiet_pool.submit(quiet_pool.least_busy(2), "echo", 0, job="job")
+    assert quiet_pool.least_busy(2) is None
+    run_until(quiet_pool, lambda ended: len(ended) == 2)
 
 
 def test_a_killed_actor_is_replaced_and_all_its_calls_are_handed_back(make_pool):

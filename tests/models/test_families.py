@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -69,8 +70,28 @@ def request_(seed: int = 1, prompt: str = "a burnt pizza", negative: str = "") -
     return Request(prompt, negative, seed)
 
 
+def changed(generator: Generator, **attributes: int) -> Generator:
+    """The same model, loaded once."""
+    other = copy.copy(generator)
+    for name, value in attributes.items():
+        setattr(other, name, value)
+    return other
+
+
 def image(generator: Generator, guidance: float | None = 5.0, **of_request: Any) -> np.ndarray:
-    return generator.generate([request_(**of_request)], guidance)[0][0]
+    """In a batch of one, which is not filled up."""
+    return changed(generator, batch_size=1).generate([request_(**of_request)], guidance)[0][0]
+
+
+@pytest.fixture(scope="session")
+def image_of(generator_of) -> Callable[..., np.ndarray]:
+    """Made once for all tests: the first of them says that it is the same each time."""
+
+    @functools.cache
+    def made(name: str, guidance: float, negative: str = "") -> np.ndarray:
+        return image(generator_of(name), guidance, negative=negative)
+
+    return made
 
 
 def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
@@ -89,9 +110,9 @@ def asked(**settings: Any) -> Asked:
 
 
 @every_family
-def test_a_family_makes_images_that_follow_seed_and_prompt(name, generator_of):
+def test_a_family_makes_images_that_follow_seed_and_prompt(name, generator_of, image_of):
     generator = generator_of(name)
-    made = image(generator)
+    made = image_of(name, 5.0)
     assert made.shape == (generator.height, generator.width, 3)
     np.testing.assert_array_equal(made, image(generator))
     assert levels_apart(made, image(generator, seed=2)) > 1
@@ -99,10 +120,10 @@ def test_a_family_makes_images_that_follow_seed_and_prompt(name, generator_of):
 
 
 @every_family
-def test_guidance_acts_as_the_table_says_or_is_refused(name, generator_of):
+def test_guidance_acts_as_the_table_says_or_is_refused(name, generator_of, image_of):
     generator = generator_of(name)
     family: Family = generator.family
-    acts = levels_apart(image(generator, 5.0), image(generator, 8.0)) > 1
+    acts = levels_apart(image_of(name, 5.0), image_of(name, 8.0)) > 1
     assert acts is (family.guidance is not None)
     refused = find_problems(
         family, generator._loaded.recognised.multiple, asked(guidance=(("generation.guidance", 5.0),))
@@ -115,18 +136,18 @@ def test_guidance_acts_as_the_table_says_or_is_refused(name, generator_of):
 
 
 @every_family
-def test_guidance_is_off_where_the_table_says(name, generator_of):
+def test_guidance_is_off_where_the_table_says(name, generator_of, image_of):
     generator = generator_of(name)
     off_at = generator.family.off_at
-    below_one = levels_apart(image(generator, 0.0), image(generator, 1.0)) > 1
+    below_one = levels_apart(image_of(name, 0.0), image_of(name, 1.0)) > 1
     assert below_one is (generator.family.guidance is not None and off_at != 1.0)
 
 
 @every_family
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 5.0])
-def test_a_negative_prompt_acts_as_the_table_says_or_is_refused(name, guidance, generator_of):
+def test_a_negative_prompt_acts_as_the_table_says_or_is_refused(name, guidance, generator_of, image_of):
     generator = generator_of(name)
-    acts = levels_apart(image(generator, guidance), image(generator, guidance, negative="a dark table")) > 1
+    acts = levels_apart(image_of(name, guidance), image_of(name, guidance, "a dark table")) > 1
     assert acts is generator.family.uses_negative(guidance)
     wanted = asked(
         every_guidance=(guidance,), negatives=("classes.cat.negative_prompt", "generation.negative_prompt")
@@ -142,7 +163,7 @@ def test_a_negative_prompt_acts_as_the_table_says_or_is_refused(name, guidance, 
 def test_what_went_into_the_call_is_said(name, generator_of):
     generator = generator_of(name)
     for guidance in (0.0, 5.0):
-        used = generator.begin([request_()], guidance)()[1].used
+        used = changed(generator, batch_size=1).begin([request_()], guidance)()[1].used
         assert used.guidance == (None if generator.family.guidance is None else guidance)
         assert used.negative is generator.family.uses_negative(guidance)
 
@@ -150,7 +171,7 @@ def test_what_went_into_the_call_is_said(name, generator_of):
 @every_family
 def test_an_image_is_the_same_alone_and_with_any_neighbours(name, generator_of):
     generator = generator_of(name)
-    alone = image(generator, negative="dark")
+    [alone], _ = generator.generate([request_(negative="dark")], 5.0)
     others = [
         request_(7, "a very long prompt of a basic pizza with olives, on a table"),
         request_(8, "a cat", "x"),
@@ -163,14 +184,14 @@ def test_an_image_is_the_same_alone_and_with_any_neighbours(name, generator_of):
 
 @every_family
 @pytest.mark.parametrize("size", [(72, 64), (80, 96)])
-def test_a_size_is_made_or_refused_with_the_nearest_that_work(name, size, folder_of):
+def test_a_size_is_made_or_refused_with_the_nearest_that_work(name, size, folder_of, generator_of):
     known = recognise_folder(folder_of(name), name)
     sizes = sizes_that_work(known.family, known.multiple, *size)
     if size not in sizes:
         with pytest.raises(ConfigError, match="makes no image of"):
             refuse(known.family, known.multiple, asked(width=size[0], height=size[1]))
     for width, height in sizes:
-        made = image(load(folder_of(name), width=width, height=height))
+        made = image(changed(generator_of(name), width=width, height=height))
         assert made.shape == (height, width, 3)
 
 
@@ -301,7 +322,8 @@ def test_a_half_precision_model_keeps_an_image_from_its_neighbours(folder_of):
     generator = load(folder_of("Lumina 2"), dtype="bfloat16")
     assert generator._pipeline.transformer.dtype == torch.bfloat16
     batch = [request_(7, "a very long prompt of a basic pizza with olives, on a table"), request_()]
-    np.testing.assert_array_equal(generator.generate(batch, 5.0)[0][1], image(generator))
+    [alone], _ = generator.generate([request_()], 5.0)
+    np.testing.assert_array_equal(generator.generate(batch, 5.0)[0][1], alone)
 
 
 @pytest.mark.parametrize("name", ["QwenImagePipeline", "ZImagePipeline", "Lumina2Pipeline"])

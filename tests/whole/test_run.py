@@ -91,7 +91,8 @@ def after(count, action, of="candidates"):
 def reference(tmp_path_factory, ray_session):
     """The ids an undisturbed run accepts."""
     folder = tmp_path_factory.mktemp("reference")
-    run(config_of(write_dataset(folder / "dataset")), folder / "run")
+    with actors_here():
+        run(config_of(write_dataset(folder / "dataset")), folder / "run")
     return accepted_ids(folder / "run")
 
 
