@@ -6,6 +6,10 @@
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Some machines set it. Without byte code each process compiles what it imports: torch and diffusers for three
+# times as long.
+unset PYTHONDONTWRITEBYTECODE
+
 fail() {
     echo "$(basename "$0"): $*" >&2
     exit 4
