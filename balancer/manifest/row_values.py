@@ -61,10 +61,11 @@ Wrong = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Known:
     """What run.json and later plan revisions name: classes, and of each planned cell the properties it is
-    judged on."""
+    judged on. `types` are those of the columns of the manifest."""
 
     classes: frozenset[str]
     cells: Mapping[str, frozenset[str]]
+    types: Mapping[str, pa.DataType]
 
     @classmethod
     def of(cls, info: RunInfo) -> Known:
@@ -75,7 +76,8 @@ class Known:
             for revision in revisions
             for cell in revision.plan
         }
-        return cls(frozenset(name for each in revisions for name in each.config["classes"]), cells)
+        classes = frozenset(name for each in revisions for name in each.config["classes"])
+        return cls(classes, cells, {column.name: column.type for column in info.schema()})
 
 
 def check_values(rows: pa.Table, path: str, known: Known | None = None) -> None:

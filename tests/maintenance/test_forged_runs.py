@@ -107,6 +107,26 @@ def forged(**changes: Any) -> MemoryStorage:
 FORGED = [{"attempt": 2**31 - 1}, {"class": "evil"}, {"phash": "evil"}, {"cell": "evil"}, {"num_bytes": None}]
 
 
+@pytest.mark.parametrize("changes", [*FORGED, {"source": "evil"}], ids=str)
+def test_rows_of_a_forged_copy_are_refused_before_anyone_gets_them(changes, monkeypatch):
+    storage = forged(**changes)
+    with monkeypatch.context() as believing:
+        believing.setattr("balancer.manifest.log.reader.wrong_values", lambda *_: iter(()))
+        believing.setattr("balancer.manifest.log.reader.check_values", lambda *_: None)
+        compact(storage)
+    dataset = RowSource(storage, read_run(storage)).dataset()
+    (name,) = changes
+    for read in (
+        lambda: dataset.to_table(["id", name, "source", "file_name"]),
+        lambda: list(dataset.to_batches()),
+        lambda: dataset.head(5),
+        lambda: list(dataset.scanner(columns=["file_name", name]).scan_batches()),
+    ):
+        with pytest.raises(DamagedCopyError, match=f"data: .*{name}") as refused:
+            read()
+        assert "compact RUN --rebuild" in refused.value.hint
+
+
 @pytest.mark.parametrize("changes", FORGED, ids=str)
 def test_every_reader_names_the_fragment_of_an_impossible_row(changes):
     storage = forged(**changes)

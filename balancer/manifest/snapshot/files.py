@@ -23,8 +23,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from balancer.errors import BalancerError
+from balancer.manifest.layout import DATA_DIR
 from balancer.manifest.log.fragment import MAX_FRAGMENT_BYTES, BrokenFragmentError
-from balancer.manifest.row_values import Known, check_together
+from balancer.manifest.row_values import Known, check_together, wrong_values
 from balancer.manifest.snapshot.index import MAX_FILE_BYTES, DamagedCopyError, DataFile
 from balancer.storage import LocalStorage, MissingFileError, Storage, open_storage
 
@@ -105,6 +106,21 @@ class ManifestFiles:
         except BalancerError as error:
             self.problem = error
             raise
+
+    def check_compacted(self, batch: pa.RecordBatch) -> None:
+        """DamagedCopyError if a row has a value that no run can have written: a copy with valid checksums may
+        still say anything."""
+        if not self._compacted or self._known is None:
+            return
+        rows = pa.Table.from_batches([batch])
+        own = {  # whoever asks may name a column twice
+            column.name: number
+            for number, column in enumerate(rows.schema)
+            if self._known.types.get(column.name) == column.type
+        }
+        for rule, detail in wrong_values(rows.select([*own.values()]), self._known):
+            self.problem = DamagedCopyError(DATA_DIR, rule, detail)
+            raise self.problem
 
     def damage(self) -> DamagedCopyError | None:
         """The first compacted file that is not what it was, found by reading all of them."""

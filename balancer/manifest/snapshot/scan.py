@@ -106,13 +106,20 @@ class Scan:
             for number, share in enumerate(self._shares()):
                 at_work.append(start(share))
                 if number == 0 or len(at_work) == 2:
-                    yield from at_work[0]
+                    yield from map(self._believed, at_work[0])
                     at_work.popleft()
             for started in at_work:
-                yield from started
+                yield from map(self._believed, started)
         finally:
             for started in at_work:
                 _finish(started)
+
+    def _believed(self, found: T) -> T:
+        """The same rows, if a run can have written their values. Computed columns are not looked at."""
+        batch = found.record_batch if isinstance(found, ds.TaggedRecordBatch) else found
+        if isinstance(batch, pa.RecordBatch) and not isinstance(self._options.get("columns"), Mapping):
+            self._files.check_compacted(batch)
+        return found
 
     def _shares(self) -> Iterator[ds.Scanner]:
         share: list[Loaded] = []
