@@ -75,13 +75,13 @@ class Overall:
 
 @dataclass(frozen=True, slots=True)
 class ClassVerdict:
-    """`difference` is of the class's recall, None without enough test images; `needed` is how many of them
-    would tell."""
+    """`difference` is of the class's recall, None without enough test images; `needed` is what would tell,
+    where nobody can."""
 
     decision: Verdict
     test_images: int
     difference: Interval | None = None
-    needed: int | None = None
+    needed: Needed | None = None
 
 
 def decide(tested: Comparison) -> Overall:
@@ -116,7 +116,8 @@ def judge_classes(tested: Comparison) -> dict[str, ClassVerdict]:
         if name in found:
             verdicts[name] = _verdict(*found[name], differs[name], same[name], tested.margin)
         else:
-            verdicts[name] = ClassVerdict("cannot_tell", count, needed=images_to_detect(tested.margin))
+            more = Needed(images_to_detect(tested.margin), None)
+            verdicts[name] = ClassVerdict("cannot_tell", count, needed=more)
     return verdicts
 
 
@@ -129,8 +130,8 @@ def _verdict(
     if differs and (found.low > 0 or found.high < 0):
         return ClassVerdict("help" if found.low > 0 else "harm", count, found)
     labels = np.zeros(count, np.int64)
-    more = needed(differences, images_of(labels, "accuracy"), _wanted(found, margin)).test_images
-    return ClassVerdict("cannot_tell", count, found, more or images_to_detect(margin))
+    more = needed(differences, images_of(labels, "accuracy"), _wanted(found, margin))
+    return ClassVerdict("cannot_tell", count, found, more)
 
 
 def _wanted(found: Interval, margin: float) -> float:

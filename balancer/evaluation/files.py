@@ -64,6 +64,11 @@ class ClassOutcome(_Read):
     high: Difference | None = None
     test_images: int = Field(ge=0)
     needed: int | None = Field(default=None, ge=1)
+    """Test images that would tell; null if they alone never suffice."""
+
+    needed_seeds: int | None = Field(default=None, ge=1)
+    needed_together: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    """Test images and seeds, if neither alone suffices."""
 
 
 class Recommended(_Read):

@@ -19,7 +19,7 @@ from balancer.evaluation.decision import (
     leave_out,
 )
 from balancer.evaluation.experiment import Choice, Design
-from balancer.evaluation.statistics import Interval, compare, estimate, images_of
+from balancer.evaluation.statistics import Interval, Needed, compare, estimate, images_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,11 +134,20 @@ def _class_dict(verdict: ClassVerdict) -> dict[str, Any]:
         "low": None if found is None else found.low,
         "high": None if found is None else found.high,
         "test_images": verdict.test_images,
-        "needed": verdict.needed,
+        **_needed_of_class(verdict.needed or Needed(None, None)),
     }
 
 
-def _needed(overall: Overall) -> dict[str, int | None] | None:
+def _needed_of_class(found: Needed) -> dict[str, Any]:
+    return {
+        "needed": found.test_images,
+        "needed_seeds": found.seeds,
+        "needed_together": None if found.together is None else [*found.together],
+    }
+
+
+def _needed(overall: Overall) -> dict[str, Any] | None:
     if overall.needed is None:
         return None
-    return {"test_images": overall.needed.test_images, "seeds": overall.needed.seeds}
+    found = overall.needed
+    return {"test_images": found.test_images, "seeds": found.seeds, "together": found.together}

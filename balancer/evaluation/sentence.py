@@ -46,11 +46,23 @@ def decision_sentence(
 
 
 def _enough(needed: Needed | None) -> str:
-    if needed is None or (needed.test_images is None and needed.seeds is None):
-        return " Both more seeds and more test images are needed to tell."
+    if needed is None:
+        return ""
+    if needed.together is not None:
+        images, seeds = needed.together
+        return f" If the difference stays so, about {images} test images with {seeds} seeds would tell."
     ways = [f"about {needed.test_images} test images with these seeds"] if needed.test_images else []
     ways += [f"about {needed.seeds} seeds with these test images"] if needed.seeds else []
     return f" If the difference stays so, {' or '.join(ways)} would tell."
+
+
+def class_needs(images: int | None, seeds: int | None, together: Sequence[int] | None) -> str:
+    """What would tell of a class, in few words."""
+    if together is not None:
+        return f"about {together[0]} images and {together[1]} seeds"
+    ways = [f"about {images} images"] if images else []
+    ways += [f"about {seeds} seeds"] if seeds else []
+    return " or ".join(ways)
 
 
 def unseen_sentence(names: Sequence[str], over_others: Interval | None) -> str:

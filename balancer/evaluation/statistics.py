@@ -217,10 +217,12 @@ def spread(differences: Differences, images: Images) -> tuple[float, float]:
 @dataclass(frozen=True, slots=True)
 class Needed:
     """What would be enough to tell, if the difference stays as it is: test images with the seeds there are,
-    or seeds with the images there are; None where that alone never suffices."""
+    or seeds with the images there are; None where that alone never suffices. If neither does, `together` are
+    as many times more images and seeds as would."""
 
     test_images: int | None
     seeds: int | None
+    together: tuple[int, int] | None = None
 
 
 def needed(differences: Differences, images: Images, wanted: float) -> Needed:
@@ -239,7 +241,10 @@ def needed(differences: Differences, images: Images, wanted: float) -> Needed:
     more_seeds = max(seeds + 1, math.ceil(of_seeds / rest)) if rest > 0 and of_seeds > 0 else None
     if least > count:
         more_seeds = None
-    return Needed(more_images, more_seeds)
+    if more_images or more_seeds:
+        return Needed(more_images, more_seeds)
+    times = (of_seeds / seeds + of_images / count) / variance
+    return Needed(None, None, (max(least, math.ceil(times * count)), math.ceil(times * seeds)))
 
 
 def images_to_detect(change: float, discordant: float = DISCORDANT) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import ManifestError
 from balancer.evaluation.files import Estimate, Outcome, read_outcome
+from balancer.evaluation.sentence import class_needs
 from balancer.evaluation.staleness import staleness
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _classes(outcome: Outcome) -> tuple[tuple[Line, ...], float]:
     lines = []
     for name, each in outcome.classes.items():
         images = f"{each.test_images} test images"
-        images += f", about {each.needed} needed" if each.needed else ""
+        if needs := class_needs(each.needed, each.needed_seeds, each.needed_together):
+            images += f", needs {needs}"
         verdict = each.decision.replace("_", " ")
         if (found := told.get(name)) is None:
             lines.append(Line(name, 0, 0, 0, "", verdict, images))

@@ -44,13 +44,15 @@ def test_where_nobody_can_tell_it_says_what_would():
     assert found.decision == "cannot_tell"
     assert found.needed is not None
     assert found.needed.test_images is None or found.needed.test_images > 60
-    assert found.needed.test_images or found.needed.seeds
+    assert found.needed.test_images or found.needed.seeds or found.needed.together
 
 
 def test_a_class_is_helped_harmed_or_not_to_be_told():
     verdicts = judge_classes(two_arms([0.4, -0.4, 0.0]))
     assert [verdict.decision for verdict in verdicts.values()] == ["help", "harm", "cannot_tell"]
-    assert verdicts["quince"].needed > 60
+    more = verdicts["quince"].needed
+    assert more.test_images is None or more.test_images > 60
+    assert more.test_images or more.seeds or more.together
     assert verdicts["pear"].difference.high < 0
 
 
@@ -62,11 +64,26 @@ def test_a_class_is_equivalent_only_with_the_images_to_show_it():
     assert (few, many) == ("cannot_tell", "equivalent")
 
 
+def test_where_more_images_alone_would_never_tell_of_a_class_more_seeds_are_asked_for_as_well():
+    """Each seed moves all images of the class together."""
+    correct = np.zeros((6, 40), bool)
+    made = {"real": correct, ACCEPTED: correct.copy()}
+    made[ACCEPTED][::2] = True
+    made["real"][1::2, :38] = True
+    tested = Comparison(made, np.zeros(40, int), ("apple",), (0,), "real", "balanced_accuracy", 0.02)
+    verdict = judge_classes(tested)["apple"]
+    assert verdict.decision == "cannot_tell"
+    assert verdict.needed.test_images is None
+    images, seeds = verdict.needed.together
+    assert images > 40
+    assert seeds > 6
+
+
 def test_of_a_class_without_enough_test_images_nothing_is_said():
     found = two_arms([0.4, 0.4, 0.4], sizes=(60, 60, 4), counted=(0, 1))
     verdict = judge_classes(found)["quince"]
     assert (verdict.decision, verdict.test_images, verdict.difference) == ("cannot_tell", 4, None)
-    assert verdict.needed > 100
+    assert verdict.needed.test_images > 100
     assert decide(found).difference.mean == pytest.approx(0.4, abs=0.1)
 
 

@@ -98,7 +98,7 @@ def _config(info: RunInfo, config_file: str | None, settings: list[str], holdout
 
 
 def _print(outcome: dict[str, Any]) -> None:
-    from balancer.evaluation.sentence import points
+    from balancer.evaluation.sentence import class_needs, points
 
     rows = [(name, _share(each["mean"]), _range(each)) for name, each in outcome["arms"].items()]
     console.table(f"{outcome['metric']} of each arm", ["arm", "mean", "95 % interval"], rows)
@@ -110,7 +110,7 @@ def _print(outcome: dict[str, Any]) -> None:
             None if each["difference"] is None else points(each["difference"]),
             None if each["low"] is None else f"{points(each['low'])} to {points(each['high'])}",
             each["test_images"],
-            each["needed"],
+            class_needs(each["needed"], each["needed_seeds"], each["needed_together"]) or None,
         )
         for name, each in outcome["classes"].items()
     ]
