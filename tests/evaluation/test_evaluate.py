@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from actors.evaluation.evaluate import evaluate
+from balancer.cli.runs.evaluate import _config as evaluation_config
 from balancer.config.schema import Config
 from balancer.errors import ManifestError, StorageError
 from balancer.evaluation.arms import REAL_ALONE, Job
@@ -27,6 +28,7 @@ from balancer.evaluation.files import (
 )
 from balancer.evaluation.staleness import staleness
 from balancer.manifest.query.rows import open_rows
+from balancer.manifest.runfile import read_run
 from balancer.report import render_report
 from balancer.storage import open_storage
 from tests.evaluation.here import CLASSES, ESTIMATE, Made, Trainers, make_run, settings
@@ -270,3 +272,16 @@ def test_an_outcome_that_no_evaluation_writes_is_told(tmp_path, change):
     run = make_run(tmp_path / "run", Made(train=2, validation=0, test=0, accepted=2))
     write_outcome(open_storage(run, create=False), an_outcome() | change)
     assert "outcome.json is damaged" in render_report(run)
+
+
+def test_a_run_does_not_say_which_cluster_its_evaluation_may_join(tmp_path):
+    config = Config.model_validate(CONFIG | {"actors": {"allow_open_cluster": True}})
+    run = make_run(tmp_path / "run", Made(train=2, validation=0, test=0, accepted=2), config=config)
+    info = read_run(open_storage(run, create=False))
+    assert info.config_as(Config).actors.allow_open_cluster
+    assert not evaluation_config(info, None, [], None).actors.allow_open_cluster
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "classes: {any: {prompts: [any]}}\ntarget: {per_class: 1}\nactors: {allow_open_cluster: true}\n"
+    )
+    assert evaluation_config(info, str(own), [], None).actors.allow_open_cluster

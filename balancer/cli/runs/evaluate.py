@@ -74,7 +74,8 @@ def command(
 
 
 def _config(info: RunInfo, config_file: str | None, settings: list[str], holdout: str | None) -> Config:
-    """The config of the run with the settings of this evaluation."""
+    """The config of the run with the settings of this evaluation. Which cluster may be joined is the user's
+    to say: the run may be from somebody else."""
     from balancer.config.load import load_config, validate_document
     from balancer.config.schema import Config
     from balancer.config.yaml_reading import Document
@@ -93,7 +94,9 @@ def _config(info: RunInfo, config_file: str | None, settings: list[str], holdout
         loaded = validate_document(document, settings)
         folder = config.dataset.holdout
     dataset = config.dataset.model_copy(update={"holdout": folder if holdout is None else holdout})
-    changed = config.model_copy(update={"evaluation": loaded.evaluation, "dataset": dataset})
+    changed = config.model_copy(
+        update={"evaluation": loaded.evaluation, "dataset": dataset, "actors": loaded.actors}
+    )
     return changed.with_bases(loaded.bases)
 
 
