@@ -142,7 +142,7 @@ def _needed_of_class(found: Needed) -> dict[str, Any]:
     return {
         "needed": found.test_images,
         "needed_seeds": found.seeds,
-        "needed_together": None if found.together is None else [*found.together],
+        "needed_together": found.together and [*found.together],
     }
 
 
@@ -150,4 +150,5 @@ def _needed(overall: Overall) -> dict[str, Any] | None:
     if overall.needed is None:
         return None
     found = overall.needed
-    return {"test_images": found.test_images, "seeds": found.seeds, "together": found.together}
+    together = found.together and [*found.together]
+    return {"test_images": found.test_images, "seeds": found.seeds, "together": together}
