@@ -181,9 +181,9 @@ class Manifest:
     ) -> ImageSampler:
         """A sampler for `to_torch` with the same split and filter: as many draws as there are images, with
         replacement, each combination of values of `by` (by default each class) equally often. Within one,
-        `real_share` of the draws (by default half, or the share of its images) go to real images; with
-        `real_weight`, a real image is drawn that many times as often as a generated one. `recommended`, for
-        `to_torch` as well, has the share that `balancer evaluate` found best, and without `by` draws classes
+        `real_share` of the draws (by default half, or more if more of its images are real) go to real images;
+        with `real_weight`, a real image is drawn that many times as often as a generated one. `recommended`,
+        for `to_torch` too, has the share that `balancer evaluate` found best, and without `by` draws classes
         as the tested arm. `exposures()` count the draws. `seed` repeats them, else torch's generator decides.
         """
         from balancer.training.torch_dataset import make_sampler

@@ -285,6 +285,12 @@ DEFAULT_STRENGTHS = (0.5, 0.7, 0.9)
 
 COMMON_TARGETS = ("per_class", "ratio_to_largest", "total", "rule")
 
+SETTINGS_OF_RULES = {
+    "effective_number": ("beta", "such as 0.999"),
+    "recommended": ("evaluation", "the folder or bucket of an evaluated run"),
+}
+"""The setting that a rule needs and no other takes, and what it is like."""
+
 
 class TargetConfig(_Section):
     """How many training images there should be: one of `per_class`, `ratio_to_largest`, `total` and `rule`
@@ -364,19 +370,13 @@ class TargetConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _beta_is_of_its_rule(self) -> Self:
-        if self.rule == "effective_number" and self.beta is None:
-            raise ValueError("rule: effective_number needs beta, such as 0.999")
-        if self.rule != "effective_number" and self.beta is not None:
-            raise ValueError("beta has no effect without rule: effective_number")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_is_of_its_rule(self) -> Self:
-        if self.rule == "recommended" and self.evaluation is None:
-            raise ValueError("rule: recommended needs evaluation, the folder or bucket of an evaluated run")
-        if self.rule != "recommended" and self.evaluation is not None:
-            raise ValueError("evaluation has no effect without rule: recommended")
+    def _settings_are_of_their_rule(self) -> Self:
+        for rule, (setting, example) in SETTINGS_OF_RULES.items():
+            is_given = getattr(self, setting) is not None
+            if self.rule == rule and not is_given:
+                raise ValueError(f"rule: {rule} needs {setting}, {example}")
+            if self.rule != rule and is_given:
+                raise ValueError(f"{setting} has no effect without rule: {rule}")
         return self
 
 

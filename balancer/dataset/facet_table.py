@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,19 +230,20 @@ def find_facet_columns(rows: Iterable[TableRow]) -> tuple[str, ...]:
     known = {
         *OWN_COLUMNS,
         NO_CLASS,
-        *(_columns_of_exports(values) if values.keys() >= EXPORT_COLUMNS else ()),
+        *_columns_of_exports(values),
     }
     return tuple(name for name in names if name not in known)
 
 
-def _columns_of_exports(columns: Iterable[str]) -> Iterator[str]:
-    """What an export of a run says of its images, besides their facets."""
-    yield from ("id", "label", "unjudged", *exported_names())
-    yield from (name for name in columns if name.startswith("score_"))
+def _columns_of_exports(columns: Collection[str]) -> Iterator[str]:
+    """What an export of a run says of its images, besides their facets; nothing for other tables."""
+    if EXPORT_COLUMNS.issubset(columns):
+        yield from ("id", "label", "unjudged", *exported_names())
+        yield from (name for name in columns if name.startswith("score_"))
 
 
 def find_ignored_columns(columns: Iterable[str], facets: Iterable[str]) -> tuple[str, ...]:
     """Columns that are neither facets nor known to the audit."""
     names = [*dict.fromkeys(columns)]
-    known = {*facets, *OWN_COLUMNS, *(_columns_of_exports(names) if {*names} >= EXPORT_COLUMNS else ())}
+    known = {*facets, *OWN_COLUMNS, *_columns_of_exports(names)}
     return tuple(name for name in names if name not in known)

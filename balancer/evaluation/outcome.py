@@ -13,7 +13,6 @@ from balancer.evaluation.arms import ACCEPTED, Job, exposures, members_of, thinn
 from balancer.evaluation.decision import (
     ClassVerdict,
     Comparison,
-    Overall,
     decide,
     judge_classes,
     leave_out,
@@ -79,7 +78,7 @@ def summarise(
         "baseline": choice.baseline.name,
         "classes": {name: _class_dict(verdict) for name, verdict in verdicts.items()},
         "recommended": {"real_share": choice.real_share, "classes": left_out},
-        "needed": _needed(overall),
+        "needed": None if overall.needed is None else _ways(overall.needed),
         "chosen": choice.as_dict(),
         "exposures": {
             name: exposures(each[0], design.pool, draws, design.classes) for name, each in jobs.items()
@@ -127,28 +126,19 @@ def _worth(
 
 
 def _class_dict(verdict: ClassVerdict) -> dict[str, Any]:
-    found = verdict.difference
+    found, ways = verdict.difference, _ways(verdict.needed or Needed(None, None))
     return {
         "decision": verdict.decision,
         "difference": None if found is None else found.mean,
         "low": None if found is None else found.low,
         "high": None if found is None else found.high,
         "test_images": verdict.test_images,
-        **_needed_of_class(verdict.needed or Needed(None, None)),
+        "needed": ways["test_images"],
+        "needed_seeds": ways["seeds"],
+        "needed_together": ways["together"],
     }
 
 
-def _needed_of_class(found: Needed) -> dict[str, Any]:
-    return {
-        "needed": found.test_images,
-        "needed_seeds": found.seeds,
-        "needed_together": found.together and [*found.together],
-    }
-
-
-def _needed(overall: Overall) -> dict[str, Any] | None:
-    if overall.needed is None:
-        return None
-    found = overall.needed
-    together = found.together and [*found.together]
+def _ways(found: Needed) -> dict[str, Any]:
+    together = None if found.together is None else [*found.together]
     return {"test_images": found.test_images, "seeds": found.seeds, "together": together}

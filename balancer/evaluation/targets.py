@@ -26,7 +26,6 @@ EVALUATION = "target.evaluation"
 
 NO_RUN_HINT = f"{EVALUATION} is the folder or bucket of a run that `balancer evaluate` has evaluated"
 
-
 log = logging.getLogger(__name__)
 
 

@@ -55,9 +55,10 @@ def sample_weights(
         raise UsageError("no image would ever be drawn", hint="give a real_weight above 0")
     drawn = totals[groups] > 0
     shares = np.divide(weights, totals[groups], out=np.zeros(len(weights)), where=drawn)
-    number = np.count_nonzero(totals)
-    equal: NDArray[np.float64] = shares / number
-    return equal * np.bincount(groups)[groups] * number / drawn.sum() if by_size else equal
+    every: NDArray[np.float64] = (
+        shares * np.bincount(groups)[groups] / drawn.sum() if by_size else shares / np.count_nonzero(totals)
+    )
+    return every
 
 
 def _check(real_share: float | None, real_weight: float | None) -> None:
