@@ -22,6 +22,7 @@ from actors.cluster.access import (
     started_on_this_machine,
     to_oneself,
 )
+from actors.cluster.head_processes import few_head_processes
 from actors.cluster.leftovers import ended_with_this_process
 from actors.cluster.process_limits import refuse_tight_limits
 from actors.cluster.sizing import Resources
@@ -222,7 +223,7 @@ def start_here(options: dict[str, Any]) -> Callable[[], None]:
 
 def _start_here(options: dict[str, Any]) -> None:
     for attempt in range(START_ATTEMPTS):
-        with to_oneself() as folder:
+        with to_oneself() as folder, few_head_processes():
             try:
                 ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
                 return

@@ -79,6 +79,16 @@ def listening(pids):
     return found
 
 
+def programs(pids):
+    """The file names on the command lines of these processes."""
+    names = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            names |= {os.path.basename(word.decode(errors="replace")) for word in words}
+    return names
+
+
 LOOPBACK = {
     "0100007F",
     "0000000000000000FFFF00000100007F",  # 127.0.0.1 by way of IPv6
@@ -86,8 +96,8 @@ LOOPBACK = {
 }
 
 
-def test_nothing_of_a_local_ray_is_open_to_others(project, tmp_path):
-    """Neither its folder nor a port; it listens on loopback alone, and asks for a token."""
+def test_a_local_ray_is_open_to_nobody_else_and_has_no_processes_of_a_cluster(project, tmp_path):
+    """Neither its folder nor a port is: it listens on loopback alone, and asks for a token."""
     home = {"HOME": str(tmp_path)}
     with started(project, **home) as (session, told):
         assert stat.S_IMODE(os.stat(os.path.dirname(private_folder())).st_mode) == 0o700
@@ -99,6 +109,8 @@ def test_nothing_of_a_local_ray_is_open_to_others(project, tmp_path):
         token = tmp_path / ".ray" / "auth_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+        assert programs(session.members()) >= {"raylet", "gcs_server"}
+        assert not programs(session.members()) & {"dashboard.py", "monitor.py", "log_monitor.py"}
 
 
 def test_a_cluster_that_asks_for_no_token_is_refused_unless_the_config_allows_it(project, monkeypatch):
