@@ -52,14 +52,19 @@ def commit(root: Path, *rows: dict[str, Any]) -> None:
     start(storage).commit(rows)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A sound run: fragments 1, 3 and 5 open, 2 holds two rows, 4 two more, 6 closes."""
-    root = tmp_path / "run"
+@pytest.fixture(scope="module")
+def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sound") / "run"
     commit(root, row(ONE), rejected(TWO))
     commit(root, row(TWO, 2), real("a.png"))
     start(open_storage(root, create=False)).close("complete")
     return root
+
+
+@pytest.fixture
+def run(sound_run: Path, tmp_path: Path) -> Path:
+    """A sound run: fragments 1, 3 and 5 open, 2 holds two rows, 4 two more, 6 closes."""
+    return Path(shutil.copytree(sound_run, tmp_path / "run"))
 
 
 def test_a_sound_run_has_no_problems(run):
@@ -392,16 +397,22 @@ def test_an_image_outside_the_run_is_not_even_read(run, tmp_path):
 # ---- the compacted copy --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def compacted(run: Path) -> Path:
-    """The sound run with a compacted copy, of which verdicts and rows came later."""
-    storage = open_storage(run, create=False)
+@pytest.fixture(scope="module")
+def sound_compacted(sound_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = Path(shutil.copytree(sound_run, tmp_path_factory.mktemp("compacted") / "run"))
+    storage = open_storage(root, create=False)
     compact(storage)
     log = start(storage)
     log.commit_verdicts([revoked(row(ONE), "class"), void(TWO)])
     log.close("interrupted")
-    commit(run, row(ONE, 2), rejected(TWO))
-    return run
+    commit(root, row(ONE, 2), rejected(TWO))
+    return root
+
+
+@pytest.fixture
+def compacted(sound_compacted: Path, tmp_path: Path) -> Path:
+    """The sound run with a compacted copy, of which verdicts and rows came later."""
+    return Path(shutil.copytree(sound_compacted, tmp_path / "run"))
 
 
 def test_a_sound_compacted_copy_is_looked_at_and_has_no_problems(compacted):

@@ -39,16 +39,22 @@ SLOTS = (ONE, TWO, THREE)
 LAST = 5
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """1 open, 2 to 4 one image each, 5 close"""
-    storage = open_storage(tmp_path / "run", create=True)
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole") / "run"
+    storage = open_storage(root, create=True)
     log = start(storage)
     for slot in SLOTS:
         storage.publish(f"images/{slot}-1.png", image_bytes(f"{slot}-1"))
         log.commit([row(slot)])
     log.close("complete")
-    return tmp_path / "run"
+    return root
+
+
+@pytest.fixture
+def run(whole_run: Path, tmp_path: Path) -> Path:
+    """1 open, 2 to 4 one image each, 5 close"""
+    return Path(shutil.copytree(whole_run, tmp_path / "run"))
 
 
 def images(run: Path) -> list[str]:
