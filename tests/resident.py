@@ -70,6 +70,9 @@ class ResidentPool(Pool):
         self.actors.append(actor)
         self._track(Call(actor, None, [actor.handle.start.remote()], self.limits.start_timeout_s))
 
+    def wait_until_placed(self) -> None:
+        """They are here."""
+
     def close(self) -> None:
         self.actors.clear()
         self._calls.clear()

@@ -290,7 +290,7 @@ def test_plan_does_not_download_a_verifier(demo, monkeypatch):
     assert "the verifier is not on this machine (1.7 GB to download)" in result.stderr
 
 
-def test_a_run_with_a_verifier_whose_text_weights_are_shuffled_is_refused(demo, project, tmp_path):
+def test_a_run_with_a_verifier_whose_text_weights_are_shuffled_is_refused(demo, project, tmp_path, here):
     folder = tmp_path / "verifier"
     shutil.copytree(project / "balancer/embedded/verifier", folder)
     tensors = load_file(folder / "open_clip_model.safetensors")

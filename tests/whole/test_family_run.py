@@ -50,7 +50,7 @@ def make_config(project, tmp_path):
     ],
 )
 def test_rows_say_what_went_into_the_call_and_are_enough_to_make_the_images_again(
-    family, settings, guidance, has_negative, batch_size, make_config, tmp_path, ray_session
+    family, settings, guidance, has_negative, batch_size, make_config, tmp_path, here
 ):
     run(make_config(family, **settings), tmp_path / "run")
     manifest = open_manifest(tmp_path / "run")
