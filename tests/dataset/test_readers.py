@@ -263,6 +263,10 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
          "cat/.ipynb_checkpoints/1.png"),
         "passed over, because a system made them: $RECYCLE.BIN, __MACOSX, cat/.ipynb_checkpoints, cat/@eaDir",
     ),
+    "hidden pictures": (
+        ("cat/1.png", ".dog/1.png", "cat/.2.png", "cat/._1.png", ".git/index", ".empty/"),
+        "passed over, because the name begins with a dot: .dog, cat/.2.png",
+    ),
     "annotations": (
         ("cat/1.png", "Annotations/1.xml"),
         "Annotations: no image in it, passed over as a folder of annotations",

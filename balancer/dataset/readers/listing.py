@@ -17,10 +17,11 @@ class DatasetListing:
     these before `dataset.labels`, and `splits` to their splits, as folders write them. `classes` include
     those without images. `outside` are images of no class, `left_out` those that `include` and `exclude`
     leave out, `left_out_folders` folders that are left out unread, `tables` metadata tables in the folders,
-    `faults` (name, reason) pairs, `system` folders of operating systems. `ignored_files` counts the other
-    files in class folders. `split_source` says where splits come from. Layouts whose classes are in a table
-    give `read_tables` and `joined`. In `packed` layouts images are inside files. `unmatched` are warnings
-    about settings that match nothing, which a hold-out need not match."""
+    `faults` (name, reason) pairs, `system` folders of operating systems, `hidden` pictures and folders of
+    pictures whose names begin with a dot. `ignored_files` counts the other files in class folders.
+    `split_source` says where splits come from. Layouts whose classes are in a table give `read_tables` and
+    `joined`. In `packed` layouts images are inside files. `unmatched` are warnings about settings that match
+    nothing, which a hold-out need not match."""
 
     root: Path
     layout: str
@@ -36,6 +37,7 @@ class DatasetListing:
     left_out_folders: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     system: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     ignored_files: int = 0
     read_tables: list[Table] = field(default_factory=list)
     joined: Joined | None = None

@@ -28,6 +28,7 @@ def suspect(root: Path, listing: DatasetListing, known: Collection[str]) -> None
         line
         for line in (
             _system_folders(listing),
+            _hidden(listing),
             _outside(listing),
             _generic_class(root, listing, mine),
             _alike("class", set(map(composed, listing.classes)), "dataset.labels can merge them"),
@@ -49,6 +50,12 @@ def _system_folders(listing: DatasetListing) -> str:
     if not listing.system:
         return ""
     return f"passed over, because a system made them: {_named(sorted(listing.system))}"
+
+
+def _hidden(listing: DatasetListing) -> str:
+    if not listing.hidden:
+        return ""
+    return f"passed over, because the name begins with a dot: {_named(sorted(listing.hidden))}"
 
 
 def _outside(listing: DatasetListing) -> str:

@@ -106,7 +106,8 @@ def _list_file(entry: Entry, name: str, level: int, listing: DatasetListing) -> 
 
 
 def _visible(folder: str | Path, prefix: str = "", listing: DatasetListing | None = None) -> list[Entry]:
-    """The entries that are neither hidden nor system folders; the latter are listed."""
+    """The entries that are neither hidden nor system folders; the latter are listed, and what is hidden if it
+    is a picture or has some."""
     shown = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -115,7 +116,19 @@ def _visible(folder: str | Path, prefix: str = "", listing: DatasetListing | Non
                     listing.system.append(prefix + entry.name)
             elif not entry.name.startswith("."):
                 shown.append(entry)
+            elif listing is not None and _hides_pictures(entry):
+                listing.hidden.append(_shown(prefix + entry.name))
     return shown
+
+
+def _hides_pictures(entry: Entry) -> bool:
+    if not is_folder(entry):  # "._" begins what macOS writes beside each file on a foreign disk
+        return is_picture(entry.name) and not entry.name.startswith("._")
+    try:
+        with os.scandir(entry.path) as inside:
+            return any(is_picture(each.name) and not each.name.startswith("._") for each in inside)
+    except OSError:
+        return False
 
 
 def _leads_to_folder(link: Entry) -> bool:
