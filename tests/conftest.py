@@ -49,6 +49,7 @@ SLOW = {
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
     conditioning/test_conditioned_run.py conditioning/test_simulated_run.py dataset/test_real_images.py
     evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py
+    verification/test_domain.py verification/test_labelled.py
     weights/test_chat_template.py weights/test_hostile_models.py whole/test_benchmarks.py
     whole/test_docs.py whole/test_family_run.py whole/test_fuzz.py whole/test_ladder_run.py
     whole/test_layouts.py whole/test_wheel.py
