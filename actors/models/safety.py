@@ -47,6 +47,14 @@ class SafetyChecker:
             )
         self._unsafe = sorted({known[label] for label in labels})
         self._several = kind == "multi_label_classification"
+        with wrap_model_errors(folder, model, _HINT, problem="cannot be used"):
+            self._refuse_unusable()
+
+    def _refuse_unusable(self) -> None:
+        """Look once: what fails now would fail for every image, and be tried again each time."""
+        [likely] = self.probabilities(np.full((1, 64, 64, 3), 90, np.uint8))
+        if not 0.0 <= likely <= 1.0:
+            raise WeightsError(f"{self.model}: gives no numbers for a grey image", hint=_HINT)
 
     def probabilities(self, pixels: np.ndarray) -> list[float]:
         """How likely each image of uint8 (N, height, width, 3) is unsafe: the sum over the unsafe labels."""

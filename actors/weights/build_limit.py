@@ -1,7 +1,8 @@
 """Limit the size of a model under construction by the size of its weight files.
 
 Libraries build what a config asks for before they look at the weights. So every new tensor is counted before
-it takes memory.
+it takes memory. Results of all other operations are looked at one by one: tables of positions are products of
+two short ranges.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actors.weights.headers import WeightsSize
 from balancer.errors import WeightsError
@@ -49,7 +51,7 @@ def _makers() -> frozenset[Callable[..., Any]]:
 def limit_build_size(weights: WeightsSize, model: str, hint: str) -> Iterator[None]:
     """Raise WeightsError if this block builds several times the elements or tensors of `weights`."""
     count = _BuildCounter(weights, model, hint)
-    with count:
+    with count, _LargestResult(count):
         yield
     if count.refusal:  # the library may have swallowed the error
         raise count.refusal
@@ -77,8 +79,11 @@ class _BuildCounter(TorchFunctionMode):
     def _add(self, elements: int) -> None:
         self._elements += elements
         self._tensors += 1
-        self._check("numbers", self._elements, self.weights.elements, EXTRA_ELEMENTS)
+        self.check_elements(self._elements)
         self._check("tensors", self._tensors, self.weights.tensors, EXTRA_TENSORS)
+
+    def check_elements(self, elements: int) -> None:
+        self._check("numbers", elements, self.weights.elements, EXTRA_ELEMENTS)
 
     def _check(self, noun: str, built: int, in_files: int, extra: int) -> None:
         limit = TIMES_THE_WEIGHTS * in_files + extra
@@ -88,17 +93,50 @@ class _BuildCounter(TorchFunctionMode):
             raise self.refusal
 
 
+class _LargestResult(TorchDispatchMode):  # type: ignore[misc]
+    """Refuse an operation with a result larger than all that may be built."""
+
+    def __init__(self, count: _BuildCounter) -> None:
+        super().__init__()
+        self._count = count
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _takes_memory(func):
+            self._count.check_elements(_numel(func, args, kwargs))
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _takes_memory(func: Any) -> bool:
+    """Neither a view nor in place."""
+    schema = getattr(func, "_schema", None)
+    return schema is not None and not any(one.alias_info for one in (*schema.arguments, *schema.returns))
+
+
+@functools.cache
+def _takes_device(func: Any) -> bool:
+    schema = getattr(func, "_schema", None)
+    return schema is not None and any(one.name == "device" for one in schema.arguments)
+
+
 def _numel(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """The number of elements of the result, computed on the meta device without memory."""
     options = {name: _on_meta(value) for name, value in kwargs.items() if name not in _NOT_ON_META}
-    if func in _from_sizes():
+    if func in _from_sizes() or _takes_device(func):
         options["device"] = "meta"
     else:
         options.pop("device", None)
     try:
-        return int(func(*map(_on_meta, args), **options).numel())
+        return int(func(*map(_on_meta, args), **options).numel())  # no results of many parts are large
     except Exception:  # noqa: BLE001 - the shape depends on values; the real call reports any error
-        return 0
+        return max((one.numel() for one in args if isinstance(one, torch.Tensor)), default=0)
 
 
 def _on_meta(value: Any) -> Any:

@@ -40,9 +40,9 @@ _ELSEWHERE_KEY = re.compile(
 _ELSEWHERE = re.compile(
     r"[\w.@-]+/[\w./@:-]*[\w@:]"  # organisation/name, folder/file, owner/kernel:function
     r"|[/~\\].*|\.{1,2}[/\\].*"
-    r"|(hf-hub|local-dir|file|https?|s3|gs|az)[:].*"
+    r"|(hf[-_]hub|local[-_]dir|file|https?|s3|gs|az)[:].*"  # also in capitals, for timm
     r"|.*\.(py|pyc|so)",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
 _TEXT = re.compile(
     r"id2label|label2id|label_names|label_descriptions|chat_template|.*_tokens?|added_tokens_decoder"
@@ -51,6 +51,9 @@ _TEXT = re.compile(
 """Keys of free text. `hf_tokenizer_name` is one: the tokenizer always comes from the folder."""
 
 _SLUG = re.compile(r"[\w.-]+")
+_BUILT_IN = re.compile(r"architecture|timm_model_name|(.*_)?backbone")
+"""Keys that name a model of timm or transformers. With a colon or a slash they would name one elsewhere."""
+
 _CLASS_NAME = re.compile(r"\w+")
 
 _ATTENTION = re.compile(r"_?attn_implementation(_internal)?|_?experts_implementation")
@@ -286,6 +289,8 @@ def _refuse_string(keys: _Keys, value: str, name: str, model: str) -> None:
         return
     if _ELSEWHERE_KEY.fullmatch(key) or _ELSEWHERE.fullmatch(value):
         _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, another repository, path or file", model)
+    if _matches(_BUILT_IN, key) and not _SLUG.fullmatch(value):
+        _refuse(f"{name}: {_dotted(keys)} names {value[:80]!r}, which is no model of a library", model)
 
 
 def _is_built_in_attention(value: str) -> bool:

@@ -37,6 +37,10 @@ HINT = "name a LoRA that was trained for this model, in safetensors, or remove i
 MAX_TENSORS = 10_000
 """peft compares the name of each with all layers, in quadratic time: many thousands would take hours."""
 
+MAX_PATTERNS = 1_000
+"""Of ranks and alphas, each. peft compiles each anew for every layer, 0.2 ms a time; published files have up to
+one per layer."""
+
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _PICKLE_HINT = "convert them to .safetensors if you trust their origin, or name a LoRA that has them"
@@ -59,8 +63,11 @@ _WORDS: Mapping[str, re.Pattern[str]] = {
     "init_lora_weights": re.compile("gaussian"),
     "megatron_core": re.compile(r"megatron\.core"),  # the default, without effect
 }
-_MODULE = re.compile(r"[\w.^$-]{1,300}")
+_MODULE = re.compile(r"[\w.^$-]{1,300}", re.ASCII)
 """peft takes names of modules and tensors as regular expressions, some of which never end."""
+
+_LARGE_NUMBER = re.compile(r"\d{5}|(?<![^.])[\d_]{5,}(?![^.])")
+"""diffusers counts up to the number of a layer, in `int`'s spelling, which may have underscores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +222,8 @@ def check_file(file: LoraFile, model: str) -> None:
     for name in tensors:
         if not _MODULE.fullmatch(name):
             raise _forbidden(file, model, f"{name[:80]!r} is no name of a tensor")
+        if _LARGE_NUMBER.search(name):
+            raise _forbidden(file, model, f"{name[:80]!r} has a number of 5 digits, as no layer has")
     for key, value in arguments.items():
         if value and not _is_allowed(key.rpartition(".")[2], value):
             reason = f"its metadata set {key[:80]!r} to {str(value)[:80]!r}, which is not supported"
@@ -231,11 +240,11 @@ def _is_allowed(argument: str, value: Any) -> bool:
     if argument in _NUMBERS:
         return _is_number(value)
     if argument in _PATTERNS:
-        return isinstance(value, dict) and all(
+        return isinstance(value, dict) and len(value) <= MAX_PATTERNS and all(
             _MODULE.fullmatch(module) and _is_number(number) for module, number in value.items()
         )
     if argument == "target_modules":
-        return isinstance(value, list) and all(
+        return isinstance(value, list) and len(value) <= MAX_TENSORS and all(
             isinstance(module, str) and _MODULE.fullmatch(module) for module in value
         )
     return argument in _WORDS and isinstance(value, str) and _WORDS[argument].fullmatch(value) is not None

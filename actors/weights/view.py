@@ -174,8 +174,20 @@ def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) 
             limit_build_size,  # imports torch, which file checks do not need
         )
 
-        with limit_build_size(_weights(folder, filter(is_weights, needed), model), model, hint):
+        with _without_hub(), limit_build_size(_weights(folder, filter(is_weights, needed), model), model, hint):
             yield Path(view)
+
+
+@contextlib.contextmanager
+def _without_hub() -> Iterator[None]:
+    """Refuse every request to the hub: transformers asks it for names that stand in configs."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager

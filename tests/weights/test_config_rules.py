@@ -48,3 +48,14 @@ def test_a_pipeline_pads_no_text_to_millions_of_tokens():
     with pytest.raises(WeightsError, match="model_max_length is 6e\\+07; the limit is 1,048,576"):
         checked_config({"model_max_length": 60_000_000}, "tokenizer_2/tokenizer_config.json", "m")
     assert checked_config({"model_max_length": 10_485_760}, "tokenizer_config.json", "m")
+
+
+@pytest.mark.parametrize(
+    "value", ["hf_hub:owner/image", "hf_hub:image", "HF-HUB:owner/image", "Local-Dir:/image", "other:image"]
+)
+@pytest.mark.parametrize("key", ["architecture", "timm_model_name", "backbone"])
+def test_an_image_encoder_is_built_in_however_its_name_is_spelled(key: str, value: str):
+    with pytest.raises(WeightsError, match=f"config.json: {key} names '{value}'"):
+        checked_config({key: value}, "config.json", "m")
+    built_in = {key: "vit_base_patch16_224.augreg_in21k", "pretrained_cfg": {"paper_ids": "arXiv:2010.11929"}}
+    assert checked_config(built_in, "config.json", "m") == built_in

@@ -160,6 +160,8 @@ def test_a_verifiers_config_has_numbers_and_words_only(model, value):
         (("model_cfg", "vision_cfg", "timm_model_name"), "hf-hub:owner/image"),
         (("model_cfg", "vision_cfg", "timm_model_name"), "local-dir:image"),
         (("model_cfg", "vision_cfg", "timm_model_name"), "owner/image"),
+        (("model_cfg", "vision_cfg", "timm_model_name"), "hf_hub:image"),
+        (("model_cfg", "vision_cfg", "timm_model_name"), "Local-Dir:image"),
     ],
 )
 def test_a_tower_of_a_verifier_is_in_its_folder(model, keys, value):
@@ -633,6 +635,12 @@ def test_a_model_is_not_built_larger_than_its_weights(model, kind, name, changes
         lambda: torch.cat([torch.zeros(1).expand(10**10)]),
         lambda: torch.nn.Linear(10**5, 10**5),
         lambda: [torch.zeros(1) for _ in range(30_000)],
+        lambda: torch.outer(torch.ones(10**5), torch.ones(10**5)),
+        lambda: torch.ones(10**5)[:, None] * torch.ones(10**5),
+        lambda: torch.ones(1).expand(10**10).double(),
+        lambda: torch.nn.functional.one_hot(torch.zeros(10**5, dtype=torch.long), 10**5),
+        lambda: torch.nn.functional.pad(torch.ones(1), (0, 10**10)),
+        lambda: torch.Tensor(10**5, 10**5),
     ],
 )
 def test_whatever_makes_a_tensor_is_counted_before_it_takes_memory(make):
@@ -641,6 +649,20 @@ def test_whatever_makes_a_tensor_is_counted_before_it_takes_memory(make):
         limit_build_size(WeightsSize(9, 99), "m", ""),
     ):
         make()
+
+
+def test_a_loader_asks_the_hub_for_nothing(model):
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    folder = model("safety checker")
+    with (
+        weights.shown_to_loader(folder, str(folder), None, "safety checker", ""),
+        pytest.raises(OfflineModeIsEnabled),
+    ):
+        huggingface_hub.HfApi(endpoint="http://127.0.0.1:9").repo_exists("resnet50")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE == before
 
 
 def test_a_refusal_holds_where_a_library_goes_on():

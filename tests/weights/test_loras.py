@@ -100,6 +100,9 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         ("unet.target_modules", "(a+)+$"),
         ("unet.target_modules", ["(a+)+$"]),
         ("unet.rank_pattern", {"(a+)+$": 4}),
+        ("unet.rank_pattern", {f"x.{number}": 4 for number in range(loras.MAX_PATTERNS + 1)}),
+        ("unet.alpha_pattern", {f"x.{number}": 4 for number in range(loras.MAX_PATTERNS + 1)}),
+        ("unet.target_modules", ["to_q"] * (loras.MAX_TENSORS + 1)),
         ("unet.r", 10**9),
         ("unet.init_lora_weights", "eva"),
         ("unet.base_model_name_or_path", "some/model"),
@@ -114,6 +117,17 @@ def test_metadata_name_neither_code_nor_expressions_nor_models(tmp_path, argumen
 def test_names_of_tensors_are_no_expressions(tmp_path):
     path = save(tmp_path / "l.safetensors", {"unet.(a+)+$.lora_B.weight": torch.ones(4, 4)})
     assert "is no name of a tensor" in refusal(path)
+
+
+@pytest.mark.parametrize("number", ["99999", "9_9_9_9_9", "१२३४५"])
+@pytest.mark.parametrize("name", ["diffusion_model.double_blocks.{}.img.lora_A.weight", "lora_unet_b_{}_q.alpha"])
+def test_the_number_of_a_layer_is_one_that_models_have(tmp_path, name, number):
+    save(tmp_path / "l.safetensors", {name.format(1234): torch.ones(1)})
+    assert loras.check(LoraConfig(model=str(tmp_path / "l.safetensors"))).place == "folder"
+    if "_9" in number and name.startswith("lora"):
+        return  # it is split at each underscore
+    save(tmp_path / "l.safetensors", {name.format(number): torch.ones(1)})
+    assert "5 digits" in (message := refusal(tmp_path / "l.safetensors")) or "is no name of a tensor" in message
 
 
 def test_a_file_of_very_many_tensors_is_refused(tmp_path):
