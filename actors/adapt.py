@@ -175,7 +175,7 @@ def _steps(job: _Job, latents: Mapping[str, Any], work: _Work) -> Generator[Requ
     task, folder, name = job.task, work.folder, job.task.name
     given = shared((task, [latents[image.sha256] for image in task.images]))
     folder.write_samples(name, "before", (yield "sample", (given, None)))
-    state = folder.read_checkpoint(name)
+    state = folder.read_checkpoint(name, (yield "state_bytes", (task.steps,)))
     losses: list[float] = []
     done = -1
     while done < task.steps:

@@ -19,13 +19,17 @@ from actors.models.loras import load_loras
 from actors.models.memory.limits import free_memory
 from actors.models.node_lock import one_at_a_time
 from actors.models.offload import Offloading, choose_offloading
+from actors.models.pretrained import lacking_weights, refuse_missing_weights
 from actors.models.prompt_embeddings import PromptEmbeddings
 from actors.models.scheduler import SchedulerChoice, exchange
 from actors.weights import resolve as weights
+from actors.weights.file_rules import INCOMPLETE_HINT
 from actors.weights.vocabulary import refuse_empty_vocabulary
 from balancer.config.loras import LoraConfig
 from balancer.errors import UnavailableError
 from balancer.storage.cache import private_folder
+
+MODEL_HINT = "generation.model must name a text-to-image pipeline in diffusers layout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,9 @@ def load_pipeline(
 def _from_folder(source: Source, class_name: str, dtype: torch.dtype, device: torch.device) -> Any:
     by_name = is_loaded_by_name(class_name)
     loader = diffusers.DiffusionPipeline if by_name else diffusers.AutoPipelineForText2Image
-    hint = "generation.model must name a text-to-image pipeline in diffusers layout"
-    shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", hint)
+    shown = weights.shown_to_loader(source.folder, source.model, source.variant, "generator", MODEL_HINT)
     quantised = quantization_config(source.quantization, dtype, device)
-    with _quiet(), shown as view:
+    with _quiet(), shown as view, refuse_missing_weights(source.model):
         pipeline = loader.from_pretrained(
             view,
             use_safetensors=True,
@@ -91,11 +94,19 @@ def _from_folder(source: Source, class_name: str, dtype: torch.dtype, device: to
             quantization_config=quantised,
             **_without_watermark(class_name),
         )
+    for name, part in _modules(pipeline).items():
+        _refuse_unloaded(part, source.model, name)
     refuse_without_effect(pipeline, source.quantization, source.model)
     pipeline.set_progress_bar_config(disable=True)
     for name, part in pipeline.components.items():
         refuse_empty_vocabulary(part, source.model, name)
     return pipeline
+
+
+def _refuse_unloaded(part: torch.nn.Module, model: str, component: str) -> None:
+    """diffusers leaves what the weights lack without numbers."""
+    if lacking := [name for name, tensor in part.named_parameters() if tensor.is_meta]:
+        raise lacking_weights(f"{model}: the weights of {component}", lacking, INCOMPLETE_HINT)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import transformers
+from transformers import modeling_utils
 
 from actors.weights import resolve as weights
-from actors.weights.file_rules import ModelKind
+from actors.weights.file_rules import INCOMPLETE_HINT, ModelKind
 from balancer.errors import WeightsError
+from balancer.text.quantities import counted
+
+_UNUSED = ("lm_head.",)
+"""Of text encoders, which are not asked for words."""
 
 
 class Pretrained(NamedTuple):
@@ -52,8 +61,27 @@ def load_pretrained(
         transformers.utils.logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers.
-        raise WeightsError(
-            f"{model}: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}", hint=wanted
-        )
+        raise lacking_weights(f"{model}: the weights in {folder}", missing, wanted)
     identity = weights.identity(model, revision, folder)
     return Pretrained(loaded.eval().to(device), processor, folder, identity)
+
+
+def lacking_weights(which: str, missing: Sequence[str], hint: str) -> WeightsError:
+    return WeightsError(f"{which} lack {counted(len(missing), 'tensor')}, such as {missing[0]}", hint=hint)
+
+
+@contextlib.contextmanager
+def refuse_missing_weights(model: str) -> Iterator[None]:
+    """WeightsError if a component of a pipeline, which says nothing of it, lacks weights: transformers fills
+    them with random numbers, others in each process."""
+    report = modeling_utils.log_state_dict_report
+
+    def checked(**given: Any) -> None:
+        missing = sorted(name for name in given["loading_info"].missing_keys if not name.startswith(_UNUSED))
+        if missing and sys.exc_info()[0] is None:
+            part = type(given["model"]).__name__
+            raise lacking_weights(f"{model}: the weights of its {part}", missing, INCOMPLETE_HINT)
+        report(**given)
+
+    with mock.patch.object(modeling_utils, "log_state_dict_report", checked):
+        yield

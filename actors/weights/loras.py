@@ -38,8 +38,8 @@ MAX_TENSORS = 10_000
 """peft compares the name of each with all layers, in quadratic time: many thousands would take hours."""
 
 MAX_PATTERNS = 1_000
-"""Of ranks and alphas, each. peft compiles each anew for every layer, 0.2 ms a time; published files have up to
-one per layer."""
+"""Of ranks and alphas, each. peft compiles each anew for every layer, 0.2 ms a time; published files have up
+to one per layer."""
 
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -240,12 +240,16 @@ def _is_allowed(argument: str, value: Any) -> bool:
     if argument in _NUMBERS:
         return _is_number(value)
     if argument in _PATTERNS:
-        return isinstance(value, dict) and len(value) <= MAX_PATTERNS and all(
-            _MODULE.fullmatch(module) and _is_number(number) for module, number in value.items()
+        return (
+            isinstance(value, dict)
+            and len(value) <= MAX_PATTERNS
+            and all(_MODULE.fullmatch(module) and _is_number(number) for module, number in value.items())
         )
     if argument == "target_modules":
-        return isinstance(value, list) and len(value) <= MAX_TENSORS and all(
-            isinstance(module, str) and _MODULE.fullmatch(module) for module in value
+        return (
+            isinstance(value, list)
+            and len(value) <= MAX_TENSORS
+            and all(isinstance(module, str) and _MODULE.fullmatch(module) for module in value)
         )
     return argument in _WORDS and isinstance(value, str) and _WORDS[argument].fullmatch(value) is not None
 

@@ -174,7 +174,10 @@ def shown_to_loader(folder: Path, needed: Sequence[str], model: str, hint: str) 
             limit_build_size,  # imports torch, which file checks do not need
         )
 
-        with _without_hub(), limit_build_size(_weights(folder, filter(is_weights, needed), model), model, hint):
+        with (
+            _without_hub(),
+            limit_build_size(_weights(folder, filter(is_weights, needed), model), model, hint),
+        ):
             yield Path(view)
 
 

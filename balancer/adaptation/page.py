@@ -107,6 +107,7 @@ def _cut(sheet: bytes | None, count: int) -> list[str | None]:
         pixels = decode_image(sheet, max_pixels=MAX_PIXELS)
     except UnreadableImage:
         return [None] * count
-    width = pixels.shape[1] // count
+    if not (width := pixels.shape[1] // count):
+        return [None] * count
     samples = (pixels[:, place * width : (place + 1) * width] for place in range(count))
     return [jpeg_uri(Image.fromarray(sample)) for sample in samples]

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from balancer.images import Pixels
 
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
-MAX_FILE_BYTES = 20_000_000_000
+PART_BYTES = 1 << 26
+"""Read at a time to compute a hash."""
+
 MAX_SHEET_BYTES = 50_000_000
 SIDE_PIXELS = 128
 """Of a sample on the page, at most."""
@@ -72,9 +74,9 @@ class AdapterFolder:
     def adapters(self) -> tuple[TrainedAdapter, ...]:
         return tuple(self._adapters[name] for name in self._identities if name in self._adapters)
 
-    def read_checkpoint(self, name: str) -> bytes | None:
+    def read_checkpoint(self, name: str, max_bytes: int) -> bytes | None:
         try:
-            return self._storage.read(self._checkpoint(name), MAX_FILE_BYTES)
+            return self._storage.read(self._checkpoint(name), max_bytes)
         except MissingFileError:
             return None
 
@@ -115,7 +117,10 @@ class AdapterFolder:
         self._storage.replace(PAGE, page.encode())
 
     def _sha256(self, path: str) -> str:
-        return hashlib.sha256(self._storage.read(path, MAX_FILE_BYTES)).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, self._storage.info(path).num_bytes, PART_BYTES):
+            digest.update(self._storage.read_range(path, start, PART_BYTES))
+        return digest.hexdigest()
 
     def _checkpoint(self, name: str) -> str:
         return f"{CHECKPOINTS}/{name}-{self._identities[name][:16]}.safetensors"

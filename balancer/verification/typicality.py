@@ -342,6 +342,7 @@ def _read_distance(
         not len(centre)
         or scale.shape != centre.shape
         or axes.shape != (len(centre), len(variances))
+        or len(variances) > min(MAX_AXES, len(centre))
         or len(numbers) != 3
     ):
         raise ValueError("a distance whose parts do not fit together")

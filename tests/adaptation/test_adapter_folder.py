@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from balancer.adaptation.page import draw_curve
+from balancer.adaptation.page import _cut, draw_curve
 from balancer.adaptation.record import INDEX, TrainedAdapter
 from balancer.adaptation.store import AdapterFolder
-from balancer.errors import UsageError
+from balancer.errors import StorageError, UsageError
 
 ONE, OTHER = "1" * 64, "2" * 64
 DATA = b"weights"
@@ -34,14 +34,21 @@ def test_an_adapter_is_there_once_its_bytes_are_those_that_were_written(tmp_path
     folder = AdapterFolder.open(tmp_path, {"dataset": ONE}, False)
     assert not folder.has("dataset")
     folder.write_checkpoint("dataset", b"state")
-    assert folder.read_checkpoint("dataset") == b"state"
+    assert folder.read_checkpoint("dataset", 9) == b"state"
     folder.add(adapter(), DATA)
     again = AdapterFolder.open(tmp_path, {"dataset": ONE}, False)
     assert again.has("dataset")
-    assert again.read_checkpoint("dataset") is None
+    assert again.read_checkpoint("dataset", 9) is None
     assert again.adapters() == (adapter(),)
     (tmp_path / "dataset.safetensors").write_bytes(b"others")
     assert not again.has("dataset")
+
+
+def test_no_more_of_a_checkpoint_is_read_than_a_training_writes(tmp_path):
+    folder = AdapterFolder.open(tmp_path, {"dataset": ONE}, False)
+    folder.write_checkpoint("dataset", b"state")
+    with pytest.raises(StorageError, match="over the limit"):
+        folder.read_checkpoint("dataset", 4)
 
 
 def test_adapters_of_other_images_are_replaced_only_if_asked(tmp_path):
@@ -71,7 +78,7 @@ def test_two_commands_at_once_lose_no_adapter_of_each_other(tmp_path):
 
 def test_a_checkpoint_of_other_images_or_settings_is_not_used(tmp_path):
     AdapterFolder.open(tmp_path, {"dataset": ONE}, False).write_checkpoint("dataset", b"state")
-    assert AdapterFolder.open(tmp_path, {"dataset": OTHER}, False).read_checkpoint("dataset") is None
+    assert AdapterFolder.open(tmp_path, {"dataset": OTHER}, False).read_checkpoint("dataset", 9) is None
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -114,3 +121,9 @@ def test_a_curve_goes_from_the_first_step_to_the_last(count):
     assert points[0][0] == 0.0
     assert len(points) == min(count, 200)
     assert curve.least <= curve.most
+
+
+def test_a_sheet_with_fewer_pixels_than_samples_shows_none(tmp_path):
+    folder = AdapterFolder.open(tmp_path, {"dataset": ONE}, False)
+    folder.write_samples("dataset", "before", np.zeros((1, 8, 3, 3), np.uint8))
+    assert _cut(folder.read_samples("dataset", "before"), 4) == [None] * 4

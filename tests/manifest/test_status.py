@@ -209,6 +209,17 @@ def test_the_command_prints_one_object_or_a_table(tmp_path):
     assert "candidates per image  2         50% of candidates pass (measured by this run)" in table.stdout
 
 
+def test_the_command_cuts_long_reasons_and_counts_many_as_one(tmp_path):
+    log = start(open_storage(tmp_path, create=False))
+    reasons = ["x" * 100_000, *(f"reason {number}" for number in range(60))]
+    rows = [rejected(ONE, number, reason, seed=number) for number, reason in enumerate(reasons, start=1)]
+    log.commit(rows)
+    printed = CliRunner().invoke(main, ["status", str(tmp_path)]).stdout
+    assert max(map(len, printed.splitlines())) < 1000
+    assert "11 other reasons" in printed
+    assert "other reasons" not in CliRunner().invoke(main, ["status", str(tmp_path), "--all"]).stdout
+
+
 def test_the_command_lists_the_cells_that_are_given_up(tmp_path):
     start(open_storage(tmp_path, create=False), config=FEW_PASS).commit(FIVE_FAILURES)
     lines = CliRunner().invoke(main, ["status", str(tmp_path)]).stdout.splitlines()

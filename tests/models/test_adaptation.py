@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load as decode
+from safetensors.torch import save as encode
 
 from actors.models.adaptation.sampling import Sampler
 from actors.models.adaptation.spec import TrainerSpec
@@ -127,7 +129,7 @@ def test_the_prior_adds_to_the_loss(xl):
     assert more > plain
 
 
-@pytest.mark.parametrize("damage", [b"", b"no weights", "cut", "nan", "others"])
+@pytest.mark.parametrize("damage", [b"", b"no weights", "cut", "nan", "others", "negative", "longer"])
 def test_a_checkpoint_that_cannot_be_used_is_refused_with_the_reason(xl, damage):
     trainer = load(xl, False)
     work = (task(), trainer.encode(files(), 10**6))
@@ -136,8 +138,16 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_with_the_reason(xl, damage)
         damage = state[: len(state) // 2]
     elif damage == "nan":
         damage = state[:-64] + b"\xff" * 64
+    elif damage in ("negative", "longer"):
+        tensors = decode(state)
+        if damage == "negative":
+            tensors = {name: -one if "exp_avg_sq" in name else one for name, one in tensors.items()}
+        else:
+            tensors["losses"] = torch.ones(STEPS + 1, dtype=torch.float64)
+        damage = encode(tensors)
     elif damage == "others":
         damage = load(xl, False, rank=2).train(work, None, 1).state
+    assert len(state) <= trainer.state_bytes(1)
     assert isinstance(trainer.train(work, damage, 2), str)
     assert trainer.train(work, None, 1).state == state
 

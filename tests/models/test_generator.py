@@ -19,6 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 from transformers import (
@@ -520,6 +521,18 @@ def test_weights_that_do_not_fit_their_config_are_a_weights_error(sdxl_folder, t
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(WeightsError, match="its header has"):
+        load(folder)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "unet", "vae"])
+def test_a_component_that_lacks_a_tensor_is_refused(sdxl_folder, tmp_path, component):
+    """It would be random, and another one in each process."""
+    folder = shutil.copytree(sdxl_folder, tmp_path / "broken")
+    [path] = (folder / component).glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if tensors[name].dim() > 1)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=f"lack 1 tensor, such as .*{name.rpartition('.')[2]}"):
         load(folder)
 
 

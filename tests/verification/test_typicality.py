@@ -183,6 +183,15 @@ def test_a_file_that_is_no_model_is_refused(name, values):
         from_bytes(changed(name, values))
 
 
+def test_a_file_has_no_more_axes_than_there_are_numbers():
+    """Each image would take gigabytes."""
+    arrays = load(to_bytes(fitted()))
+    count, numbers = 10**6, len(arrays["few/centre"])
+    more = {"few/variances": np.ones(count, "<f4"), "few/axes": np.ones((numbers, count), "<f4")}
+    with pytest.raises(ValueError, match="do not fit together"):
+        from_bytes(save(arrays | more))
+
+
 @pytest.mark.parametrize("dtype", ["u1", "<f8", "<c8", "<f2"])
 def test_a_file_has_single_precision_only(dtype):
     """A file of bytes would take eight times its size."""

@@ -662,7 +662,7 @@ def test_a_loader_asks_the_hub_for_nothing(model):
         pytest.raises(OfflineModeIsEnabled),
     ):
         huggingface_hub.HfApi(endpoint="http://127.0.0.1:9").repo_exists("resnet50")
-    assert huggingface_hub.constants.HF_HUB_OFFLINE == before
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_refusal_holds_where_a_library_goes_on():

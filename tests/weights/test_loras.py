@@ -120,14 +120,18 @@ def test_names_of_tensors_are_no_expressions(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["99999", "9_9_9_9_9", "१२३४५"])
-@pytest.mark.parametrize("name", ["diffusion_model.double_blocks.{}.img.lora_A.weight", "lora_unet_b_{}_q.alpha"])
+@pytest.mark.parametrize(
+    "name", ["diffusion_model.double_blocks.{}.img.lora_A.weight", "lora_unet_b_{}_q.alpha"]
+)
 def test_the_number_of_a_layer_is_one_that_models_have(tmp_path, name, number):
     save(tmp_path / "l.safetensors", {name.format(1234): torch.ones(1)})
     assert loras.check(LoraConfig(model=str(tmp_path / "l.safetensors"))).place == "folder"
     if "_9" in number and name.startswith("lora"):
         return  # it is split at each underscore
     save(tmp_path / "l.safetensors", {name.format(number): torch.ones(1)})
-    assert "5 digits" in (message := refusal(tmp_path / "l.safetensors")) or "is no name of a tensor" in message
+    assert (
+        "5 digits" in (message := refusal(tmp_path / "l.safetensors")) or "is no name of a tensor" in message
+    )
 
 
 def test_a_file_of_very_many_tensors_is_refused(tmp_path):

@@ -11,6 +11,19 @@ from safetensors.torch import load, save
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LOSSES = "losses"
+_SQUARES = "exp_avg_sq/"
+
+_NUMBER_BYTES, _LOSS_BYTES = 4, 8
+_ENTRY_BYTES = 300
+"""Of a tensor in the header, besides its name, at most."""
+
+
+def most_bytes(parameters: Mapping[str, torch.nn.Parameter], steps: int) -> int:
+    """Size of an encoded state of these parameters, at most."""
+    of_one = sum(
+        _NUMBER_BYTES * parameter.numel() + len(name) + _ENTRY_BYTES for name, parameter in parameters.items()
+    )
+    return (1 + len(MOMENTS)) * of_one + _LOSS_BYTES * steps + _ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,10 @@ class State:
             tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()
         ):
             raise ValueError("its numbers are not finite, or not in float32")
+        if losses.dtype != torch.float64 or not bool(losses.isfinite().all()):
+            raise ValueError("its losses are no finite numbers")
+        if any(bool((tensor < 0).any()) for name, tensor in tensors.items() if name.startswith(_SQUARES)):
+            raise ValueError("its squares are negative")
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, parameter_name = name.partition("/")

@@ -19,7 +19,7 @@ from actors.models.adaptation.latents import Moments, encode_image, scale
 from actors.models.adaptation.lora import LoraParts, encode
 from actors.models.adaptation.objective import Noised, objective_of
 from actors.models.adaptation.sampling import Sampler
-from actors.models.adaptation.state import State
+from actors.models.adaptation.state import State, most_bytes
 from actors.models.device import device_name, pick_device, pick_dtype, use_threads
 from actors.models.memory.limits import is_out_of_memory
 from actors.models.pipeline import Source, load_pipeline
@@ -144,6 +144,10 @@ class AdapterTrainer:
         training.state = State.of(self._lora.parameters, training.optimizer, training.losses).encode()
         return Progress(training.state, [*training.losses])
 
+    def state_bytes(self, steps: int) -> int:
+        """Size of a state after so many steps, at most."""
+        return most_bytes(self._lora.parameters, steps)
+
     def _prepared(self, task: Task, moments: Sequence[Moments], state: bytes | None) -> _Training:
         now = self._training
         if now is not None and state is not None and now.task == task and now.state == state:
@@ -160,6 +164,8 @@ class AdapterTrainer:
             self._lora.load(restored.parameters)
             restored.restore(self._lora.parameters, optimizer)
             losses = restored.losses.tolist()
+            if len(losses) > task.steps:
+                raise ValueError(f"it is of {len(losses):,} steps, and there are {task.steps:,}")
         latents, spread = scale(moments, self._pipeline.vae.config)
         self._training = _Training(task, latents, spread, prior, optimizer, losses, state or b"")
         return self._training

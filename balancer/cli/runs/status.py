@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balancer.cli import console
+from balancer.errors import MAX_LINE
 from balancer.text.quantities import counted, duration, percent
+from balancer.text.safetext import shortened
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
 REVISIONS_SHOWN = 3
 """The last ones; `--json` has all."""
+
+REASONS_OF_A_CELL = 10
 
 
 @click.command(name="status")
@@ -42,7 +46,9 @@ def command(run: str, as_json: bool, every: bool) -> None:
 
         console.print_json(status | {"diversity": diversity_of_run(storage)})
     else:
-        console.table(f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status))
+        console.table(
+            f"run {status['run_id']}: {status['state']}", ("", "images", "share"), _rows(status, every)
+        )
         if status["simulated"]:
             console.note(NOTHING_CHECKED)
         _print_revisions(status["revisions"])
@@ -50,18 +56,18 @@ def command(run: str, as_json: bool, every: bool) -> None:
         _print_short(status["short_cells"], every)
         _print_given_up(status["given_up"], every)
         for line in status["remedies"]["summary"]:
-            console.say(f"what would help: {line}")
+            console.say(f"what would help: {shortened(line, MAX_LINE)}")
         console.say()
         console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
 
 
-def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | None]]:
+def _rows(status: dict[str, Any], every: bool) -> list[tuple[str, str | int | None, str | None]]:
     wanted, candidates = status["wanted"], status["candidates"]
     rejected = [
         (f"rejected: {reason}", count, _share(count, candidates))
-        for reason, count in status["rejected_by_reason"].items()
+        for reason, count in _first_reasons(status["rejected_by_reason"], None if every else console.LISTED)
     ]
     rows: list[tuple[str, str | int | None, str | None]] = [
         ("wanted", wanted, None),
@@ -84,9 +90,18 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | Non
     return rows
 
 
+def _first_reasons(reasons: dict[str, int], most: int | None) -> list[tuple[str, int]]:
+    """Cut where they are long; the others, which are rarer, as one."""
+    items = list(reasons.items())
+    first = [(shortened(reason), count) for reason, count in items[:most]]
+    others = items[len(first) :]
+    more = [(f"{len(others):,} other reasons", sum(count for _, count in others))] if others else []
+    return first + more
+
+
 def _print_revisions(revisions: list[dict[str, Any]]) -> None:
     for revision in revisions[-REVISIONS_SHOWN:]:
-        changes = "; ".join(revision["changes"])
+        changes = shortened("; ".join(revision["changes"]), MAX_LINE)
         console.note(f"plan revision {revision['number']} ({revision['committed_at']}): {changes}")
 
 
@@ -125,16 +140,19 @@ def _print_short(cells: dict[str, dict[str, Any]], every: bool) -> None:
             "cells, which lack no more",
             every=every,
             row=lambda item: (
-                item[0],
+                shortened(item[0]),
                 *(item[1][name] for name in ("short", "candidates", "accepted")),
-                ", ".join(f"{reason} {count}" for reason, count in item[1]["reasons"].items()),
+                ", ".join(
+                    f"{reason} {count}"
+                    for reason, count in _first_reasons(item[1]["reasons"], REASONS_OF_A_CELL)
+                ),
             ),
         )
 
 
 def _print_given_up(cells: dict[str, dict[str, int]], every: bool) -> None:
     if cells:
-        rows = [(cell, tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
+        rows = [(shortened(cell), tally["candidates"], tally["accepted"]) for cell, tally in cells.items()]
         console.say()
         title = "given up: too few candidates pass (attempts.give_up_below)"
         console.first_rows(title, ("cell", "candidates", "accepted"), rows, "cells", every=every)
