@@ -20,7 +20,7 @@ from actors.weights.headers import HeaderError, WeightsSize, read_header, sum_si
 from actors.weights.tokenizer_trial import check_tokenizer
 from balancer.errors import BalancerError, WeightsError, first_line
 from balancer.storage.regular_files import NotRegularError, open_regular, read_regular
-from balancer.text.json_reading import read_json
+from balancer.text.json_reading import count_values, read_json
 from balancer.text.safetext import printable
 
 MAX_CONFIG_BYTES = 20_000_000
@@ -28,6 +28,12 @@ MAX_CONFIG_BYTES = 20_000_000
 
 MAX_VOCABULARY_BYTES = 200_000_000
 """The largest published vocabularies take 70 MB."""
+
+MAX_BINARY_VOCABULARY_BYTES = 50_000_000
+"""The largest published ones of SentencePiece and tiktoken take 18 MB. Libraries unpack them in Python."""
+
+MAX_ENTRIES = 2_000_000
+"""Lines or values of a vocabulary. Published ones have up to 900,000; each takes 200 bytes in memory."""
 
 _LONGEST_REASON = 300
 
@@ -85,6 +91,8 @@ def _damaged(name: str, why: str, model: str) -> WeightsError:
 def read_file(folder: Path, name: str, model: str) -> bytes:
     """Read a small file of a model."""
     limit = MAX_CONFIG_BYTES if is_config(name) or is_index(name) else MAX_VOCABULARY_BYTES
+    if name.endswith((".model", ".spm")):
+        limit = MAX_BINARY_VOCABULARY_BYTES
     with _wrap_file_errors(name, model):
         return read_regular(own_path(folder, name, model), max_bytes=limit, follow_links=False)
 
@@ -130,6 +138,15 @@ def check_files(folder: Path, needed: Sequence[str], model: str) -> None:
         elif name.rpartition("/")[2] == "tokenizer.json":
             read_file(folder, name, model)  # checks its size
             check_tokenizer(own_path(folder, name, model), name, model, INCOMPLETE_HINT)
+        else:
+            _check_vocabulary(folder, name, model)
+
+
+def _check_vocabulary(folder: Path, name: str, model: str) -> None:
+    """Vocabularies beside a `tokenizer.json` or in its place; loaders read them line by line, in Python."""
+    data = read_file(folder, name, model)
+    if max(count_values(data), data.count(b"\n")) > MAX_ENTRIES and not name.endswith((".model", ".spm")):
+        raise _damaged(name, f"it has more than {MAX_ENTRIES:,} entries", model)
 
 
 def _weights(folder: Path, names: Iterable[str], model: str) -> WeightsSize:

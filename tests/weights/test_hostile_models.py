@@ -379,6 +379,23 @@ def test_a_config_that_is_too_large_is_refused_unread(model):
     assert "over the limit of 20" in refusal(folder, "safety checker")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("merges.txt", b"a b\n" * 2_000_001), ("vocab.json", b'{"a":0' + b',"a":0' * 2_000_001 + b"}")],
+)
+def test_a_vocabulary_has_as_many_entries_as_models_have(model, name, content):
+    folder = model("generator")
+    (folder / "tokenizer" / name).write_bytes(content)
+    assert f"tokenizer/{name}: it has more than 2,000,000 entries" in refusal(folder, "generator")
+
+
+def test_a_binary_vocabulary_that_is_too_large_is_refused_unread(model):
+    folder = model("generator")
+    (folder / "tokenizer/tokenizer.model").write_bytes(b"")
+    os.truncate(folder / "tokenizer/tokenizer.model", 10**8)
+    assert "over the limit of 50" in refusal(folder, "generator")
+
+
 @pytest.mark.parametrize("kind", ["generator", "second judge", "safety checker"])
 def test_an_adapter_does_not_bring_its_base_model(model, kind):
     folder = model(kind)
