@@ -69,6 +69,9 @@ _IMAGE_SIDE = re.compile(r"height|width|size|crop_size|image_size|(shortest|long
 _LARGEST_SIDE = 8_192
 """Every image is resized to this before the model sees it. Published models have up to 2,048."""
 
+_MOST_PATCHES = 2**16
+"""Of an image: a processor writes a token for each into the question. Published models have up to 17,000."""
+
 _IN_PIXELS = re.compile(r"Qwen|Glm|Ernie|Paddle|Keye|Video")
 """Processors whose edges are limits on the number of pixels of an image."""
 
@@ -144,6 +147,8 @@ def checked_config(config: Mapping[str, Any], name: str, model: str) -> dict[str
         elif name.endswith("scheduler_config.json"):
             _refuse_schedule(keys, value, name, model)
     _refuse_uneven_stages(config, name, model)
+    if name.endswith(_OF_IMAGES[1:]) and not _counts_pixels(config):
+        _refuse_small_patches(config, name, model)
     if name == "open_clip_config.json":
         return _open_clip_config(config, name, model)
     kept = _without_origins(config)
@@ -233,6 +238,14 @@ def _refuse_image(keys: _Keys, value: Any, config: Mapping[str, Any], name: str,
                 " a side",
                 model,
             )
+
+
+def _refuse_small_patches(config: Mapping[str, Any], name: str, model: str) -> None:
+    numbers = [(keys[-1], value) for keys, value in _walk(config, ()) if type(value) in (int, float)]
+    patches = [value for key, value in numbers if key == "patch_size" and value > 0]
+    sides = [value for key, value in numbers if _matches(_IMAGE_SIDE, key)]
+    if patches and sides and (count := (max(sides) / min(patches)) ** 2) > _MOST_PATCHES:
+        _refuse(f"{name}: an image would have {count:,.0f} patches; the limit is {_MOST_PATCHES:,}", model)
 
 
 def _counts_pixels(config: Mapping[str, Any]) -> bool:

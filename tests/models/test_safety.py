@@ -76,6 +76,19 @@ def test_a_label_the_model_lacks_is_refused_with_those_it_has(folder):
         SafetyChecker(str(folder), None, ["nsfw", "porn"], "cpu")
 
 
+@pytest.mark.parametrize("damage", ["numbers", "label"])
+def test_a_checker_that_cannot_judge_any_image_is_refused_when_it_loads(tmp_path, damage):
+    folder = save_image_classifier(tmp_path, LABELS)
+    path, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "numbers":
+        save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
+    else:
+        names = {"0": "neutral", "1": "gore", "2": "drawing", "99": "nsfw"}
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"id2label": names, "label2id": {}}))
+    with pytest.raises(WeightsError, match=r"gives no numbers for a grey image|cannot be used"):
+        SafetyChecker(str(folder), None, ["nsfw"], "cpu")
+
+
 def refusal(folder):
     with pytest.raises(WeightsError) as caught:
         SafetyChecker(str(folder), None, UNSAFE, "cpu")

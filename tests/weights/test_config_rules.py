@@ -59,3 +59,10 @@ def test_an_image_encoder_is_built_in_however_its_name_is_spelled(key: str, valu
         checked_config({key: value}, "config.json", "m")
     built_in = {key: "vit_base_patch16_224.augreg_in21k", "pretrained_cfg": {"paper_ids": "arXiv:2010.11929"}}
     assert checked_config(built_in, "config.json", "m") == built_in
+
+
+def test_a_processor_cuts_no_image_into_millions_of_patches():
+    config = {"patch_size": 14, "image_processor": {"crop_size": {"height": 1820, "width": 1820}}}
+    assert checked_config(config, "processor_config.json", "m") == config
+    with pytest.raises(WeightsError, match="an image would have 3,312,400 patches; the limit is 65,536"):
+        checked_config(config | {"patch_size": 1}, "processor_config.json", "m")
