@@ -128,12 +128,12 @@ def _takes_device(func: Any) -> bool:
 
 def _numel(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """The number of elements of the result, computed on the meta device without memory."""
-    options = {name: _on_meta(value) for name, value in kwargs.items() if name not in _NOT_ON_META}
-    if func in _from_sizes() or _takes_device(func):
-        options["device"] = "meta"
-    else:
-        options.pop("device", None)
     try:
+        options = {name: _on_meta(value) for name, value in kwargs.items() if name not in _NOT_ON_META}
+        if func in _from_sizes() or _takes_device(func):
+            options["device"] = "meta"
+        else:
+            options.pop("device", None)
         return int(func(*map(_on_meta, args), **options).numel())  # no results of many parts are large
     except Exception:  # noqa: BLE001 - the shape depends on values; the real call reports any error
         return max((one.numel() for one in args if isinstance(one, torch.Tensor)), default=0)
