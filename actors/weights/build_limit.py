@@ -93,11 +93,11 @@ class _BuildCounter(TorchFunctionMode):
             raise self.refusal
 
 
-class _LargestResult(TorchDispatchMode):  # type: ignore[misc]
+class _LargestResult(TorchDispatchMode):
     """Refuse an operation with a result larger than all that may be built."""
 
     def __init__(self, count: _BuildCounter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._count = count
 
     def __torch_dispatch__(

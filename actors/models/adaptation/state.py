@@ -60,8 +60,10 @@ class State:
         return data
 
     @classmethod
-    def decode(cls, data: bytes, parameters: Mapping[str, torch.nn.Parameter]) -> State:
-        """ValueError unless it is one of a training of these parameters."""
+    def decode(
+        cls, data: bytes, parameters: Mapping[str, torch.nn.Parameter], steps: int | None = None
+    ) -> State:
+        """ValueError unless it is one of a training of these parameters, of `steps` at most."""
         try:
             tensors = load(data)
         except SafetensorError as error:
@@ -79,6 +81,8 @@ class State:
             tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()
         ):
             raise ValueError("its numbers are not finite, or not in float32")
+        if steps is not None and len(losses) > steps:
+            raise ValueError(f"it is of {len(losses):,} steps, and there are {steps:,}")
         if losses.dtype != torch.float64 or not bool(losses.isfinite().all()):
             raise ValueError("its losses are no finite numbers")
         if any(bool((tensor < 0).any()) for name, tensor in tensors.items() if name.startswith(_SQUARES)):

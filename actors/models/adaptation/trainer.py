@@ -160,12 +160,10 @@ class AdapterTrainer:
         prior = self._sampler.latents(task.prior, task) if task.prior else None
         losses: list[float] = []
         if state is not None:
-            restored = State.decode(state, self._lora.parameters)
+            restored = State.decode(state, self._lora.parameters, task.steps)
             self._lora.load(restored.parameters)
             restored.restore(self._lora.parameters, optimizer)
             losses = restored.losses.tolist()
-            if len(losses) > task.steps:
-                raise ValueError(f"it is of {len(losses):,} steps, and there are {task.steps:,}")
         latents, spread = scale(moments, self._pipeline.vae.config)
         self._training = _Training(task, latents, spread, prior, optimizer, losses, state or b"")
         return self._training
@@ -196,7 +194,7 @@ class AdapterTrainer:
                 if not is_out_of_memory(error):
                     raise
                 if self._part_size == 1:
-                    raise self._too_large() from error
+                    raise _too_large(self._width, self._height, self.device) from error
             # Outside the handler: its traceback keeps the tensors of the failed part alive.
             torch.cuda.empty_cache()
             self._part_size = -(-self._part_size // 2)
@@ -254,13 +252,14 @@ class AdapterTrainer:
         self._training = None
         self._lora.load(State.decode(state, self._lora.parameters).parameters)
 
-    def _too_large(self) -> UnavailableError:
-        return UnavailableError(
-            f"a training step of one image of {self._width} x {self._height} does not fit into the memory of"
-            f" {device_name(self.device)}",
-            hint="set adaptation.gradient_checkpointing: true, lower generation.width and height, or"
-            " adaptation.rank",
-        )
+
+def _too_large(width: int, height: int, device: torch.device) -> UnavailableError:
+    return UnavailableError(
+        f"a training step of one image of {width} x {height} does not fit into the memory of"
+        f" {device_name(device)}",
+        hint="set adaptation.gradient_checkpointing: true, lower generation.width and height, or"
+        " adaptation.rank",
+    )
 
 
 def _rows(task: Task, number: int, count: int) -> list[int]:
