@@ -20,7 +20,9 @@ MAX_BODY_BYTES = 256_000
 
 IMAGES_MAY_BE_KEPT = "private, max-age=3600, immutable"
 
-_KINDS = {"css": "text/css", "js": "text/javascript"}
+_KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+SHARED = dict.fromkeys(("page.css", "icon.svg"), "balancer.web")
 
 
 class TooLargeBody(ValueError):

@@ -34,6 +34,8 @@ HEADERS = {
 """Of every answer: nothing is loaded from elsewhere, nothing in a page that is not a file of ours runs, and
 no address leaves this machine."""
 
+_USUAL = {**HEADERS, "cache-control": "no-store"}
+
 READING = ("GET", "HEAD")
 
 
@@ -81,10 +83,8 @@ def _with_headers(send: Send) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             given = {key.lower() for key, _ in message.get("headers", [])}
-            usual = {**HEADERS, "cache-control": "no-store"}
-            added = [
-                (key.encode(), text.encode()) for key, text in usual.items() if key.encode() not in given
-            ]
+            usual = [(name.encode(), text.encode()) for name, text in _USUAL.items()]
+            added = [(name, text) for name, text in usual if name not in given]
             message = {**message, "headers": [*message.get("headers", []), *added]}
         await send(message)
 

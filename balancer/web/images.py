@@ -10,14 +10,13 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from PIL import Image
 
 from balancer.images import UnreadableImage, decode_image
-from balancer.manifest.image_files import ImageFiles, max_image_pixels
-from balancer.manifest.runfile import RunInfo
-from balancer.storage import MissingFileError, Storage
+from balancer.storage import MissingFileError
 
 SIDES = (160, 320)
 """Longest sides of thumbnails."""
@@ -36,30 +35,25 @@ class Picture:
 
 @dataclass(slots=True)
 class ImageShelf:
-    """The images of one run that its pages may ask for. Safe to use from several threads."""
+    """The images that the pages of one run may ask for. Safe to use from several threads.
 
-    storage: Storage
-    files: ImageFiles
+    `read` gives the bytes of a file that is named here, and raises StorageError.
+    """
+
+    read: Callable[[str], bytes]
     run_id: str
     max_pixels: int
-    _named: dict[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
+    _named: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _small: OrderedDict[tuple[str, int], Picture] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _decoding: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
 
-    @classmethod
-    def of(cls, storage: Storage, info: RunInfo) -> ImageShelf:
-        return cls(storage, ImageFiles.of(storage.uri, info), info.run_id, max_image_pixels(info))
-
-    def put(self, source: str, *file_names: str) -> str:
+    def put(self, *file_names: str) -> str:
         """The key of an image that pages may ask for from now on. Of several names the first that is there
         counts."""
-        digest = hashlib.blake2b(
-            "\0".join(file_names).encode(), key=self.run_id.encode()[:64], digest_size=12
-        )
-        key = digest.hexdigest()
+        key = key_of(self.run_id, *file_names)
         with self._lock:
-            self._named[key] = (file_names, source)
+            self._named[key] = file_names
         return key
 
     def picture(self, key: str) -> Picture:
@@ -93,13 +87,19 @@ class ImageShelf:
 
     def _read(self, key: str) -> bytes:
         with self._lock:
-            names, source = self._named[key]
-        for name in names[:-1]:
+            *others, last = self._named[key]
+        for name in others:
             try:
-                return self.files.read_from(self.storage, name, source)
+                return self.read(name)
             except MissingFileError:
                 continue
-        return self.files.read_from(self.storage, names[-1], source)
+        return self.read(last)
+
+
+def key_of(run_id: str, *names: str) -> str:
+    """Under which a page knows something of a run."""
+    text = "\0".join(names).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, key=run_id.encode()[:64], digest_size=12).hexdigest()
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> Picture:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from balancer.errors import UnavailableError
+from balancer.errors import BalancerError, UnavailableError
 from balancer.process.signals import Stopped, StopSignal, caught
 from balancer.web.door import App, Door
+
+_LOGGER = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 8765
@@ -98,9 +100,16 @@ async def _until_stopped(server: _Server, address: Address, work: Callable[[], N
 
 
 async def _repeated(work: Callable[[], None]) -> None:
+    told = ""
     while True:
         await asyncio.sleep(1)
-        await asyncio.to_thread(work)
+        try:
+            await asyncio.to_thread(work)
+            told = ""
+        except BalancerError as error:
+            if error.message != told:
+                _LOGGER.warning("%s; it is tried again", error.message)
+            told = error.message
 
 
 class _Server(uvicorn.Server):

@@ -3,6 +3,7 @@ import { Outbox } from "./outbox.js";
 const AHEAD = 5;
 const KEPT = 12;
 const IN_GRID = 24;
+const ALIKE = 6;
 const find = (id) => document.getElementById(id);
 const { run, reviewer, queue } = document.body.dataset;
 const prefix = `balancer-review/${run}/${reviewer}/${queue}/`;
@@ -100,14 +101,21 @@ function showDone() {
 function showGrid() {
   find("single").hidden = find("done").hidden = true;
   find("grid").hidden = false;
-  const question = items[0].question;
-  const images = new Set();
-  inGrid = items.filter((item) => item.question === question && !images.has(item.image) && images.add(item.image)).slice(0, IN_GRID);
-  find("grid-question").textContent = question;
+  inGrid = chosenForGrid();
+  const alike = inGrid.every((item) => item.question === inGrid[0].question);
+  find("grid-question").textContent = alike ? inGrid[0].question : "Is each of these what stands below it?";
   find("tiles").replaceChildren(...inGrid.map(tile));
   shownAt = performance.now();
   countGrid();
   find("tiles").querySelector("button").focus();
+}
+
+// Those with the same question if there are some; else whatever comes next, each with its own. No image twice.
+function chosenForGrid() {
+  const images = new Set();
+  const different = items.filter((item) => !images.has(item.image) && images.add(item.image));
+  const alike = different.filter((item) => item.question === items[0].question);
+  return (alike.length >= ALIKE ? alike : different).slice(0, IN_GRID);
 }
 
 function tile(item, number) {
@@ -119,6 +127,11 @@ function tile(item, number) {
   mark(button, false);
   const line = document.createElement("li");
   line.append(button);
+  if (inGrid.some((other) => other.question !== item.question)) {
+    const question = document.createElement("p");
+    question.textContent = item.question.replace(/^Is this /, "").replace(/\?$/, "");
+    line.append(question);
+  }
   return line;
 }
 
@@ -313,8 +326,7 @@ async function load() {
     const response = await fetch("items");
     if (!response.ok) throw new Error(response.status === 403 ? "open the address that the server shows" : (await response.json()).error);
     const found = await response.json();
-    const given = new Set([...outbox.waiting.values()].map((decision) => decision.item));
-    items = found.items.filter((item) => !given.has(item.item));
+    items = withoutOnesOf(found.items, [...outbox.waiting.values()]);
     progress = found.progress;
     loading = false;
     outbox.problem = "";
@@ -326,6 +338,17 @@ async function load() {
     find("alarm").textContent = `The images to review cannot be listed: ${error.message}.`;
     setTimeout(load, 2000);
   }
+}
+
+// An image that is to be judged twice stays once for each answer that is not saved yet.
+function withoutOnesOf(listed, waiting) {
+  const answers = new Map();
+  for (const { item, answer } of waiting) answers.set(item, (answers.get(item) ?? 0) + (answer === "undo" ? -1 : 1));
+  return listed.filter(({ item }) => {
+    const left = answers.get(item) ?? 0;
+    if (left > 0) answers.set(item, left - 1);
+    return left <= 0;
+  });
 }
 
 find("keys-on").checked = localStorage.getItem("balancer-keys") !== "off";

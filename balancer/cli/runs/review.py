@@ -1,0 +1,76 @@
+"""`balancer review`: people look at a run's images."""
+
+from __future__ import annotations
+
+import click
+
+from balancer.cli import console
+from balancer.text.quantities import counted
+
+
+@click.command(name="review")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--queue",
+    default="estimate",
+    show_default=True,
+    metavar="QUEUE",
+    help="`estimate`: the random sample that measures label errors; `correct`: the least certain images "
+    "first; or a class.",
+)
+@click.option("--as", "reviewer", metavar="NAME", help="Who decides.  [default: your user name]")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="Port on 127.0.0.1.  [default: 8765, or a free one]",
+)
+def command(run: str, queue: str, reviewer: str | None, port: int | None) -> None:
+    """Let a person accept or reject RUN's images in a browser, with one key each.
+
+    The page is for this machine only, under a secret address that is printed. Decisions are durable when the
+    page says that they are saved, also while the run goes on; Ctrl-C ends the server. An image that a person
+    rejects leaves the dataset, and the next `balancer run` makes another one.
+    """
+    from balancer.review.server import ReviewPages
+    from balancer.review.session import ReviewSession
+    from balancer.storage import open_storage
+    from balancer.web.serving import listening, serve
+
+    session = ReviewSession.open(open_storage(run, create=False), _reviewer(reviewer), queue)
+    progress = session.progress()
+    with listening(port) as address:
+        pages = ReviewPages.of(session)
+        console.say(progress.sentence)
+        console.say(f"{progress.decided} of {progress.total} decided by {session.reviewer}; Ctrl-C ends")
+        console.say(address.url)
+        serve(address, pages.app(), pages.tick)
+        _finish(pages)
+
+
+def _finish(pages: object) -> None:
+    from balancer.review.server import ReviewPages
+
+    assert isinstance(pages, ReviewPages)
+    pages.commit_saved()
+    progress = pages.session.progress()
+    console.say(f"{counted(pages.saved, 'decision')} saved; {progress.decided} of {progress.total} decided")
+    if progress.waiting:
+        console.note(
+            f"{counted(progress.waiting, 'decision')} will be taken in by the driver that is at work"
+        )
+
+
+def _reviewer(given: str | None) -> str:
+    import getpass
+
+    from balancer.errors import UsageError
+    from balancer.review.decisions import MAX_REVIEWER
+
+    try:
+        name = getpass.getuser() if given is None else given
+    except (OSError, KeyError, ImportError):
+        name = "reviewer"
+    if not 0 < len(name) <= MAX_REVIEWER or not name.isprintable():
+        raise UsageError(f"--as: a name has 1 to {MAX_REVIEWER} printable characters")
+    return name
