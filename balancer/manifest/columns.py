@@ -168,7 +168,7 @@ COLUMNS = (
         "What people decided (`balancer review`): `accepted`, whatever the verifier said, or `rejected`. "
         "Null if nobody was asked, or as many said the one as the other.",
         exported=25,
-        read_by=("rejudge",),
+        read_by=("fsck", "rejudge"),
         since=REVIEWED,
     ),
     Column(

@@ -25,6 +25,8 @@ from balancer.manifest.rules import Revision, config_under
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.planning.plan import below_target, per_image
+from balancer.review.summary import COLUMNS as REVIEW
+from balancer.review.summary import read_summary
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import eta_s
 from balancer.storage import Storage
@@ -32,7 +34,7 @@ from balancer.storage import Storage
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
 
-COLUMNS = (*dict.fromkeys((*MEASURED, *REMEDIES, "file_name", "unjudged")),)
+COLUMNS = (*dict.fromkeys((*MEASURED, *REMEDIES, *REVIEW, "file_name", "unjudged")),)
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
@@ -66,7 +68,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     the plan `revision` in effect, `revisions` those after the first, with what each changed. Each wanted
     image is accepted, `short` (every attempt failed) or `open` (the run can still make it). `short_cells`
     says of each cell with short images why its candidates were rejected, `remedies` what would help
-    (`balancer.manifest.remedies`).
+    (`balancer.manifest.remedies`). `review` is what people found out (`balancer.review.summary`).
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -101,6 +103,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "revision": info.revision,
         "revisions": [_described(*each) for each in view.revisions],
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
+        "review": read_summary(storage, info, view).as_dict(),
         "current": _current(storage, info, view),
     }
 

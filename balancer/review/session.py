@@ -40,6 +40,7 @@ from balancer.review.sampling import (
     still_to_decide,
     verified_images,
 )
+from balancer.review.summary import seed_of
 from balancer.review.turn import LogInUseError, commit_waiting
 from balancer.text.names import near
 from balancer.text.quantities import counted
@@ -199,7 +200,7 @@ class ReviewSession:
         material = self._material
         if self.queue == "estimate":
             known = list(material.real)
-            return as_shown(material.sample.ids, known, self.reviewer, _seed(material.info))
+            return as_shown(material.sample.ids, known, self.reviewer, seed_of(material.info))
         apart = set(material.sample.ids)
         rows = [
             row
@@ -283,7 +284,7 @@ def _read(storage: Storage) -> tuple[_Material, list[Decision]]:
     real = _rows(view, (pc.field("source") == REAL) & (pc.field("status") == ACCEPTED))
     filled = {row["slot"] for row in made if row["status"] == ACCEPTED}
     images = verified_images(made)
-    sample = draw_sample(images, _seed(info), config.review.margin)
+    sample = draw_sample(images, seed_of(info), config.review.margin)
     kept = _kept_images(storage, info, [row for row in made if row["slot"] not in filled])
     asked = {row["id"]: row for row in made if row["status"] == ACCEPTED or row["id"] in kept}
     asked |= {row["id"]: row for row in images}
@@ -317,7 +318,3 @@ def _kept_images(storage: Storage, info: RunInfo, rows: Sequence[Mapping[str, An
             if path := next(filter(None, paths), None):
                 found[row["id"]] = path
     return found
-
-
-def _seed(info: RunInfo) -> str:
-    return f"{info.run_id}\n{info.seed}"

@@ -7,6 +7,7 @@ found twice, after a crash, counts once.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,11 @@ from balancer.manifest.rows import ACCEPTED
 from balancer.manifest.runfile import RunInfo
 from balancer.manifest.schema import rows_to_table
 from balancer.review.decisions import DECISIONS, Decision, Verdict, from_details, last_words, verdicts
-from balancer.review.effects import REVIEWED, Effect, applied_to, find_effects
+from balancer.review.effects import REVIEWED, Effect, Kind, applied_to, find_effects
 from balancer.review.pending import Pending, delete_pending, list_pending, read_pending
 from balancer.runs.resume import cells_of_plan, effective_config, parse_candidate
 from balancer.storage import Storage
+from balancer.text.quantities import counted
 
 MOST_AT_ONCE = 500
 """Decisions of one commit."""
@@ -46,6 +48,24 @@ class Taken:
 
     def ids(self, kind: str) -> list[str]:
         return [effect.id for effect in self.effects if effect.kind == kind]
+
+
+def describe_taken(taken: Taken) -> str:
+    """In one line; empty if there was nothing."""
+    said = [f"{counted(taken.decisions, 'decision')} of people taken in"] if taken.decisions else []
+    told: Mapping[Kind, str] = {
+        "revoked": "rejected, their slots are open again",
+        "restored": "accepted, whatever the verifier said",
+        "withdrawn": "no longer accepted",
+        "too late": "accepted too late: their slots have other images",
+        "no image": "accepted, but their pixels were not kept",
+    }
+    counts = Counter(effect.kind for effect in taken.effects)
+    said += [f"{counted(counts[kind], 'image')} {text}" for kind, text in told.items() if counts[kind]]
+    if taken.unreadable:
+        files = counted(len(taken.unreadable), "file")
+        said.append(f"{files} of decisions cannot be read, such as {taken.unreadable[0].path}")
+    return "; ".join(said)
 
 
 def take_in(storage: Storage, log: ManifestLog, info: RunInfo, *, restoring: bool) -> Taken:

@@ -32,7 +32,9 @@ class LogInUseError(UsageError):
     """A driver holds the log, or did when it was killed."""
 
 
-def commit_waiting(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -> Taken:
+def commit_waiting(
+    storage: Storage, info: RunInfo | None = None, now: Callable[[], dt.datetime] = utc_now
+) -> Taken:
     """Take in what waits; the log is left in the state it was in, but for slots that are open now.
 
     LogInUseError if somebody else holds the log, FencedError if a driver takes it over meanwhile: what was
@@ -40,7 +42,7 @@ def commit_waiting(storage: Storage, now: Callable[[], dt.datetime] = utc_now) -
     """
     if not list_pending(storage):
         return Taken()
-    info = read_run(storage)
+    info = info or read_run(storage)
     _refuse_at_once(storage, info, now())
     log = ManifestLog.open(
         storage,
