@@ -17,6 +17,8 @@ from balancer.report.evaluation import read_evaluation
 from balancer.report.facts import Facts, gather_facts
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
+from balancer.review.summary import Summary
+from balancer.review.words import describe_review, share
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
 from balancer.text.quantities import counted, duration, percent
 from balancer.text.templates import templates
@@ -80,6 +82,9 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         evaluated=evaluated,
         evaluation_problem=evaluation_problem,
         made_at=made_at,
+        review=(review := Summary.from_dict(facts.status["review"])),
+        review_lines=describe_review(review),
+        share=share,
     )
 
 

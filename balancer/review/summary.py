@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,13 +29,15 @@ COLUMNS = ("id", "cell", "slot", "attempt", "source", "status", "reason", "revie
 
 TIES_LISTED = 100
 
+_Part = TypeVar("_Part")
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """`sampled` images are to be decided, `decided` of them are, of these `errors` were rejected by the
     majority. `error_rate`, `low` and `high` are the label error of all images that the verifier accepted,
-    with 95 % confidence; None, 0 and 1 before anybody decided. Images that people rejected count as the errors
-    that they were. `by_class`, `by_facet` (`facet=value`) and `by_cell` are the same for parts.
+    with 95 % confidence; None, 0 and 1 before anybody decided. Images that people rejected count as the
+    errors that they were. `by_class`, `by_facet` (`facet=value`) and `by_cell` are the same for parts.
 
     `tied` images have as many voices for as against, and count for nothing. `decisions` are all answers,
     `waiting` those that are not in the log yet, `rejected` the images that are out because people said so.
@@ -66,7 +68,18 @@ class Summary:
     quarantined: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
+        """As `balancer status --json` has it."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Summary:
+        parts = {name: _each(Estimate, values[name]) for name in ("by_class", "by_facet", "by_cell")}
+        pairs = {name: _each(Agreement, values[name]) for name in ("within", "between")}
+        return cls(**{**values, **parts, **pairs})
+
+
+def _each(kind: Callable[..., _Part], values: Mapping[str, Any]) -> dict[str, _Part]:
+    return {name: kind(**value) for name, value in values.items()}
 
 
 def read_summary(storage: Storage, info: RunInfo, view: LogView) -> Summary:

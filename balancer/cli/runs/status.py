@@ -49,6 +49,7 @@ def command(run: str, as_json: bool, every: bool) -> None:
         _print_rules(status["overrides"])
         _print_short(status["short_cells"], every)
         _print_given_up(status["given_up"], every)
+        _print_review(status["review"])
         for line in status["remedies"]["summary"]:
             console.say(f"what would help: {line}")
         console.say()
@@ -95,6 +96,14 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 
     if settings := list(as_settings(overrides)):
         console.note(f"judged again under {', '.join(settings)} (`balancer rejudge`)")
+
+
+def _print_review(review: dict[str, Any]) -> None:
+    from balancer.review.summary import Summary
+    from balancer.review.words import describe_review
+
+    for line in describe_review(Summary.from_dict(review)):
+        console.note(f"review: {line}")
 
 
 def _print_current(current: dict[str, int] | None, state: str) -> None:
