@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from balancer.errors import BalancerError, UnavailableError
-from balancer.process.signals import Stopped, StopSignal, caught
+from balancer.process.signals import Stopped, StopSignal
 from balancer.web.door import App, Door
 
 _LOGGER = logging.getLogger(__name__)
@@ -61,8 +61,10 @@ def listening(port: int | None) -> Iterator[Address]:
     raise UnavailableError(problem, hint="choose another with --port, or leave it out")
 
 
-def serve(address: Address, app: App, while_serving: Callable[[], None] = lambda: None) -> None:
-    """Answer until a signal comes; SIGINT, which is how one ends a server, is no interruption.
+def serve(
+    address: Address, app: App, stop: StopSignal, while_serving: Callable[[], None] = lambda: None
+) -> None:
+    """Answer until `stop` has a signal; SIGINT, which is how one ends a server, is no interruption.
 
     `while_serving` is called about every second, on a thread of its own, one call at a time.
     """
@@ -82,11 +84,10 @@ def serve(address: Address, app: App, while_serving: Callable[[], None] = lambda
         limit_concurrency=200,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    with caught() as stop:
-        stop.only_note()
-        asyncio.run(_until_stopped(_Server(config, stop), address, while_serving))
-        if stop.number not in (None, signal.SIGINT):
-            raise Stopped
+    stop.only_note()
+    asyncio.run(_until_stopped(_Server(config, stop), address, while_serving))
+    if stop.number != signal.SIGINT:
+        raise Stopped
 
 
 async def _until_stopped(server: _Server, address: Address, work: Callable[[], None]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from balancer.cli import console
 from balancer.text.quantities import counted
+
+if TYPE_CHECKING:
+    from balancer.review.server import ReviewPages
 
 
 @click.command(name="review")
@@ -32,6 +37,7 @@ def command(run: str, queue: str, reviewer: str | None, port: int | None) -> Non
     page says that they are saved, also while the run goes on; Ctrl-C ends the server. An image that a person
     rejects leaves the dataset, and the next `balancer run` makes another one.
     """
+    from balancer.process.signals import caught
     from balancer.review.server import ReviewPages
     from balancer.review.session import ReviewSession
     from balancer.storage import open_storage
@@ -39,19 +45,16 @@ def command(run: str, queue: str, reviewer: str | None, port: int | None) -> Non
 
     session = ReviewSession.open(open_storage(run, create=False), _reviewer(reviewer), queue)
     progress = session.progress()
-    with listening(port) as address:
-        pages = ReviewPages.of(session)
+    pages = ReviewPages.of(session)
+    with listening(port) as address, caught() as stop:
         console.say(progress.sentence)
         console.say(f"{progress.decided} of {progress.total} decided by {session.reviewer}; Ctrl-C ends")
         console.say(address.url)
-        serve(address, pages.app(), pages.tick)
+        serve(address, pages.app(), stop, pages.tick)
         _finish(pages)
 
 
-def _finish(pages: object) -> None:
-    from balancer.review.server import ReviewPages
-
-    assert isinstance(pages, ReviewPages)
+def _finish(pages: ReviewPages) -> None:
     pages.commit_saved()
     progress = pages.session.progress()
     console.say(f"{counted(pages.saved, 'decision')} saved; {progress.decided} of {progress.total} decided")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,12 @@ from balancer.text.quantities import counted, duration, percent
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
+    from balancer.storage import Storage
 
+
+FOLLOWED_EVERY_S = 2.0
+LOOKS = 9
+"""A look at a long run takes time: at most a tenth of it all."""
 
 NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
 REVISIONS_SHOWN = 3
@@ -22,7 +28,8 @@ REVISIONS_SHOWN = 3
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--all", "every", is_flag=True, help="List every cell, however many.")
-def command(run: str, as_json: bool, every: bool) -> None:
+@click.option("--follow", is_flag=True, help="Go on showing progress until no driver is at work.")
+def command(run: str, as_json: bool, every: bool, follow: bool) -> None:
     """Show the progress of RUN, from its files alone.
 
     A wanted image is accepted, `short` (every attempt failed) or `open` (a run can still make it).
@@ -36,6 +43,8 @@ def command(run: str, as_json: bool, every: bool) -> None:
     from balancer.storage import open_storage
 
     storage = open_storage(run, create=False)
+    if follow:
+        _follow(storage)
     status = read_status(storage, utc_now())
     if as_json:
         from balancer.evaluation.diversity_of_run import diversity_of_run
@@ -56,6 +65,25 @@ def command(run: str, as_json: bool, every: bool) -> None:
         console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
+
+
+def _follow(storage: Storage) -> None:
+    """As the driver shows it, but from the run's files, which tell nothing of what its generators do."""
+    from balancer.manifest.rows import utc_now
+    from balancer.manifest.runfile import read_run
+    from balancer.watch.following import LogFollower
+    from balancer.watch.look import columns_of, look_at
+
+    info = read_run(storage)
+    follower = LogFollower(storage, columns_of(info))
+    with console.progress_display(f"run {info.run_id}") as display:
+        while True:
+            begun_s = time.monotonic()
+            look = look_at(storage, *follower.read(), utc_now())
+            display.update(look.snapshot)
+            if look.state != "running":
+                return
+            time.sleep(max(FOLLOWED_EVERY_S, LOOKS * (time.monotonic() - begun_s)))
 
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str | int | None, str | None]]:
