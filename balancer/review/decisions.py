@@ -150,7 +150,10 @@ def _listed(detail: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 def once_each(decisions: Iterable[Decision]) -> list[Decision]:
     """The first of each key."""
-    return list({decision.key: decision for decision in reversed(list(decisions))}.values())[::-1]
+    found: dict[str, Decision] = {}
+    for decision in decisions:
+        found.setdefault(decision.key, decision)
+    return list(found.values())
 
 
 def not_undone(decisions: Iterable[Decision]) -> list[Decision]:

@@ -106,7 +106,7 @@ def weakest(row: Mapping[str, Any]) -> str:
     scores: dict[str, float] = {
         name: score for name, score in (row["scores"] or {}).items() if score is not None
     }
-    judged = {name: score for name, score in scores.items() if name not in (row["unjudged"] or ())}
+    judged = {name: score for name, score in scores.items() if name not in (row.get("unjudged") or ())}
     return min(judged or scores, key=scores.__getitem__)
 
 

@@ -1,8 +1,8 @@
 """Decisions that were made in Label Studio or FiftyOne, on what `balancer export` sent there.
 
-Label Studio: the JSON that a project exports. Somebody who chose the labels that an image was made for accepts
-it; other labels reject it. FiftyOne: `samples.json` of a dataset exported as FiftyOneDataset. A sample with
-the tag `accept` or `reject`, or whose label was changed, is decided; others are not.
+Label Studio: the JSON that a project exports. Somebody who chose the labels that an image was made for
+accepts it; other labels reject it. FiftyOne: `samples.json` of a dataset exported as FiftyOneDataset. A
+sample with the tag `accept` or `reject`, or whose label was changed, is decided; others are not.
 
 Whoever decided there saw what the verifier said, so these decisions are of the queue `correct`: they change
 rows, and no error rate follows from them. The same file again changes nothing.

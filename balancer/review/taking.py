@@ -152,13 +152,18 @@ def _kept_pixels(
         return {}
     info = info.under(log.rules)
     config = effective_config(info, log.rules)
-    accepted = log.table(["status", *COMPARED]).filter(pc.field("status") == ACCEPTED)
-    wanted = rows_to_table([{name: row[name] for name in COMPARED} for row in rows], info.schema())
+    accepted = log.table(["status", *COMPARED]).filter(
+        (pc.field("status") == ACCEPTED) & pc.field("phash").is_valid()
+    )
+    looks = [{name: row[name] for name in COMPARED} for row in rows if row["phash"] is not None]
+    wanted = rows_to_table(looks, info.schema())
     copies = find_near_duplicates_across(
         known_images(wanted), known_images(accepted), config.verification.copies
     )
     found = {
-        row["id"]: _published(storage, log, info, config, row) for row in rows if row["id"] not in copies
+        row["id"]: _published(storage, log, info, config, row)
+        for row in rows
+        if row["phash"] is not None and row["id"] not in copies
     }
     return {row_id: file for row_id, file in found.items() if file is not None}
 
