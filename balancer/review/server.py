@@ -30,7 +30,10 @@ MOST_LISTED = 500
 
 MOST_AT_ONCE = 200
 
-_COMMITTED_EVERY_S = 10
+PAUSE_S = 5
+LONGEST_S = 60
+"""What was saved goes into the log when nothing has been saved for a while, and now and then besides: it
+costs two fragments and a new current.parquet."""
 
 
 @dataclass(slots=True)
@@ -41,8 +44,10 @@ class ReviewPages:
     shelf: ImageShelf
     _ids: dict[str, str] = field(default_factory=dict)
     """Row ids by the keys under which the page knows them. Names of real images would tell which ones are."""
-    _saved: int = 0
+    saved: int = 0
+    """Decisions of this session that are durable."""
     _committed: int = 0
+    _quiet_s: int = 0
     _since_commit_s: int = 0
 
     @classmethod
@@ -61,20 +66,17 @@ class ReviewPages:
             ]
         )
 
-    @property
-    def saved(self) -> int:
-        """Decisions of this session that are durable."""
-        return self._saved
-
     def tick(self) -> None:
-        """Called about every second: takes what was saved into the log from time to time."""
+        """Called about every second: takes what was saved into the log when the reviewer pauses."""
+        self._quiet_s += 1
         self._since_commit_s += 1
-        if self._since_commit_s >= _COMMITTED_EVERY_S and self._saved > self._committed:
+        is_due = self._quiet_s >= PAUSE_S or self._since_commit_s >= LONGEST_S
+        if self.saved > self._committed and is_due:
             self.commit_saved()
 
     def commit_saved(self) -> int:
         """Take saved decisions into the log unless a driver holds it; BalancerError, and nothing is lost."""
-        self._since_commit_s, saved = 0, self._saved
+        self._since_commit_s, saved = 0, self.saved
         taken = self.session.commit()
         self._committed = saved
         return taken
@@ -144,7 +146,8 @@ class ReviewPages:
             except (UsageError, ValueError) as error:
                 refused[str(one.get("key"))[:64] if isinstance(one, dict) else ""] = str(error)
         self.session.save(decisions)
-        self._saved += len(decisions)
+        self.saved += len(decisions)
+        self._quiet_s = 0
         return {
             "saved": [decision.key for decision in decisions],
             "refused": refused,

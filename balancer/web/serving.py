@@ -53,6 +53,7 @@ def listening(port: int | None) -> Iterator[Address]:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 bound.bind((LOOPBACK, wanted))
+                bound.listen()
             except OSError as error:
                 problem = f"port {wanted} cannot be used: {(error.strerror or str(error)).lower()}"
                 continue

@@ -11,6 +11,7 @@ from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from balancer.review.server import ReviewPages
+    from balancer.review.session import ReviewSession
 
 
 @click.command(name="review")
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     metavar="N",
     help="Port on 127.0.0.1.  [default: 8765, or a free one]",
 )
-def command(run: str, queue: str, reviewer: str | None, port: int | None) -> None:
+@click.option(
+    "--import",
+    "imported",
+    metavar="FILE",
+    help="Take decisions from a JSON export of Label Studio, or the folder of a FiftyOne dataset; no page.",
+)
+def command(run: str, queue: str, reviewer: str | None, port: int | None, imported: str | None) -> None:
     """Let a person accept or reject RUN's images in a browser, with one key each.
 
     The page is for this machine only, under a secret address that is printed. Decisions are durable when the
@@ -44,6 +51,9 @@ def command(run: str, queue: str, reviewer: str | None, port: int | None) -> Non
     from balancer.web.serving import listening, serve
 
     session = ReviewSession.open(open_storage(run, create=False), _reviewer(reviewer), queue)
+    if imported is not None:
+        _import(session, imported)
+        return
     progress = session.progress()
     pages = ReviewPages.of(session)
     with listening(port) as address, caught() as stop:
@@ -54,14 +64,28 @@ def command(run: str, queue: str, reviewer: str | None, port: int | None) -> Non
         _finish(pages)
 
 
+def _import(session: ReviewSession, path: str) -> None:
+    from balancer.review.importing import import_decisions
+
+    found = import_decisions(session.storage, path, session.reviewer)
+    session.commit()
+    console.say(
+        f"{counted(found.decisions, 'decision')} imported; {found.unchanged} were known, {found.undecided} "
+        f"undecided, {found.unknown} about images that the run did not make"
+    )
+    _say_waiting(session)
+
+
 def _finish(pages: ReviewPages) -> None:
     pages.commit_saved()
     progress = pages.session.progress()
     console.say(f"{counted(pages.saved, 'decision')} saved; {progress.decided} of {progress.total} decided")
-    if progress.waiting:
-        console.note(
-            f"{counted(progress.waiting, 'decision')} will be taken in by the driver that is at work"
-        )
+    _say_waiting(pages.session)
+
+
+def _say_waiting(session: ReviewSession) -> None:
+    if waiting := session.progress().waiting:
+        console.note(f"the driver that is at work, or the next, takes in {counted(waiting, 'decision')}")
 
 
 def _reviewer(given: str | None) -> str:
