@@ -75,6 +75,8 @@ def take_in(storage: Storage, log: ManifestLog, info: RunInfo, *, restoring: boo
     start takes them in.
     """
     files = read_pending(storage, info.run_id, list_pending(storage))
+    if not (files or restoring):
+        return Taken()
     known = from_details(stamp.detail for stamp in log.stamps)
     keys = {decision.key for decision in known}
     new = {

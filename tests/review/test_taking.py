@@ -133,6 +133,13 @@ def test_who_is_taken_over_leaves_decisions_waiting():
     assert in_log(storage) == []
 
 
+def _takes_in(storage, who):
+    if who == "server":
+        commit_waiting(storage, now=lambda: at(1))
+    else:
+        take_in(storage, start(storage), read_run(storage), restoring=False)
+
+
 @pytest.mark.parametrize("place", ["before the commit", "after the commit"])
 @pytest.mark.parametrize("who", ["server", "driver"])
 def test_nothing_is_lost_and_nothing_counts_twice_whoever_is_killed(place, who, monkeypatch):
@@ -149,10 +156,7 @@ def test_nothing_is_lost_and_nothing_counts_twice_whoever_is_killed(place, who, 
         else:
             patch.setattr(taking, "delete_pending", killed)
         with pytest.raises(KilledError):
-            if who == "server":
-                commit_waiting(storage, now=lambda: at(1))
-            else:
-                take_in(storage, start(storage), read_run(storage), restoring=False)
+            _takes_in(storage, who)
     if who == "driver":  # the next one takes them in
         log = start(storage)
         take_in(storage, log, read_run(storage), restoring=True)
