@@ -62,7 +62,7 @@ class Reviewing:
     thread: Executor
     note: Callable[[str], None] = lambda text: None
     _look: Future[Taken] | None = None
-    _began_s: float = 0.0
+    _took_s: float = 0.0
     _next_s: float = 0.0
 
     def turn(self) -> bool:
@@ -70,9 +70,15 @@ class Reviewing:
         if self._look is not None:
             return self._look.done()
         if self.clock() >= self._next_s:
-            self._began_s = self.clock()
-            self._look = self.thread.submit(take_in, self.storage, self.log, self.info, restoring=False)
+            self._look = self.thread.submit(self._take_in)
         return False
+
+    def _take_in(self) -> Taken:
+        began_s = self.clock()
+        try:
+            return take_in(self.storage, self.log, self.info, restoring=False)
+        finally:
+            self._took_s = self.clock() - began_s
 
     def settle(self) -> int:
         """What the look found counts for the schedule, once it knows of all that was committed before; the
@@ -86,8 +92,7 @@ class Reviewing:
         except StorageError as error:
             self.note(f"warning: what people decided waits: {error.message}")
             taken = Taken()
-        now_s = self.clock()
-        self._next_s = now_s + max(LOOK_EVERY_S, REST * (now_s - self._began_s))
+        self._next_s = self.clock() + max(LOOK_EVERY_S, REST * self._took_s)
         return self._revoke(taken)
 
     def look_now(self) -> int:
