@@ -32,12 +32,8 @@ class Address:
     """A socket that listens on this machine, and the secret with which its pages begin."""
 
     socket: socket.socket
+    port: int
     token: str
-
-    @property
-    def port(self) -> int:
-        port: int = self.socket.getsockname()[1]
-        return port
 
     @property
     def url(self) -> str:
@@ -57,7 +53,7 @@ def listening(port: int | None) -> Iterator[Address]:
             except OSError as error:
                 problem = f"port {wanted} cannot be used: {(error.strerror or str(error)).lower()}"
                 continue
-            yield Address(bound, secrets.token_urlsafe(32))
+            yield Address(bound, bound.getsockname()[1], secrets.token_urlsafe(32))
             return
     raise UnavailableError(problem, hint="choose another with --port, or leave it out")
 
