@@ -55,11 +55,18 @@ def find_effects(
     """
     taken = set(filled)
     effects = []
-    for row in sorted(rows, key=lambda row: (row["slot"] or "", row["attempt"] or 0)):
+
+    def place(row: Mapping[str, Any]) -> tuple[bool, str, int]:
+        """What empties a slot comes first."""
+        return row["status"] != ACCEPTED, row["slot"] or "", row["attempt"] or 0
+
+    for row in sorted(rows, key=place):
         effect = _effect(row, verdicts.get(row["id"]), taken, properties, has_pixels)
         if effect is not None:
             effects.append(effect)
-            if effect.kind == "restored":
+            if effect.kind in ("revoked", "withdrawn"):
+                taken.discard(row["slot"])
+            elif effect.kind == "restored":
                 taken.add(row["slot"])
     return effects
 

@@ -163,9 +163,9 @@ def _counts(rows: Iterable[Row], standing: Mapping[str, str]) -> dict[str, Any]:
         if verdict is None or row["status"] not in (ACCEPTED, REJECTED):
             continue
         if row["source"] == REAL:
-            known.update(shown=1, accepted=verdict == "accept")
+            known.update(shown=1, accepted=int(verdict == "accept"))
         elif row["status"] == REJECTED and row["reason"] != REVIEWED:
-            rejections.update(decided=1, accepted=verdict == "accept")
+            rejections.update(decided=1, accepted=int(verdict == "accept"))
     return {"rejected": rejected, "rejections": dict(rejections), "known": dict(known)}
 
 

@@ -89,7 +89,12 @@ def _in_use() -> LogInUseError:
 
 
 def _state_before(stamps: Sequence[Stamp]) -> State:
-    closed = (stamp.state for stamp in reversed(stamps) if stamp.state is not None)
+    """As the last one left it who was not here for a review."""
+    closed = (
+        stamp.state
+        for stamp in reversed(stamps)
+        if stamp.state is not None and (stamp.detail or {}).get("reason") != OPENED_FOR
+    )
     return next(closed, "interrupted")
 
 

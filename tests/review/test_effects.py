@@ -64,6 +64,15 @@ def test_a_rejected_candidate_comes_in_where_its_pixels_were_kept_and_its_slot_i
     }
 
 
+def test_who_leaves_makes_room_for_another_at_once():
+    both = [refused(attempt=1), accepted(attempt=2)]
+    verdicts = {f"{ONE}-1": "accept", f"{ONE}-2": "reject"}
+    assert effects(both, verdicts, filled=[ONE], pixels=[f"{ONE}-1"]) == {
+        f"{ONE}-1": "restored",
+        f"{ONE}-2": "revoked",
+    }
+
+
 def test_of_two_that_people_want_in_the_lower_attempt_fills_the_slot():
     both = [refused(attempt=2), refused(attempt=1)]
     verdicts = dict.fromkeys((one["id"] for one in both), "accept")

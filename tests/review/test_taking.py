@@ -189,8 +189,10 @@ def test_people_can_change_their_minds_until_the_slot_is_filled():
     hasty = decided(f"{ONE}-1", "reject")
     save(storage, hasty)
     commit_waiting(storage)
+    assert read_status(storage, at(60))["state"] == "interrupted"
     save(storage, undone(hasty))
     assert commit_waiting(storage).ids("restored") == [f"{ONE}-1"]
+    assert read_status(storage, at(60))["state"] == "complete"
     assert rows_of(storage)[f"{ONE}-1"]["status"] == "accepted"
     save(storage, again := decided(f"{ONE}-1", "reject"))
     commit_waiting(storage)
