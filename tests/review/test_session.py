@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections import Counter
@@ -9,13 +10,17 @@ from collections import Counter
 import pytest
 from scipy import stats
 
+from balancer import open_manifest
 from balancer.errors import UsageError
+from balancer.export import export
 from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.rows import utc_now
 from balancer.manifest.status import read_status
 from balancer.report import render_report
+from balancer.review import pending
 from balancer.review.decisions import Decision
+from balancer.review.importing import import_decisions
 from balancer.review.session import ReviewSession, question
 from balancer.storage import open_storage
 from tests.manifest_samples import MemoryStorage, rejected, row, start
@@ -157,3 +162,39 @@ def test_a_session_sees_what_others_decided_and_made_meanwhile():
 def test_a_queue_that_there_is_not_is_named_with_those_there_are(queue):
     with pytest.raises(UsageError, match="no queue"):
         asked(small_run(), queue)
+
+
+def test_what_an_export_sends_to_label_studio_and_fiftyone_comes_back(reviewed, tmp_path):
+    """Of an export, one label is changed; in FiftyOne nothing else is said."""
+    folder, session, _ = reviewed
+    manifest, where = open_manifest(folder), "class = 'burnt' and source = 'synthetic'"
+    images = {}
+    for form in ("labelstudio", "fiftyone"):
+        images[form] = export(manifest, form, tmp_path / form, where).images
+    tasks = json.loads((tmp_path / "labelstudio" / "tasks.json").read_text())
+    for task in tasks:
+        task["annotations"] = [
+            {"result": task["predictions"][0]["result"], "completed_by": {"email": "a@b.c"}}
+        ]
+    tasks[0]["annotations"][0]["result"][0]["value"]["choices"] = ["basic"]
+    (tmp_path / "annotated.json").write_text(json.dumps(tasks))
+    storage = copied(folder, tmp_path)
+    found = import_decisions(storage, tmp_path / "annotated.json", "ann")
+    assert (found.decisions, found.unknown) == (images["labelstudio"], 0)
+    said = [one for one in pending.pending_decisions(storage, session.info.run_id) if one.reviewer == "a@b.c"]
+    assert [one.item for one in said if one.answer == "reject"] == [tasks[0]["data"]["id"]]
+    path = tmp_path / "fiftyone" / "samples.json"
+    document = json.loads(path.read_text())
+    document["samples"][1]["ground_truth"]["label"] = "basic"
+    path.write_text(json.dumps(document))
+    found = import_decisions(storage, tmp_path / "fiftyone", "bob")
+    assert (found.decisions, found.undecided) == (1, images["fiftyone"] - 1)
+
+
+def copied(folder, tmp_path):
+    """The files that decisions need."""
+    (tmp_path / "copy").mkdir()
+    for name in ("run.json", "manifest"):
+        kept = folder / name
+        (shutil.copytree if kept.is_dir() else shutil.copy)(kept, tmp_path / "copy" / name)
+    return open_storage(tmp_path / "copy", create=False)
