@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.review.estimates import images_for_bound
@@ -52,6 +52,7 @@ def test_a_margin_draws_from_every_cell_in_proportion_and_says_how_many_each_sta
     assert sample.weights[next(item for item in sample.ids if "harsh" in item)] == 2.0
 
 
+@settings(max_examples=25)
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 50), min_size=1), st.integers(1, 200))
 def test_every_stratum_gets_one_and_none_more_than_it_has(populations, wanted):
     shares = allocate(populations, wanted)
@@ -82,6 +83,7 @@ def test_known_images_and_repeats_are_mixed_in_for_each_reviewer_in_their_own_or
     assert as_shown(sample, known, "bob", "run") != shown
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(), unique=True, max_size=12).map(lambda ids: [str(each) for each in ids]))
 def test_a_sample_of_any_size_is_shown_whole(sample):
     assert set(as_shown(sample, ["real"], "ann", "run")) - {"real"} == set(sample)

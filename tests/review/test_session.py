@@ -17,11 +17,12 @@ from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.rows import utc_now
 from balancer.manifest.status import read_status
-from balancer.report import render_report
 from balancer.review import pending
 from balancer.review.decisions import Decision
 from balancer.review.importing import import_decisions
 from balancer.review.session import ReviewSession, question
+from balancer.review.summary import Summary
+from balancer.review.words import describe_review
 from balancer.storage import open_storage
 from tests.manifest_samples import MemoryStorage, rejected, row, start
 
@@ -40,7 +41,7 @@ def answered(item, answer):
 
 
 def test_the_reference_run_is_reviewed_counted_and_reopened(reviewed):
-    folder, session, items = reviewed
+    _, session, items = reviewed
     asked = Counter(item.id for item in items)
     sample = [item for item in asked if not item.startswith("real/")]
     assert len(sample) == 24
@@ -62,7 +63,8 @@ def test_the_reference_run_is_reviewed_counted_and_reopened(reviewed):
     assert review["known"] == {"shown": 2, "accepted": 2}
     assert (status["state"], status["accepted"], status["open"]) == ("interrupted", 241, 3)
     assert fsck(session.storage) == []
-    assert "3 of 24 wrong: 12.5 % (2.7 % to 32.4 %)" in render_report(folder)
+    lines = describe_review(Summary.from_dict(review))
+    assert "label error of accepted images, by ann: 3 of 24 wrong: 12.5 % (2.7 % to 32.4 %)" in lines[0]
 
 
 def test_every_image_that_is_asked_about_can_be_read_and_no_other(reviewed):
