@@ -26,6 +26,8 @@ from balancer.manifest.status import COLUMNS as STATUS
 from balancer.manifest.status import Counts, accepted_per_s, count_rows, find_state
 from balancer.planning.plan import per_image
 from balancer.report.facts import CellTable, cell_table, count_cells
+from balancer.review.summary import read_summary
+from balancer.review.words import describe_review
 from balancer.runs.runlog import MAX_BYTES
 from balancer.scheduling.progress import ClassCounts, Snapshot, eta_s
 from balancer.storage import LocalStorage, Storage
@@ -88,6 +90,8 @@ class Look:
     free_bytes: int | None
     lines: Sequence[str]
     progress_line: str
+    review: Sequence[str]
+    """What people found out, in words."""
 
 
 def columns_of(info: RunInfo) -> tuple[str, ...]:
@@ -121,6 +125,7 @@ def look_at(storage: Storage, info: RunInfo, view: LogView, now: dt.datetime) ->
         free_bytes=shutil.disk_usage(storage.uri).free if isinstance(storage, LocalStorage) else None,
         lines=[line for line in lines if line not in set(progress)][-LINES:],
         progress_line=progress[-1] if progress else "",
+        review=describe_review(read_summary(storage, info, view)),
     )
 
 

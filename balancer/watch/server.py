@@ -140,6 +140,7 @@ def described(look: Look, shelf: ImageShelf, now: dt.datetime) -> dict[str, Any]
         "last_rejected": [_recent(image, shelf) for image in look.rejected],
         "lines": list(look.lines),
         "progress_line": look.progress_line,
+        "review": list(look.review),
     }
 
 

@@ -168,6 +168,8 @@ function draw() {
   part("last-rejected", run.last_rejected, sheet);
   part("classes", { classes: run.classes, more: run.more_classes }, classes);
   part("cells", run.cells, cells);
+  part("review", run.review, (lines) => lines.map((line) => element("p", {}, line)));
+  find("review-part").hidden = run.review.length === 0;
   part("messages", { lines: run.lines, progress: run.progress_line }, messages);
   find("state").textContent = run.simulated ? `${run.state}, simulated` : run.state;
   find("state").className = `pill ${GOOD.includes(run.state) ? "good" : run.state === "running" ? "wait" : ENDED_BADLY[run.state] ? "bad" : ""}`;
