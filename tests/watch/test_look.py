@@ -11,11 +11,13 @@ from balancer.errors import ManifestError
 from balancer.manifest import create_run, read_log
 from balancer.manifest.layout import fragment_path
 from balancer.manifest.status import SILENT_AFTER_S, read_status
+from balancer.review import pending
 from balancer.storage import LocalStorage
 from balancer.watch.following import LogFollower
 from balancer.watch.look import COLUMNS, look_at
 from balancer.watch.server import LiveRun
 from tests.manifest_samples import NOON, at, rejected, row, run_info, start
+from tests.review.decided import decided
 from tests.review.small_run import picture
 from tests.web.asking import get
 
@@ -194,6 +196,13 @@ def test_lines_of_the_run_log_are_shown_but_its_progress_only_once(storage):
     told = shown(storage)
     assert [line[21:] for line in told["lines"]] == ["12:00 begun", "warning: \\x1b[31mred"]
     assert told["progress_line"].endswith("accepted 2/5 (0%) candidates 1")
+
+
+def test_what_people_found_out_is_told_in_words(storage):
+    start(storage).commit([{**one, "review": True} for one in slots(2)])
+    assert "2 images are marked for review" in shown(storage)["review"][0]
+    pending.save(storage, "run-1", [decided("basic/dim/0000-1", "reject")])
+    assert "by ann: 1 of 1 wrong" in shown(storage)["review"][0]
 
 
 def test_numbers_that_json_lacks_are_left_out(storage):
