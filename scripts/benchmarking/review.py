@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -129,12 +130,14 @@ def _pressed(driver: Any, url: str, keys: int, pace_s: float) -> dict[str, Any]:
             key = {"type": kind, "key": "p", "code": "KeyP", "windowsVirtualKeyCode": 80}
             driver.execute_cdp_cmd("Input.dispatchKeyEvent", key)
         time.sleep(max(due_s - time.monotonic(), 0))
+    load = os.getloadavg()[0]
     time.sleep(1)
     waits, presented = driver.execute_script("return [window.waits, window.presented]")
     loaded = sorted(wait for wait in waits if wait is not None)
     presented = sorted([*[LEAST_MS] * (keys - len(presented)), *presented])
     return {
         "pace_s": pace_s,
+        "load_average": round(load, 1),
         "not_loaded": keys - len(loaded),
         "ms_p50": _percentile(loaded, 0.5),
         "ms_p95": _percentile(loaded, 0.95),
