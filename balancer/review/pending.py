@@ -27,7 +27,7 @@ MOST_IN_A_FILE = 500
 
 MAX_PENDING_BYTES = 4_000_000
 
-MAX_PENDING_FILES = 100_000
+MAX_PENDING_FILES, MAX_TOTAL_BYTES = 100_000, 200_000_000
 """Read at a time, oldest first; whoever takes them in comes back for the rest."""
 
 
@@ -78,9 +78,14 @@ def delete_pending(storage: Storage, files: Iterable[Pending]) -> None:
 
 
 def _read_each(storage: Storage, run_id: str, paths: Iterable[str]) -> Iterator[Pending]:
+    total = 0
     for path in paths:
+        if total > MAX_TOTAL_BYTES:
+            return
         try:
-            document = read_json(storage.read(path, MAX_PENDING_BYTES))
+            data = storage.read(path, MAX_PENDING_BYTES)
+            total += len(data)
+            document = read_json(data)
             yield Pending(path, tuple(_parsed(document, run_id)))
         except MissingFileError:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,8 @@ class _Material:
     """Files of rejected candidates, by id."""
     sources: Mapping[str, str]
     """Of each image that can be shown, by file name."""
+    examples: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Real images of each class, one more than are shown."""
 
 
 @dataclass(slots=True)
@@ -108,6 +110,8 @@ class ReviewSession:
     _material: _Material
     _decisions: list[Decision]
     _waiting: tuple[tuple[str, ...], int] = ((), 0)
+    _order: Sequence[str] | None = None
+    """What is shown, until the run is read again."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
@@ -138,15 +142,14 @@ class ReviewSession:
         """Read the run again: it may have new images, and others may have decided."""
         material, decisions = _read(self.storage)
         with self._lock:
-            self._material = material
+            self._material, self._order = material, None
             self._decisions = once_each([*decisions, *self._decisions])
 
-    def items(self) -> Sequence[Item]:
-        """What is still to be decided by this reviewer, in order. In the queue `estimate` an image can come
-        twice, and images of the dataset are among them: the page must not show which."""
+    def items(self, most: int | None = None) -> Sequence[Item]:
+        """What is still to be decided by this reviewer, in order, or the first of it. In the queue `estimate`
+        an image can come twice, and images of the dataset are among them: the page must not show which."""
         with self._lock:
-            ids = self._left()
-            return [_item(self._material, item) for item in ids]
+            return [_item(self._material, item) for item in self._left()[:most]]
 
     def save(self, decisions: Sequence[Decision]) -> None:
         """Write decisions down; they are durable when it returns, and once only however often they are sent.
@@ -197,6 +200,11 @@ class ReviewSession:
         return self._waiting[1]
 
     def _shown(self) -> Sequence[str]:
+        if self._order is None:
+            self._order = self._ordered()
+        return self._order
+
+    def _ordered(self) -> Sequence[str]:
         material = self._material
         if self.queue == "estimate":
             known = list(material.real)
@@ -267,12 +275,17 @@ def _question_of(config: Config, class_name: str, facets: Mapping[str, str]) -> 
 
 def _examples(material: _Material, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Real images of the class, but not the image itself, which may be one of them."""
-    names = (
-        real["file_name"]
-        for real in material.real.values()
-        if real["class"] == row["class"] and real["id"] != row["id"]
-    )
-    return tuple(name for name, _ in zip(names, range(EXAMPLES), strict=False))
+    others = (real for real in material.examples.get(row["class"], ()) if real["id"] != row["id"])
+    return tuple(real["file_name"] for real in others)[:EXAMPLES]
+
+
+def _examples_by_class(real: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in real:
+        of_class = found.setdefault(row["class"], [])
+        if len(of_class) <= EXAMPLES:
+            of_class.append(row)
+    return found
 
 
 def _read(storage: Storage) -> tuple[_Material, list[Decision]]:
@@ -290,7 +303,16 @@ def _read(storage: Storage) -> tuple[_Material, list[Decision]]:
     asked |= {row["id"]: row for row in images}
     sources = {row["file_name"]: row["source"] for row in (*asked.values(), *real) if row["file_name"]}
     sources |= dict.fromkeys(kept.values(), SYNTHETIC)
-    material = _Material(info, config, asked, {row["id"]: row for row in real}, sample, kept, sources)
+    material = _Material(
+        info=info,
+        config=config,
+        rows=asked,
+        real={row["id"]: row for row in real},
+        sample=sample,
+        kept=kept,
+        sources=sources,
+        examples=_examples_by_class(real),
+    )
     decisions = from_details(stamp.detail for stamp in view.stamps)
     return material, once_each([*decisions, *pending.pending_decisions(storage, info.run_id)])
 

@@ -124,7 +124,7 @@ def summarise(table: pa.Table, decisions: Sequence[Decision], waiting: int, info
             answers, weights, lambda item: _facet_values(cells[by_id[item]["cell"]], info.facets)
         ),
         by_cell=by_cell,
-        tied=tuple(sorted(item for item, verdict in standing.items() if verdict == "tie"))[:TIES_LISTED],
+        tied=tuple(row["id"] for row in rows if standing.get(row["id"]) == "tie")[:TIES_LISTED],
         decisions=len(decisions),
         waiting=waiting,
         reviewers=tuple(sorted({decision.reviewer for decision in decisions})),
