@@ -37,7 +37,7 @@ LONG = """
 SLOW = {
     *LONG,
     *"""
-    cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
+    browser cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
     evaluation/test_training_of_arms.py training/test_recommended.py
     config/test_legacy.py config/test_scaffold.py dataset/test_audit_decoders.py
     dataset/test_facet_tables.py dataset/test_leaks.py dataset/test_sample.py export/test_export.py

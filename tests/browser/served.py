@@ -74,8 +74,8 @@ class Page:
         """As on another screen."""
         size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)  # type: ignore[attr-defined]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})  # type: ignore[attr-defined]
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
 
     def problems_of_access(self) -> list[str]:
         """What axe-core finds: labels, roles, contrast, order of headings."""

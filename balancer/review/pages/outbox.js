@@ -17,11 +17,7 @@ export class Outbox {
   add(decisions) {
     for (const decision of decisions) {
       this.waiting.set(decision.key, decision);
-      try {
-        localStorage.setItem(this.prefix + decision.key, JSON.stringify(decision));
-      } catch {
-        // Full or forbidden: it is kept in this window only.
-      }
+      keep(this.prefix + decision.key, JSON.stringify(decision));
     }
     this.changed(null);
     this.send();
@@ -36,12 +32,29 @@ export class Outbox {
       this.problem = answer.problem ?? "";
       for (const key of [...(answer.saved ?? []), ...Object.keys(answer.refused ?? {})]) {
         this.waiting.delete(key);
-        localStorage.removeItem(this.prefix + key);
+        keep(this.prefix + key, null);
       }
       this.changed(answer);
       if (this.problem) await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
     this.sending = false;
+  }
+}
+
+export function keep(name, text) {
+  try {
+    if (text === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, text);
+  } catch {
+    // Full or forbidden: it is kept in this window only.
+  }
+}
+
+export function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
   }
 }
 
@@ -54,7 +67,8 @@ async function post(decisions) {
     });
     if (response.ok) return await response.json();
     if (response.status === 403) return { problem: "The server was started anew: open the address that it shows now." };
-    return { problem: (await response.json()).error };
+    const told = await response.json().catch(() => ({ error: `The server failed (${response.status}).` }));
+    return { problem: told.error };
   } catch {
     return { problem: "No connection to the server." };
   }

@@ -1,4 +1,4 @@
-import { Outbox } from "./outbox.js";
+import { keep, kept, Outbox } from "./outbox.js";
 
 const AHEAD = 5;
 const KEPT = 12;
@@ -295,7 +295,7 @@ function listen() {
   for (const button of document.querySelectorAll("[data-reason][aria-keyshortcuts]")) {
     button.addEventListener("click", () => decide("reject", button.dataset.reason));
   }
-  find("keys-on").addEventListener("change", (event) => remember("balancer-keys", event.target.checked ? "on" : "off"));
+  find("keys-on").addEventListener("change", (event) => keep("balancer-keys", event.target.checked ? "on" : "off"));
   window.addEventListener("online", () => outbox.send());
   window.addEventListener("storage", decidedElsewhere);
 }
@@ -309,14 +309,6 @@ function decidedElsewhere(event) {
   if (at < 0) return;
   items.splice(at, 1);
   if (at === 0 || view === "grid") show();
-}
-
-function remember(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // It holds for this window only.
-  }
 }
 
 async function load() {
@@ -351,7 +343,7 @@ function withoutOnesOf(listed, waiting) {
   });
 }
 
-find("keys-on").checked = localStorage.getItem("balancer-keys") !== "off";
+find("keys-on").checked = kept("balancer-keys") !== "off";
 window.addEventListener("pagehide", () => outbox.send());
 listen();
 await load();
