@@ -54,11 +54,11 @@ def describe_taken(taken: Taken) -> str:
     """In one line; empty if there was nothing."""
     said = [f"{counted(taken.decisions, 'decision')} of people taken in"] if taken.decisions else []
     told: Mapping[Kind, str] = {
-        "revoked": "rejected, their slots are open again",
+        "revoked": "rejected, to be made again",
         "restored": "accepted, whatever the verifier said",
         "withdrawn": "no longer accepted",
-        "too late": "accepted too late: their slots have other images",
-        "no image": "accepted, but their pixels were not kept",
+        "too late": "accepted too late, for another has the slot",
+        "no image": "accepted, but without pixels that were kept",
     }
     counts = Counter(effect.kind for effect in taken.effects)
     said += [f"{counted(counts[kind], 'image')} {text}" for kind, text in told.items() if counts[kind]]

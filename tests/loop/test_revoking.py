@@ -57,7 +57,7 @@ def test_what_people_reject_meanwhile_is_made_again_and_the_run_ends_complete(af
     assert len(trial.accepted()) == trial.schedule.wanted
     assert from_details(stamp.detail for stamp in trial.log.stamps) == said
     assert pending.list_pending(trial.storage) == []
-    assert any("rejected, their slots are open again" in note for note in trial.notes)
+    assert any("rejected, to be made again" in note for note in trial.notes)
     assert trial.closed_and_sound(state)
     assert read_status(trial.storage, utc_now())["review"]["rejected"] == len(wrong)
 
