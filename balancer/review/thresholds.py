@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.cells import CLASS_PROPERTY
@@ -71,10 +71,16 @@ def find_threshold(judged: Iterable[Judged], wanted: float, confidence: float = 
     passed = [size for sequence in sizes for size in _passing(ordered, sequence, wanted, error)]
     if not passed:
         return Threshold(None, total, 0, 0, 0.0, 1.0, needed, now)
-    above = max(passed)
-    right = sum(is_right for _, is_right in ordered[:above])
-    low, high = clopper_pearson(right, above)
-    return Threshold(ordered[above - 1][0], total, above, right, low, high, needed, now)
+    return replace(figures_at(ordered, ordered[max(passed) - 1][0]), needed=needed)
+
+
+def figures_at(judged: Iterable[Judged], threshold: float) -> Threshold:
+    """What this threshold would leave; it need not show anything."""
+    judged = list(judged)
+    above = [right for score, right in judged if score >= threshold]
+    low, high = clopper_pearson(sum(above), len(above)) if above else (0.0, 1.0)
+    now = sum(right for _, right in judged) / len(judged) if judged else None
+    return Threshold(threshold, len(judged), len(above), sum(above), low, high, 0, now)
 
 
 def _sequence(ordered: Sequence[Judged], first: int) -> Iterator[int]:

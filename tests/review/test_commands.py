@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from balancer.cli import main
+from balancer.cli.datasets import thresholds
 from balancer.review import pending
 from balancer.storage import open_storage
 from tests.manifest_samples import image_bytes, row, run_info, start
@@ -60,13 +61,29 @@ def exported(folder):
 
 def test_calibrate_shows_thresholds_of_a_run(run):
     shown = json.loads(called("calibrate", run, "--precision", "0.95", "--json"))
-    assert {name: one["judged"] for name, one in shown.items()} == {
-        "all classes": 3,
-        "basic": 2,
-        "burnt": 1,
-    }
-    assert shown["all classes"]["threshold"] is None
+    assert (shown["all"]["judged"], shown["all"]["threshold"]) == (3, None)
+    assert {name: one["own"]["judged"] for name, one in shown["by_class"].items()} == {"basic": 2, "burnt": 1}
     assert "it takes 80 decided images" in " ".join(called("calibrate", run).split())
+
+
+def test_calibrate_shows_what_the_threshold_of_all_would_change_in_each_class(monkeypatch):
+    judged = {"basic": [(0.9, True)] * 150 + [(0.7, False)] * 50, "burnt": [(0.95, True)] * 50}
+    monkeypatch.setattr(thresholds, "read_judged", lambda storage: judged)
+    monkeypatch.setattr(thresholds, "open_storage", lambda run, create: None)
+    whole, basic, burnt = [], [], []
+    monkeypatch.setattr(
+        thresholds.console,
+        "table",
+        lambda title, columns, rows: [
+            into.append(row) for into, row in zip((whole, basic, burnt), rows, strict=True)
+        ],
+    )
+    thresholds.show_thresholds("run", 0.95, as_json=False)
+    assert [(row[0], row[3], row[6]) for (row,) in (whole, basic, burnt)] == [
+        ("all classes", 0.9, "80%"),
+        ("basic", 0.9, "75%"),
+        ("burnt", 0.9, "100%"),
+    ]
 
 
 @pytest.mark.parametrize(
