@@ -43,7 +43,8 @@ SLOW = {
     dataset/test_facet_tables.py dataset/test_leaks.py dataset/test_sample.py export/test_export.py
     export/test_export_readers.py maintenance/test_repair.py manifest/test_compaction.py
     manifest/test_manifest_log.py manifest/test_manifest_log_objects.py process/test_process_limits.py
-    process/test_streams.py runs/test_earlier_run.py runs/test_endings.py runs/test_rejudge.py
+    process/test_streams.py review/test_session.py runs/test_earlier_run.py runs/test_endings.py
+    runs/test_rejudge.py
     storage/test_objects.py storage/test_runs_in_buckets.py storage/test_storage_contract.py
     text/test_hostile_names.py training/test_embedding.py training/test_snippets.py
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
