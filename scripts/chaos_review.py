@@ -32,7 +32,7 @@ from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
-from balancer.review.decisions import Decision, from_details
+from balancer.review.decisions import Answer, Decision, from_details
 from balancer.review.pending import list_pending
 from balancer.review.session import ReviewSession
 from balancer.review.taking import take_in
@@ -88,7 +88,7 @@ def _review(run: str, seed: int) -> None:
     print("begun", flush=True)
     while True:
         key = uuid.UUID(int=chance.getrandbits(128)).hex
-        answer = "reject" if chance.random() < 0.3 else "accept"
+        answer: Answer = "reject" if chance.random() < 0.3 else "accept"
         item = chance.choice(items)
         session.save([Decision(key, item, answer, session.reviewer, "estimate", 1.0, utc_now())])
         print(key, flush=True)

@@ -54,8 +54,6 @@ __all__ = ["REJECT_REASONS", "Decision", "Item", "Progress", "ReviewSession"]
 EXAMPLES = 6
 """Real images of its class that stand beside an image."""
 
-_PREPOSITIONS = frozenset("in on with under at from of by without near against over during".split())
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -207,7 +205,7 @@ class ReviewSession:
     def _ordered(self) -> Sequence[str]:
         material = self._material
         if self.queue == "estimate":
-            known = list(material.real)
+            known = _like_the_sample(material)
             return as_shown(material.sample.ids, known, self.reviewer, seed_of(material.info))
         apart = set(material.sample.ids)
         rows = [
@@ -232,6 +230,20 @@ class ReviewSession:
         return describe_sample(size, population)
 
 
+def _like_the_sample(material: _Material) -> list[str]:
+    """Real images that are asked about as generated ones are: a shorter question would tell them apart."""
+    facets = {
+        item["class"]: [name for name in material.info.facets if item[name] is not None]
+        for item in material.info.plan
+        if item["quota"]
+    }
+    return [
+        row["id"]
+        for row in material.real.values()
+        if row["class"] in facets and all(row[name] is not None for name in facets[row["class"]])
+    ]
+
+
 def describe_sample(size: int, population: int) -> str:
     """What a sample of that size can show, before anybody has looked at it."""
     if not size:
@@ -243,12 +255,9 @@ def describe_sample(size: int, population: int) -> str:
 
 
 def question(class_words: str, facet_words: Sequence[str]) -> str:
-    """In words, as the generator was asked: "Is this a burnt pizza, with dark spots, in dim light?"."""
-    parts = [class_words]
-    for words in facet_words:
-        begins = words.split(" ", 1)[0].lower()
-        parts.append(words if begins in _PREPOSITIONS else f"with {words}")
-    return f"Is this {', '.join(parts)}?"
+    """In words, as the generator was asked: "Is this a burnt pizza: dim light, charred spots?"."""
+    asked = f"{class_words}: {', '.join(facet_words)}" if facet_words else class_words
+    return f"Is this {asked}?"
 
 
 def _item(material: _Material, item: str) -> Item:

@@ -15,8 +15,8 @@ from balancer.runs.lineage import Lineage
 
 COLUMNS = (
     "id file_name class lighting burn_level cell slot attempt source status reason review reviewed score "
-    "scores probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
-    "model model_revision loras verifier verifier_revision steps guidance width height sha256 num_bytes "
+    "scores probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes "
+    "seed model model_revision loras verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
     "nearest_id nearest_distance nearest_similarity embedding parent_id parent_pixel_sha256 strength "
     "parent_distance parent_similarity split device batch_size generated_at run_id origin_run_id origin_id"

@@ -24,7 +24,7 @@ from balancer.review.session import ReviewSession, question
 from balancer.review.summary import Summary
 from balancer.review.words import describe_review
 from balancer.storage import open_storage
-from tests.manifest_samples import MemoryStorage, rejected, row, start
+from tests.manifest_samples import MemoryStorage, real, rejected, row, start
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_an_item_says_nothing_of_what_the_verifier_thinks(reviewed):
 
 def test_a_question_is_in_the_words_of_the_config():
     assert question("a burnt pizza", []) == "Is this a burnt pizza?"
-    assert question("a burnt pizza", ["charred spots", "in dim light"]) == (
-        "Is this a burnt pizza, with charred spots, in dim light?"
+    assert question("a burnt pizza", ["dim light", "charred spots"]) == (
+        "Is this a burnt pizza: dim light, charred spots?"
     )
 
 
@@ -129,6 +129,21 @@ def test_candidates_that_were_rejected_are_asked_about_where_they_can_come_in():
     session = ReviewSession.open(storage, "ann", "burnt")
     item = next(item for item in session.items() if item.id == "burnt/dim/severe/0001-1")
     assert session.read_image(item.file_name) == b"pixels"
+
+
+def test_real_images_are_mixed_in_only_if_the_question_does_not_tell_them():
+    storage = MemoryStorage()
+    log = start(storage)
+    log.commit(
+        [
+            *(row(f"basic/dim/{number:04d}", review=True) for number in range(10)),
+            real("told.png", "basic"),
+            real("untold.png", "basic", lighting=None),
+        ]
+    )
+    items = ReviewSession.open(storage, "ann", "estimate").items()
+    assert [item.id for item in items if item.id.startswith("real/")] == ["real/told.png"]
+    assert len({item.question for item in items}) == 1
 
 
 def test_each_reviewer_decides_the_whole_sample_and_goes_on_where_they_were():
