@@ -6,11 +6,9 @@ import datetime as dt
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +24,7 @@ from balancer.manifest.status import COLUMNS as STATUS
 from balancer.manifest.status import Counts, accepted_per_s, count_rows, find_state
 from balancer.planning.plan import per_image
 from balancer.report.facts import CellTable, cell_table, count_cells
+from balancer.report.over_time import Timeline, over_time
 from balancer.review.summary import read_summary
 from balancer.review.words import describe_review
 from balancer.runs.runlog import MAX_BYTES
@@ -34,9 +33,6 @@ from balancer.storage import LocalStorage, Storage
 from balancer.text.safetext import printable
 
 COLUMNS = (*dict.fromkeys((*STATUS, "id", "class", "cell", "reason", "score", "threshold")),)
-
-BINS = 48
-"""Of the chart over time."""
 
 RECENT = 12
 
@@ -55,17 +51,6 @@ class RecentImage:
     score: float | None
     threshold: float | None
     at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """Candidates by when they were judged, in bins of `bin_s` seconds from `begin` on: how many were accepted
-    in each, and rejected for each reason."""
-
-    begin: dt.datetime
-    bin_s: float
-    accepted: Sequence[int]
-    rejected: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +100,7 @@ def look_at(storage: Storage, info: RunInfo, view: LogView, now: dt.datetime) ->
         opened_at=view.opened_at,
         snapshot=_snapshot(info, view, judged, counts, now),
         cells=_cells(info, view, judged),
-        timeline=_timeline(made),
+        timeline=over_time(made),
         accepted=_recent(made.filter(pc.field("status") == ACCEPTED)),
         rejected=_recent(made.filter(pc.field("status") == REJECTED)),
         cost=measured.cost_per_image,
@@ -161,29 +146,6 @@ def _cells(info: RunInfo, view: LogView, judged: pa.Table) -> CellTable:
     cells = count_cells(info, config, _count(accepted, "cell"), _count(judged, "cell"))
     values = {name: list(config.facets[name].values) for name in info.facets}
     return cell_table(cells, info.facets, values)
-
-
-def _timeline(made: pa.Table) -> Timeline | None:
-    times = made["generated_at"].drop_null()
-    if not len(times):
-        return None
-    seconds = times.cast(pa.int64()).to_numpy() / 1e6
-    begin, width = float(seconds[0]), max(float(seconds[-1] - seconds[0]), 1.0) / BINS
-    kept = made.filter(pc.is_valid(made["generated_at"]))
-    places = np.minimum(((seconds - begin) / width).astype(int), BINS - 1)
-    reasons = np.array(kept["reason"].fill_null("").to_pylist(), dtype=object)
-    accepted = np.array(kept["status"].to_pylist(), dtype=object) == ACCEPTED
-
-    def binned(chosen: Any) -> list[int]:
-        return [int(count) for count in np.bincount(places[chosen], minlength=BINS)]
-
-    most_first = Counter(reasons[~accepted].tolist()).most_common()
-    return Timeline(
-        begin=dt.datetime.fromtimestamp(begin, dt.UTC),
-        bin_s=width,
-        accepted=binned(accepted),
-        rejected={reason: binned(~accepted & (reasons == reason)) for reason, _ in most_first},
-    )
 
 
 def _recent(made: pa.Table) -> list[RecentImage]:

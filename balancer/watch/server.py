@@ -23,10 +23,11 @@ from balancer.manifest.image_files import ImageFiles, max_image_pixels
 from balancer.manifest.rows import SYNTHETIC, utc_now
 from balancer.manifest.runfile import read_run
 from balancer.report.facts import CellTable
+from balancer.report.over_time import Timeline
 from balancer.storage import Storage
 from balancer.text.templates import templates
 from balancer.watch.following import LogFollower
-from balancer.watch.look import Look, RecentImage, Timeline, columns_of, look_at
+from balancer.watch.look import Look, RecentImage, columns_of, look_at
 from balancer.web.answers import SHARED, image_routes, static_routes
 from balancer.web.images import ImageShelf
 
