@@ -51,6 +51,7 @@ SLOW = {
     conditioning/test_conditioned_run.py conditioning/test_simulated_run.py dataset/test_real_images.py
     evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py
     weights/test_chat_template.py weights/test_hostile_models.py whole/test_benchmarks.py
+    review/test_review_command.py watch/test_in_buckets.py
     whole/test_docs.py whole/test_family_run.py whole/test_fuzz.py whole/test_ladder_run.py
     whole/test_layouts.py whole/test_wheel.py
     """.split(),
