@@ -55,7 +55,14 @@ from balancer.dataset.location import refuse_shared_holdout
 from balancer.dataset.near_duplicates import COMPARED, NearDuplicateIndex, known_images
 from balancer.dataset.splits import assign_splits, select_training
 from balancer.dataset.unreadable import describe_unreadable
-from balancer.errors import BalancerError, ClusterError, ConfigError, InterruptedRun, UsageError
+from balancer.errors import (
+    BalancerError,
+    ClusterError,
+    ConfigError,
+    FencedError,
+    InterruptedRun,
+    UsageError,
+)
 from balancer.evaluation.targets import with_recommended_targets
 from balancer.manifest.image_check import check_images
 from balancer.manifest.layout import head_path, typicality_path
@@ -70,6 +77,8 @@ from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import SILENT_AFTER_S, list_held_back, suggest_remedies
 from balancer.planning.plan import Plan, held_back, make_plan
 from balancer.process.signals import StopSignal
+from balancer.review.taking import Taken, describe_taken, take_in
+from balancer.review.turn import LogInUseError, commit_waiting
 from balancer.runs.growing import (
     Growing,
     Proof,
@@ -88,6 +97,7 @@ from balancer.runs.resume import (
     check_unchanged,
     count_wordings,
     describe_run,
+    find_run,
     is_another_verifier,
     restore_schedule,
     run_facts,
@@ -250,6 +260,7 @@ def _run(
     config = with_recommended_targets(config, reporter.note)
     refuse_without_image_to_image(config)
     models = describe_models(config)  # before the dataset is read, which can take long
+    _hear_people(out, reporter)
     begun = find_begun(out)
     known = begun.known if begun else None
     source = find_source(reuse, known)
@@ -320,6 +331,7 @@ def _run(
         _note_takeover(reporter, log.taken_from)
         with _closing(log) as close:
             references = list_references(measured)
+            _note_taken(reporter, take_in(storage, log, info, restoring=True))
             commit_growth(growing, storage, log, references)
             facts = run_facts(info, config, models)
             schedule = restore_schedule(info, config, log.kept(), limit)
@@ -355,6 +367,7 @@ def _run(
                 on_progress=reporter.progress,
                 note=reporter.note,
                 announce=reporter.step,
+                reviewed=(storage, info),
             )
             with _stopped_with_ray(stop):
                 state = driver.run()
@@ -454,6 +467,20 @@ def _note_takeover(reporter: Reporter, last: Stamp | None) -> None:
     else:
         moment = f"{last.committed_at:%Y-%m-%d %H:%M:%S} UTC"
         reporter.note(f"the driver before this one ended without a word; its last commit was at {moment}")
+
+
+def _hear_people(out: str | os.PathLike[str], reporter: Reporter) -> None:
+    """What they decided since the run ended counts before it is said whether anything is left to do. While
+    somebody else holds the log, nothing is taken in here."""
+    if (known := find_run(out)) is None:
+        return
+    with contextlib.suppress(LogInUseError, FencedError):
+        _note_taken(reporter, commit_waiting(open_storage(out, create=False), known))
+
+
+def _note_taken(reporter: Reporter, taken: Taken) -> None:
+    if line := describe_taken(taken):
+        reporter.note(line)
 
 
 def _note_unreadable(reporter: Reporter, config: Config, audit: Audit, holdout: Audit | None) -> None:

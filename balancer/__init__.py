@@ -192,7 +192,7 @@ def export_run(
     """Write the accepted images of a run to `destination` in one of `balancer.export.FORMATS`.
 
     `options` are those of `balancer export`: `copy`, `embed`, `shard_megabytes`, `licence`,
-    `allow_synthetic_eval`, `recommended`.
+    `allow_synthetic_eval`, `recommended`, `quarantined`.
     """
     from balancer.export import Options, export
 

@@ -37,13 +37,14 @@ LONG = """
 SLOW = {
     *LONG,
     *"""
-    cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
+    browser cluster models cli/test_api.py cli/test_bad_input.py cli/test_doctor.py cli/test_run_command.py
     evaluation/test_training_of_arms.py training/test_recommended.py
     config/test_legacy.py config/test_scaffold.py dataset/test_audit_decoders.py
     dataset/test_facet_tables.py dataset/test_leaks.py dataset/test_sample.py export/test_export.py
     export/test_export_readers.py maintenance/test_repair.py manifest/test_compaction.py
     manifest/test_manifest_log.py manifest/test_manifest_log_objects.py process/test_process_limits.py
-    process/test_streams.py runs/test_earlier_run.py runs/test_endings.py runs/test_rejudge.py
+    process/test_streams.py review/test_session.py runs/test_earlier_run.py runs/test_endings.py
+    runs/test_rejudge.py
     storage/test_objects.py storage/test_runs_in_buckets.py storage/test_storage_contract.py
     text/test_hostile_names.py training/test_embedding.py training/test_snippets.py
     training/test_tour.py training/test_training.py training/test_training_in_buckets.py
@@ -51,6 +52,7 @@ SLOW = {
     evaluation/test_gate.py verification/test_heads.py verification/test_unjudged.py
     verification/test_domain.py verification/test_labelled.py
     weights/test_chat_template.py weights/test_hostile_models.py whole/test_benchmarks.py
+    review/test_review_command.py watch/test_in_buckets.py
     whole/test_docs.py whole/test_family_run.py whole/test_fuzz.py whole/test_ladder_run.py
     whole/test_layouts.py whole/test_wheel.py
     """.split(),

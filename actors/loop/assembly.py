@@ -15,16 +15,19 @@ from actors.loop.driver import Driver
 from actors.loop.group_commit import Committer
 from actors.loop.notices import Notices
 from actors.loop.patience import Patience
+from actors.loop.revoking import Reviewing
 from actors.loop.stages import Generating, Recorder, Verifying, Writing
 from actors.loop.stopping import Stopping
 from balancer.config.schema import Config
 from balancer.dataset.near_duplicates import NearDuplicateIndex
 from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.rows import RunFacts
+from balancer.manifest.runfile import RunInfo
 from balancer.process.signals import StopSignal
 from balancer.scheduling.adaptive import WordingCounts
 from balancer.scheduling.progress import RunMeter, Snapshot
 from balancer.scheduling.schedule import Schedule
+from balancer.storage import Storage
 
 
 def build_driver(
@@ -48,11 +51,14 @@ def build_driver(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[Sequence[Any], float], list[Any]] = wait,
     commit_thread: Executor | None = None,
+    reviewed: tuple[Storage, RunInfo] | None = None,
 ) -> Driver:
     """`references` are the images that no candidate may copy, `learned` is what verifiers judge with besides
     the images: typicality and heads, or references to them. `parents` are the images that candidates are made
-    from, and `collapse` stops the run where they all look alike."""
-    committer = Committer(log, config.output, clock, commit_thread or ThreadPoolExecutor(1, "commit"))
+    from, and `collapse` stops the run where they all look alike. `reviewed` is the run that people may be
+    reviewing meanwhile."""
+    thread = commit_thread or ThreadPoolExecutor(1, "commit")
+    committer = Committer(log, config.output, clock, thread)
     backoff = DiskFullBackoff(config.output.disk_full_wait_s, clock, note)
     meter = RunMeter(clock)
     batching = Batching(config, schedule, wording_counts, parents)
@@ -83,4 +89,5 @@ def build_driver(
         meter=meter,
         on_progress=on_progress,
         wait=wait,
+        reviewing=None if reviewed is None else Reviewing(*reviewed, log, schedule, clock, thread, note),
     )

@@ -12,9 +12,9 @@ from typing import Any
 
 from actors.cluster.pool import ActorPool
 from actors.loop.disk_full import DiskFullBackoff
-from actors.loop.final_dedup import revoke_duplicates
 from actors.loop.group_commit import Committer
 from actors.loop.notices import Notices, interruption
+from actors.loop.revoking import Reviewing, revoke_duplicates
 from actors.loop.stages import Generating, Stage, Verifying, Writing
 from actors.loop.stopping import Stopping
 from balancer.cells import Candidate
@@ -45,6 +45,7 @@ class Driver:
     meter: RunMeter
     on_progress: Callable[[Snapshot], None]
     wait: Callable[[Sequence[ActorPool], float], list[Any]]
+    reviewing: Reviewing | None = None
 
     def run(self) -> State:
         """Work until every slot is settled or the budget is spent; returns the state the run ends in.
@@ -76,7 +77,7 @@ class Driver:
         2. Give up calls that overran their deadline.
         3. Notice a signal, or the end of the time budget.
         4. Hand out work: writing first, then verifying, then generating.
-        5. Begin the commit that is due, and accept what was committed.
+        5. Begin the commit that is due, and accept what was committed; take in what people decided.
         6. Report progress.
         """
         for ref in self.wait([stage.pool for stage in self._stages], WAIT_S):
@@ -115,6 +116,9 @@ class Driver:
     def _commit(self) -> None:
         try:
             self._accept(self.committer.turn())
+            if self.reviewing is not None and self.reviewing.turn():
+                self._accept(self.committer.turn())  # what was committed before people were heard
+                self.reviewing.settle()
         except DiskFullError as error:
             self.backoff.disk_is_full(error)
 
@@ -143,8 +147,11 @@ class Driver:
     def _revoke_duplicates(self) -> bool:
         """True if accepted images turned out to copy others: their slots are open again."""
         self._accept(self.committer.flush())
+        rejected = 0 if self.reviewing is None else self.reviewing.settle()
         if self.stopping.signal.number is not None or self._final_state() == "interrupted":
-            return False  # there are more to come
+            return rejected > 0 and not self.stopping.is_draining  # or there are more to come
+        if self.reviewing is not None and rejected + self.reviewing.look_now():
+            return True
         count = revoke_duplicates(self.schedule, self.log, self.facts)
         if count:
             self.notices.revoked(count)

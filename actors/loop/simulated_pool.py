@@ -23,7 +23,7 @@ from balancer.manifest.runfile import RunInfo
 from balancer.process.signals import StopSignal
 from balancer.runs.resume import run_facts
 from balancer.scheduling.schedule import Schedule
-from balancer.storage import DiskFullError
+from balancer.storage import DiskFullError, Storage
 
 
 @dataclass(order=True, slots=True)
@@ -151,8 +151,10 @@ def simulated_driver(
     stop: StopSignal | None = None,
     note: Callable[[str], None] = lambda text: None,
     collapse: CollapseWatch | None = None,
+    storage: Storage | None = None,
 ) -> Driver:
-    """A driver of generators, verifiers and writers without Ray, in the time of their engine."""
+    """A driver of generators, verifiers and writers without Ray, in the time of their engine. What people
+    decide meanwhile is looked for in `storage`."""
     generators, verifiers, writers = pools
     engine = generators.engine
     return build_driver(
@@ -170,4 +172,5 @@ def simulated_driver(
         clock=engine.clock,
         wait=engine.wait,
         commit_thread=AtOnce(),
+        reviewed=None if storage is None else (storage, info),
     )

@@ -49,6 +49,8 @@ COMMANDS = {
     "adapt": Listing("runs", "Train LoRA adapters on the training images.", uses_actors=True),
     "run": Listing("runs", "Generate, verify and commit images until every quota is met.", uses_actors=True),
     "status": Listing("runs", "Show how far a run is."),
+    "watch": Listing("runs", "Show a run live in a browser."),
+    "review": Listing("runs", "Let people accept or reject a run's images in a browser."),
     "rejudge": Listing("runs", "Judge a run's candidates again under other limits."),
     "query": Listing("runs", "Select rows of a run's manifest."),
     "report": Listing("runs", "Write a run's report, one HTML file."),

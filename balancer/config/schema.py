@@ -29,6 +29,7 @@ from balancer.config.adaptation import AdaptationConfig
 from balancer.config.dotted import join_keys
 from balancer.config.evaluation import EvaluationConfig
 from balancer.config.loras import MAX_LORAS, LoraConfig
+from balancer.config.review import ReviewConfig
 from balancer.config.section import Section as _Section
 from balancer.manifest.columns import FACET, names_where
 from balancer.planning.rounding import as_written
@@ -94,6 +95,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {
     "criteria": True,
     "evaluation": True,
     "output": True,
+    "review": {"margin", "max_error"},
     "generation": {"batch_size", "dtype", "compile", "offload"},
     # Calibrations are compared by their temperatures (`models` in run.json). The others only decide
     # whether a run may start.
@@ -708,11 +710,6 @@ class AttemptsConfig(_Section):
         """One rung for each attempt before the fallback."""
         rungs = self.rungs or (RungConfig(),)
         return (*rungs, *rungs[-1:] * (self.max - len(rungs)))
-
-
-class ReviewConfig(_Section):
-    fraction: Probability = 0.1
-    """Fraction of the accepted images marked `review` for a person to check, spread evenly over the cells."""
 
 
 class BudgetConfig(_Section):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from balancer.errors import UsageError
 from balancer.export.job import Job, Options, option_name
 from balancer.export.metadata import LAYOUT
+from balancer.text.quantities import counted, listed
 from balancer.training.choice import Choice
-from balancer.training.selection import select
+from balancer.training.selection import Selection, select
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +40,7 @@ FORMATS = {
 }
 """Each format with its line in `balancer export --help`. Its module has the same name, or is in MODULES."""
 
-ALLOW, RECOMMENDED = "allow_synthetic_eval", "recommended"
+ALLOW, RECOMMENDED, QUARANTINED = "allow_synthetic_eval", "recommended", "quarantined"
 """The options that every format takes."""
 
 MODULES = {"hf": "hugging_face"}
@@ -49,7 +50,7 @@ MODULES = {"hf": "hugging_face"}
 @dataclass(frozen=True, slots=True)
 class Exported:
     """The result of an export. `kept` files existed already and were up to date; `left_out` is a line about
-    images left out by the rules of splits, or empty."""
+    images left out by the rules of splits or by people, or empty."""
 
     images: int
     written: int
@@ -92,6 +93,9 @@ def export(
     columns = module.columns(options, manifest.run.schema())
     choice = Choice(None, filter, options.allow_synthetic_eval, options.recommended)
     selection = select(manifest.rows, columns, choice)
+    quarantined = () if options.quarantined else _quarantined(manifest)
+    if quarantined:
+        selection = _without_cells(selection, manifest, quarantined)
     begin(selection.rows.num_rows)
     identity = _identity(manifest, form, filter, module.OPTIONS, options)
     job = Job.of(manifest, selection, os.fspath(destination), identity, options, progress)
@@ -101,8 +105,39 @@ def export(
         written=job.destination.written,
         kept=job.destination.kept,
         removed=job.destination.removed,
-        left_out=selection.remark,
+        left_out="; ".join(line for line in (selection.remark, _remark(quarantined)) if line),
     )
+
+
+def _quarantined(manifest: Manifest) -> tuple[str, ...]:
+    """Cells in which people found too many errors (`review.max_error`)."""
+    if not manifest.run.config.get("review", {}).get("max_error"):
+        return ()
+    from balancer.manifest.log.view import read_log
+    from balancer.review.summary import COLUMNS, quarantined_cells
+    from balancer.storage import open_storage
+
+    storage = open_storage(manifest.uri, create=False)
+    view = read_log(storage, COLUMNS)
+    return quarantined_cells(storage, manifest.run.under(view.rules), view)
+
+
+def _without_cells(selection: Selection, manifest: Manifest, cells: Sequence[str]) -> Selection:
+    import pyarrow.compute as pc
+
+    there = pc.field("cell").isin(list(cells))
+    ids = manifest.rows.to_table(["id"], there)["id"].to_pylist()
+    rows = selection.rows.filter(~pc.field("id").isin(ids))
+    if not rows.num_rows:
+        raise UsageError("all its cells are quarantined", hint="decide about them, or pass --quarantined")
+    return replace(selection, rows=rows)
+
+
+def _remark(quarantined: Sequence[str]) -> str:
+    if not quarantined:
+        return ""
+    cells, few = counted(len(quarantined), "cell"), listed(list(quarantined), 3)
+    return f"{cells} left out, because people found too many wrong labels (review.max_error): {few}"
 
 
 def _module(form: str) -> Format:
@@ -113,7 +148,7 @@ def _module(form: str) -> Format:
 
 def _check_options(form: str, known: frozenset[str], options: Options) -> None:
     for name in options.given():
-        if name not in {*known, ALLOW, RECOMMENDED}:
+        if name not in {*known, ALLOW, RECOMMENDED, QUARANTINED}:
             raise UsageError(f"{option_name(name)} has no effect on format {form!r}")
 
 
@@ -130,5 +165,6 @@ def _identity(
         "filter": "" if filter is None else str(filter).strip(),
         **{name: value for name, value in options.as_dict().items() if name in {*known, ALLOW}},
         **({RECOMMENDED: True} if options.recommended else {}),  # exports from before have no such field
+        **({QUARANTINED: True} if options.quarantined else {}),
         "layout": LAYOUT,
     }

@@ -22,6 +22,8 @@ from balancer.manifest.rules import config_under
 from balancer.manifest.status import COLUMNS as STATUS_COLUMNS
 from balancer.manifest.status import count_missing, list_held_back
 from balancer.manifest.unjudged import count_judged, count_unjudged, unjudged_text
+from balancer.review.summary import read_summary
+from balancer.review.words import describe_review
 from balancer.scheduling.prompts import ladder
 from balancer.storage import open_storage
 from balancer.text.quantities import counted, percent
@@ -69,6 +71,8 @@ class Card:
     """Copies of images in a later split or in the hold-out."""
     fallbacks: int
     for_review: int
+    review: tuple[str, ...]
+    """Lines on what people found out; empty if nobody decided anything."""
     by_heads: tuple[str, ...]
     """Properties that heads judged."""
     unjudged: Mapping[str, int]
@@ -222,8 +226,10 @@ def _card(job: Job) -> Card:
     manifest, rows = job.manifest, job.rows
     generated = rows.filter(pc.field("source") == SYNTHETIC)
     exported = _counts(rows, CLASS_PROPERTY, "source")
-    view = read_log(open_storage(manifest.uri, create=False), STATUS_COLUMNS)
+    storage = open_storage(manifest.uri, create=False)
+    view = read_log(storage, STATUS_COLUMNS)
     run = manifest.run.under(view.rules)
+    summary = read_summary(storage, run, view)
     short, still_open = count_missing(view, run)
     tried = _counts(view.table.filter(pc.field("source") == SYNTHETIC), CLASS_PROPERTY, "status")
     return Card(
@@ -245,6 +251,7 @@ def _card(job: Job) -> Card:
         left_out=job.left_out,
         fallbacks=pc.sum(generated["fallback"]).as_py() or 0,
         for_review=pc.sum(generated["review"]).as_py() or 0,
+        review=tuple(describe_review(summary)) if summary.decisions else (),
         by_heads=tuple(manifest.run.head_files),
         unjudged=count_unjudged(generated, manifest.run.properties),
         judged=count_judged(generated),

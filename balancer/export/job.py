@@ -36,7 +36,8 @@ Row = dict[str, Any]
 class Options:
     """Options of formats. `copy` copies images instead of linking them; `embed` puts the image files into the
     table; `shard_megabytes` caps a tar file; `licence` is an identifier of the Hugging Face hub.
-    `recommended` leaves out the generated images that the run's evaluation advises against."""
+    `recommended` leaves out the generated images that the run's evaluation advises against,
+    `quarantined` lets cells in that people found too many errors in (`review.max_error`)."""
 
     copy: bool = False
     embed: bool = False
@@ -44,6 +45,7 @@ class Options:
     licence: str = "unknown"
     allow_synthetic_eval: bool = False
     recommended: bool = False
+    quarantined: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

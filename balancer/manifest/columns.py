@@ -31,6 +31,9 @@ CONDITIONED = 4
 ADAPTED = 5
 """The first format whose rows say which LoRAs the generator had."""
 
+REVIEWED = 6
+"""The first format whose rows say what people decided."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -152,12 +155,22 @@ COLUMNS = (
         "text",
         "Why it was rejected: a flaw (`not_finite`, `flagged`, `blank`, `underexposed`, `overexposed`, "
         "`off_domain`, `duplicate`, `near_copy`, `near_parent`), or the property with the lowest score; "
-        "`superseded` if another attempt gives the image, `surplus` if the plan no longer has its slot. Of a "
+        "`superseded` if another attempt gives the image, `surplus` if the plan no longer has its slot, "
+        "`reviewed` if people rejected it. Of a "
         "real image that left: `removed` or `replaced`; of an image made from one, `orphaned`. Null if "
         "accepted.",
         read_by=("resume", "fsck", "rejudge", "lineage"),
     ),
     Column("review", "bool", "Marked for a person to look at (`review.fraction`).", exported=7),
+    Column(
+        "reviewed",
+        "text",
+        "What people decided (`balancer review`): `accepted`, whatever the verifier said, or `rejected`. "
+        "Null if nobody was asked, or as many said the one as the other.",
+        exported=25,
+        read_by=("fsck", "rejudge"),
+        since=REVIEWED,
+    ),
     Column(
         "score",
         "double",

@@ -21,6 +21,7 @@ REJECTED_DIR = "rejected"
 TYPICALITY_DIR = "typicality"
 HEADS_DIR = "heads"
 REVISIONS_DIR = "revisions"
+PENDING_DIR = "review/pending"
 
 DOES_NOT_APPLY = "-"
 """Folder name for a facet that does not apply to the class; no value is ever slugged to it."""

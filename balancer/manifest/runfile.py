@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from balancer.cells import CLASS_PROPERTY
 from balancer.config.schema import BEGUN, MAX_EMBEDDING_DIM, SIMULATED
 from balancer.errors import ManifestError, StorageError, UsageError, first_line, first_problem
-from balancer.manifest.columns import ADAPTED, CONDITIONED
+from balancer.manifest.columns import ADAPTED, CONDITIONED, REVIEWED
 from balancer.manifest.layout import (
     REVISIONS_DIR,
     RUN_FILE,
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from balancer.verification.heads import Head
     from balancer.verification.typicality import Typicality
 
-FORMAT = 5
+FORMAT = 6
 """Earlier versions refuse fields that they do not know. Format 1 has no `challenge`; until format 2 a run has
 no `heads`, and keeps its classes and facet values (`schema.GROWING`); until format 3 it has no `parents`
-(`columns.CONDITIONED`), until format 4 rows have no `loras` (`columns.ADAPTED`)."""
+(`columns.CONDITIONED`), until format 4 rows have no `loras` (`columns.ADAPTED`), until format 5 no
+`reviewed` (`columns.REVIEWED`)."""
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _Loaded = TypeVar("_Loaded")
@@ -139,6 +140,11 @@ class RunInfo:
     def has_loras(self) -> bool:
         """Whether rows say which LoRAs their images were made with."""
         return self.format >= ADAPTED
+
+    @property
+    def has_reviewed(self) -> bool:
+        """Whether rows say what people decided; those of earlier versions say only what they rejected."""
+        return self.format >= REVIEWED
 
     @property
     def conditioned_classes(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from balancer.cells import CLASS_PROPERTY
 from balancer.errors import ManifestError
-from balancer.manifest.columns import ADAPTED, COLUMNS, EMBEDDING, FACET, Type
+from balancer.manifest.columns import COLUMNS, EMBEDDING, FACET, REVIEWED, Type
 
 SCHEMA_VERSION = 2
 
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 
 def manifest_schema(
-    properties: Mapping[str, int], embedding_dim: int, run_format: int = ADAPTED
+    properties: Mapping[str, int], embedding_dim: int, run_format: int = REVIEWED
 ) -> pa.Schema:
     """`properties` are what candidates are scored on: `class` and the facets, in the config's order, each
     with the number of its values. `probabilities` has one for every value, in that order too; values may come

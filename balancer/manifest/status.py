@@ -25,6 +25,8 @@ from balancer.manifest.rules import Revision, config_under
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.unjudged import count_unjudged, count_unproven
 from balancer.planning.plan import below_target, per_image
+from balancer.review.summary import COLUMNS as REVIEW
+from balancer.review.summary import read_summary
 from balancer.scheduling.adaptive import Tally
 from balancer.scheduling.progress import eta_s
 from balancer.storage import Storage
@@ -32,14 +34,14 @@ from balancer.storage import Storage
 SILENT_AFTER_S = 120.0
 """A driver commits every few batches; one that was silent for so long is taken for gone."""
 
-COLUMNS = (*dict.fromkeys((*MEASURED, *REMEDIES, "file_name", "unjudged")),)
+COLUMNS = (*dict.fromkeys((*MEASURED, *REMEDIES, *REVIEW, "file_name", "unjudged")),)
 
 RATE_WINDOW_S = 300.0
 """The time left follows from what was accepted in the last minutes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
+class Counts:
     """`short` images were tried and given up; `open` are those that a run can still make. Of the `candidates`
     that were made, `passed` were accepted; others may have been taken over from another run."""
 
@@ -66,7 +68,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     the plan `revision` in effect, `revisions` those after the first, with what each changed. Each wanted
     image is accepted, `short` (every attempt failed) or `open` (the run can still make it). `short_cells`
     says of each cell with short images why its candidates were rejected, `remedies` what would help
-    (`balancer.manifest.remedies`).
+    (`balancer.manifest.remedies`). `review` is what people found out (`balancer.review.summary`).
 
     UsageError if the folder holds no run, ManifestError if its manifest is damaged.
     """
@@ -74,7 +76,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
     view = read_log(storage, with_origin(COLUMNS, info))
     info = info.under(view.rules)
     judged = judged_rows(view.table)
-    counts = _counts(view, info)
+    counts = count_rows(view, info)
     settled = counts.accepted + counts.short
     state = find_state(view, now)
     short_cells, remedies = _shortfall(view, judged, info, counts)
@@ -89,7 +91,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "rejected_by_reason": dict(counts.reasons.most_common()),
         "success_rate": counts.accepted / settled if settled else None,
         "acceptance": counts.passed / counts.candidates if counts.candidates else None,
-        "eta_s": _eta_s(judged, info, counts, view, now) if state == "running" else None,
+        "eta_s": eta_s(counts.open, accepted_per_s(judged, view, now)) if state == "running" else None,
         "given_up": {cell: asdict(tally) for cell, tally in counts.given_up.items()},
         "short_cells": {cell: asdict(short) for cell, short in short_cells.items()},
         "remedies": asdict(remedies) | {"summary": describe(remedies)},
@@ -101,6 +103,7 @@ def read_status(storage: Storage, now: datetime.datetime) -> dict[str, Any]:
         "revision": info.revision,
         "revisions": [_described(*each) for each in view.revisions],
         "images": asdict(look_at_images(storage, view.table, info.real_images_by_reference)),
+        "review": read_summary(storage, info, view).as_dict(),
         "current": _current(storage, info, view),
     }
 
@@ -110,11 +113,11 @@ def suggest_remedies(storage: Storage) -> list[str]:
     info = read_run(storage)
     view = read_log(storage, with_origin(COLUMNS, info))
     info = info.under(view.rules)
-    return describe(_shortfall(view, judged_rows(view.table), info, _counts(view, info))[1])
+    return describe(_shortfall(view, judged_rows(view.table), info, count_rows(view, info))[1])
 
 
 def _shortfall(
-    view: LogView, judged: pa.Table, info: RunInfo, counts: _Counts
+    view: LogView, judged: pa.Table, info: RunInfo, counts: Counts
 ) -> tuple[dict[str, ShortCell], Remedies]:
     short_cells = find_short_cells(judged, counts.short_by_cell)
     if not (short_cells or counts.open):
@@ -143,7 +146,7 @@ def _current(storage: Storage, info: RunInfo, view: LogView) -> dict[str, int] |
 
 def count_missing(view: LogView, info: RunInfo) -> tuple[int, int]:
     """How many images are `short` and `open`, as in `read_status`. `view` has COLUMNS."""
-    counts = _counts(view, info)
+    counts = count_rows(view, info)
     return counts.short, counts.open
 
 
@@ -158,7 +161,7 @@ def list_held_back(info: RunInfo) -> list[str]:
     return below_target(info.targets, {name: count for name, count in lacking.items() if count > 0})
 
 
-def _counts(view: LogView, info: RunInfo) -> _Counts:
+def count_rows(view: LogView, info: RunInfo) -> Counts:
     return _count(judged_rows(view.table), _void_by_cell(view.table), info)
 
 
@@ -193,7 +196,7 @@ def _void_by_cell(rows: pa.Table) -> Counter[str]:
     return Counter(rows.filter(pc.field("status") == VOID)["cell"].to_pylist())
 
 
-def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
+def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> Counts:
     made, reasons = made_rows(judged), Counter(_rejected(judged)["reason"].to_pylist())
     judged = _in_plan(judged, info)
     accepted = judged.filter(pc.field("status") == "accepted")
@@ -212,7 +215,7 @@ def _count(judged: pa.Table, void: Counter[str], info: RunInfo) -> _Counts:
         if filled_in[cell] < quota and passing.is_below(floor):
             given_up[cell] = tally
             short[cell] = quota - filled_in[cell]
-    return _Counts(
+    return Counts(
         candidates=made.num_rows,
         passed=made.num_rows - _rejected(made).num_rows,
         accepted=accepted.num_rows,
@@ -238,13 +241,11 @@ def _in_plan(judged: pa.Table, info: RunInfo) -> pa.Table:
     return judged.filter(pa.array([int(index) < quotas[cell] for cell, _, index in parts], pa.bool_()))
 
 
-def _eta_s(
-    judged: pa.Table, info: RunInfo, counts: _Counts, view: LogView, now: datetime.datetime
-) -> float | None:
+def accepted_per_s(judged: pa.Table, view: LogView, now: datetime.datetime) -> float:
+    """How many images were accepted a second, in the last minutes of the last start."""
     since = now - datetime.timedelta(seconds=RATE_WINDOW_S)
     if view.opened_at is not None:
         since = max(since, view.opened_at)
     window_s = (now - since).total_seconds()
     recent = (pc.field("status") == "accepted") & (pc.field("generated_at") >= pa.scalar(since))
-    rate = judged.filter(recent).num_rows / window_s if window_s > 0 else 0.0
-    return eta_s(counts.open, rate)
+    return judged.filter(recent).num_rows / window_s if window_s > 0 else 0.0

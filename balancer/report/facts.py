@@ -195,7 +195,7 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
     real = rows.filter((pc.field("source") == "real") & (pc.field("status") == "accepted"))
     apart = pc.fill_null(pc.is_in(real["split"], value_set=pa.array(EVALUATION)), False)
-    cells = _cell_counts(run, config, _count(accepted, "cell"), _count(tried, "cell"))
+    cells = count_cells(run, config, _count(accepted, "cell"), _count(tried, "cell"))
     return Facts(
         run=run,
         config=config,
@@ -269,7 +269,7 @@ def _class_counts(
     )
 
 
-def _cell_counts(
+def count_cells(
     run: RunInfo, config: Config, accepted: Counter[str], tried: Counter[str]
 ) -> tuple[CellCount, ...]:
     # A plan revision leaves cells without images, some of them of classes that are no more.

@@ -55,6 +55,8 @@ from balancer.manifest.rules import JUDGEABLE, Rules, is_judgeable, merged
 from balancer.manifest.runfile import RunInfo, read_run
 from balancer.manifest.snapshot.current import renew_current
 from balancer.manifest.status import refuse_running
+from balancer.review.effects import REVIEWED
+from balancer.review.taking import take_in
 from balancer.runs.resume import (
     accepted_in_order,
     cells_of_plan,
@@ -404,7 +406,7 @@ def new_verdicts(
     for slot, attempts in itertools.groupby(in_order, key=lambda row: row["slot"]):
         if quotas is None or _is_wanted(slot, quotas):
             judged = [_judge_again(row, cells, config, rungs, find_nearest(row), domain) for row in attempts]
-            judged = [_orphaned(each) if is_orphan(each.row) else each for each in judged]
+            judged = [_orphaned(each) if is_orphan(each.row) else _as_people_say(each) for each in judged]
             changes += _slot_changes(judged, exists, config if other_rules else None)
         else:
             changes += _surplus_changes(attempts, cells)
@@ -516,6 +518,16 @@ def _orphaned(judged: _Judged) -> _Judged:
     return replace(judged, verdict=replace(judged.verdict, accepted=False, reason=ORPHANED))
 
 
+def _as_people_say(judged: _Judged) -> _Judged:
+    """What people decided stands under any rules, as far as it is about what the image shows."""
+    row, verdict = judged.row, judged.verdict
+    if row["reason"] == REVIEWED:
+        return replace(judged, verdict=replace(verdict, accepted=False, reason=REVIEWED))
+    if row.get(REVIEWED) == ACCEPTED and verdict.reason in verdict.scores:
+        return replace(judged, verdict=replace(verdict, accepted=True, reason=None))
+    return judged
+
+
 def read_measurement(row: Row, cell: Cell) -> Measurement:
     """The measurements that decide a verdict. Of the scores of both judges a row has the lower one."""
     return Measurement(
@@ -569,8 +581,9 @@ def apply(
         renew_current(storage)
         return result
     log = ManifestLog.open(storage, info.schema(), info.run_id, now=now)
-    result = _look(storage, info, log, settings)
     with closing_on_error(log):
+        take_in(storage, log, info, restoring=True)
+        result = _look(storage, info, log, settings)
         commit_judgement(log, result)
     log.close(result.state, {"reason": "judged again"})
     return result

@@ -138,7 +138,7 @@ def progress_line(snapshot: Snapshot) -> str:
         _rejected(snapshot),
         _pace(snapshot),
         f"generators {snapshot.generators_busy}/{snapshot.generators} busy" if snapshot.generators else "",
-        f"in flight {snapshot.in_flight}",
+        f"in flight {snapshot.in_flight}" if snapshot.generators or snapshot.in_flight else "",
     ]
     return " ".join(part for part in parts if part)
 

@@ -18,7 +18,7 @@ PAGES = {
 }
 """Each has its template beside this file."""
 
-UNMEASURED = ("gate", "gate_product", "sdxl")
+UNMEASURED = ("gate", "gate_product", "review", "sdxl")
 """Results that may be missing."""
 
 

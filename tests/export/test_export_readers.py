@@ -25,7 +25,7 @@ from balancer import open_manifest
 from balancer.dataset.audit import audit
 from balancer.errors import UsageError
 from balancer.export import FORMATS, Options, export
-from balancer.export.formats.fiftyone import _TAKEN, _field_name
+from balancer.export.formats.fiftyone import _TAKEN, field_name
 from balancer.export.formats.webdataset import END, _cuts
 from balancer.export.metadata import SINGLE
 from balancer.export.names import folder_names
@@ -329,7 +329,7 @@ def test_no_two_columns_share_a_field_of_fiftyone():
         "objects",
         "update_field",
     ]
-    fields = [_field_name(column) for column in columns]
+    fields = [field_name(column) for column in columns]
     assert len(set(fields)) == len(columns)
     assert not set(fields) & _TAKEN
     assert all(field.isidentifier() and not field.startswith("_") for field in fields)

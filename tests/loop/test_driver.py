@@ -68,6 +68,7 @@ class Trial:
         fails=lambda: None,
         spread=lambda: 0.0,
         collapse=None,
+        reviewed=False,
     ):
         self.storage = open_storage(folder, create=True)
         self.notes: list[str] = []
@@ -95,6 +96,7 @@ class Trial:
             stop=self.stop,
             note=self.notes.append,
             collapse=collapse,
+            storage=self.storage if reviewed else None,
         )
 
     def run(self):

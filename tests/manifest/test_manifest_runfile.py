@@ -179,8 +179,8 @@ def test_the_parents_of_a_run_come_back():
 
 
 def test_a_newer_run_file_is_refused_with_the_way_out():
-    with pytest.raises(ManifestError, match="format 6 is newer than 5") as caught:
-        read_run(MemoryStorage(files={RUN_FILE: damaged(format=6)}))
+    with pytest.raises(ManifestError, match="format 7 is newer than 6") as caught:
+        read_run(MemoryStorage(files={RUN_FILE: damaged(format=7)}))
     assert caught.value.hint == "upgrade balancer"
 
 

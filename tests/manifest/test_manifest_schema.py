@@ -14,9 +14,9 @@ from balancer.manifest.schema import check_version, difference, manifest_schema,
 from balancer.runs.lineage import Lineage
 
 COLUMNS = (
-    "id file_name class lighting burn_level cell slot attempt source status reason review score scores "
-    "probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes seed "
-    "model model_revision loras verifier verifier_revision steps guidance width height sha256 num_bytes "
+    "id file_name class lighting burn_level cell slot attempt source status reason review reviewed score "
+    "scores probabilities second_scores unjudged threshold fallback prompt negative_prompt wording changes "
+    "seed model model_revision loras verifier verifier_revision steps guidance width height sha256 num_bytes "
     "brightness deviation nonfinite unsafe typicality domain_score pixel_sha256 phash "
     "nearest_id nearest_distance nearest_similarity embedding parent_id parent_pixel_sha256 strength "
     "parent_distance parent_similarity split device batch_size generated_at run_id origin_run_id origin_id"
@@ -36,12 +36,14 @@ def test_the_columns_are_those_of_the_design():
 def test_runs_of_earlier_versions_have_the_columns_of_their_time():
     earlier = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=1)
     parent = ["parent_pixel_sha256", "strength", "parent_distance", "parent_similarity"]
-    later = ["loras", "typicality", "domain_score", *parent, "origin_run_id", "origin_id"]
+    later = ["reviewed", "loras", "typicality", "domain_score", *parent, "origin_run_id", "origin_id"]
     assert [name for name in COLUMNS if name not in earlier.names] == later
     growing = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=3)
-    assert [name for name in COLUMNS if name not in growing.names] == ["loras", *parent]
+    assert [name for name in COLUMNS if name not in growing.names] == ["reviewed", "loras", *parent]
     conditioned = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=4)
-    assert [name for name in COLUMNS if name not in conditioned.names] == ["loras"]
+    assert [name for name in COLUMNS if name not in conditioned.names] == ["reviewed", "loras"]
+    adapted = manifest_schema({"class": 2, "lighting": 4, "burn_level": 3}, 3, run_format=5)
+    assert [name for name in COLUMNS if name not in adapted.names] == ["reviewed"]
 
 
 def test_no_facet_may_be_named_after_a_column_or_a_key_of_the_plan():

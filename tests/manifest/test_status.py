@@ -30,7 +30,7 @@ KEYS = (
     "run_id state wanted accepted short open candidates rejected_by_reason success_rate acceptance eta_s "
     "given_up short_cells remedies candidates_per_image candidates_per_image_basis seconds_per_image "
     "seconds_per_image_basis cost_per_image cost_per_image_basis simulated unjudged unproven overrides "
-    "revision revisions images current"
+    "revision revisions images review current"
 ).split()
 ONE, TWO, THREE = (f"basic/dim/{index:04d}" for index in range(3))
 

@@ -76,6 +76,7 @@ def test_without_a_gpu_the_benchmark_of_sdxl_says_so(monkeypatch):
         "manifest",
         "peers",
         "plan",
+        "review",
         "sdxl",
         "verify",
     ],

@@ -20,8 +20,10 @@ from balancer.scaffold.text import _HOW_TO_GO_ON
 TEXT_SUFFIXES = {
     "",
     ".cfg",
+    ".css",
     ".html",
     ".j2",
+    ".js",
     ".json",
     ".md",
     ".py",
@@ -127,7 +129,9 @@ def test_templates_and_models_are_packaged(pyproject, project):
     patterns = pyproject["tool"]["setuptools"]["package-data"]["balancer"]
     packaged = {path for pattern in patterns for path in (project / "balancer").glob(pattern)}
     data = {
-        path for path in (project / "balancer").rglob("*") if path.suffix in {".j2", ".safetensors", ".typed"}
+        path
+        for path in (project / "balancer").rglob("*")
+        if path.suffix in {".css", ".j2", ".js", ".safetensors", ".svg", ".typed"}
     }
     assert data
     assert data <= packaged

@@ -55,3 +55,19 @@ def test_the_wheel_samples_a_dataset_makes_its_config_and_plans(environment, tmp
     run(environment, tmp_path, "-m", "balancer", "sample", "photos")
     run(environment, tmp_path, "-m", "balancer", "init", "photos/train", "--out", "config.yaml")
     assert "images" in run(environment, tmp_path, "-m", "balancer", "plan", "config.yaml")
+
+
+def test_the_wheel_has_the_pages_and_the_files_that_they_load(environment, tmp_path):
+    code = """
+import sys
+from importlib.resources import files
+from balancer.text.templates import templates
+import balancer.review.server, balancer.watch.server
+for package, page in (("review", "review.html.j2"), ("watch", "watch.html.j2")):
+    pages = f"balancer.{package}.pages"
+    text = templates(pages).loader.get_source(None, page)[0]
+    names = [name for name in ("review.css", "review.js", "watch.css", "watch.js") if name in text]
+    print([len(files(pages).joinpath(name).read_bytes()) > 100 for name in names])
+print([files("balancer.web").joinpath(name).is_file() for name in ("page.css", "icon.svg")])
+"""
+    assert run(environment, tmp_path, "-c", code).split("\n") == ["[True, True]"] * 3 + [""]

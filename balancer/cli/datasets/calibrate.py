@@ -14,6 +14,8 @@ from balancer.config.dotted import SETTING_HELP
 from balancer.errors import UsageError
 from balancer.text.quantities import counted, percent
 
+WANTED = 0.95
+
 if TYPE_CHECKING:
     from balancer.verification.calibration import PropertyCalibration
     from balancer.verification.head_choice import HeadResult
@@ -25,13 +27,33 @@ if TYPE_CHECKING:
 @click.option("--out", default=None, help="File to write.  [default: CONFIG with .calibration.json]")
 @click.option("--json", "as_json", is_flag=True, help="Print the calibration as one JSON object.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SETTING_HELP)
-def command(config: str, out: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--precision",
+    type=click.FloatRange(0.5, 0.9999),
+    default=None,
+    help="With a RUN: how many of the accepted images are to be right.  [default: 0.95]",
+)
+def command(
+    config: str, out: str | None, as_json: bool, overrides: tuple[str, ...], precision: float | None
+) -> None:
     """Fit a temperature for each property on the labelled images of CONFIG, and write it to a file.
 
     Labels are the class folders of dataset.path and dataset.holdout and the facet values of their metadata.
     All figures come from cross-validation, those of heads (verification.heads) on training images. Put the
     file into the config as `verification.calibration`; it is valid for one verifier and one set of wordings.
+
+    With the folder of a RUN instead: what people said of its images (`balancer review`) shows which
+    verification.threshold makes as many of the accepted ones right as --precision wants. Nothing is written.
     """
+    if "://" in config or os.path.isdir(config):
+        from balancer.cli.datasets.thresholds import show_thresholds
+
+        if out is not None or overrides:
+            raise UsageError("--out and --set go with a CONFIG, not with a run", hint="leave them out")
+        show_thresholds(config, precision or WANTED, as_json)
+        return
+    if precision is not None:
+        raise UsageError("--precision goes with a run that people reviewed", hint="give its folder")
     from balancer.config.load import load_config
 
     loaded = load_config(config, overrides)

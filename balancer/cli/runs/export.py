@@ -27,6 +27,9 @@ from balancer.text.quantities import counted
 @click.option(
     "--recommended", is_flag=True, help="Leave out generated images that `balancer evaluate` advises against."
 )
+@click.option(
+    "--quarantined", is_flag=True, help="Also cells in which people found too many errors (review.max_error)."
+)
 def command(
     run: str,
     form: str,
@@ -38,6 +41,7 @@ def command(
     licence: str,
     allow_synthetic_eval: bool,
     recommended: bool,
+    quarantined: bool,
 ) -> None:
     """Write the accepted images of RUN to DEST as FORMAT. Run it again to complete or update the export.
 
@@ -59,7 +63,7 @@ def command(
     from balancer.run_manifest import open_manifest
     from balancer.storage import open_storage
 
-    options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval, recommended)
+    options = Options(copy, embed, shard_megabytes, licence, allow_synthetic_eval, recommended, quarantined)
     manifest = open_manifest(run)
     if warning := check_images(open_storage(run, create=False)).warning:
         console.warn(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,12 @@ from balancer.text.safetext import shortened
 
 if TYPE_CHECKING:
     from balancer.manifest.image_check import ImageCheck
+    from balancer.storage import Storage
 
+
+FOLLOWED_EVERY_S = 2.0
+LOOKS = 9
+"""A look at a long run takes time: at most a tenth of it all."""
 
 NOTHING_CHECKED = "simulated actors: no image was checked, and scores are random numbers"
 REVISIONS_SHOWN = 3
@@ -26,7 +32,8 @@ REASONS_OF_A_CELL = 10
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--all", "every", is_flag=True, help="List every cell, however many.")
-def command(run: str, as_json: bool, every: bool) -> None:
+@click.option("--follow", is_flag=True, help="Go on showing progress until no driver is at work.")
+def command(run: str, as_json: bool, every: bool, follow: bool) -> None:
     """Show the progress of RUN, from its files alone.
 
     A wanted image is accepted, `short` (every attempt failed) or `open` (a run can still make it).
@@ -40,6 +47,8 @@ def command(run: str, as_json: bool, every: bool) -> None:
     from balancer.storage import open_storage
 
     storage = open_storage(run, create=False)
+    if follow:
+        _follow(storage)
     status = read_status(storage, utc_now())
     if as_json:
         from balancer.evaluation.diversity_of_run import diversity_of_run
@@ -55,12 +64,32 @@ def command(run: str, as_json: bool, every: bool) -> None:
         _print_rules(status["overrides"])
         _print_short(status["short_cells"], every)
         _print_given_up(status["given_up"], every)
+        _print_review(status["review"])
         for line in status["remedies"]["summary"]:
             console.say(f"what would help: {shortened(line, MAX_LINE)}")
         console.say()
         console.table("for each accepted image", ("", "expected", "basis"), console.per_image_rows(status))
         _print_current(status["current"], status["state"])
         _print_images(ImageCheck(**status["images"]))
+
+
+def _follow(storage: Storage) -> None:
+    """As the driver shows it, but from the run's files, which tell nothing of what its generators do."""
+    from balancer.manifest.rows import utc_now
+    from balancer.manifest.runfile import read_run
+    from balancer.watch.following import LogFollower
+    from balancer.watch.look import columns_of, look_at
+
+    info = read_run(storage)
+    follower = LogFollower(storage, columns_of(info))
+    with console.progress_display(f"run {info.run_id}") as display:
+        while True:
+            begun_s = time.monotonic()
+            look = look_at(storage, *follower.read(), utc_now())
+            display.update(look.snapshot)
+            if look.state != "running":
+                return
+            time.sleep(max(FOLLOWED_EVERY_S, LOOKS * (time.monotonic() - begun_s)))
 
 
 def _rows(status: dict[str, Any], every: bool) -> list[tuple[str, str | int | None, str | None]]:
@@ -110,6 +139,14 @@ def _print_rules(overrides: dict[str, Any]) -> None:
 
     if settings := list(as_settings(overrides)):
         console.note(f"judged again under {', '.join(settings)} (`balancer rejudge`)")
+
+
+def _print_review(review: dict[str, Any]) -> None:
+    from balancer.review.summary import Summary
+    from balancer.review.words import describe_review
+
+    for line in describe_review(Summary.from_dict(review)):
+        console.note(f"review: {line}")
 
 
 def _print_current(current: dict[str, int] | None, state: str) -> None:

@@ -79,10 +79,10 @@ def _samples(table: pa.Table, plain: list[str], facets: Mapping[str, str]) -> It
 
 
 def _sample(row: Row, plain: list[str], facets: Mapping[str, str]) -> dict[str, Any]:
-    values = {_field_name(name): row[name] for name in plain}
+    values = {field_name(name): row[name] for name in plain}
     labels = {GROUND_TRUTH: (row["label"], judged_score(row, CLASS_PROPERTY))}
     labels |= {
-        _field_name(column): (row[column], judged_score(row, facet)) for facet, column in facets.items()
+        field_name(column): (row[column], judged_score(row, facet)) for facet, column in facets.items()
     }
     return {
         "_id": {"$oid": _object_id(row["id"])},
@@ -115,10 +115,10 @@ def _metadata(job: Job, table: pa.Table, plain: list[str], facets: Mapping[str, 
         _field("filepath", "StringField"),
         _field("tags", "ListField", subfield="fiftyone.core.fields.StringField"),
         _field("metadata", "EmbeddedDocumentField", document="fiftyone.core.metadata.ImageMetadata"),
-        *(_label_field(field) for field in (GROUND_TRUTH, *map(_field_name, facets.values()))),
-        *(_plain_field(_field_name(name), table.schema.field(name).type) for name in plain),
+        *(_label_field(field) for field in (GROUND_TRUTH, *map(field_name, facets.values()))),
+        *(_plain_field(field_name(name), table.schema.field(name).type) for name in plain),
     ]
-    classes = {_field_name(column): list(job.labels.facets[name]) for name, column in facets.items()}
+    classes = {field_name(column): list(job.labels.facets[name]) for name, column in facets.items()}
     return {
         "_id": {"$oid": _object_id(run.run_id)},
         "name": name,
@@ -182,8 +182,8 @@ def _field(
     }
 
 
-def _field_name(column: str) -> str:
-    """A valid Python identifier, because fields are also attributes of samples."""
+def field_name(column: str) -> str:
+    """The field of a column: a valid Python identifier, because fields are also attributes of samples."""
     if not column.isidentifier() or column.startswith("_"):
         column = f"field_{slug(column).replace('-', '_')}"
     elif column in _TAKEN or column.startswith(_OWN_PREFIXES):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -67,7 +67,7 @@ def _document(table: pa.Table, job: Job) -> Iterator[bytes]:
 
 def _task(row: Row, job: Job) -> dict[str, Any]:
     facets = facet_columns(job.manifest.run)
-    controls = _controls(job)
+    controls = control_names(job.labels.facets)
     properties = [(CLASS_PROPERTY, row["label"]), *((name, row[column]) for name, column in facets.items())]
     results = [
         _choice(name, controls[name], value, judged_score(row, name), row["id"])
@@ -81,9 +81,9 @@ def _task(row: Row, job: Job) -> dict[str, Any]:
     return {"data": {"image": image, **json_row(row)}, "predictions": [prediction]}
 
 
-def _controls(job: Job) -> dict[str, str]:
+def control_names(facets: Iterable[str]) -> dict[str, str]:
     """The name of each property's control; the image has a name as well."""
-    slugs = {name: slug(name) for name in (CLASS_PROPERTY, *job.labels.facets)}
+    slugs = {name: slug(name) for name in (CLASS_PROPERTY, *facets)}
     free = free_names(list(slugs.values()), [IMAGE])
     return {name: free[plain] for name, plain in slugs.items()}
 
@@ -108,7 +108,7 @@ def _judge(row: Mapping[str, Any]) -> str:
 
 def _interface(job: Job) -> str:
     axes = {CLASS_PROPERTY: job.labels.classes, **job.labels.facets}
-    controls = _controls(job)
+    controls = control_names(job.labels.facets)
     lines = ["<View>", f'  <Image name="{IMAGE}" value="$image"/>']
     for name, values in axes.items():
         lines.append(f"  <Header value={quoteattr(name)}/>")

@@ -43,6 +43,7 @@ from balancer.storage import Storage
 
 if TYPE_CHECKING:
     Clock = Callable[[], datetime.datetime]
+    CheckFree = Callable[[list[Stamp]], None]
 
 
 class Appender:
@@ -64,10 +65,14 @@ class Appender:
     def last(self) -> Link | None:
         return self.entries[-1] if self.entries else None
 
-    def claim(self, detail: Mapping[str, Any] | None) -> list[Fragment]:
-        """Commit "open" in an epoch of one's own; returns what others committed meanwhile, and that."""
+    def claim(self, detail: Mapping[str, Any] | None, check_free: CheckFree) -> list[Fragment]:
+        """Commit "open" in an epoch of one's own; returns what others committed meanwhile, and that.
+
+        `check_free` raises if the log, as it is then, must not be taken over.
+        """
         seen: list[Fragment] = []
         while self.last is None or self.last.stamp.writer != self.writer:
+            check_free([entry.stamp for entry in self.entries])
             self.epoch = self.last.stamp.epoch + 1 if self.last else 1
             stamp = self.stamp("open", detail=detail)
             data = encode(self._schema.empty_table(), stamp)

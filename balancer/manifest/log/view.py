@@ -25,7 +25,7 @@ class LogView:
     verdict has it. `last` is None if no driver ever opened it, `opened` are the stamps of all that did,
     `closed` those with which drivers said how they ended.
     `rules` are the changes of the config under which verdicts were judged again, `revisions` the plan
-    revisions after the first, each with the fragment that committed it."""
+    revisions after the first, each with the fragment that committed it. `stamps` are all there are."""
 
     table: pa.Table
     fragments: int
@@ -34,6 +34,7 @@ class LogView:
     rules: Rules
     revisions: tuple[tuple[Revision, Stamp], ...] = ()
     closed: tuple[Stamp, ...] = ()
+    stamps: tuple[Stamp, ...] = ()
 
     @property
     def opened_at(self) -> datetime.datetime | None:
@@ -75,6 +76,7 @@ def build_view(stamps: Sequence[Stamp], table: pa.Table) -> LogView:
         rules=collect_rules(stamps),
         revisions=tuple(list_revisions(stamps)),
         closed=tuple(stamp for stamp in stamps if stamp.event == "close"),
+        stamps=tuple(stamps),
     )
 
 

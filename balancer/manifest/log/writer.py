@@ -36,7 +36,7 @@ from balancer.manifest.schema import GROWING, Row, rows_to_table
 from balancer.storage import Storage
 
 if TYPE_CHECKING:
-    from balancer.manifest.log.appender import Clock
+    from balancer.manifest.log.appender import CheckFree, Clock
 
 
 class ManifestLog:
@@ -67,17 +67,22 @@ class ManifestLog:
         *,
         now: Clock = utc_now,
         detail: Mapping[str, Any] | None = None,
+        check_free: CheckFree = lambda stamps: None,
     ) -> ManifestLog:
         """Read and check the log, then take it over: any other driver of the run is fenced from here on.
 
-        `detail` is a small JSON object that says what the driver works with.
+        `detail` is a small JSON object that says what the driver works with. `check_free` is shown the log as
+        it would be taken over, and raises if it must not be.
         """
         kept = _kept_columns(schema)
         chain = read_chain(storage, schema, run_id, kept)
         appender = Appender(storage, schema, run_id, now, chain.entries)
         log = cls(storage, schema, appender)
-        tables = [chain.table, *(fragment.table.select(kept) for fragment in appender.claim(detail))]
-        stamps = [entry.stamp for entry in appender.entries]
+        tables = [
+            chain.table,
+            *(fragment.table.select(kept) for fragment in appender.claim(detail, check_free)),
+        ]
+        stamps = log.stamps
         log.taken_from = _left_open([stamp for stamp in stamps if stamp.writer != appender.writer])
         view = build_view(stamps, joined(tables, schema, kept))
         log._kept, log.rules = view.table, view.rules
@@ -88,6 +93,11 @@ class ManifestLog:
     @property
     def epoch(self) -> int:
         return self._appender.epoch
+
+    @property
+    def stamps(self) -> list[Stamp]:
+        """Those of the log, as far as this driver has read or written it."""
+        return [entry.stamp for entry in self._appender.entries]
 
     def __contains__(self, row_id: object) -> bool:
         return row_id in self._ids

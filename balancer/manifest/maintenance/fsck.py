@@ -29,6 +29,7 @@ from balancer.manifest.layout import (
     IMAGES_DIR,
     INDEX_FILE,
     LOG_DIR,
+    PENDING_DIR,
     REJECTED_DIR,
     REVISIONS_DIR,
     RUN_FILE,
@@ -49,6 +50,9 @@ from balancer.manifest.runfile import RunInfo, load_head, load_typicality, read_
 from balancer.manifest.snapshot.current import problem_of_current
 from balancer.manifest.snapshot.index import DamagedCopyError, Index, check_folders, read_index
 from balancer.manifest.unjudged import lacks_a_score
+from balancer.review.decisions import Decision, count_unreadable, from_details
+from balancer.review.effects import REVIEWED
+from balancer.review.pending import read_pending
 from balancer.storage import MissingFileError, Storage, is_temporary, slug, slug_of_before
 from balancer.text.quantities import counted
 from balancer.text.safetext import shortened
@@ -62,13 +66,13 @@ MISSING_TOLD = 1000
 _THERE = "images are there"
 _READABLE = "images can be read"
 
-_COLUMNS = names_read_by("fsck")
 _FILE_COLUMNS = names_where(lambda column: column.of_file)
 
 _OWN_RULES = (HAS_ID, MEMBERSHIP, PLANNED, HAS_IMAGE)
 """Of values, that are looked at row by row."""
 
-# What a verdict may not touch; the file, too, unless the row becomes void.
+# What a verdict may not touch; the file, too, unless the row becomes void, or people want an image that was
+# rejected.
 _LASTING = names_where(lambda column: column.lasting)
 
 
@@ -110,6 +114,11 @@ class _Row:
     def accepted(self) -> bool:
         return bool(self["status"] == ACCEPTED)
 
+    @property
+    def is_by_people(self) -> bool:
+        """Whether people accepted it, whatever the verifier said."""
+        return bool(self.values.get(REVIEWED) == ACCEPTED)
+
     def picked(self, columns: Sequence[str]) -> dict[str, Any]:
         return {column: self[column] for column in columns}
 
@@ -139,15 +148,17 @@ def check_run(storage: Storage) -> Findings:
     known = Known.of(info)
     values = [problem for fragment in fragments for problem in _values(fragment, known)]
     values += _misnamed(fragments, info)
-    fragments = [fragment.narrowed(_COLUMNS) for fragment in fragments]
+    fragments = [fragment.narrowed(names_read_by("fsck", info.format)) for fragment in fragments]
     unsound = bool(problems or values)
     of_copy += _copy(storage, info, index, () if unsound else fragments)
     rows = [row for fragment in fragments for row in _rows(fragment)]
     repaired = any(fragment.stamp.event == "repair" for fragment in fragments)
-    problems.extend(_ids(rows, whole=not problems and not repaired))
+    whole = not problems and not repaired
+    problems.extend(_ids(rows, whole))
     problems.extend(problem for problem in values if problem.rule not in _OWN_RULES)
     for rule in (_verdicts, _membership, _files):
         problems.extend(rule(rows))
+    problems.extend(_decisions(fragments, rows, whole))
     standing = list({row["id"]: row for row in rows}.values())
     of_copy += _current(storage, info, () if problems or unsound or of_copy else fragments)
     problems.extend(_slots(standing))
@@ -165,6 +176,7 @@ def check_run(storage: Storage) -> Findings:
     paths = storage.list("")
     notes = [*listed, *_leftovers(paths, {row["file_name"] for row in images}, compacted, unread)]
     notes += _rejected_images(paths, rows, info)
+    notes += _pending(storage, info)
     unchecked = sum(problem.rule in (_THERE, _READABLE) for problem in problems)
     return Findings(
         problems=(*problems, *of_copy),
@@ -347,7 +359,8 @@ def _only_the_verdict_changed(before: _Row | None, after: _Row) -> Iterator[Prob
     if before is None:
         yield after.breaks("verdicts are on committed rows", "is on none")
         return
-    lasting = _LASTING if after["status"] == VOID else (*_LASTING, *_FILE_COLUMNS)
+    gets_file = before["file_name"] is None and after.is_by_people
+    lasting = _LASTING if after["status"] == VOID or gets_file else (*_LASTING, *_FILE_COLUMNS)
     for column in lasting:
         if before[column] != after[column]:
             detail = f"has another {column}: {after[column]!r}, not {before[column]!r}"
@@ -373,7 +386,7 @@ def _verdicts(rows: Sequence[_Row]) -> Iterator[Problem]:
             yield row.breaks("rejected for a reason", "has none")
         if row["status"] == VOID and not row.is_verdict:
             yield row.breaks("void by a verdict", "was never judged otherwise")
-        if row.accepted and row["source"] == SYNTHETIC and not _reaches_threshold(row):
+        if row.accepted and row["source"] == SYNTHETIC and not (row.is_by_people or _reaches_threshold(row)):
             yield row.breaks(
                 "accepted at its threshold", f"scored {row['score']}, its threshold is {row['threshold']}"
             )
@@ -384,6 +397,40 @@ def _reaches_threshold(row: _Row) -> bool:
     if score is None:
         return threshold is not None and lacks_a_score(row["scores"], row["unjudged"])
     return threshold is not None and bool(score >= threshold)
+
+
+def _decisions(fragments: Sequence[Fragment], rows: Sequence[_Row], whole: bool) -> Iterator[Problem]:
+    """What people decided is in the details of verdicts, about rows that are there: of a log that is not
+    `whole`, these may be lost."""
+    ids = {row["id"] for row in rows}
+    seen: dict[str, Decision] = {}
+    for fragment in fragments:
+        path = fragment_path(fragment.stamp.seq)
+        if unreadable := count_unreadable(fragment.stamp.detail):
+            yield Problem("decisions can be read", path, f"{counted(unreadable, 'entry', 'entries')} cannot")
+        for decision in from_details([fragment.stamp.detail]):
+            # The same one twice is one whose acknowledgement was lost, and counts once.
+            if seen.setdefault(decision.key, decision) != decision:
+                yield Problem("decisions have keys of their own", path, f"two have {decision.key}")
+            if whole and decision.item not in ids:
+                detail = (
+                    f"decision {decision.key} is about {shortened(repr(decision.item))}, which has no row"
+                )
+                yield Problem("decisions are on committed rows", path, detail)
+
+
+def _pending(storage: Storage, info: RunInfo) -> Iterator[Problem]:
+    """Decisions that wait for somebody to take them into the log, and files in which nobody can read any."""
+    files = read_pending(storage, info.run_id)
+    waiting = sum(len(file.decisions) for file in files)
+    if waiting:
+        detail = (
+            f"{counted(waiting, 'decision')} in {counted(len(files), 'file')}; the next start takes them in"
+        )
+        yield Problem("decisions are in the log", PENDING_DIR, detail)
+    for file in files:
+        if file.problem:
+            yield Problem("waiting decisions can be read", file.path, file.problem)
 
 
 def _membership(rows: Sequence[_Row]) -> Iterator[Problem]:

@@ -1,0 +1,1 @@
+"""The page on which people review, and the files that it loads."""
