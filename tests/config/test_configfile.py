@@ -333,7 +333,7 @@ def test_a_key_in_the_wrong_section_names_the_right_one():
 
 def test_a_key_like_no_other_lists_those_there_are():
     assert problems(GOOD + "review: {xyz: 1}\n") == [
-        "job.yaml:4: review.xyz: unknown key `xyz`; the keys here are fraction"
+        "job.yaml:4: review.xyz: unknown key `xyz`; the keys here are fraction, margin, max_error"
     ]
 
 
