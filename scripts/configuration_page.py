@@ -42,6 +42,14 @@ def page() -> str:
     return "\n".join([INTRODUCTION, *_sections(Config, "")])
 
 
+def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The model and all in it."""
+    yield model
+    for field in model.model_fields.values():
+        for nested in _models_in(field.annotation):
+            yield from models(nested)
+
+
 def _sections(model: type[BaseModel], path: str, setting: FieldInfo | None = None) -> Iterator[str]:
     """A model's own settings, then those of the models in it."""
     inner = {name: _models_in(field.annotation) for name, field in model.model_fields.items()}

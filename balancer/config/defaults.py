@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -66,5 +68,17 @@ def with_article(words: str) -> str:
     return f"{'an' if is_vowel else 'a'} {words}"
 
 
+def distinct_words(names: Iterable[str]) -> dict[str, str]:
+    """Each name in words; those that would read alike (`v1_2` and `v1-2`) as they are written."""
+    words = {name: in_words(name) for name in names}
+    used = Counter(text.casefold() for text in words.values())
+    return {name: text if used[text.casefold()] == 1 else name for name, text in words.items()}
+
+
 def class_wording(class_name: str) -> str:
-    return f"a photo of {with_article(in_words(class_name))}"
+    return class_wordings([class_name])[class_name]
+
+
+def class_wordings(class_names: Iterable[str]) -> dict[str, str]:
+    """A wording for each class, unlike those of the others."""
+    return {name: f"a photo of {with_article(text)}" for name, text in distinct_words(class_names).items()}

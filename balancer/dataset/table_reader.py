@@ -25,6 +25,7 @@ from balancer.text.formulas import as_written
 from balancer.text.json_reading import read_json
 from balancer.text.names import MAX_COMPOSED_CHARS, composed, without_case
 from balancer.text.quantities import counted, size
+from balancer.text.safetext import is_harmless
 
 if TYPE_CHECKING:
     pass
@@ -240,7 +241,7 @@ def _shown(row: RawRow) -> str:
 
 
 def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:200])
+    return "".join(char if is_harmless(text, place) else "?" for place, char in enumerate(text[:200]))
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:

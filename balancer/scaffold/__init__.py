@@ -11,7 +11,7 @@ from dataclasses import replace
 from pydantic import TypeAdapter, ValidationError
 
 from balancer.cells import CLASS_PROPERTY
-from balancer.config.defaults import in_words
+from balancer.config.defaults import distinct_words, in_words
 from balancer.config.load import MAX_FILE_BYTES, validate_document
 from balancer.config.schema import (
     INTERNAL_PREFIX,
@@ -174,15 +174,17 @@ def _read_facet(audit: Audit, column: str) -> DraftFacet:
     everywhere = all(name in having for name, count in audit.counts.items() if count)
     return DraftFacet(
         name=column,
-        prompts={value: (_facet_wording(value, column),) for value in sorted(counts)},
+        prompts={
+            value: (_facet_wording(words, column),) for value, words in distinct_words(sorted(counts)).items()
+        },
         classes=None if everywhere else tuple(name for name in audit.counts if name in having),
         counts=counts,
     )
 
 
-def _facet_wording(value: str, facet: str) -> str:
+def _facet_wording(words: str, facet: str) -> str:
     """`rainy weather` for value `rainy` of `weather`, and `dim lighting` for `dim_lighting` of `lighting`."""
-    words, noun = in_words(value), in_words(facet)
+    noun = in_words(facet)
     return words if any(word in words for word in noun.split()) else f"{words} {noun}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from balancer.config import defaults as suggested
-from balancer.config.defaults import class_wording
+from balancer.config.defaults import class_wordings
 from balancer.config.schema import SAMPLE_DATASET, VerificationConfig
 from balancer.config.yaml_reading import KeyPath
 from balancer.config.yaml_writing import yaml_text
@@ -89,7 +89,7 @@ def _values(draft: ConfigDraft) -> dict[str, object]:
             **({"holdout": draft.holdout.path} if draft.holdout else {}),
         },
         "target": {"per_class": max(draft.training.values(), default=0) or TARGET_WITHOUT_IMAGES},
-        "classes": {name: {"prompts": [class_wording(name)]} for name in draft.counts},
+        "classes": {name: {"prompts": [wording]} for name, wording in class_wordings(draft.counts).items()},
         "facets": {
             facet.name: {
                 "classes": "all" if facet.classes is None else [*facet.classes],
@@ -186,8 +186,9 @@ def _images(count: int) -> str:
 _HOW_TO_GO_ON = """\
 Edit it from top to bottom, above all the prompts. Then `balancer plan` shows what would be generated, \
 `balancer doctor` checks this machine, and `balancer run` does it.
-`python -m inspect balancer.config.schema` shows every setting and what it means. Settings that are missing \
-here have their defaults."""
+`python -m inspect balancer.config.schema` shows the settings and what they mean; in place of `schema`, \
+`adaptation`, `evaluation` and `loras` show those of these sections. Settings that are missing here have \
+their defaults."""
 
 _FOLDERS = "a folder with one subfolder of images per class"
 _HOLDOUT = (

@@ -7,6 +7,7 @@ a URL, which can hold signatures and tokens, and hub tokens.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _SLASHES = r"[/\\]"
 _USER = re.compile(rf"(:{_SLASHES}{{1,2}})[^\s/\\@\"'<>]+@")
@@ -19,6 +20,11 @@ _SIGNED = re.compile(
 )
 _ENCODED = re.compile(r"(?i)(%3a(?:%2f|/){1,2})[^\s\"'<>]+?(?:%40|@)")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+_JOINERS = "\u200c\u200d"
+_HARMLESS = frozenset(("Zs", "Cn", "Co"))
+"""Unicode categories that `str.isprintable` denies although they steer nothing: spaces such as U+3000, and
+characters that are unassigned or for private use."""
 
 
 def redacted(text: str) -> str:
@@ -51,5 +57,24 @@ def shortened(text: str, most: int = 200) -> str:
 
 def printable(text: str) -> str:
     """The text as one line that cannot control a terminal. Escapes line ends, control characters (C0 and C1),
-    direction marks, zero-width characters and unpaired surrogates."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    direction marks, zero-width characters and unpaired surrogates, and nothing else."""
+    if text.isprintable():
+        return text
+    return "".join(char if is_harmless(text, place) else _escaped(char) for place, char in enumerate(text))
+
+
+def is_harmless(text: str, place: int) -> bool:
+    """Whether the character there cannot control a terminal.
+
+    Joiners have no width, but Persian, the scripts of India and emoji are not spelled without them: they stay
+    after a letter, mark or symbol beyond ASCII.
+    """
+    char = text[place]
+    if char in _JOINERS:
+        before = text[max(0, place - 1) : place]
+        return not before.isascii() and unicodedata.category(before)[0] in "LMS"
+    return char.isprintable() or unicodedata.category(char) in _HARMLESS
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()

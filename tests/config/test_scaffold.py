@@ -132,6 +132,18 @@ def test_a_name_is_said_in_words(name: str, words: str):
     assert in_words(name) == words
 
 
+def test_names_that_read_alike_have_prompts_of_their_own():
+    names = ("v1_2", "v1-2", "a=b", "a;b", "null", "null.", "dog_1")
+    rows = {f"{name}/{place}.png": {"mark": ("x_y", "x-y")[place]} for name in names for place in (0, 1)}
+    Path("c.yaml").write_text(starter_config(dataset(dict.fromkeys(names, 2), rows)))
+    config = load_config("c.yaml")
+    prompts = {name: config.classes[name].prompts[0] for name in names}
+    assert len(set(prompts.values())) == len(names)
+    assert prompts["v1-2"] == "a photo of a v1-2"
+    assert prompts["dog_1"] == "a photo of a dog 1"
+    assert [value.prompts[0] for value in config.facets["mark"].values.values()] == ["x-y mark", "x_y mark"]
+
+
 def test_prompts_are_a_photo_of_each_class_with_a_request_to_edit_them():
     at = dataset({"golden_retriever": 1})
     assert starter(at).classes["golden_retriever"].prompts == ("a photo of a golden retriever",)

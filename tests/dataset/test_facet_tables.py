@@ -110,6 +110,7 @@ def test_a_table_that_is_a_link_is_not_followed_and_nothing_of_what_it_leads_to_
     [
         ("name,light", "the columns are name, light"),
         ("a\x1b]0;x\x07b,c\u202ed", "the columns are a?]0;x?b, c?d"),
+        ("名\u3000前,نمی\u200cشود", "the columns are 名\u3000前, نمی\u200cشود"),
         (",".join("abcdefghijklm"), "the columns are a, b, c, d, e, f, g, h, i, j, …"),
         ("x" * 200, f"the columns are {'x' * 40}"),
     ],

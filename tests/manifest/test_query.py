@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from balancer.cli import main
 from balancer.errors import UsageError
-from balancer.manifest.formats import exact
+from balancer.manifest.formats import csv_text, exact
 from balancer.manifest.rows import revoked
 from balancer.run_manifest import Manifest, open_manifest
 from balancer.storage import open_storage
@@ -335,6 +335,12 @@ def test_csv_text_keeps_line_ends_and_tabs(tmp_path):
     start(open_storage(tmp_path, create=False)).commit([row(DIM, prompt="a\n\tb, é डोसा 🍕")])
     (line,) = csv.DictReader(io.StringIO(query(tmp_path, "--columns", "prompt", "--format", "csv").stdout))
     assert line["prompt"] == "a\n\tb, é डोसा 🍕"
+
+
+@pytest.mark.parametrize("name", ["日本\u3000語", "نمی\u200cشود", "👩\u200d🍳"])
+def test_csv_text_keeps_names_that_need_joiners_and_wide_spaces(name):
+    (line,) = csv.DictReader(io.StringIO(csv_text(pa.table({"class": [name]}))))
+    assert line["class"] == name
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

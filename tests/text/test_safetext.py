@@ -120,6 +120,27 @@ def test_controls_direction_marks_and_characters_of_no_width_are_escaped():
     assert printable("".join(STEERING)).isprintable()
 
 
+SPELLINGS = (
+    "日本\u3000語",
+    "caf\u00e9\u00a0noir",
+    "نمی\u200cشود",  # Persian
+    "ශ්\u200dරී",  # Sinhala
+    "👩🏽\u200d🍳",
+    "👨\u200d👩\u200d👧",
+    "\u2764\ufe0f\u200d🔥",
+)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_joiners_and_wide_spaces_of_a_name_are_shown_as_they_are_written(name):
+    assert printable(name) == name
+
+
+@pytest.mark.parametrize("name", ["a\u200db", "\u200dab", "\u3000\u200cx", "語\u202e", "\u200d\u200d"])
+def test_a_joiner_that_joins_nothing_is_escaped(name):
+    assert printable(name) != name
+
+
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 """Two halves that JSON reads as one character."""
 

@@ -15,6 +15,7 @@ import pytest
 
 import configuration_page
 from balancer.config.load import load_config
+from balancer.config.schema import Config
 from balancer.scaffold.text import _HOW_TO_GO_ON
 
 TEXT_SUFFIXES = {
@@ -190,6 +191,12 @@ def test_the_way_to_the_settings_that_init_names_works():
         [sys.executable, "-m", *command.split()], capture_output=True, text=True, check=True
     )
     assert "max_image_megapixels" in shown.stdout
+
+
+def test_init_names_every_module_that_has_settings():
+    modules = {model.__module__ for model in configuration_page.models(Config)}
+    assert {name.rpartition(".")[0] for name in modules} == {"balancer.config"}
+    assert not [name for name in modules if f"`{name.rpartition('.')[2]}`" not in _HOW_TO_GO_ON]
 
 
 @pytest.mark.parametrize(
