@@ -130,6 +130,20 @@ def ask_for_token() -> None:
     vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
 
 
+def send_token(*, required: bool) -> None:
+    """Have Ray's clients send this user's token to a cluster elsewhere. None is made: another one than the
+    cluster's would not be taken. ClusterError if it is `required` and there is none."""
+    mode = token_mode()
+    refuse_bad_token()
+    loader = vars(_raylet)["AuthenticationTokenLoader"].instance()
+    loader.reset_cache()
+    there = mode == "token" and loader.has_token(ignore_auth_mode=True)
+    if required and not there:
+        raise _no_token("there is no token for this cluster: RAY_AUTH_TOKEN is the one it was started with")
+    os.environ["RAY_AUTH_MODE"] = "token" if there else "disabled"
+    vars(_raylet)["Config"].initialize("")
+
+
 def token_mode() -> str:
     """`token` or `disabled`. ClusterError for another `RAY_AUTH_MODE`."""
     given = os.environ.get("RAY_AUTH_MODE", "")

@@ -48,6 +48,7 @@ COMMANDS = {
     "plan": Listing("datasets", "Show what a run would generate, and what it would cost.", uses_actors=True),
     "adapt": Listing("runs", "Train LoRA adapters on the training images.", uses_actors=True),
     "run": Listing("runs", "Generate, verify and commit images until every quota is met.", uses_actors=True),
+    "submit": Listing("runs", "Run on a Ray cluster, Kubernetes or Slurm.", uses_actors=True),
     "status": Listing("runs", "Show how far a run is."),
     "rejudge": Listing("runs", "Judge a run's candidates again under other limits."),
     "query": Listing("runs", "Select rows of a run's manifest."),
