@@ -339,7 +339,7 @@ def _submit_to_kubernetes(asked: Asked) -> None:
     options = asked.options
     if options["image"] is None:
         raise UsageError(
-            "--kubernetes needs --image, one that has balancer", hint="docs/cluster.md builds one"
+            "--kubernetes needs --image, one that has balancer", hint="the project's Dockerfile builds one"
         )
     pods = Pods(
         image=options["image"],
