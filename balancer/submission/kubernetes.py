@@ -31,6 +31,7 @@ KEEP_FAILED_S = 3600
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][\w.\-/:@]{0,300}", re.ASCII)
+_FOLDER = re.compile(r"(/[A-Za-z0-9][\w.-]*){1,10}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z/][\w./:@ -]*[\w/]", re.ASCII)
 _NOT_TEXT = frozenset("yes no on off true false null nan".split())
 
@@ -45,6 +46,8 @@ class Pods:
     secrets: tuple[str, ...] = ()
     service_account: str | None = None
     model_cache: str | None = None
+    volumes: tuple[tuple[str, str], ...] = ()
+    """Claim and folder of each that is mounted in every pod."""
     retries: int = 2
 
 
@@ -58,6 +61,7 @@ def check_pods(pods: Pods) -> None:
         "--secret": pods.secrets,
         "--service-account": [pods.service_account],
         "--model-cache": [pods.model_cache],
+        "--volume": [claim for claim, _ in pods.volumes],
     }
     for option, names in named.items():
         for name in names:
@@ -66,6 +70,12 @@ def check_pods(pods: Pods) -> None:
                     f"{option} {name!r} is not a name of Kubernetes",
                     hint="use lower-case letters, digits and -; give the name of a secret, never its content",
                 )
+
+    for _, folder in pods.volumes:
+        if not _FOLDER.fullmatch(folder) or folder in (CONFIG_FOLDER, MODELS_FOLDER):
+            raise UsageError(
+                f"--volume: {folder!r} is not a folder to mount at", hint="write CLAIM:/mnt/data"
+            )
 
 
 def manifest(name: str, parcel: Parcel, command: Sequence[str], pods: Pods, nodes: Nodes, ray: str) -> str:
@@ -168,10 +178,14 @@ def _pod(name: str, pods: Pods, container: dict[str, Any]) -> dict[str, Any]:
         models: dict[str, Any] = {"name": "models", "emptyDir": {}}
     else:
         models = {"name": "models", "persistentVolumeClaim": {"claimName": pods.model_cache}}
+    mounted = [
+        {"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim}}
+        for number, (claim, _) in enumerate(pods.volumes)
+    ]
     spec: dict[str, Any] = {
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000},
         "containers": [container],
-        "volumes": [{"name": "config", "configMap": {"name": name}}, models],
+        "volumes": [{"name": "config", "configMap": {"name": name}}, models, *mounted],
     }
     if pods.service_account is not None:
         spec["serviceAccountName"] = pods.service_account
@@ -194,6 +208,10 @@ def _container(name: str, pods: Pods, *, cpus: int, memory: str, gpus: int) -> d
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
             {"name": "models", "mountPath": MODELS_FOLDER},
+            *(
+                {"name": f"volume-{number}", "mountPath": folder}
+                for number, (_, folder) in enumerate(pods.volumes)
+            ),
         ],
     }
     if pods.secrets:

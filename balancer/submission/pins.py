@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -49,11 +50,11 @@ def pinned() -> list[str]:
 
 def copy_code(folder: Path) -> None:
     """The packages of this distribution and its metadata into `folder`, to be imported from there."""
-    import actors
-    import balancer
-
-    for name, package in zip(CODE, (balancer, actors), strict=True):
-        source = next(iter(package.__path__))
+    for name in CODE:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.submodule_search_locations
+        source = spec.submodule_search_locations[0]
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     distribution = metadata.distribution(PACKAGE)
     about = folder / f"{PACKAGE}-{distribution.version}.dist-info"

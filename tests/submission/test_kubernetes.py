@@ -44,7 +44,8 @@ def printed(tmp_path, monkeypatch):
 
 ALL = """
 --image registry.example/balancer:1 --namespace ml --token-secret ray-token --secret aws --secret hub
---service-account writer --model-cache models --max-workers 9 --retries 4 --limit 8 --yes
+--service-account writer --model-cache models --volume data:/mnt/data
+--max-workers 9 --retries 4 --limit 8 --yes
 """.split()
 
 
@@ -135,6 +136,10 @@ def test_a_run_that_ends_short_is_no_failure_to_be_tried_again(ended, code):
         ["--image", "b:1", "--memory", "32"],
         ["--image", "b:1", "--workers", "4", "--max-workers", "3"],
         ["--image", "b:1", "--partition", "gpu"],
+        ["--image", "b:1", "--shared", "/mnt"],
+        ["--image", "b:1", "--volume", "data"],
+        ["--image", "b:1", "--volume", "data:/../etc"],
+        ["--image", "b:1", "--volume", "data:/models"],
         ["--image", "b:1", "--follow"],
         [],
     ],
@@ -143,6 +148,13 @@ def test_a_name_that_kubernetes_does_not_take_is_one_line(printed, options):
     shown = printed(*options)
     assert shown.startswith("error: --")
     assert len([line for line in shown.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_mounted_claim_is_a_folder_that_all_nodes_see(printed):
+    options = ["--image", "b:1", "--set", "dataset.path=/mnt/data/pictures"]
+    assert "dataset.path" in printed(*options)
+    assert "pictures" in printed(*options, "--volume", "data:/mnt/data")
+    assert printed(*options, "--volume", "data:/mnt/dat").startswith("error: dataset.path")
 
 
 def test_kubectl_gets_what_would_be_printed(printed, tmp_path, monkeypatch):

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 128 + signal.SIGTERM
 """Of a job that was stopped; Ray keeps no exit code of it."""
 
-OF_JOBS = ("address", "image_has_balancer", "again", "follow", "status", "stop", "logs")
+OF_JOBS = ("shared", "address", "image_has_balancer", "again", "follow", "status", "stop", "logs")
 OF_KUBERNETES = (
-    "apply_", "image", "namespace", "token_secret", "secrets", "service_account", "model_cache", "retries",
-    "max_workers",
+    "apply_", "image", "namespace", "token_secret", "secrets", "service_account", "model_cache", "volumes",
+    "retries", "max_workers",
 )  # fmt: skip
-OF_SLURM = ("partition", "account", "time", "setup")
+OF_SLURM = ("shared", "partition", "account", "time", "setup")
 OF_NODES = ("workers", "cpus", "memory")
-NAMES = {"apply_": "apply", "secrets": "secret"}
+NAMES = {"apply_": "apply", "secrets": "secret", "volumes": "volume"}
 """Options whose parameter has another name."""
 
 
@@ -85,6 +85,9 @@ _kubernetes = _options(
     ),
     click.option(
         "--model-cache", metavar="CLAIM", help="PersistentVolumeClaim to keep downloaded models on."
+    ),
+    click.option(
+        "--volume", "volumes", multiple=True, metavar="CLAIM:DIR", help="Claim to mount in every pod."
     ),
     click.option(
         "--secret", "secrets", multiple=True, metavar="NAME", help="Secret whose keys are variables."
@@ -147,7 +150,8 @@ class Asked:
     def shared(self) -> SharedFolders:
         from balancer.submission.places import shared_folders
 
-        return shared_folders(self.options["shared"])
+        mounted = [volume.partition(":")[2] for volume in self.options["volumes"]]
+        return shared_folders([*self.options["shared"], *mounted])
 
     @property
     def out(self) -> str:
@@ -191,7 +195,7 @@ def _refuse_misplaced(options: dict[str, Any]) -> None:
     for name in (*OF_JOBS, *OF_KUBERNETES, *OF_SLURM, *OF_NODES):
         if name not in allowed and options[name] not in (None, False, ()):
             shown = NAMES.get(name, name).replace("_", "-")
-            belongs = [f"--{way}" for way in ways if name in ways[way]]
+            belongs = [f"--{way}" for way in ways if name in ways[way] and name not in OF_JOBS]
             where = f"needs {' or '.join(belongs)}" if belongs else f"has no effect with --{chosen[0]}"
             raise UsageError(f"--{shown} {where}")
     if sum(bool(options[name]) for name in ("status", "stop", "logs")) > 1:
@@ -348,6 +352,7 @@ def _submit_to_kubernetes(asked: Asked) -> None:
         secrets=options["secrets"],
         service_account=options["service_account"],
         model_cache=options["model_cache"],
+        volumes=tuple(volume.partition(":")[::2] for volume in options["volumes"]),
         retries=2 if options["retries"] is None else options["retries"],
     )
     check_pods(pods)
