@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,6 +42,14 @@ STOP_WAIT_S = 60
 TAKEN = "already exists"
 
 ADDRESS_HINT = "give the address of the cluster's dashboard, --address http://HEAD:8265"
+
+
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that say where files are uploaded from."""
 
 
 class _Client(JobSubmissionClient):
@@ -79,6 +88,8 @@ class Jobs:
 
     def __init__(self, address: str, *, allow_open: bool = False) -> None:
         self.address = address
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with _as_lines(address):
             _refuse_silent_or_open(address, allow_open)
             send_token(required=not allow_open)
