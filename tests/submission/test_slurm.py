@@ -31,7 +31,10 @@ exec "$@"
     "hostname": 'echo "127.1.2.3 10.0.0.1"\n',
     "ray": 'echo "token $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$CALLS"; exec sleep 60\n',
     "python": """
-[ "$1" = -c ] && exit 0
+if [ "$1" = -c ]; then # waits for the nodes
+    while [ "$(grep -c ^token "$CALLS")" -lt "$4" ]; do sleep 0.05; done
+    exit 0
+fi
 cp "$5" "$CALLS.json" 2>/dev/null || cp "$4" "$CALLS.json"
 if [ -n "$WAITS" ]; then
     trap 'echo stopped >> "$CALLS"; exit 143' TERM
