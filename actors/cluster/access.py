@@ -18,6 +18,7 @@ from pathlib import Path
 from ray import _raylet
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
+from ray.exceptions import AuthenticationError
 
 from balancer.errors import ClusterError, UsageError, first_line
 from balancer.storage.regular_files import NotRegularError, TooLargeError, open_regular, read_regular
@@ -128,6 +129,23 @@ def ask_for_token() -> None:
     except OSError:  # no home to write to: a token that ends with this process
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+
+
+def send_token(*, required: bool) -> None:
+    """Have Ray's clients send this user's token to a cluster elsewhere. None is made: another one than the
+    cluster's would not be taken. ClusterError if it is `required` and there is none."""
+    mode = token_mode()
+    refuse_bad_token()
+    loader = vars(_raylet)["AuthenticationTokenLoader"].instance()
+    loader.reset_cache()
+    try:
+        there = mode == "token" and loader.has_token(ignore_auth_mode=True)
+    except AuthenticationError:  # RAY_AUTH_TOKEN_PATH names no file
+        there = False
+    if required and not there:
+        raise _no_token("there is no token for this cluster: RAY_AUTH_TOKEN is the one it was started with")
+    os.environ["RAY_AUTH_MODE"] = "token" if there else "disabled"
+    vars(_raylet)["Config"].initialize("")
 
 
 def token_mode() -> str:

@@ -249,7 +249,7 @@ def find_head(address: str) -> str:
     if address.startswith("ray://"):
         raise ClusterError(
             f"{address}: Ray Client is not supported, it would pull every image through one port",
-            hint="run on the cluster: `ray job submit --working-dir . -- python -m balancer run CONFIG`",
+            hint="run on the cluster: `balancer submit CONFIG --out URI --address http://HEAD:8265`",
         )
     if address == "auto":
         address = started_on_this_machine()

@@ -48,6 +48,7 @@ COMMANDS = {
     "plan": Listing("datasets", "Show what a run would generate, and what it would cost.", uses_actors=True),
     "adapt": Listing("runs", "Train LoRA adapters on the training images.", uses_actors=True),
     "run": Listing("runs", "Generate, verify and commit images until every quota is met.", uses_actors=True),
+    "submit": Listing("runs", "Run on a Ray cluster, Kubernetes or Slurm.", uses_actors=True),
     "status": Listing("runs", "Show how far a run is."),
     "watch": Listing("runs", "Show a run live in a browser."),
     "review": Listing("runs", "Let people accept or reject a run's images in a browser."),

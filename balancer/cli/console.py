@@ -229,9 +229,12 @@ class LineDisplay:
             self._print(self._pending)
 
     def _print(self, snapshot: Snapshot) -> None:
+        self._show(snapshot)
+        self._pending, self._printed_s = None, self._clock()
+
+    def _show(self, snapshot: Snapshot) -> None:
         line = f"{self._now():%H:%M:%S} {progress_line(snapshot)}"
         print(line, file=self._stream or sys.stderr, flush=True)
-        self._pending, self._printed_s = None, self._clock()
 
 
 def figure(value: float, unit: str = "") -> str:

@@ -28,6 +28,9 @@ def driver(tmp_path_factory):
         "--no-sandbox",  # root, as in a container, has none
         "--disable-dev-shm-usage",
         "--disable-gpu",
+        "--disable-software-rasterizer",
+        "--no-zygote",
+        "--disable-features=OptimizationGuideOnDeviceModel,OptimizationHints",
         "--no-first-run",
         "--disable-background-networking",
         "--disable-component-update",

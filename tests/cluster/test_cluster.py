@@ -124,7 +124,7 @@ def test_ray_client_addresses_are_refused_with_the_way_to_do_it(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ClusterError, match="Ray Client") as caught, connected("ray://head:10001"):
         pass
-    assert "ray job submit" in caught.value.hint
+    assert "balancer submit" in caught.value.hint
 
 
 @pytest.mark.parametrize(

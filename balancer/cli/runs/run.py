@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
 from balancer.text.quantities import counted
+
+if TYPE_CHECKING:
+    from actors.run import Reporter
 
 EXIT_SHORT = 3
 
@@ -20,6 +27,10 @@ EXIT_SHORT = 3
 @click.option("--allow-config-change", is_flag=True, help="Resume a run although its config changed.")
 @click.option("--yes", is_flag=True, help="Let accepted images leave where fewer are wanted.")
 @click.option("--reuse", metavar="RUN", default=None, help="Try the accepted images of another run first.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    help="How progress is reported: json is one object a line, with run and node.",
+)  # fmt: skip
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -31,6 +42,7 @@ def command(
     allow_config_change: bool,
     yes: bool,
     reuse: str | None,
+    log_format: str,
 ) -> None:
     """Generate, verify and commit images until every quota of CONFIG is met.
 
@@ -43,17 +55,37 @@ def command(
     loaded = load_config(config, overrides)
     from balancer import run
 
-    result = run(
-        loaded,
-        out,
-        address=address,
-        limit=limit,
-        allow_config_change=allow_config_change,
-        confirmed=yes,
-        reuse=reuse,
-        progress=True,
-    )
+    with _reporter(out, log_format) as reporter:
+        result = run(
+            loaded,
+            out,
+            address=address,
+            limit=limit,
+            allow_config_change=allow_config_change,
+            confirmed=yes,
+            reuse=reuse,
+            reporter=reporter,
+            progress=True,
+        )
     accepted = f"{result.accepted} of {counted(result.wanted, 'image')} accepted"
     console.say(f"{accepted}, {counted(result.candidates, 'candidate')} made: {out}")
     if result.open_cells:
         ctx.exit(EXIT_SHORT)
+
+
+@contextlib.contextmanager
+def _reporter(out: str, log_format: str) -> Iterator[Reporter | None]:
+    """None for text, which `balancer.run` shows by itself."""
+    if log_format == "text":
+        yield None
+        return
+    from actors.run import Reporter
+    from balancer.cli.structured import JsonDisplay, JsonLines
+
+    lines = JsonLines.of_this_node(out)
+    lines.take_warnings()
+    display = JsonDisplay(lines)
+    try:
+        yield Reporter(note=lines.note, progress=display.update)
+    finally:
+        display.close()
