@@ -122,22 +122,22 @@ def judge_classes(tested: Comparison) -> dict[str, ClassVerdict]:
 
 
 def _verdict(
-    found: Interval, differences: NDArray[np.float64], differs: bool, same: bool, margin: float
+    difference: Interval, differences: NDArray[np.float64], differs: bool, same: bool, margin: float
 ) -> ClassVerdict:
     count = differences.shape[1]
-    if same and -margin < found.low and found.high < margin:
-        return ClassVerdict("equivalent", count, found)
-    if differs and (found.low > 0 or found.high < 0):
-        return ClassVerdict("help" if found.low > 0 else "harm", count, found)
+    if same and -margin < difference.low and difference.high < margin:
+        return ClassVerdict("equivalent", count, difference)
+    if differs and (difference.low > 0 or difference.high < 0):
+        return ClassVerdict("help" if difference.low > 0 else "harm", count, difference)
     labels = np.zeros(count, np.int64)
-    more = needed(differences, images_of(labels, "accuracy"), _wanted(found, margin))
-    return ClassVerdict("cannot_tell", count, found, more)
+    more = needed(differences, images_of(labels, "accuracy"), _wanted(difference, margin))
+    return ClassVerdict("cannot_tell", count, difference, more)
 
 
-def _wanted(found: Interval, margin: float) -> float:
+def _wanted(difference: Interval, margin: float) -> float:
     """Half the width of an interval that would tell, if the difference stays as it is: it leaves out 0, or
     stays within the margin."""
-    return max(abs(found.mean), margin - abs(found.mean), margin / 2)
+    return max(abs(difference.mean), margin - abs(difference.mean), margin / 2)
 
 
 def leave_out(

@@ -139,6 +139,6 @@ def _class_dict(verdict: ClassVerdict) -> dict[str, Any]:
     }
 
 
-def _ways(found: Needed) -> dict[str, Any]:
-    together = None if found.together is None else [*found.together]
-    return {"test_images": found.test_images, "seeds": found.seeds, "together": together}
+def _ways(needed: Needed) -> dict[str, Any]:
+    together = None if needed.together is None else [*needed.together]
+    return {"test_images": needed.test_images, "seeds": needed.seeds, "together": together}

@@ -19,8 +19,8 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def bounds(found: Interval) -> str:
-    return f"95 % interval {points(found.low)} to {points(found.high)}"
+def bounds(difference: Interval) -> str:
+    return f"95 % interval {points(difference.low)} to {points(difference.high)}"
 
 
 def decision_sentence(
@@ -94,13 +94,13 @@ def untested_sentence(verdicts: Mapping[str, ClassVerdict], least: int) -> str:
     )
 
 
-def worth_sentence(found: tuple[int, bool] | None, real: int, generated: int) -> str:
+def worth_sentence(worth: tuple[int, bool] | None, real: int, generated: int) -> str:
     """What the generated images are worth in real ones."""
-    if found is None:
+    if worth is None:
         return (
             "More real images do not make the classifier better here, so none say what the others are worth."
         )
-    images, at_least = found
+    images, at_least = worth
     gained = images - real
     if gained <= 0:
         return f"{counted(generated, 'generated image')} beside {real} real ones are worth no real image."

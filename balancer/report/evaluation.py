@@ -61,8 +61,8 @@ def read_evaluation(storage: Storage, manifest: ManifestRows) -> tuple[Evaluated
     return Evaluated(outcome, staleness(outcome, manifest), tuple(arms), classes, zero), ""
 
 
-def _range(found: Mapping[str, Estimate]) -> tuple[float, float]:
-    low, high = min(each.low for each in found.values()), max(each.high for each in found.values())
+def _range(estimates: Mapping[str, Estimate]) -> tuple[float, float]:
+    low, high = min(each.low for each in estimates.values()), max(each.high for each in estimates.values())
     return (low, high) if high > low else (low - 0.05, high + 0.05)
 
 

@@ -12,13 +12,13 @@ from balancer.text.quantities import are, counted, listed, percent
 LISTED = 5
 
 
-def describe_error(found: Summary | Estimate) -> str:
+def describe_error(error: Summary | Estimate) -> str:
     """`3 of 24 wrong: 12.5 % (2.7 % to 32.4 %)`, the interval with 95 % confidence."""
-    rate = found.error_rate if isinstance(found, Summary) else found.rate
+    rate = error.error_rate if isinstance(error, Summary) else error.rate
     if rate is None:
         return "nobody has looked yet"
-    low, high = share(found.low), share(found.high)
-    return f"{found.errors} of {found.decided} wrong: {share(rate)} ({low} to {high})"
+    low, high = share(error.low), share(error.high)
+    return f"{error.errors} of {error.decided} wrong: {share(rate)} ({low} to {high})"
 
 
 def share(part: float) -> str:

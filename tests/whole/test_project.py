@@ -309,3 +309,16 @@ def test_folders_and_classes_stay_small_enough_to_read(project):
         if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 200
     ]
     assert classes == []
+
+
+def test_a_parameter_is_called_what_it_is(project):
+    """Not by a word that says no more than that somebody found it, or said it."""
+    called = [
+        (name, node.name)
+        for name, tree in _modules(project).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for parameter in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if parameter.arg in ("found", "told")
+    ]
+    assert called == []

@@ -49,16 +49,16 @@ def show_thresholds(run: str, wanted: float, as_json: bool) -> None:
         console.note(f"{suggested('rejudge', run, '--set', setting)} shows what would change in the run")
 
 
-def _row(name: str, found: Threshold) -> list[console.Cell]:
-    if found.threshold is None:
-        now = None if found.now is None else percent(found.now, 1, 1)
-        return [name, found.judged, now, None, None, None, None]
+def _row(name: str, threshold: Threshold) -> list[console.Cell]:
+    if threshold.threshold is None:
+        now = None if threshold.now is None else percent(threshold.now, 1, 1)
+        return [name, threshold.judged, now, None, None, None, None]
     return [
         name,
-        found.judged,
-        percent(found.now or 0.0, 1, 1),
-        round(found.threshold, 4),
-        percent(found.right, found.above, 1, nothing="-"),
-        f"{percent(found.low, 1, 1)} to {percent(found.high, 1, 1)}",
-        percent(found.kept, 1),
+        threshold.judged,
+        percent(threshold.now or 0.0, 1, 1),
+        round(threshold.threshold, 4),
+        percent(threshold.right, threshold.above, 1, nothing="-"),
+        f"{percent(threshold.low, 1, 1)} to {percent(threshold.high, 1, 1)}",
+        percent(threshold.kept, 1),
     ]

@@ -114,12 +114,12 @@ class Scan:
             for started in at_work:
                 _finish(started)
 
-    def _believed(self, found: T) -> T:
+    def _believed(self, rows: T) -> T:
         """The same rows, if a run can have written their values. Computed columns are not looked at."""
-        batch = found.record_batch if isinstance(found, ds.TaggedRecordBatch) else found
+        batch = rows.record_batch if isinstance(rows, ds.TaggedRecordBatch) else rows
         if isinstance(batch, pa.RecordBatch) and not isinstance(self._options.get("columns"), Mapping):
             self._files.check_compacted(batch)
-        return found
+        return rows
 
     def _shares(self) -> Iterator[ds.Scanner]:
         share: list[Loaded] = []
