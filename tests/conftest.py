@@ -25,8 +25,8 @@ hypothesis.settings.load_profile("balancer")
 
 
 LONG = """
-    whole/test_main_job.py whole/test_faults.py models/test_families.py cluster/test_ray_job.py
-    evaluation/test_evaluate.py whole/test_run.py cluster/test_nodes.py whole/test_flaws.py
+    whole/test_main_job.py models/test_families.py cluster/test_ray_job.py evaluation/test_evaluate.py
+    whole/test_run.py whole/test_faults.py cluster/test_nodes.py whole/test_flaws.py
     whole/test_growing_run.py whole/test_head_run.py runs/test_crashes.py cluster/test_pool.py
     whole/test_adapted_run.py verification/test_calibrate.py manifest/test_manifest_log_objects.py
     manifest/test_compaction.py runs/test_growing.py cluster/test_ray_access.py runs/test_reproduce.py

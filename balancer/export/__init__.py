@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from balancer.errors import UsageError
@@ -17,7 +17,7 @@ from balancer.export.job import Job, Options, option_name
 from balancer.export.metadata import LAYOUT
 from balancer.text.quantities import counted, listed
 from balancer.training.choice import Choice
-from balancer.training.selection import Selection, select
+from balancer.training.selection import select
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,10 +92,8 @@ def export(
     _check_options(form, module.OPTIONS, options)
     columns = module.columns(options, manifest.run.schema())
     choice = Choice(None, filter, options.allow_synthetic_eval, options.recommended)
-    selection = select(manifest.rows, columns, choice)
     quarantined = () if options.quarantined else _quarantined(manifest)
-    if quarantined:
-        selection = _without_cells(selection, manifest, quarantined)
+    selection = select(manifest.rows, columns, choice, quarantined=quarantined)
     begin(selection.rows.num_rows)
     identity = _identity(manifest, form, filter, module.OPTIONS, options)
     job = Job.of(manifest, selection, os.fspath(destination), identity, options, progress)
@@ -120,17 +118,6 @@ def _quarantined(manifest: Manifest) -> tuple[str, ...]:
     storage = open_storage(manifest.uri, create=False)
     view = read_log(storage, COLUMNS)
     return quarantined_cells(storage, manifest.run.under(view.rules), view)
-
-
-def _without_cells(selection: Selection, manifest: Manifest, cells: Sequence[str]) -> Selection:
-    import pyarrow.compute as pc
-
-    there = pc.field("cell").isin(list(cells))
-    ids = manifest.rows.to_table(["id"], there)["id"].to_pylist()
-    rows = selection.rows.filter(~pc.field("id").isin(ids))
-    if not rows.num_rows:
-        raise UsageError("all its cells are quarantined", hint="decide about them, or pass --quarantined")
-    return replace(selection, rows=rows)
 
 
 def _remark(quarantined: Sequence[str]) -> str:

@@ -57,9 +57,14 @@ class Selection:
 
 
 def select(
-    manifest: ManifestRows, columns: Sequence[str], choice: Choice, *, may_be_empty: bool = False
+    manifest: ManifestRows,
+    columns: Sequence[str],
+    choice: Choice,
+    *,
+    quarantined: Sequence[str] = (),
+    may_be_empty: bool = False,
 ) -> Selection:
-    """The rows that are asked for with these columns and a few more.
+    """The rows that are asked for with these columns and a few more. `quarantined` are cells that stay out.
 
     Raises UsageError for a split that is none, for a filter that cannot be read, if generated images would be
     in validation or test, without the evaluation that `recommended` needs, and unless `may_be_empty` if there
@@ -83,7 +88,17 @@ def select(
         rows = rows.filter(~pc.field("id").isin(list(left_out)))
     if not rows.num_rows and not may_be_empty:
         raise _nothing(manifest, choice)
+    if quarantined:
+        rows = _without_cells(rows, manifest, quarantined)
     return Selection(rows, left_out)
+
+
+def _without_cells(rows: pa.Table, manifest: ManifestRows, cells: Sequence[str]) -> pa.Table:
+    ids = manifest.to_table(["id"], pc.field("cell").isin(list(cells)))["id"]
+    others = rows.filter(~pc.field("id").isin(ids.combine_chunks()))
+    if not others.num_rows:
+        raise UsageError("all its cells are quarantined", hint="decide about them, or pass --quarantined")
+    return others
 
 
 def warn_of_left_out(selection: Selection) -> None:
