@@ -67,7 +67,7 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
     tensors = load_file(file)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, file, {"format": "pt"})
-    assert "lack 1 tensors" in refusal(tmp_path)
+    assert "lack 1 tensor" in refusal(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path):

@@ -192,7 +192,7 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_noise(tmp
     gone = next(name for name in tensors if "lm_head" in name)
     del tensors[gone]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert "lack 1 tensors, such as lm_head.weight" in refusal(tmp_path)
+    assert "lack 1 tensor, such as lm_head.weight" in refusal(tmp_path)
 
 
 def test_damaged_weights_are_a_weights_error(tmp_path):
