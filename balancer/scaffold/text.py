@@ -187,8 +187,8 @@ _HOW_TO_GO_ON = """\
 Edit it from top to bottom, above all the prompts. Then `balancer plan` shows what would be generated, \
 `balancer doctor` checks this machine, and `balancer run` does it.
 `python -m inspect balancer.config.schema` shows the settings and what they mean; in place of `schema`, \
-`adaptation`, `evaluation` and `loras` show those of these sections. Settings that are missing here have \
-their defaults."""
+`adaptation`, `evaluation`, `loras` and `review` show those of these sections. Settings that are missing \
+here have their defaults."""
 
 _FOLDERS = "a folder with one subfolder of images per class"
 _HOLDOUT = (
