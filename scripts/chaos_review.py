@@ -32,7 +32,7 @@ from balancer.manifest.log.writer import ManifestLog
 from balancer.manifest.maintenance.fsck import fsck
 from balancer.manifest.rows import utc_now
 from balancer.manifest.runfile import read_run
-from balancer.review.decisions import Answer, Decision, from_details
+from balancer.review.decisions import DECISIONS, Answer, Decision
 from balancer.review.pending import list_pending
 from balancer.review.session import ReviewSession
 from balancer.review.taking import take_in
@@ -121,8 +121,9 @@ def _judge(run: Path, said: set[str]) -> dict[str, object]:
     log = ManifestLog.open(storage, info.schema(), info.run_id)
     take_in(storage, log, info, restoring=True)
     log.close("interrupted")
-    decisions = from_details(stamp.detail for stamp in read_log(storage, ()).stamps)
-    keys = Counter(decision.key for decision in decisions)
+    # As they stand there: whoever reads them counts each key once, and would see no repetition.
+    details = [stamp.detail or {} for stamp in read_log(storage, ()).stamps]
+    keys = Counter(decision["key"] for detail in details for decision in detail.get(DECISIONS, ()))
     return {
         "said": len(said),
         "in_the_log": len(keys),
