@@ -1,7 +1,7 @@
 """Draw the pictures of docs/browser.md: of a demo run while it goes on, and of its review.
 
-python docs/screenshots.py
-python docs/screenshots.py runs/demo    # of its review only, from a run that there is
+python scripts/screenshots.py
+python scripts/screenshots.py runs/demo    # of its review only, from a run that there is
 
 Needs chromium and chromedriver. The first takes as long as `balancer run configs/demo.yaml`.
 """
@@ -9,21 +9,20 @@ Needs chromium and chromedriver. The first takes as long as `balancer run config
 from __future__ import annotations
 
 import io
-import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
-DOCS = Path(__file__).parent
-PICTURES = DOCS / "browser"
+from chromium import browser, served
+
+PROJECT = Path(__file__).parent.parent
+PICTURES = PROJECT / "docs" / "browser"
 
 BALANCER = (sys.executable, "-m", "balancer")
 
@@ -35,10 +34,10 @@ WIDE, PHONE = (1280, 860), (390, 844)
 
 def main(run: str | None) -> None:
     PICTURES.mkdir(exist_ok=True)
-    with TemporaryDirectory() as folder, _browser() as driver:
+    with TemporaryDirectory() as folder, browser("--hide-scrollbars") as driver:
         if run is None:
             run = f"{folder}/demo"
-            with subprocess.Popen([*BALANCER, "run", "configs/demo.yaml", "--out", run], cwd=DOCS.parent):
+            with subprocess.Popen([*BALANCER, "run", "configs/demo.yaml", "--out", run], cwd=PROJECT):
                 while not (Path(run) / "manifest" / "log").exists():
                     time.sleep(1)
                 _draw_watching(driver, run)
@@ -46,7 +45,7 @@ def main(run: str | None) -> None:
 
 
 def _draw_watching(driver: Any, run: str) -> None:
-    with _served("watch", run) as url:
+    with served("watch", run) as url:
         _until(driver, url, lambda: _accepted(driver) >= HALF_DONE)
         _draw(driver, "watch", (WIDE[0], 1180))
         _draw(driver, "watch-dark", (WIDE[0], 1180), dark=True)
@@ -54,43 +53,18 @@ def _draw_watching(driver: Any, run: str) -> None:
 
 
 def _draw_reviewing(driver: Any, run: str) -> None:
-    with _served("review", run, "--queue", "burnt", "--as", "anna") as url:
+    with served("review", run, "--queue", "burnt", "--as", "anna") as url:
         _until(driver, url, lambda: _shown(driver, "#example-list img") == 6)
         _draw(driver, "review", WIDE)
         _draw(driver, "review-dark", WIDE, dark=True)
         _draw(driver, "review-phone", PHONE)
-    with _served("review", run, "--queue", "segment", "--as", "anna") as url:
+    with served("review", run, "--queue", "segment", "--as", "anna") as url:
         _until(driver, url, lambda: _shown(driver, "#zoom img") == 1)
         for key in ("g", "ArrowRight", "x"):
             _press(driver, key)
         _draw(driver, "grid", WIDE)
         _draw(driver, "grid-dark", WIDE, dark=True)
         _draw(driver, "grid-phone", PHONE)
-
-
-@contextmanager
-def _browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-@contextmanager
-def _served(*words: str) -> Iterator[str]:
-    with subprocess.Popen([*BALANCER, *words], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            yield next(line.strip() for line in server.stdout if line.startswith("http"))
-        finally:
-            server.send_signal(signal.SIGINT)
 
 
 def _until(driver: Any, url: str, ready: Callable[[], bool]) -> None:

@@ -10,13 +10,8 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +24,7 @@ from balancer.manifest import read_log
 from balancer.storage import open_storage
 from benchmarking.record import keep_option, save
 from benchmarking.synthetic_manifest import write_manifest
+from chromium import browser, served
 
 SIDE = 512
 DIFFERENT = 24
@@ -67,7 +63,7 @@ def command(keys: int) -> None:
     """From a key to the next image, on 512 x 512 images."""
     with TemporaryDirectory() as folder:
         num_bytes = _make_run(Path(folder), 2 * len(PACES_S) * (keys + 10))
-        with _served(folder) as url:
+        with served("review", folder, "--queue", "correct", "--as", "benchmark") as url:
             paces = _measured(url, keys)
     save("review", {"side": SIDE, "image_bytes": num_bytes, "keys": keys, "paces": paces})
 
@@ -94,30 +90,9 @@ def _picture(number: int) -> bytes:
     return out.getvalue()
 
 
-@contextmanager
-def _served(folder: str) -> Iterator[str]:
-    words = ["-m", "balancer", "review", folder, "--queue", "correct", "--as", "benchmark"]
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            yield next(line.strip() for line in server.stdout if line.startswith("http"))
-        finally:
-            server.send_signal(signal.SIGINT)
-
-
 def _measured(url: str, keys: int) -> dict[str, Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    try:
+    with browser("--window-size=1280,900") as driver:
         return {name: _pressed(driver, url, keys, pace_s) for name, pace_s in PACES_S.items()}
-    finally:
-        driver.quit()
 
 
 def _pressed(driver: Any, url: str, keys: int, pace_s: float) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
-PROGRAMS = ("chromium", "chromedriver")
+from chromium import PROGRAMS, browser
+
 LACKING = [name for name in PROGRAMS if shutil.which(name) is None]
 LACKING += [name for name in ("selenium", "axe_core_python") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if {"selenium", "axe_core_python"} & {*LACKING} else []
@@ -18,15 +19,8 @@ collect_ignore_glob = ["test_*.py"] if {"selenium", "axe_core_python"} & {*LACKI
 def driver(tmp_path_factory):
     if LACKING:
         pytest.skip(f"no {', '.join(LACKING)}: `apt-get install chromium chromium-driver` brings the browser")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
     profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # root, as in a container, has none
-        "--disable-dev-shm-usage",
+    quiet = (
         "--disable-gpu",
         "--disable-software-rasterizer",
         "--no-zygote",
@@ -35,14 +29,10 @@ def driver(tmp_path_factory):
         "--disable-background-networking",
         "--disable-component-update",
         f"--user-data-dir={profile}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.get("about:blank")  # the page of a new tab asks for many things
-    yield driver
-    driver.quit()
+    )
+    with browser(*quiet, logs=("browser", "performance")) as driver:
+        driver.get("about:blank")  # the page of a new tab asks for many things
+        yield driver
 
 
 @pytest.fixture
