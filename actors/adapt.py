@@ -38,13 +38,14 @@ from actors.weights import resolve as weights
 from balancer.adaptation.images import find_training_images
 from balancer.adaptation.page import render_page
 from balancer.adaptation.plan import Task, left_out, plan_adapters
-from balancer.adaptation.record import TrainedAdapter, describe, file_of, identity_sha256
+from balancer.adaptation.record import TrainedAdapter, describe, file_of
 from balancer.adaptation.store import AdapterFolder
 from balancer.config.schema import Config
 from balancer.dataset.audit import Audit, audit_dataset, audit_holdout
 from balancer.dataset.splits import assign_splits
 from balancer.errors import UsageError
 from balancer.process.signals import StopSignal
+from balancer.text.json_reading import json_sha256
 from balancer.text.quantities import are, counted
 
 VERSIONED = ("balancer", "torch", "diffusers", "transformers", "peft")
@@ -116,7 +117,7 @@ class _Job:
     ) -> _Job:
         everything = task.identity(model, versions)
         everything["settings"]["text_encoders"] = text_encoders
-        return cls(task, describe(task, everything), identity_sha256(everything))
+        return cls(task, describe(task, everything), json_sha256(everything))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,10 @@ def _bounded(text: str) -> str:
     return "\n".join(shortened(line, MAX_LINE) for line in text.split("\n"))
 
 
+EXIT_SHORT = 3
+"""Of a run that ended with images missing, which is no error."""
+
+
 class BalancerError(Exception):
     """A message that names the thing, and a hint that names the setting to change.
 

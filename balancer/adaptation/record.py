@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +78,6 @@ class Index(BaseModel):
 
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False).encode()
-
-
-def identity_sha256(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def file_of(name: str) -> str:

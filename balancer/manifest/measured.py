@@ -64,11 +64,11 @@ def compute_measured(judged: pa.Table, opened: Sequence[Stamp], source: str) -> 
 
 def tallies_by(judged: pa.Table, column: str) -> dict[Any, Tally]:
     """How many candidates there were, and how many were accepted, for each value of a column."""
-    accepted = _counts(judged.filter(pc.field("status") == ACCEPTED)[column])
-    return {value: Tally(accepted[value], count) for value, count in _counts(judged[column]).items()}
+    accepted = count_values(judged.filter(pc.field("status") == ACCEPTED)[column])
+    return {value: Tally(accepted[value], count) for value, count in count_values(judged[column]).items()}
 
 
-def _counts(column: pa.ChunkedArray) -> Counter[Any]:
+def count_values(column: pa.ChunkedArray) -> Counter[Any]:
     return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
 
 

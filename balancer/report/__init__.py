@@ -5,21 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from balancer.evaluation.diversity import LIMITS_OF_SIGHT
 from balancer.evaluation.diversity_of_run import read_diversity
-from balancer.manifest.columns import ORIGIN
 from balancer.manifest.image_check import ImageCheck
-from balancer.manifest.measured import judged_rows, made_rows
-from balancer.manifest.query.rows import ManifestRows, open_rows
+from balancer.manifest.query.rows import open_rows
 from balancer.manifest.status import list_held_back, read_status
 from balancer.manifest.unjudged import unjudged_text
 from balancer.report.balance import weigh
 from balancer.report.evaluation import read_evaluation
 from balancer.report.facts import Facts, gather_facts
-from balancer.report.over_time import COLUMNS as OVER_TIME
-from balancer.report.over_time import over_time
 from balancer.report.scores import score_histograms
 from balancer.report.sheets import contact_sheets, rejected_sheets
 from balancer.review.summary import Summary
@@ -27,9 +22,6 @@ from balancer.review.words import describe_review, share
 from balancer.storage import LocalStorage, Storage, open_storage, write_outside_runs
 from balancer.text.quantities import counted, duration, percent
 from balancer.text.templates import templates
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 REPORT_FILE = "report.html"
 
@@ -77,7 +69,7 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         balance=(balance := weigh(manifest, facts)),
         criteria=balance.criteria,
         histograms=score_histograms(facts, manifest),
-        timeline=over_time(_made(manifest)),
+        timeline=facts.timeline,
         sheets=contact_sheets(facts, manifest, storage),
         diversity=read_diversity(manifest),
         limits_of_sight=LIMITS_OF_SIGHT,
@@ -95,12 +87,6 @@ def _rendered(storage: Storage, now: dt.datetime | None, base: str) -> str:
         review_lines=describe_review(review),
         share=share,
     )
-
-
-def _made(manifest: ManifestRows) -> pa.Table:
-    """What over_time counts: candidates with a verdict, but for images that were taken over."""
-    origin = [name for name in ORIGIN[:1] if name in manifest.schema.names]
-    return made_rows(judged_rows(manifest.to_table([*OVER_TIME, "source", *origin], status="all")))
 
 
 def _page(**content: object) -> str:

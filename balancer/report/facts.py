@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.config.schema import OFF_DOMAIN, Config
 from balancer.dataset.splits import EVALUATION
 from balancer.manifest.rules import config_under
+from balancer.report.over_time import Timeline, over_time
 from balancer.scheduling.adaptive import Tally
 from balancer.verification.off_domain import DomainProof
 
@@ -115,6 +116,7 @@ class Facts:
     fallbacks: int
     for_review: int
     span: tuple[dt.datetime, dt.datetime] | None
+    timeline: Timeline | None
     devices: tuple[str, ...]
 
     @property
@@ -182,14 +184,15 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from balancer.manifest.measured import made_rows, with_origin
     from balancer.training.selection import LEFT_OUT_COLUMNS, find_left_out
 
     run = manifest.run
     config = config_under(run, status["overrides"])
-    columns = (
+    columns = with_origin((
         "cell", "class", "status", "reason", "attempt", "fallback", "review", "generated_at", "device",
         *LEFT_OUT_COLUMNS, *(("strength",) if run.has_parents else ()),
-    )  # fmt: skip
+    ), run)  # fmt: skip
     rows = manifest.to_table(columns, status="all")
     tried = rows.filter((pc.field("source") == "synthetic") & (pc.field("status") != "void"))
     accepted = tried.filter(pc.equal(tried["status"], "accepted"))
@@ -212,6 +215,7 @@ def gather_facts(manifest: ManifestRows, status: Mapping[str, Any]) -> Facts:
         fallbacks=pc.sum(accepted["fallback"]).as_py() or 0,
         for_review=pc.sum(accepted["review"]).as_py() or 0,
         span=_span(tried),
+        timeline=over_time(made_rows(tried)),
         devices=tuple(sorted(_count(tried, "device"))),
     )
 
@@ -238,10 +242,9 @@ def _given_up(status: Mapping[str, Any], cells: Sequence[CellCount], tried: pa.T
 
 
 def _count(rows: pa.Table, column: str) -> Counter[Any]:
-    import pyarrow.compute as pc
+    from balancer.manifest.measured import count_values
 
-    counts = pc.value_counts(rows[column].drop_null()).to_pylist()
-    return Counter({entry["values"]: entry["counts"] for entry in counts})
+    return count_values(rows[column].drop_null())
 
 
 def _span(rows: pa.Table) -> tuple[dt.datetime, dt.datetime] | None:

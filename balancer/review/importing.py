@@ -35,7 +35,6 @@ from balancer.review.decisions import (
     from_details,
     last_words,
     not_undone,
-    once_each,
 )
 from balancer.storage.regular_files import read_regular
 from balancer.storage.user_paths import expanded
@@ -94,8 +93,7 @@ def import_decisions(storage: Storage, path: str | os.PathLike[str], reviewer: s
     info = info.under(view.rules)
     opinions = _opinions(_read(path), info, reviewer, os.fspath(path))
     wanted = {row["id"]: row for row in view.table.to_pylist() if row["source"] == SYNTHETIC}
-    known = from_details(stamp.detail for stamp in view.stamps)
-    known = once_each([*known, *pending.pending_decisions(storage, info.run_id)])
+    known = pending.all_decisions(storage, info.run_id, from_details(view.details))
     said = Counter((decision.reviewer, decision.item) for decision in not_undone(known))
     words = last_words(known)
     counts: Counter[str] = Counter()

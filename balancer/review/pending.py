@@ -7,7 +7,6 @@ what it is by its keys, which are in the log already.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from balancer.manifest.layout import PENDING_DIR
 from balancer.manifest.rows import utc_now
 from balancer.review.decisions import Decision, once_each
 from balancer.storage import MissingFileError, Storage, is_temporary
-from balancer.text.json_reading import read_json
+from balancer.text.json_reading import json_sha256, read_json
 
 FORMAT = 1
 
@@ -49,7 +48,7 @@ def save(storage: Storage, run_id: str, decisions: Sequence[Decision]) -> None:
             "run_id": run_id,
             "decisions": [decision.as_dict() for decision in part],
         }
-        data = json.dumps({**document, "checksum": _checksum(document)}, ensure_ascii=False).encode()
+        data = json.dumps({**document, "checksum": json_sha256(document)}, ensure_ascii=False).encode()
         path = f"{PENDING_DIR}/{utc_now():%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex}.json"
         if not storage.create(path, data):
             raise StorageError(f"cannot write {path}: something of that name is there")
@@ -69,6 +68,11 @@ def read_pending(storage: Storage, run_id: str, paths: Iterable[str] | None = No
 def pending_decisions(storage: Storage, run_id: str) -> list[Decision]:
     """All that wait, each once."""
     return once_each(decision for file in read_pending(storage, run_id) for decision in file.decisions)
+
+
+def all_decisions(storage: Storage, run_id: str, in_log: Iterable[Decision]) -> list[Decision]:
+    """Those that are in the log, and those that wait, each once."""
+    return once_each([*in_log, *pending_decisions(storage, run_id)])
 
 
 def delete_pending(storage: Storage, files: Iterable[Pending]) -> None:
@@ -97,14 +101,10 @@ def _read_each(storage: Storage, run_id: str, paths: Iterable[str]) -> Iterator[
 
 def _parsed(document: dict[str, Any], run_id: str) -> list[Decision]:
     checksum = document.pop("checksum")
-    if checksum != _checksum(document):
+    if checksum != json_sha256(document):
         raise ValueError("its bytes are not those that were written")
     if document["format"] != FORMAT:
         raise ValueError(f"format {document['format']!r}, not {FORMAT}")
     if document["run_id"] != run_id:
         raise ValueError(f"it is of run {document['run_id']!r}")
     return [Decision.from_dict(values) for values in document["decisions"]]
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -322,8 +322,7 @@ def _read(storage: Storage) -> tuple[_Material, list[Decision]]:
         sources=sources,
         examples=_examples_by_class(real),
     )
-    decisions = from_details(stamp.detail for stamp in view.stamps)
-    return material, once_each([*decisions, *pending.pending_decisions(storage, info.run_id)])
+    return material, pending.all_decisions(storage, info.run_id, from_details(view.details))
 
 
 def columns_of_review(info: RunInfo) -> tuple[str, ...]:

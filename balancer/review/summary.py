@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.config.review import ReviewConfig
+from balancer.manifest.measured import count_values
 from balancer.manifest.rows import ACCEPTED, REAL, REJECTED, SYNTHETIC
 from balancer.review.agreement import Agreement, between_reviewers, within_reviewers
-from balancer.review.decisions import Decision, first_words, from_details, last_words, once_each, verdicts
+from balancer.review.decisions import Decision, first_words, from_details, last_words, verdicts
 from balancer.review.effects import REVIEWED
 from balancer.review.estimates import Estimate, estimate, estimates_by, images_for_bound
-from balancer.review.pending import pending_decisions
+from balancer.review.pending import all_decisions
 from balancer.review.sampling import Row, allocate, draw_sample, verified_images
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _each(kind: Callable[..., _Part], values: Mapping[str, Any]) -> dict[str, _P
 
 def read_summary(storage: Storage, info: RunInfo, view: LogView) -> Summary:
     """`view` has the COLUMNS, `info` is the run in its plan revision. Decisions that wait count, too."""
-    in_log = from_details(stamp.detail for stamp in view.stamps)
-    decisions = once_each([*in_log, *pending_decisions(storage, info.run_id)])
+    in_log = from_details(view.details)
+    decisions = all_decisions(storage, info.run_id, in_log)
     return summarise(view.table, decisions, len(decisions) - len(in_log), info)
 
 
@@ -191,8 +192,7 @@ def _count_sampled(table: pa.Table, config: ReviewConfig) -> int:
     accepted = table.filter((pc.field("source") == SYNTHETIC) & (pc.field("status") == ACCEPTED))
     if config.margin is None:
         return int(pc.sum(accepted["review"]).as_py() or 0)
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(accepted["cell"]).to_pylist()}
-    return sum(allocate(counts, images_for_bound(config.margin)).values())
+    return sum(allocate(count_values(accepted["cell"]), images_for_bound(config.margin)).values())
 
 
 def _config(info: RunInfo) -> ReviewConfig:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from balancer.cells import CLASS_PROPERTY
 from balancer.manifest.log.view import read_log
 from balancer.manifest.runfile import read_run
-from balancer.review.decisions import Decision, first_words, from_details, once_each, verdicts
+from balancer.review.decisions import Decision, first_words, from_details, verdicts
 from balancer.review.estimates import CONFIDENCE, clopper_pearson
-from balancer.review.pending import pending_decisions
+from balancer.review.pending import all_decisions
 from balancer.review.sampling import verified_images
 from balancer.review.summary import COLUMNS
 
@@ -125,6 +125,5 @@ def read_judged(storage: Storage) -> dict[str, list[Judged]]:
     """What people said of the estimate sample of a run, by class; decisions that wait count, too."""
     info = read_run(storage)
     view = read_log(storage, (*COLUMNS, CLASS_PROPERTY, "score"))
-    decisions = from_details(stamp.detail for stamp in view.stamps)
-    decisions = once_each([*decisions, *pending_decisions(storage, info.run_id)])
+    decisions = all_decisions(storage, info.run_id, from_details(view.details))
     return judged_by_people(verified_images(view.table.to_pylist()), decisions)

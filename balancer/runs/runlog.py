@@ -52,7 +52,7 @@ class RunLog:
         mine = [*self._lines]
         self._lines.clear()
         self._bytes = 0
-        for line in [*_read_lines(storage), *mine]:
+        for line in [*read_lines(storage), *mine]:
             self._add(line)
         self._storage, self._run_id = storage, run_id
         self._written_s = self.clock() - WRITTEN_EVERY_S
@@ -117,8 +117,8 @@ class RunLog:
             return  # never fail a run for its log
 
 
-def _read_lines(storage: Storage) -> list[str]:
-    """Lines of earlier starts; empty if they cannot be read, or are more than a run ever writes."""
+def read_lines(storage: Storage) -> list[str]:
+    """Lines of all starts so far; empty if they cannot be read, or are more than a run ever writes."""
     try:
         text = storage.read(RUN_LOG, MAX_BYTES).decode(errors="replace")
     except StorageError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from balancer.errors import UsageError
+from balancer.errors import EXIT_SHORT, UsageError
 from balancer.submission.fleet import Nodes
 from balancer.submission.parcel import CONFIG_NAME, Parcel
 
@@ -24,7 +24,6 @@ KUBERAY = "1.7.0"
 CONFIG_FOLDER = "/etc/balancer"
 MODELS_FOLDER = "/models"
 SCRIPT = "run.sh"
-EXIT_SHORT = 3
 
 KEEP_FAILED_S = 3600
 """A failed cluster stays so long, for its logs."""

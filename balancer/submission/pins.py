@@ -70,13 +70,10 @@ def _extras() -> list[str]:
 def _required(distribution: str, extras: list[str]) -> Iterator[str]:
     """Names of the requirements whose markers hold here, with any of these extras."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     for text in metadata.requires(distribution) or []:
         requirement = Requirement(text)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-            yield _normal(requirement.name)
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+            yield canonicalize_name(requirement.name)

@@ -6,9 +6,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from balancer.errors import UsageError
+from balancer.errors import EXIT_SHORT, UsageError
 from balancer.submission.fleet import Nodes
-from balancer.submission.kubernetes import EXIT_SHORT
 from balancer.submission.parcel import CONFIG_NAME, Parcel
 from balancer.text.templates import templates
 

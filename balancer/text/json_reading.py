@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MOST_VALUES = 6_000_000
@@ -37,6 +38,11 @@ def read_json(data: bytes | str, *, pairs_hook: Callable[[list[tuple[str, Any]]]
     except ValueError as error:
         raise InvalidJSONError(f"it is not JSON: {error}") from error
     return document
+
+
+def json_sha256(document: Mapping[str, Any]) -> str:
+    """The same for documents that are equal; what one says of itself, so that damage shows."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def count_values(data: bytes | str) -> int:

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from balancer.config.schema import PlanningConfig
-from balancer.errors import StorageError
-from balancer.manifest.layout import RUN_LOG, rejected_paths
+from balancer.manifest.layout import rejected_paths
 from balancer.manifest.log.view import LogView
-from balancer.manifest.measured import compute_measured, judged_rows, made_rows, with_origin
+from balancer.manifest.measured import compute_measured, count_values, judged_rows, made_rows, with_origin
 from balancer.manifest.rows import ACCEPTED, REJECTED
 from balancer.manifest.rules import config_under
 from balancer.manifest.runfile import RunInfo
@@ -27,10 +26,9 @@ from balancer.report.facts import CellTable, cell_table, count_cells
 from balancer.report.over_time import Timeline, over_time
 from balancer.review.summary import read_summary
 from balancer.review.words import describe_review
-from balancer.runs.runlog import MAX_BYTES
+from balancer.runs.runlog import read_lines
 from balancer.scheduling.progress import ClassCounts, Snapshot, eta_s
 from balancer.storage import LocalStorage, Storage
-from balancer.text.safetext import printable
 
 COLUMNS = (*dict.fromkeys((*STATUS, "id", "class", "cell", "reason", "score", "threshold")),)
 
@@ -91,7 +89,7 @@ def look_at(storage: Storage, info: RunInfo, view: LogView, now: dt.datetime) ->
     measured = per_image(
         info.config_as(PlanningConfig, "planning"), compute_measured(judged, view.opened, "")
     )
-    lines = _log_lines(storage)
+    lines = read_lines(storage)
     progress = [line for line in lines if _PROGRESS.match(line)]
     return Look(
         info=info,
@@ -118,7 +116,7 @@ def _snapshot(info: RunInfo, view: LogView, judged: pa.Table, counts: Counts, no
     """As a driver shows it, but with the pace of some minutes: files tell less often."""
     rate = accepted_per_s(judged, view, now)
     passed = counts.passed / counts.candidates if counts.candidates else 0
-    accepted = _count(judged.filter(pc.field("status") == ACCEPTED), "class")
+    accepted = count_values(judged.filter(pc.field("status") == ACCEPTED)["class"])
     wanted: Counter[str] = Counter()
     short: Counter[str] = Counter()
     for entry in info.plan:
@@ -143,7 +141,7 @@ def _snapshot(info: RunInfo, view: LogView, judged: pa.Table, counts: Counts, no
 def _cells(info: RunInfo, view: LogView, judged: pa.Table) -> CellTable:
     config = config_under(info, view.rules.overrides)
     accepted = judged.filter(pc.field("status") == ACCEPTED)
-    cells = count_cells(info, config, _count(accepted, "cell"), _count(judged, "cell"))
+    cells = count_cells(info, config, count_values(accepted["cell"]), count_values(judged["cell"]))
     values = {name: list(config.facets[name].values) for name in info.facets}
     return cell_table(cells, info.facets, values)
 
@@ -162,15 +160,3 @@ def _recent(made: pa.Table) -> list[RecentImage]:
         for row in reversed(made.slice(max(made.num_rows - RECENT, 0)).to_pylist())
         if row["generated_at"]
     ]
-
-
-def _log_lines(storage: Storage) -> list[str]:
-    try:
-        text = storage.read(RUN_LOG, MAX_BYTES).decode(errors="replace")
-    except StorageError:
-        return []
-    return [printable(line) for line in text.split("\n") if line]
-
-
-def _count(rows: pa.Table, column: str) -> Counter[str]:
-    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(rows[column]).to_pylist()})

@@ -20,7 +20,7 @@ from balancer.manifest.log.fragment import (
     decode,
     encode,
 )
-from balancer.manifest.log.head import _checksum, read_head
+from balancer.manifest.log.head import read_head
 from balancer.manifest.log.view import read_log
 from balancer.manifest.maintenance.fsck import MISSING_TOLD, check_run
 from balancer.manifest.maintenance.repair import look
@@ -31,6 +31,7 @@ from balancer.manifest.snapshot.build import compact
 from balancer.manifest.snapshot.dataset import RowSource
 from balancer.manifest.snapshot.index import DamagedCopyError, encode_index, read_index
 from balancer.planning.plan import Priority
+from balancer.text.json_reading import json_sha256
 from tests.manifest_samples import MemoryStorage, real, rejected, row, run_info, start, void
 
 SLOT = "burnt/dim/severe/0000"
@@ -199,7 +200,7 @@ def with_head(seq: object) -> MemoryStorage:
     document = json.loads(storage.files[HEAD_FILE])
     del document["checksum"]
     document["seq"] = seq
-    storage.files[HEAD_FILE] = json.dumps({**document, "checksum": _checksum(document)}).encode()
+    storage.files[HEAD_FILE] = json.dumps({**document, "checksum": json_sha256(document)}).encode()
     return storage
 
 

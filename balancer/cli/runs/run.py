@@ -10,12 +10,11 @@ import click
 
 from balancer.cli import console
 from balancer.config.dotted import SETTING_HELP
+from balancer.errors import EXIT_SHORT
 from balancer.text.quantities import counted
 
 if TYPE_CHECKING:
     from actors.run import Reporter
-
-EXIT_SHORT = 3
 
 
 @click.command("run")

@@ -167,7 +167,6 @@ class Asked:
             raise UsageError(
                 "which config? Name it before --out", hint="--status, --logs and --stop need none"
             )
-        self.out  # noqa: B018  # refused before the config is read
         return pack(load_config(self.config, self.options["overrides"]), self.shared, limits, folder)
 
     def run_command(self, config: str) -> list[str]:
@@ -356,9 +355,9 @@ def _submit_to_kubernetes(asked: Asked) -> None:
         retries=2 if options["retries"] is None else options["retries"],
     )
     check_pods(pods)
-    parcel = asked.packed(CONFIG_MAP, CONFIG_FOLDER)
+    out, parcel = asked.out, asked.packed(CONFIG_MAP, CONFIG_FOLDER)
     text = manifest(
-        run_id(asked.out, parcel.fingerprint()),
+        run_id(out, parcel.fingerprint()),
         parcel,
         asked.run_command(f"{CONFIG_FOLDER}/{CONFIG_NAME}"),
         pods,
@@ -388,10 +387,10 @@ def _submit_to_slurm(asked: Asked) -> None:
     from balancer.submission.slurm import batch_script
 
     options = asked.options
-    parcel = asked.packed(NOTHING)
+    out, parcel = asked.out, asked.packed(NOTHING)
     directives = {name: options[name] for name in ("partition", "account", "time")}
     text = batch_script(
-        run_id(asked.out, parcel.fingerprint()),
+        run_id(out, parcel.fingerprint()),
         parcel,
         asked.run_command(CONFIG_NAME),
         _nodes_of(asked, parcel),

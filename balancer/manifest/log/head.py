@@ -9,7 +9,6 @@ has lost fragments. Runs of earlier versions have none until a driver opens them
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from balancer.errors import ManifestError, StorageError
 from balancer.manifest.layout import HEAD_FILE, IMAGES_DIR, LOG_DIR, MAX_SEQ, REJECTED_DIR, fragment_path
 from balancer.manifest.log.fragment import BrokenFragmentError, Link
 from balancer.storage import MissingFileError, Storage, is_temporary
-from balancer.text.json_reading import read_json
+from balancer.text.json_reading import json_sha256, read_json
 from balancer.text.quantities import counted
 
 FORMAT = 1
@@ -62,7 +61,7 @@ def write_head(storage: Storage, run_id: str, last: Link | None) -> None:
     """`last` is the last fragment, durable by now; None if the log is empty."""
     head = Head(run_id, last.stamp.seq, last.known_as) if last else Head(run_id, 0, "")
     document = {"format": FORMAT, **dataclasses.asdict(head)}
-    storage.replace(HEAD_FILE, json.dumps({**document, "checksum": _checksum(document)}).encode())
+    storage.replace(HEAD_FILE, json.dumps({**document, "checksum": json_sha256(document)}).encode())
 
 
 def check_reach(storage: Storage, last: int, head: Head | None, copied: int) -> None:
@@ -104,7 +103,7 @@ def _images(storage: Storage) -> int:
 
 def _parsed(document: dict[str, Any]) -> Head:
     checksum = document.pop("checksum")
-    if checksum != _checksum(document):
+    if checksum != json_sha256(document):
         raise ValueError("its bytes are not those that were written")
     number = document["format"]
     if type(number) is not int:
@@ -120,7 +119,3 @@ def _parsed(document: dict[str, Any]) -> Head:
     if isinstance(head.seq, bool) or not 0 <= head.seq <= MAX_SEQ:
         raise ValueError(f"seq is no number from 0 to {MAX_SEQ:,}")
     return head
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

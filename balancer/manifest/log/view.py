@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,11 @@ class LogView:
     revisions: tuple[tuple[Revision, Stamp], ...] = ()
     closed: tuple[Stamp, ...] = ()
     stamps: tuple[Stamp, ...] = ()
+
+    @property
+    def details(self) -> list[Mapping[str, Any] | None]:
+        """What its fragments say besides their rows."""
+        return [stamp.detail for stamp in self.stamps]
 
     @property
     def opened_at(self) -> datetime.datetime | None:
